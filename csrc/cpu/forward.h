@@ -1,0 +1,212 @@
+// The forward kernels: NPR alone, NPR + convolution, and the fused inference stem.
+
+// Columns from the first of the padding on that a block of `columns` output pixels may read behind the last one.
+inline int64_t reach(const Task& task, int64_t columns) {
+  const Convolution& convolution = task.convolution;
+  return (convolution.out_width - 1 + columns) * convolution.stride_width + convolution.kernel_width;
+}
+
+// One row (W, C), `pitch` elements a pixel, into an image of any strides.
+template <typename T, typename D>
+inline void store_row(const T* __restrict row, int64_t pitch, int64_t width, int64_t channels, D* __restrict out,
+                      int64_t stride_column, int64_t stride_channel) {
+  if (stride_channel == 1) {
+    for (int64_t x = 0; x < width; ++x)
+      for (int64_t c = 0; c < channels; ++c) out[x * stride_column + c] = narrow<D>(row[x * pitch + c]);
+    return;
+  }
+  constexpr int64_t kTile = 16;  // pixels whose channels stay in the first-level cache while planes are written
+  for (int64_t first = 0; first < width; first += kTile) {
+    const int64_t last = first + kTile < width ? first + kTile : width;
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t x = first; x < last; ++x)
+        out[x * stride_column + c * stride_channel] = narrow<D>(row[x * pitch + c]);
+  }
+}
+
+template <typename T>
+inline void store_row(const T* row, int64_t pitch, int64_t width, int64_t first_channel, int64_t channels,
+                      const MutableImage& out, int64_t n, int64_t y) {
+  visit_type(out.type, [&](auto tag) {
+    using D = decltype(tag);
+    D* target = static_cast<D*>(out.data) + n * out.stride[0] + y * out.stride[2] + first_channel * out.stride[1];
+    store_row(row, pitch, width, channels, target, out.stride[3], out.stride[1]);
+  });
+}
+
+template <typename T>
+void npr_rows(const Task& task, int64_t begin, int64_t end) {
+  const Grid& grid = task.grid;
+  NprRows<T> rows(task, grid.size, 0, 0);
+  for (int64_t cell_row = begin; cell_row < end; ++cell_row) {
+    const int64_t n = cell_row / grid.cell_rows(), first = cell_row % grid.cell_rows() * grid.size;
+    for (int64_t y = first; y < first + grid.size; ++y)
+      store_row<T>(rows.row(n, y), grid.channels, grid.width, 0, grid.channels, task.out, n, y);
+  }
+}
+
+template <typename Element>
+void conv_rows(const Task& task, int64_t begin, int64_t end) {
+  using T = typename Arithmetic<Element>::Computed;
+  constexpr int64_t kChunk = Taps<Element>::kChunk;
+  constexpr int kColumns = 4;
+  const Convolution& convolution = task.convolution;
+  const Taps<Element> taps(task);
+  NprRows<Element> npr(task, convolution.kernel_height, convolution.padding_width, reach(task, kColumns));
+  Buffer<const Element*> rows(convolution.kernel_height);
+  const Element* const* row_sets[1] = {rows};
+  const int64_t step = convolution.stride_width * task.grid.channels;
+  // A whole chunk of channels in the right type and layout is written in place, anything else through a buffer.
+  const bool in_place = task.out.stride[1] == 1 && convolution.out_channels % kChunk == 0 &&
+                        task.out.type == (sizeof(T) == 8 ? Type::kFloat64 : Type::kFloat32);
+  const int64_t padded_width = (convolution.out_width + kColumns - 1) / kColumns * kColumns;
+  Buffer<T> buffer(in_place ? 0 : padded_width * kChunk);
+
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t n = index / convolution.out_height, y = index % convolution.out_height;
+    for (int64_t k = 0; k < convolution.kernel_height; ++k)
+      rows[k] = npr.row(n, y * convolution.stride_height - convolution.padding_height + k);
+    for (int64_t chunk = 0; chunk < taps.chunks(); ++chunk) {
+      T* target = buffer;
+      int64_t pitch = kChunk;
+      if (in_place) {
+        target = static_cast<T*>(task.out.data) + n * task.out.stride[0] + y * task.out.stride[2] + chunk * kChunk;
+        pitch = task.out.stride[3];
+      }
+      for (int64_t x = 0; x < convolution.out_width; x += kColumns) {
+        Block<Element, 1, kColumns> block;
+        block.compute(taps, taps.weights(chunk), row_sets, x * step, step);
+        const int64_t columns = !in_place || x + kColumns <= convolution.out_width ? kColumns : convolution.out_width - x;
+#pragma GCC unroll 16
+        for (int q = 0; q < kColumns; ++q)
+          if (q < columns)
+#pragma GCC unroll 16
+            for (int v = 0; v < kChannelVectors; ++v)
+              store(target + (x + q) * pitch + v * kLanes<T>, block.sum[0][q][v] + load(taps.bias(chunk) + v * kLanes<T>));
+      }
+      if (!in_place) {
+        const int64_t left = convolution.out_channels - chunk * kChunk;
+        store_row<T>(target, pitch, convolution.out_width, chunk * kChunk, left < kChunk ? left : kChunk, task.out, n, y);
+      }
+    }
+  }
+}
+
+// NPR + convolution + bias + ReLU + 3x3/2 max-pool. Two convolution rows at a time, two columns at a time: four pixels,
+// one pooled pixel. Bias and ReLU commute with the maximum, so they are applied to the pooled pixel only.
+template <typename Element>
+class Stem {
+ public:
+  using T = typename Arithmetic<Element>::Computed;
+  static constexpr int64_t kChunk = Taps<Element>::kChunk;
+
+  explicit Stem(const Task& task)
+      : task_(task),
+        convolution_(task.convolution),
+        height_(pooled_size(convolution_.out_height)),
+        width_(pooled_size(convolution_.out_width)),
+        taps_(task),
+        npr_(task, convolution_.kernel_height + convolution_.stride_height, convolution_.padding_width, reach(task, 2)),
+        upper_(convolution_.kernel_height),
+        lower_(convolution_.kernel_height),
+        above_(taps_.chunks() * width_ * kChunk) {}
+
+  void run(int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t n = index / height_, y = index % height_;
+      if (y == 0) {
+        for (int64_t i = 0; i < taps_.chunks() * width_ * kChunk; ++i) above_[i] = -kInfinity;
+      } else if (index == begin) {
+        row(n, y - 1, false);  // for the convolution row that this range shares with the one before
+      }
+      row(n, y, true);
+    }
+  }
+
+ private:
+  static constexpr T kInfinity = static_cast<T>(__builtin_huge_val());
+
+  void row(int64_t n, int64_t y, bool emit) {
+    for (int64_t k = 0; k < convolution_.kernel_height; ++k) {
+      const int64_t first = 2 * y * convolution_.stride_height - convolution_.padding_height + k;
+      upper_[k] = npr_.row(n, first);
+      lower_[k] = npr_.row(n, first + convolution_.stride_height);
+    }
+    visit_type(task_.out.type, [&](auto tag) {
+      using D = decltype(tag);
+      D* out = emit ? static_cast<D*>(task_.out.data) + n * task_.out.stride[0] + y * task_.out.stride[2] : nullptr;
+      const bool has_lower = 2 * y + 1 < convolution_.out_height;
+      for (int64_t chunk = 0; chunk < taps_.chunks(); ++chunk) {
+        // Comparisons drop NaN, so where there may be one a slower maximum that keeps it is used.
+        if (npr_.finite() && taps_.finite()) {
+          pool<D, false>(chunk, out, has_lower);
+        } else {
+          pool<D, true>(chunk, out, has_lower);
+        }
+      }
+    });
+  }
+
+  template <bool KeepNaN>
+  static inline Vector<T> larger(Vector<T> a, Vector<T> b) {
+    return KeepNaN ? maximum_nan<T>(a, b) : maximum<T>(a, b);
+  }
+
+  template <typename D, bool KeepNaN>
+  void pool(int64_t chunk, D* out, bool has_lower) {
+    const int64_t step = convolution_.stride_width * task_.grid.channels;
+    const int64_t left_channels = convolution_.out_channels - chunk * kChunk;
+    const int64_t channels = left_channels < kChunk ? left_channels : kChunk;
+    const Vector<T> lowest = broadcast<T>(-kInfinity);
+    const Element* const* row_sets[2] = {upper_, lower_};
+    T* above = above_ + chunk * width_ * kChunk;
+    Vector<T> left[kChannelVectors], left_lower[kChannelVectors];  // the column to the left: both rows, lower row
+    for (int v = 0; v < kChannelVectors; ++v) left[v] = left_lower[v] = lowest;
+    alignas(kVectorBytes) T pooled[kChunk];
+
+    for (int64_t x = 0; x < width_; ++x, above += kChunk) {
+      Block<Element, 2, 2> block;
+      block.compute(taps_, taps_.weights(chunk), row_sets, 2 * x * step, step);
+      const bool has_right = 2 * x + 1 < convolution_.out_width;
+#pragma GCC unroll 16
+      for (int v = 0; v < kChannelVectors; ++v) {
+        auto& sum = block.sum;
+        if (!has_right) sum[0][1][v] = sum[1][1][v] = lowest;
+        if (!has_lower) sum[1][0][v] = sum[1][1][v] = lowest;
+        const Vector<T> right = larger<KeepNaN>(sum[0][1][v], sum[1][1][v]);
+        Vector<T> best = larger<KeepNaN>(sum[0][0][v], sum[1][0][v]);
+        best = larger<KeepNaN>(best, right);
+        best = larger<KeepNaN>(best, left[v]);
+        best = larger<KeepNaN>(best, load(above + v * kLanes<T>));
+        Vector<T> lower = larger<KeepNaN>(sum[1][0][v], sum[1][1][v]);
+        store(above + v * kLanes<T>, larger<KeepNaN>(lower, left_lower[v]));
+        left[v] = right;
+        left_lower[v] = sum[1][1][v];
+        best += load(taps_.bias(chunk) + v * kLanes<T>);
+        best = best < Vector<T>{} ? Vector<T>{} : best;
+        *reinterpret_cast<Vector<T>*>(pooled + v * kLanes<T>) = best;
+      }
+      if (out) {
+        D* target = out + x * task_.out.stride[3] + chunk * kChunk;
+        if (channels == kChunk) {
+          for (int64_t c = 0; c < kChunk; ++c) target[c] = narrow<D>(pooled[c]);
+        } else {
+          for (int64_t c = 0; c < channels; ++c) target[c] = narrow<D>(pooled[c]);
+        }
+      }
+    }
+  }
+
+  const Task& task_;
+  const Convolution& convolution_;
+  int64_t height_, width_;
+  Taps<Element> taps_;
+  NprRows<Element> npr_;
+  Buffer<const Element*> upper_, lower_;
+  Buffer<T> above_;
+};
+
+template <typename Element>
+void stem_rows(const Task& task, int64_t begin, int64_t end) {
+  Stem<Element>(task).run(begin, end);
+}

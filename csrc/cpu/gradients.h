@@ -1,0 +1,198 @@
+// The gradients: of NPR, and of NPR + convolution to its weight and to the image.
+
+// One row of the output's gradient as (W, O) with channels padded to `pitch`; the tensor itself where it is that already.
+template <typename T>
+class GradientRows {
+ public:
+  GradientRows(const Task& task, int64_t pitch)
+      : task_(task),
+        pitch_(pitch),
+        in_place_(task.grad.type == (sizeof(T) == 8 ? Type::kFloat64 : Type::kFloat32) && task.grad.stride[1] == 1 &&
+                  task.grad.stride[3] == pitch && task.convolution.out_channels == pitch),
+        planar_(in_place_ ? 0 : (task.convolution.out_width + 16) * task.convolution.out_channels),
+        row_(in_place_ ? 0 : (task.convolution.out_width + 16) * pitch) {}
+
+  const T* row(int64_t n, int64_t y) {
+    const Convolution& convolution = task_.convolution;
+    const int64_t channels = convolution.out_channels;
+    if (in_place_) return static_cast<const T*>(task_.grad.data) + n * task_.grad.stride[0] + y * task_.grad.stride[2];
+    if (n == n_ && y == y_) return row_;
+    n_ = n, y_ = y;
+    if (channels == pitch_) {
+      load_row<T>(task_.grad, n, y, convolution.out_width, channels, row_);
+    } else {
+      load_row<T>(task_.grad, n, y, convolution.out_width, channels, planar_);
+      for (int64_t x = 0; x < convolution.out_width; ++x)
+        for (int64_t c = 0; c < channels; ++c) row_[x * pitch_ + c] = planar_[x * channels + c];
+    }
+    return row_;
+  }
+
+ private:
+  const Task& task_;
+  int64_t pitch_, n_ = -1, y_ = -1;
+  bool in_place_;
+  Buffer<T> planar_, row_;
+};
+
+// The transposed NPR of one row of cells: the anchor takes what every pixel of its cell lost. `rows` are size rows of
+// gradients (W, C), `pitch` elements apart, changed in place; `x` the same rows of the image, for anchor "max" only.
+template <typename T>
+inline void transpose_npr(const Grid& grid, T* rows, const T* x, int64_t pitch) {
+  const int64_t channels = grid.channels, size = grid.size;
+  for (int64_t cell = 0; cell < grid.cell_columns(); ++cell)
+    for (int64_t c = 0; c < channels; ++c) {
+      T* first = rows + cell * size * channels + c;
+      T sum = 0;
+      for (int64_t i = 0; i < size; ++i)
+        for (int64_t j = 0; j < size; ++j) sum += first[i * pitch + j * channels];
+      int64_t anchor = grid.anchor;
+      if (anchor == kAnchorMean) {
+        for (int64_t i = 0; i < size; ++i)
+          for (int64_t j = 0; j < size; ++j) first[i * pitch + j * channels] -= sum / static_cast<T>(size * size);
+        continue;
+      }
+      if (anchor == kAnchorMax) {  // the first of equals, in row-major order; a NaN counts as the largest
+        const T* pixel = x + cell * size * channels + c;
+        T largest = *pixel;
+        anchor = 0;
+        for (int64_t k = 1; k < size * size; ++k) {
+          const T value = pixel[k / size * pitch + k % size * channels];
+          if (value > largest || value != value) largest = value, anchor = k;
+        }
+      }
+      first[anchor / size * pitch + anchor % size * channels] -= sum;
+    }
+}
+
+template <typename T>
+void npr_backward_rows(const Task& task, int64_t begin, int64_t end) {
+  const Grid& grid = task.grid;
+  const int64_t pitch = grid.width * grid.channels;
+  Buffer<T> rows(grid.size * pitch), x(grid.anchor == kAnchorMax ? grid.size * pitch : 0);
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t n = index / grid.cell_rows(), first = index % grid.cell_rows() * grid.size;
+    for (int64_t i = 0; i < grid.size; ++i) {
+      load_row<T>(task.grad, n, first + i, grid.width, grid.channels, rows + i * pitch);
+      if (grid.anchor == kAnchorMax) load_row<T>(task.x, n, first + i, grid.width, grid.channels, x + i * pitch);
+    }
+    transpose_npr<T>(grid, rows, x, pitch);
+    for (int64_t i = 0; i < grid.size; ++i)
+      store_row<T>(rows + i * pitch, grid.channels, grid.width, 0, grid.channels, task.out, n, first + i);
+  }
+}
+
+// Every output pixel adds (patch) x (gradient): six taps times a chunk of channels stay in registers along a row, then
+// go to the sum in double, so that long sums of float lose nothing.
+template <typename T>
+void conv_grad_weight_rows(const Task& task, int64_t begin, int64_t end, double* sum) {
+  constexpr int64_t kChunk = kChannelVectors * kLanes<T>;
+  constexpr int kTaps = 24 / kChannelVectors < kMaxTaps ? 24 / kChannelVectors : kMaxTaps;
+  const Convolution& convolution = task.convolution;
+  const int64_t channels = task.grid.channels, out_channels = convolution.out_channels;
+  const int64_t chunks = (out_channels + kChunk - 1) / kChunk, step = convolution.stride_width * channels;
+  const int64_t row_length = convolution.kernel_width * channels, count = convolution.kernel_height * row_length;
+  NprRows<T> npr(task, convolution.kernel_height, convolution.padding_width, reach(task, 1));
+  GradientRows<T> gradients(task, chunks * kChunk);
+  Buffer<const T*> rows(convolution.kernel_height);
+
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t n = index / convolution.out_height, y = index % convolution.out_height;
+    for (int64_t k = 0; k < convolution.kernel_height; ++k)
+      rows[k] = npr.row(n, y * convolution.stride_height - convolution.padding_height + k);
+    const T* gradient_row = gradients.row(n, y);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      for (int64_t first = 0; first < count; first += kTaps) {
+        const T* patch[kTaps];
+        for (int t = 0; t < kTaps; ++t)
+          patch[t] = first + t < count ? rows[(first + t) / row_length] + (first + t) % row_length : npr.zeros();
+        Vector<T> products[kTaps][kChannelVectors] = {};
+        const T* gradient = gradient_row + chunk * kChunk;
+        for (int64_t x = 0; x < convolution.out_width; ++x, gradient += chunks * kChunk) {
+          Vector<T> g[kChannelVectors];
+#pragma GCC unroll 16
+          for (int v = 0; v < kChannelVectors; ++v) g[v] = load(gradient + v * kLanes<T>);
+#pragma GCC unroll 16
+          for (int t = 0; t < kTaps; ++t) {
+            const Vector<T> pixel = broadcast<T>(patch[t][x * step]);
+#pragma GCC unroll 16
+            for (int v = 0; v < kChannelVectors; ++v) products[t][v] += pixel * g[v];
+          }
+        }
+        alignas(kVectorBytes) T lanes[kChunk];
+        const int64_t left = out_channels - chunk * kChunk, valid = left < kChunk ? left : kChunk;
+        for (int t = 0; t < kTaps && first + t < count; ++t) {
+          for (int v = 0; v < kChannelVectors; ++v)
+            *reinterpret_cast<Vector<T>*>(lanes + v * kLanes<T>) = products[t][v];
+          double* target = sum + (first + t) * out_channels + chunk * kChunk;
+          for (int64_t c = 0; c < valid; ++c) target[c] += static_cast<double>(lanes[c]);
+        }
+      }
+  }
+}
+
+// The dense path: the gradient at each NPR pixel is gathered from the output rows that saw it, one kernel row at a
+// time, then NPR is transposed.
+template <typename T>
+void conv_grad_input_rows(const Task& task, int64_t begin, int64_t end) {
+  constexpr int kColumns = 8;
+  constexpr int64_t kVector = kLanes<T>;
+  const Grid& grid = task.grid;
+  const Convolution& convolution = task.convolution;
+  const int64_t channels = grid.channels, out_channels = convolution.out_channels;
+  const int64_t row_length = convolution.kernel_width * channels, vectors = (row_length + kVector - 1) / kVector;
+  const int64_t step = convolution.stride_width * channels;
+  const int64_t pitch = reach(task, kColumns) * channels + grid.width * channels;  // padding, map and overhang
+
+  // Weight of kernel row k as (vectors, O, lanes): for each output channel its effect on the row's (KW, C) pixels.
+  Buffer<T> weights(convolution.kernel_height * vectors * out_channels * kVector);
+  for (int64_t k = 0; k < convolution.kernel_height; ++k)
+    for (int64_t i = 0; i < row_length; ++i)
+      for (int64_t o = 0; o < out_channels; ++o) {
+        const int64_t c = i % channels, kx = i / channels;
+        const int64_t source = ((o * channels + c) * convolution.kernel_height + k) * convolution.kernel_width + kx;
+        weights[((k * vectors + i / kVector) * out_channels + o) * kVector + i % kVector] =
+            static_cast<const T*>(task.weight)[source] * static_cast<const T*>(task.scale)[c];
+      }
+
+  GradientRows<T> gradients(task, out_channels);
+  Buffer<T> rows(grid.size * pitch), x(grid.anchor == kAnchorMax ? grid.size * pitch : 0);
+  T* const map = rows + convolution.padding_width * channels;
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t n = index / grid.cell_rows(), first = index % grid.cell_rows() * grid.size;
+    __builtin_memset(static_cast<void*>(rows), 0, static_cast<size_t>(grid.size * pitch) * sizeof(T));
+    for (int64_t i = 0; i < grid.size; ++i) {
+      T* row = rows + i * pitch;
+      for (int64_t k = 0; k < convolution.kernel_height; ++k) {
+        const int64_t above = first + i + convolution.padding_height - k;
+        if (above < 0 || above % convolution.stride_height || above / convolution.stride_height >= convolution.out_height)
+          continue;
+        const T* gradient = gradients.row(n, above / convolution.stride_height);
+        for (int64_t vector = 0; vector < vectors; ++vector) {
+          const T* weight = weights + (k * vectors + vector) * out_channels * kVector;
+          const int64_t left = row_length - vector * kVector, valid = left < kVector ? left : kVector;
+          for (int64_t column = 0; column < convolution.out_width; column += kColumns) {
+            const int64_t rest = convolution.out_width - column, columns = rest < kColumns ? rest : kColumns;
+            const T* pixel[kColumns];
+            for (int q = 0; q < kColumns; ++q) pixel[q] = gradient + (column + (q < columns ? q : 0)) * out_channels;
+            Vector<T> sum[kColumns] = {};
+            for (int64_t o = 0; o < out_channels; ++o) {
+              const Vector<T> w = load(weight + o * kVector);
+#pragma GCC unroll 16
+              for (int q = 0; q < kColumns; ++q) sum[q] += broadcast<T>(pixel[q][o]) * w;
+            }
+            for (int64_t q = 0; q < columns; ++q) {
+              T* target = row + (column + q) * step + vector * kVector;
+              for (int64_t lane = 0; lane < valid; ++lane) target[lane] += sum[q][lane];
+            }
+          }
+        }
+      }
+      if (grid.anchor == kAnchorMax)
+        load_row<T>(task.x, n, first + i, grid.width, channels, x + convolution.padding_width * channels + i * pitch);
+    }
+    transpose_npr<T>(grid, map, x + convolution.padding_width * channels, pitch);
+    for (int64_t i = 0; i < grid.size; ++i)
+      store_row<T>(map + i * pitch, channels, grid.width, 0, channels, task.out, n, first + i);
+  }
+}

@@ -1,0 +1,58 @@
+// The interface between the operators (operators.cpp) and the kernels, which are compiled once per instruction set.
+// Plain data only: nothing here may instantiate inline code that the linker could share between instruction sets.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/geometry.h"
+
+namespace npr::cpu {
+
+enum class Type : int { kUInt8, kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+// A tensor of shape (N, C, H, W), (strides in elements) without ownership.
+struct Image {
+  const void* data;
+  Type type;
+  int64_t stride[4];
+};
+
+struct MutableImage {
+  void* data;
+  Type type;
+  int64_t stride[4];
+};
+
+// Everything one call needs. `weight` is (O, C, KH, KW) contiguous and, like `bias` (O, may be null) and `scale`
+// (one factor per channel), of the type that the kernels compute in: double if `in_double`, float otherwise.
+struct Task {
+  Grid grid;
+  Convolution convolution;
+  bool in_double;
+  Image x;
+  Image grad;          // gradient of the operator's output; gradients only
+  MutableImage out;    // the result
+  const void* weight;
+  const void* bias;
+  const void* scale;
+};
+
+// Each kernel computes a range of independent rows, so that the caller can spread ranges over threads.
+struct Kernels {
+  const char* name;
+  // Rows of cells, counted through the batch: [begin, end) of batch * cell_rows.
+  void (*npr)(const Task&, int64_t begin, int64_t end);
+  void (*npr_backward)(const Task&, int64_t begin, int64_t end);
+  void (*conv_grad_input)(const Task&, int64_t begin, int64_t end);
+  // Output rows: [begin, end) of batch * out_height.
+  void (*conv)(const Task&, int64_t begin, int64_t end);
+  // Output rows; adds the range's share to `sum` (C * KH * KW, O), double.
+  void (*conv_grad_weight)(const Task&, int64_t begin, int64_t end, double* sum);
+  // Pooled rows: [begin, end) of batch * pooled_size(out_height).
+  void (*stem)(const Task&, int64_t begin, int64_t end);
+};
+
+// The kernels for this machine: the best instruction set it has, or the one NPR_KERNELS_CPU_CAPABILITY names.
+const Kernels& kernels();
+
+}  // namespace npr::cpu

@@ -1,0 +1,132 @@
+// Fixed-width vectors (the compilers' vector extensions, so one source serves every instruction set) and conversions.
+// Included by the instruction-set files only, inside their own namespace.
+
+template <typename T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes), aligned(kVectorBytes)));
+  typedef T unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+};
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+
+template <typename T>
+constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(T));
+
+template <typename T>
+inline Vector<T> load(const T* p) {
+  return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(p);
+}
+
+template <typename T>
+inline void store(T* p, Vector<T> v) {
+  *reinterpret_cast<typename VectorOf<T>::unaligned*>(p) = v;
+}
+
+template <typename T>
+inline Vector<T> broadcast(T value) {
+  return value - Vector<T>{};  // x - 0 is x for every x, signed zeros and NaN included
+}
+
+template <typename T>
+inline Vector<T> maximum(Vector<T> a, Vector<T> b) {
+  return a > b ? a : b;
+}
+
+// As torch's max: NaN wins.
+template <typename T>
+inline Vector<T> maximum_nan(Vector<T> a, Vector<T> b) {
+  return (a > b) | (a != a) ? a : b;
+}
+
+// The unsigned integer of T's size, for shuffle masks.
+template <int64_t kBytes>
+struct IntegerOfSize;
+template <>
+struct IntegerOfSize<1> {
+  using type = uint8_t;
+};
+template <>
+struct IntegerOfSize<4> {
+  using type = uint32_t;
+};
+template <>
+struct IntegerOfSize<8> {
+  using type = uint64_t;
+};
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+inline float float_of(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// To the type computed in.
+template <typename T, typename S>
+inline T widen(S value) {
+  return static_cast<T>(value);
+}
+template <typename T>
+inline T widen(BFloat16 value) {
+  return static_cast<T>(float_of(static_cast<uint32_t>(value.bits) << 16));
+}
+
+// Round to nearest, ties to even; NaN stays a (quiet) NaN.
+inline BFloat16 to_bfloat16(float value) {
+  const uint32_t bits = bits_of(value);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return {static_cast<uint16_t>(value != value ? 0x7fc0 : rounded)};
+}
+
+// To the type of the result.
+template <typename D, typename T>
+inline D narrow(T value) {
+  if constexpr (sizeof(D) == sizeof(BFloat16) && __is_class(D)) {
+    return to_bfloat16(static_cast<float>(value));
+  } else {
+    return static_cast<D>(value);
+  }
+}
+
+// Zeroed memory of one thread for one call, aligned for vectors, with a vector's length to spare behind the end.
+template <typename T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t count) { allocate(count); }
+  ~Buffer() { free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  void allocate(int64_t count) {
+    const size_t bytes = static_cast<size_t>(count) * sizeof(T) + 64;
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 64, bytes) != 0) abort();  // some KiB: the process is past saving
+    __builtin_memset(memory, 0, bytes);
+    data_ = static_cast<T*>(memory);
+  }
+  operator T*() const { return data_; }
+
+ private:
+  T* data_ = nullptr;
+};
+
+template <typename Visitor>
+inline void visit_type(Type type, const Visitor& visitor) {
+  switch (type) {
+    case Type::kUInt8: return visitor(uint8_t{});
+    case Type::kFloat32: return visitor(float{});
+    case Type::kFloat64: return visitor(double{});
+    case Type::kBFloat16: return visitor(BFloat16{});
+    case Type::kFloat16: return visitor(_Float16{});
+  }
+}

@@ -1,0 +1,24 @@
+// The schemas of every operator, in one place; each device's file registers its kernels for them.
+//
+// `anchor` is a pixel's index in its cell, -1 for the mean, -2 for the maximum (common/geometry.h). `scale` has one
+// factor, or one per channel. Parameters come in the type that is computed in: float64, or float32 for all the others;
+// `dtype` is the type of the result.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(npr_kernels, m) {
+  m.def("npr(Tensor x, int grid_size, int anchor) -> Tensor");
+  m.def("npr_backward(Tensor grad, Tensor x, int grid_size, int anchor) -> Tensor");
+  m.def(
+      "npr_conv2d(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int grid_size, int anchor, "
+      "float[] scale, ScalarType dtype, bool channels_last) -> Tensor");
+  m.def(
+      "npr_conv2d_grad_weight(Tensor grad, Tensor x, int[] kernel, int[] stride, int[] padding, int grid_size, "
+      "int anchor, float[] scale) -> Tensor");
+  m.def(
+      "npr_conv2d_grad_input(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding, int grid_size, "
+      "int anchor, float[] scale) -> Tensor");
+  m.def(
+      "npr_stem(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int grid_size, int anchor, "
+      "float[] scale, ScalarType dtype) -> Tensor");
+  m.def("cpu_capability() -> str");
+}

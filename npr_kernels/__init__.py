@@ -1,0 +1,24 @@
+"""Fused kernels for Neighbouring Pixel Relationships (NPR) and the convolution behind it.
+
+Importing touches no GPU, no compiler and no Triton; without the compiled extension everything runs on plain PyTorch.
+"""
+
+from npr_kernels.backends.registry import BackendError, backends, use_backend
+from npr_kernels.functional import explain, fold_batch_norm, npr, npr_conv2d, npr_stem
+from npr_kernels.modules import NPRConv2d, NPRStem, replace_first_conv, stem_forward
+
+__all__ = [
+    "BackendError",
+    "NPRConv2d",
+    "NPRStem",
+    "backends",
+    "explain",
+    "fold_batch_norm",
+    "npr",
+    "npr_conv2d",
+    "npr_stem",
+    "replace_first_conv",
+    "stem_forward",
+    "use_backend",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,110 @@
+"""The `cpu` backend: the vectorised C++ kernels under csrc/cpu."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from npr_kernels import arguments
+from npr_kernels.backends import extension
+from npr_kernels.reference import Anchor
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+_ANCHOR_CODES = {"mean": -1, "max": -2}  # as in csrc/common/geometry.h
+
+
+def refusal(call) -> str | None:
+    """Why this backend cannot serve ``call``, or None if it can."""
+    if extension.FAILURE:
+        return extension.FAILURE
+    if call.device != "cpu":
+        return f"it serves CPU tensors, x is on {call.device}"
+    for name, dtype in (("x", call.x_dtype), ("weight", call.weight_dtype)):
+        if dtype not in DTYPES and dtype != torch.uint8:
+            return f"it has no kernel for {name} of {dtype}"
+    return None
+
+
+def npr(x: Tensor, grid_size: int, anchor: Anchor) -> Tensor:
+    return torch.ops.npr_kernels.npr(x, grid_size, _code(anchor))
+
+
+def npr_backward(grad: Tensor, x: Tensor, grid_size: int, anchor: Anchor) -> Tensor:
+    return torch.ops.npr_kernels.npr_backward(grad, x, grid_size, _code(anchor))
+
+
+def npr_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution) -> Tensor:
+    channels_last = x.shape[1] > 1 and x.stride(1) == 1
+    return torch.ops.npr_kernels.npr_conv2d(
+        x, _computed(weight), _computed(bias), *_coded(convolution), weight.dtype, channels_last
+    )
+
+
+def npr_conv2d_grad_weight(grad: Tensor, x: Tensor, weight: Tensor, *convolution) -> Tensor:
+    kernel = weight.shape[2:]
+    return torch.ops.npr_kernels.npr_conv2d_grad_weight(grad, x, kernel, *_coded(convolution)).to(weight.dtype)
+
+
+def npr_conv2d_grad_input(grad: Tensor, x: Tensor, weight: Tensor, *convolution) -> Tensor:
+    return torch.ops.npr_kernels.npr_conv2d_grad_input(grad, x, _computed(weight), *_coded(convolution))
+
+
+def npr_stem(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution) -> Tensor:
+    return torch.ops.npr_kernels.npr_stem(x, _computed(weight), _computed(bias), *_coded(convolution), weight.dtype)
+
+
+def _code(anchor: Anchor) -> int:
+    return _ANCHOR_CODES.get(anchor, anchor)
+
+
+def _coded(convolution: Sequence) -> tuple:
+    stride, padding, grid_size, anchor, scale = convolution
+    return stride, padding, grid_size, _code(anchor), scale
+
+
+def _computed(parameter: Tensor | None) -> Tensor | None:
+    """The kernels take parameters in the type they compute in: float64 for float64, float32 for the rest."""
+    if parameter is None:
+        return None
+    return parameter.to(torch.float64 if parameter.dtype == torch.float64 else torch.float32).contiguous()
+
+
+if not extension.FAILURE:
+
+    def _strides(channels_last: bool) -> torch.memory_format:
+        return torch.channels_last if channels_last else torch.contiguous_format
+
+    @torch.library.register_fake("npr_kernels::npr")
+    def _(x, grid_size, anchor):
+        height, width = (n - n % grid_size for n in x.shape[-2:])
+        dtype = x.dtype if x.is_floating_point() else torch.float32
+        return x.new_empty((*x.shape[:2], height, width), dtype=dtype)
+
+    @torch.library.register_fake("npr_kernels::npr_backward")
+    def _(grad, x, grid_size, anchor):
+        return x.new_empty(x.shape)
+
+    @torch.library.register_fake("npr_kernels::npr_conv2d")
+    def _(x, weight, bias, stride, padding, grid_size, anchor, scale, dtype, channels_last):
+        size = arguments.convolution_output_size(x, weight, stride, padding, grid_size)
+        shape = (x.shape[0], weight.shape[0], *size)
+        return x.new_empty(shape, dtype=dtype).contiguous(memory_format=_strides(channels_last))
+
+    @torch.library.register_fake("npr_kernels::npr_conv2d_grad_weight")
+    def _(grad, x, kernel, stride, padding, grid_size, anchor, scale):
+        dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        return x.new_empty((grad.shape[1], x.shape[1], *kernel), dtype=dtype)
+
+    @torch.library.register_fake("npr_kernels::npr_conv2d_grad_input")
+    def _(grad, x, weight, stride, padding, grid_size, anchor, scale):
+        return x.new_empty(x.shape)
+
+    @torch.library.register_fake("npr_kernels::npr_stem")
+    def _(x, weight, bias, stride, padding, grid_size, anchor, scale, dtype):
+        size = arguments.convolution_output_size(x, weight, stride, padding, grid_size)
+        pooled = (arguments.output_size(n, 3, 2, 1) for n in size)
+        shape = (x.shape[0], weight.shape[0], *pooled)
+        return x.new_empty(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)

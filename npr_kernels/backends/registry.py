@@ -1,0 +1,121 @@
+"""Which backend serves a call: an argument, then the context manager, then the environment, then automatic choice.
+
+An explicit choice never falls back: what it cannot serve is a :class:`BackendError` with the reason. The automatic
+choice takes the first of ``ORDER`` that can; when only ``eager`` can, that is logged once for each set of reasons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from npr_kernels.backends import cpu, eager
+from npr_kernels.reference import Anchor
+
+ENVIRONMENT_VARIABLE = "NPR_KERNELS_BACKEND"
+ORDER = ("cpu", "eager")
+
+_BACKENDS = {"cpu": cpu, "eager": eager}
+_logger = logging.getLogger("npr_kernels")
+_logged: set[str] = set()
+_chosen_by_context: list[str] = []
+
+
+class BackendError(RuntimeError):
+    """The backend asked for does not exist or cannot serve the call."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a backend must know of a call to say whether it can serve it."""
+
+    operator: str
+    device: str
+    x_dtype: torch.dtype
+    weight_dtype: torch.dtype
+    grid_size: int
+    anchor: Anchor
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """``chosen`` serves the call because of ``source``; ``reasons`` maps every backend to why it cannot, or None."""
+
+    chosen: str
+    source: str
+    reasons: dict[str, str | None]
+
+    def __str__(self) -> str:
+        lines = [f"{self.chosen} serves the call (chosen by {self.source})"]
+        lines += [f"  {name:8} {reason or 'can serve it'}" for name, reason in self.reasons.items()]
+        return "\n".join(lines)
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend, in the order of automatic choice, and why it is not available here (None: it is).
+
+    Judged for a plain float32 image on the device type that the backend is made for.
+    """
+    call = Call("npr_conv2d", "cpu", torch.float32, torch.float32, 2, 0)
+    return {name: _BACKENDS[name].refusal(call) for name in ORDER}
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the block every call without a ``backend`` argument uses ``name``, or fails with its reason."""
+    get(name)
+    _chosen_by_context.append(name)
+    try:
+        yield
+    finally:
+        _chosen_by_context.pop()
+
+
+def get(name: str):
+    """The adapter module of a backend."""
+    if name not in _BACKENDS:
+        raise BackendError(f"there is no backend {name!r}; there are {', '.join(ORDER)}")
+    return _BACKENDS[name]
+
+
+def select(call: Call, argument: str | None = None) -> str:
+    """Name of the backend that serves ``call``. Raises BackendError if an explicit choice cannot."""
+    name, source = _explicit(argument)
+    if name is not None:
+        reason = get(name).refusal(call)
+        if reason:
+            raise BackendError(f"backend {name!r} (chosen by {source}) cannot serve {call.operator}: {reason}")
+        return name
+    for name in ORDER:
+        if _BACKENDS[name].refusal(call) is None:
+            break
+    if name == "eager" and not torch.compiler.is_compiling():
+        _log_fallback(call)
+    return name
+
+
+def explain(call: Call) -> Explanation:
+    """As :func:`select`, with the reasons of all backends."""
+    return Explanation(select(call), _explicit(None)[1], {name: _BACKENDS[name].refusal(call) for name in ORDER})
+
+
+def _explicit(argument: str | None) -> tuple[str | None, str]:
+    """The backend asked for, if any, and by what."""
+    if argument is not None:
+        return argument, "the backend argument"
+    if _chosen_by_context:
+        return _chosen_by_context[-1], "use_backend"
+    name = os.environ.get(ENVIRONMENT_VARIABLE)
+    return (name, ENVIRONMENT_VARIABLE) if name else (None, "automatic choice")
+
+
+def _log_fallback(call: Call) -> None:
+    reasons = "; ".join(f"{name}: {_BACKENDS[name].refusal(call)}" for name in ORDER if name != "eager")
+    if reasons not in _logged:
+        _logged.add(reasons)
+        _logger.warning("%s runs on plain PyTorch (%s)", call.operator, reasons)

@@ -1,0 +1,49 @@
+"""``python -m npr_kernels.info``: versions, what was built and with what, and every backend with its reason."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+
+import torch
+
+import npr_kernels
+from npr_kernels.backends import extension, registry
+
+
+def cpu_capability() -> str | None:
+    """The instruction set of the `cpu` kernels in use: avx512bf16, avx512, avx2 or portable; None without them."""
+    return None if extension.FAILURE else torch.ops.npr_kernels.cpu_capability()
+
+
+def collect() -> dict:
+    """Everything a bug report needs, as plain JSON types."""
+    return {
+        "npr_kernels": npr_kernels.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_capability": cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "extension": extension.FAILURE or "loaded",
+        "build": extension.build_info(),
+        "backends": {name: reason or "available" for name, reason in registry.backends().items()},
+    }
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--json"]:
+        print(json.dumps(collect(), indent=2))
+        return
+    for name, value in collect().items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, item in value.items():
+                print(f"  {key}: {item}")
+        else:
+            print(f"{name}: {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The specification: Neighbouring Pixel Relationships (NPR) in plain PyTorch.
+
+Tan et al., "Rethinking the Up-Sampling Operations in CNN-based Generative Network for Generalizable Deepfake
+Detection", CVPR 2024, section 3.3, equation 4. Every other backend is right when it agrees with these functions; they
+also serve as the ``eager`` backend, on any device, with every kind of automatic differentiation.
+
+Arguments are taken as valid here; :mod:`npr_kernels.functional` checks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Anchor = int | str
+
+
+def trim(x: Tensor, grid_size: int) -> Tensor:
+    """Leave out the trailing rows and columns that fill no whole cell: (N, C, H, W) -> (N, C, H', W'), a view."""
+    height, width = x.shape[-2:]
+    return x[..., : height - height % grid_size, : width - width % grid_size]
+
+
+def anchors(x: Tensor, grid_size: int, anchor: Anchor) -> Tensor:
+    """The value of each cell's anchor: (N, C, H, W) -> (N, C, H / grid_size, W / grid_size), floating point."""
+    if anchor == "mean":
+        return F.avg_pool2d(x, grid_size)
+    if anchor == "max":  # among equals the first in row-major order takes the gradient
+        return F.max_pool2d(x, grid_size)
+    row, column = divmod(anchor, grid_size)
+    return x[..., row::grid_size, column::grid_size]
+
+
+def npr(x: Tensor, grid_size: int = 2, anchor: Anchor = 0, dtype: torch.dtype | None = None) -> Tensor:
+    """Every pixel minus its cell's anchor, per channel (equation 4).
+
+    x: (N, C, H, W), uint8 or floating point. Returns (N, C, H', W'), H' and W' the largest multiples of grid_size in
+    H and W, in ``dtype`` (default: that of x, float32 for uint8).
+    """
+    dtype = dtype or (x.dtype if x.is_floating_point() else torch.float32)
+    x = trim(x, grid_size).to(dtype)
+    if x.shape[0] == 0:  # pooling and interpolation refuse empty batches on some versions
+        return x.clone()
+    return x - F.interpolate(anchors(x, grid_size, anchor), scale_factor=grid_size, mode="nearest")
+
+
+def npr_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: tuple[int, int] = (2, 2),
+    padding: tuple[int, int] = (1, 1),
+    grid_size: int = 2,
+    anchor: Anchor = 0,
+    scale: Sequence[float] = (2 / 3,),
+) -> Tensor:
+    """``conv2d(scale * npr(x), weight, bias, stride, padding)``; padding surrounds the NPR map with zeros.
+
+    x: (N, C, H, W) of weight's dtype, or uint8. weight: (O, C, KH, KW). scale: one factor, or one per channel.
+    Returns (N, O, H_out, W_out) in weight's dtype.
+    """
+    factors = scale[0] if len(scale) == 1 else x.new_tensor(scale, dtype=weight.dtype).view(1, -1, 1, 1)
+    return F.conv2d(npr(x, grid_size, anchor, weight.dtype) * factors, weight, bias, stride, padding)
+
+
+def npr_stem(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: tuple[int, int] = (2, 2),
+    padding: tuple[int, int] = (1, 1),
+    grid_size: int = 2,
+    anchor: Anchor = 0,
+    scale: Sequence[float] = (2 / 3,),
+) -> Tensor:
+    """``max_pool2d(relu(npr_conv2d(...)), 3, stride=2, padding=1)``: the first layers of the authors' network.
+
+    A batch norm in evaluation mode is folded into weight and bias (:func:`npr_kernels.fold_batch_norm`).
+    Returns (N, O, H_pooled, W_pooled) in weight's dtype.
+    """
+    y = F.relu(npr_conv2d(x, weight, bias, stride, padding, grid_size, anchor, scale))
+    return F.max_pool2d(y, 3, stride=2, padding=1)

@@ -1,0 +1,117 @@
+"""The detector frozen for scoring: batch norm folded into the convolutions, channels_last, low precision where it pays.
+
+Nothing is compiled at start. On the CPU the convolutions run through oneDNN with their bias, ReLU and residual sum
+fused and their weights laid out beforehand, and a batch is scored a few images at a time, so that an image's
+activations (2 MiB after each block at 256x256) stay in the caches from layer to layer.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from npr_kernels import fold_batch_norm, npr_stem
+from npr_kernels.info import cpu_capability
+from npr_model.network import Bottleneck, NPRDetector
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = cpu_capability() == "avx512bf16"
+    return torch.bfloat16 if native else torch.float32
+
+
+class FoldedConv2d(nn.Module):
+    """A convolution with its batch norm folded in, then optionally + shortcut, then optionally ReLU."""
+
+    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, dtype: torch.dtype, relu: bool, onednn: bool) -> None:
+        super().__init__()
+        weight, bias = fold_batch_norm(conv.weight.detach(), None, bn)
+        weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+        self.stride, self.padding, self.relu, self.onednn = conv.stride, conv.padding, relu, onednn
+        if onednn:  # its own blocked layout; chosen for a size, but it serves all (without one it picks slow ones)
+            typical = (1, weight.shape[1], 64, 64)
+            weight = torch.ops.mkldnn._reorder_convolution_weight(weight, self.padding, self.stride, (1, 1), 1, typical)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias.detach().to(dtype))
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if self.onednn:
+            geometry = self.weight, self.bias, self.padding, self.stride, (1, 1), 1
+            if shortcut is None:
+                return torch.ops.mkldnn._convolution_pointwise(x, *geometry, "relu" if self.relu else "none", [], "")
+            return torch.ops.mkldnn._convolution_pointwise.binary(
+                x, shortcut, *geometry, "add", 1.0, "relu" if self.relu else "none", [], ""
+            )
+        y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        if shortcut is not None:
+            y = y + shortcut
+        return F.relu(y) if self.relu else y
+
+
+class FoldedBottleneck(nn.Module):
+    """:class:`npr_model.network.Bottleneck` in evaluation mode, of four or fewer fused operations."""
+
+    def __init__(self, block: Bottleneck, dtype: torch.dtype, onednn: bool) -> None:
+        super().__init__()
+
+        def fold(conv: nn.Conv2d, bn: nn.BatchNorm2d, relu: bool) -> FoldedConv2d:
+            return FoldedConv2d(conv, bn, dtype, relu, onednn)
+
+        self.conv1 = fold(block.conv1, block.bn1, relu=True)
+        self.conv2 = fold(block.conv2, block.bn2, relu=True)
+        self.conv3 = fold(block.conv3, block.bn3, relu=True)
+        self.downsample = None if block.downsample is None else fold(*block.downsample, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.conv3(self.conv2(self.conv1(x)), shortcut)
+
+
+class InferenceDetector(nn.Module):
+    """(N, 3, H, W), uint8 or normalised floating point, to (N, 1) float32 logits, without gradients.
+
+    A frozen copy of ``detector`` on its device. ``dtype``: that of the activations, None for :func:`default_dtype`;
+    the pooled features and the last layer are float32 always. ``compile=True`` hands the trunk to ``torch.compile``,
+    which takes about a minute at the first batch of each new size.
+    """
+
+    def __init__(self, detector: NPRDetector, *, dtype: torch.dtype | None = None, compile: bool = False) -> None:
+        super().__init__()
+        device = detector.conv1.weight.device
+        self.dtype = dtype or default_dtype(device)
+        self.micro_batch = torch.get_num_threads() if device.type == "cpu" else None
+        self.conv1 = detector.conv1
+        weight, bias = fold_batch_norm(detector.conv1.weight.detach(), None, detector.bn1)
+        self.register_buffer("stem_weight", weight.to(self.dtype))
+        self.register_buffer("stem_bias", bias.detach().to(self.dtype))
+        self.register_buffer("head_weight", detector.fc1.weight.detach().float())
+        self.register_buffer("head_bias", detector.fc1.bias.detach().float())
+        onednn = device.type == "cpu" and not compile and _onednn_serves(self.dtype)
+        blocks = [*detector.layer1, *detector.layer2]
+        trunk = nn.Sequential(*(FoldedBottleneck(block, self.dtype, onednn) for block in blocks))
+        self.trunk = torch.compile(trunk, dynamic=False) if compile else trunk
+        self.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.micro_batch or images.shape[0] <= self.micro_batch:
+            return self._score(images)
+        return torch.cat([self._score(part) for part in images.split(self.micro_batch)])
+
+    def _score(self, images: Tensor) -> Tensor:
+        if images.is_floating_point():
+            images = images.to(self.dtype)
+        x = npr_stem(images, self.stem_weight, self.stem_bias, **self.conv1.options(images))
+        features = self.trunk(x).mean((2, 3), dtype=torch.float32)
+        return F.linear(features, self.head_weight, self.head_bias)
+
+
+def _onednn_serves(dtype: torch.dtype) -> bool:
+    """Whether torch brings oneDNN's fused convolutions (internal operators that its own compiler uses)."""
+    operators = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and torch.backends.mkldnn.is_available()
+    return operators and dtype in (torch.float32, torch.bfloat16)

@@ -1,0 +1,39 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Fresh memory is NaN, so that a kernel which leaves an output unwritten is seen."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def cuda():
+    """The GPU; the test is skipped without one, and fails instead where NPR_REQUIRE_CUDA=1 says there must be one."""
+    if not torch.cuda.is_available():
+        if os.environ.get("NPR_REQUIRE_CUDA") == "1":
+            pytest.fail("NPR_REQUIRE_CUDA=1, but torch finds no CUDA device")
+        pytest.skip("no CUDA device")
+    return torch.device("cuda")
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The material beside the repository: photographs, generated images, the paper's numbers."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip("needs ../shared (photographs and published numbers), which is not part of the repository")
+    return path

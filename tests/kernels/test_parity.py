@@ -1,0 +1,159 @@
+"""Every backend against float64, forward and gradients, over the table of cases."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import npr_kernels
+from tests.cases import GRIDS, IMAGE_DTYPES, TABLE, Case
+from tests.tolerances import assert_close, error
+
+BACKENDS = [
+    pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=str(reason)))
+    for name, reason in npr_kernels.backends().items()
+]
+OPERATORS = [npr_kernels.npr_conv2d, npr_kernels.npr_stem]
+
+
+def double(*tensors):
+    return [None if t is None else t if t.dtype == torch.uint8 else t.double() for t in tensors]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("case", TABLE, ids=str)
+def test_forward(case: Case, operator, backend: str):
+    x, weight, bias = case.tensors()
+    truth = operator(*double(x, weight, bias), backend="eager", **case.options)
+    eager = operator(x, weight, bias, backend="eager", **case.options)
+    assert_close(operator(x, weight, bias, backend=backend, **case.options), eager, truth)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", TABLE, ids=str)
+def test_convolution_gradients(case: Case, backend: str):
+    x, weight, bias = case.tensors()
+    results = [
+        gradients(npr_kernels.npr_conv2d, case, name, *tensors)
+        for name, tensors in (
+            (backend, (x, weight, bias)),
+            ("eager", (x, weight, bias)),
+            ("eager", double(x, weight, bias)),
+        )
+    ]
+    for result, eager, truth in zip(*results, strict=True):
+        assert_close(result, eager, truth)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", TABLE, ids=str)
+def test_stem_gradients(case: Case, backend: str):
+    """The pooling's choice among nearly equal values depends on rounding, so the truth follows the choice made."""
+    x, weight, bias = case.tensors()
+    y = npr_kernels.npr_conv2d(x, weight, bias, backend=backend, **case.options)
+    if y.numel() == 0:
+        pytest.skip("nothing to choose from")
+    _, chosen = F.max_pool2d(y.relu(), 3, 2, 1, return_indices=True)
+    positive = (y.flatten(2).gather(2, chosen.flatten(2)) > 0).view_as(chosen)
+
+    def stem_with_that_choice(x, weight, bias, **options):
+        y = npr_kernels.npr_conv2d(x, weight, bias, **options)
+        return y.flatten(2).gather(2, chosen.flatten(2)).view_as(chosen) * positive
+
+    results = [
+        gradients(npr_kernels.npr_stem, case, backend, x, weight, bias),
+        gradients(stem_with_that_choice, case, "eager", x, weight, bias),
+        gradients(stem_with_that_choice, case, "eager", *double(x, weight, bias)),
+    ]
+    for result, eager, truth in zip(*results, strict=True):
+        assert_close(result, eager, truth)
+
+
+def gradients(operator, case: Case, backend: str, *tensors):
+    """Gradients to all floating point inputs, of the output weighted by fixed random numbers."""
+    tensors = [None if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
+    out = operator(*tensors, backend=backend, **case.options)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(case.parameter_dtype).to(out.dtype)
+    return torch.autograd.grad(out, [t for t in tensors if t is not None and t.requires_grad], grad)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", IMAGE_DTYPES)
+@pytest.mark.parametrize(("grid_size", "anchor"), GRIDS)
+def test_npr_and_its_gradient(grid_size, anchor, dtype, backend):
+    for layout in ("contiguous", "channels_last"):
+        x, *_ = Case(height=13, width=17, dtype=dtype, layout=layout).tensors()
+        x.requires_grad_(x.is_floating_point())
+        out, eager = (npr_kernels.npr(x, grid_size, anchor, backend=b) for b in (backend, "eager"))
+        exact = x.detach().double().requires_grad_()
+        truth = npr_kernels.npr(exact, grid_size, anchor, backend="eager")
+        assert_close(out, eager, truth)
+        if x.requires_grad:
+            grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+            (result,), (of_eager,) = (torch.autograd.grad(o, x, grad) for o in (out, eager))
+            (of_truth,) = torch.autograd.grad(truth, exact, grad.double())
+            assert_close(result, of_eager, of_truth)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("anchor", [0, 3, "mean", "max"])
+def test_gradcheck(anchor, operator, backend):
+    x, weight, bias = Case(dtype=torch.float64, height=6, width=8, anchor=anchor, out_channels=3).tensors()
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    assert torch.autograd.gradcheck(
+        lambda *tensors: operator(*tensors, anchor=anchor, backend=backend), inputs, fast_mode=False
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("anchor", [0, "max"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_non_finite_pixels_spread_as_in_pytorch(operator, value, anchor, backend):
+    """A pooling that compares carelessly drops NaN."""
+    case = Case(height=24, width=32, anchor=anchor, out_channels=20)
+    x, weight, bias = case.tensors()
+    x[1, 0, 9, 1] = value
+    truth = operator(*double(x, weight, bias), backend="eager", **case.options)
+    assert error(operator(x, weight, bias, backend=backend, **case.options), truth) < 1e-5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_nan_weight_makes_its_channel_nan(dtype, operator, backend):
+    """Inside the image; at the padding it depends on the library whether zero times NaN is computed."""
+    case = Case(height=24, width=32, out_channels=20, dtype=dtype)
+    x, weight, bias = case.tensors()
+    weight[3, 0, 0, 1] = float("nan")
+    out = operator(x, weight, bias, backend=backend, **case.options)
+    assert out[:, 3, 1:-1, 1:-1].isnan().all()
+    assert not out[:, :3].isnan().any() and not out[:, 4:].isnan().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_repeat_to_the_bit(backend):
+    case = Case(batch=4, height=64, width=64, out_channels=64)
+    first, second = (gradients(npr_kernels.npr_conv2d, case, backend, *case.tensors()) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_equals_its_images(backend):
+    """Rows are shared out over threads through the whole batch; where a share begins must not matter."""
+    case = Case(batch=5, height=38, width=20, dtype=torch.uint8, out_channels=64)
+    x, weight, bias = case.tensors()
+    whole = npr_kernels.npr_stem(x, weight, bias, backend=backend, **case.options)
+    single = [npr_kernels.npr_stem(image[None], weight, bias, backend=backend, **case.options) for image in x]
+    assert torch.equal(whole, torch.cat(single)) or backend == "eager"
+    assert error(whole, torch.cat(single)) < 1e-6
+
+
+def test_the_table_reaches_what_it_should():
+    assert {c.grid_size for c in TABLE} == {2, 3, 4}
+    assert {c.dtype for c in TABLE} == set(IMAGE_DTYPES)
+    assert any(c.batch == 0 for c in TABLE) and any(c.layout == "expanded" for c in TABLE)
