@@ -1,9 +1,9 @@
 """Builds the compiled extension; everything else is in pyproject.toml.
 
 NPR_KERNELS_BUILD says what to build. The toolkit found decides, never the presence of a GPU:
-  auto   the CPU kernels if there is a C++ compiler, the CUDA kernels if there is also nvcc (the default)
-  cpu    the CPU kernels; no compiler is an error
-  cuda   both; no nvcc is an error
+  auto   what the compilers found allow (the default)
+  cpu    the CPU kernels; no C++ compiler is an error
+  cuda   the CPU and the CUDA kernels; no nvcc is an error
   none   nothing: a pure-Python install that runs on plain PyTorch
 What was built is printed, kept in npr_kernels/_build_info.json and shown by `python -m npr_kernels.info`.
 """
@@ -37,11 +37,12 @@ def plan() -> list[Path]:
     if choice not in CHOICES:
         sys.exit(f"NPR_KERNELS_BUILD must be one of {', '.join(CHOICES)}, got {choice!r}")
     compiler, nvcc = version_of(os.environ.get("CXX", "c++")), version_of("nvcc")
-    cuda_sources = sorted((ROOT / "csrc" / "cuda").rglob("*.c*"))
     if choice in ("cpu", "cuda") and compiler is None:
         sys.exit(f"NPR_KERNELS_BUILD={choice} needs a C++ compiler, and none was found (set CXX)")
     if choice == "cuda" and nvcc is None:
         sys.exit("NPR_KERNELS_BUILD=cuda needs nvcc, and none was found on the PATH (install the CUDA toolkit)")
+    if choice == "cuda" and not (ROOT / "csrc" / "cuda").is_dir():
+        sys.exit("NPR_KERNELS_BUILD=cuda: this version has no CUDA kernels; build with auto or cpu")
     sources = []
     if choice != "none" and compiler is not None:
         sources = [ROOT / "csrc" / "registration.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]

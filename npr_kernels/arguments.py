@@ -83,10 +83,10 @@ def scale_factors(scale: float | Sequence[float], channels: int) -> tuple[float,
     if isinstance(scale, Tensor):
         raise TypeError("scale must be a float or a sequence of floats, got a tensor (use scale.tolist())")
     factors = tuple(map(float, scale)) if isinstance(scale, Sequence) else (float(scale),)
-    if len(factors) not in (1, channels):
+    if len(factors) != 1 and len(factors) != channels:
         raise ValueError(f"scale must be one factor or one per channel ({channels}), got {len(factors)}")
     for factor in factors:
-        if not math.isfinite(factor):
+        if not -math.inf < factor < math.inf:  # math.isfinite cannot be traced
             raise ValueError(f"scale must be finite, got {factor}")
     return factors
 

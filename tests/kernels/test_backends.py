@@ -1,0 +1,218 @@
+"""The choice of a backend: order, reasons, and what happens without the compiled extension."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import npr_kernels
+from npr_kernels.backends import cpu, extension, registry
+from npr_kernels.info import cpu_capability
+from tests.cases import Case
+from tests.conftest import ROOT
+
+needs_extension = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
+CALL = registry.Call("npr_conv2d", "cpu", torch.float32, torch.float32, 2, 0)
+
+
+@pytest.fixture
+def without_extension(monkeypatch):
+    monkeypatch.setattr(extension, "FAILURE", "the extension is on holiday")
+    monkeypatch.setattr(registry, "_logged", set())
+
+
+@needs_extension
+def test_order_of_choice(monkeypatch):
+    """Argument, then context manager, then environment, then automatic."""
+    assert registry.select(CALL) == "cpu"
+    monkeypatch.setenv("NPR_KERNELS_BACKEND", "eager")
+    assert registry.select(CALL) == "eager"
+    with npr_kernels.use_backend("cpu"):
+        assert registry.select(CALL) == "cpu"
+        with npr_kernels.use_backend("eager"):
+            assert registry.select(CALL) == "eager"
+        assert registry.select(CALL, "eager") == "eager"
+    assert registry.select(CALL) == "eager"
+
+
+def test_context_ends_with_an_exception():
+    with pytest.raises(KeyError), npr_kernels.use_backend("eager"):
+        raise KeyError
+    assert not registry._chosen_by_context
+
+
+@pytest.mark.parametrize("how", ["argument", "context", "environment"])
+def test_an_explicit_choice_never_falls_back(how, without_extension, monkeypatch):
+    x, weight, _ = Case().tensors()
+    with pytest.raises(npr_kernels.BackendError, match=r"'cpu' .* cannot serve npr_conv2d: .* on holiday"):
+        if how == "argument":
+            npr_kernels.npr_conv2d(x, weight, backend="cpu")
+        elif how == "context":
+            with npr_kernels.use_backend("cpu"):
+                npr_kernels.npr_conv2d(x, weight)
+        else:
+            monkeypatch.setenv("NPR_KERNELS_BACKEND", "cpu")
+            npr_kernels.npr_conv2d(x, weight)
+
+
+def test_unknown_backend():
+    x, weight, _ = Case().tensors()
+    for call in (
+        lambda: npr_kernels.npr_conv2d(x, weight, backend="cudnn"),
+        lambda: npr_kernels.use_backend("x").__enter__(),
+    ):
+        with pytest.raises(npr_kernels.BackendError, match=r"there is no backend .*; there are cpu, eager"):
+            call()
+
+
+def test_automatic_fallback_is_logged_once(without_extension, caplog):
+    x, weight, _ = Case().tensors()
+    with caplog.at_level(logging.WARNING, "npr_kernels"):
+        first, second = npr_kernels.npr_conv2d(x, weight), npr_kernels.npr_conv2d(x, weight)
+    assert torch.equal(first, second)
+    assert [record.getMessage() for record in caplog.records] == [
+        "npr_conv2d runs on plain PyTorch (cpu: the extension is on holiday)"
+    ]
+
+
+def test_explain(without_extension):
+    x, weight, _ = Case().tensors()
+    explanation = npr_kernels.explain(x, weight)
+    assert explanation.chosen == "eager" and explanation.source == "automatic choice"
+    assert "cpu" in str(explanation) and "on holiday" in str(explanation)
+    with npr_kernels.use_backend("eager"):
+        assert npr_kernels.explain(x).source == "use_backend"
+
+
+def test_refusals_name_the_reason():
+    assert (
+        "on cuda" in cpu.refusal(registry.Call("npr", "cuda", torch.float32, torch.float32, 2, 0)) or extension.FAILURE
+    )
+    reason = cpu.refusal(registry.Call("npr", "cpu", torch.float8_e4m3fn, torch.float32, 2, 0))
+    assert "float8" in reason or extension.FAILURE
+
+
+def run(code: str, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}
+    )
+
+
+def test_importing_is_free_of_side_effects():
+    """No GPU is touched, no compiler started, no Triton loaded."""
+    code = (
+        "import sys, npr_kernels, torch; assert not torch.cuda.is_initialized();"
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'triton' or name == 'torch._inductor']"
+    )
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+
+
+@needs_extension
+@pytest.mark.parametrize("capability", ["portable", "avx2", "avx512", "avx512bf16"])
+def test_every_instruction_set_this_machine_has(capability):
+    """The table of cases once more, in a process that is told to use it."""
+    if capability == cpu_capability():
+        pytest.skip("all other tests run on it")
+    probe = run(
+        "from npr_kernels.info import cpu_capability; print(cpu_capability())", NPR_KERNELS_CPU_CAPABILITY=capability
+    )
+    if probe.returncode:
+        assert "this machine has" in probe.stderr
+        pytest.skip(f"this machine lacks {capability}")
+    assert probe.stdout.strip() == capability
+    tests = "tests/kernels/test_parity.py"
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests, "-k", "cpu and not gradcheck"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "NPR_KERNELS_CPU_CAPABILITY": capability},
+    )
+    assert result.returncode == 0, result.stdout[-2000:]
+
+
+@pytest.mark.parametrize("broken", ["missing", "garbage"])
+def test_a_failed_load_never_breaks_the_import(broken, tmp_path):
+    shutil.copytree(
+        ROOT / "npr_kernels", tmp_path / "npr_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    if broken == "garbage":
+        (tmp_path / "npr_kernels" / "_C.abi3.so").write_bytes(b"this is no library")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import npr_kernels, torch, json;"
+        "npr_kernels.npr(torch.zeros(1, 3, 4, 4)); print(json.dumps(npr_kernels.backends()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    reason = json.loads(result.stdout)["cpu"]
+    assert {"missing": "not built", "garbage": "_C.abi3.so failed to load"}[broken] in reason
+
+
+def test_info_reports_everything():
+    result = subprocess.run(
+        [sys.executable, "-m", "npr_kernels.info", "--json"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    info = json.loads(result.stdout)
+    assert info["torch"] == torch.__version__
+    assert set(info["backends"]) == {"cpu", "eager"}
+    if not extension.FAILURE:
+        assert info["build"]["torch"] and info["build"]["compiler"] and info["cpu_capability"]
+    text = subprocess.run(
+        [sys.executable, "-m", "npr_kernels.info"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert "eager: available" in text.stdout
+
+
+@pytest.mark.parametrize(
+    ("choice", "path", "message"),
+    [
+        ("cuda", "no nvcc", "NPR_KERNELS_BUILD=cuda needs nvcc, and none was found"),
+        ("cpu", "empty", "NPR_KERNELS_BUILD=cpu needs a C++ compiler, and none was found"),
+        ("gpu", "full", "NPR_KERNELS_BUILD must be one of auto, cpu, cuda, none, got 'gpu'"),
+    ],
+)
+def test_build_says_what_it_lacks(choice, path, message, tmp_path):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    (tmp_path / "npr_kernels").mkdir()
+    (tmp_path / "bin").mkdir()
+    if path == "no nvcc":
+        (tmp_path / "bin" / "c++").symlink_to(shutil.which("c++") or sys.executable)
+    environment = {**os.environ, "NPR_KERNELS_BUILD": choice}
+    environment.pop("CXX", None)
+    if path != "full":
+        environment["PATH"] = str(tmp_path / "bin")
+    result = subprocess.run(
+        [sys.executable, "setup.py", "--version"], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert result.returncode != 0
+    assert message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_build_none_compiles_nothing(tmp_path):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(
+        ROOT / "npr_kernels", tmp_path / "npr_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "installed"],
+        check=True,
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "NPR_KERNELS_BUILD": "none"},
+    )
+    code = "import npr_kernels; print(npr_kernels.backends()['cpu'])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path / "installed", check=True
+    )
+    assert "installed without it (NPR_KERNELS_BUILD=none)" in result.stdout
