@@ -107,7 +107,7 @@ def npr_stem(
 
 
 def fold_batch_norm(weight: Tensor, bias: Tensor | None, batch_norm: torch.nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight (O, C, KH, KW) and bias (O,) of the convolution that equals convolution + batch norm in evaluation mode."""
+    """Weight (O, C, KH, KW) and bias (O,) of the convolution that equals conv + batch norm in evaluation mode."""
     if batch_norm.running_mean is None or batch_norm.running_var is None:
         raise ValueError("batch_norm keeps no running statistics (track_running_stats=False); it cannot be folded")
     factor = torch.rsqrt(batch_norm.running_var + batch_norm.eps)

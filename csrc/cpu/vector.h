@@ -54,6 +54,12 @@ struct IntegerOfSize<8> {
   using type = uint64_t;
 };
 
+#if defined(__aarch64__)
+typedef __fp16 Float16;  // the name that every compiler knows there
+#else
+typedef _Float16 Float16;
+#endif
+
 struct BFloat16 {
   uint16_t bits;
 };
@@ -127,6 +133,6 @@ inline void visit_type(Type type, const Visitor& visitor) {
     case Type::kFloat32: return visitor(float{});
     case Type::kFloat64: return visitor(double{});
     case Type::kBFloat16: return visitor(BFloat16{});
-    case Type::kFloat16: return visitor(_Float16{});
+    case Type::kFloat16: return visitor(Float16{});
   }
 }

@@ -1,0 +1,41 @@
+# Everything runs in .venv, made on first use. `make demo` and `make test` are all that a newcomer needs.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
+
+.PHONY: demo test bench lint clean
+
+demo: .venv/installed  ## screen the example images with the bundled checkpoint
+	$(BIN)/npr screen examples --output scores.parquet
+
+test: .venv/tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+bench: .venv/benchmarks
+	$(BIN)/python -m benchmarks.ops --device cpu --json benchmarks/results/cpu-ops.json
+	$(BIN)/python -m benchmarks.model --device cpu --json benchmarks/results/cpu-model.json
+
+lint: .venv/tests
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build *.egg-info npr_kernels/*.so npr_kernels/_build_info.json
+
+# torch comes first: the extension is compiled against the torch that will load it.
+.venv/installed: $(SOURCES)
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(PIP) torch setuptools wheel ninja numpy
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+.venv/tests: .venv/installed
+	$(PIP) --no-build-isolation --editable '.[test]'
+	touch $@
+
+.venv/benchmarks: .venv/tests
+	$(PIP) --no-build-isolation --editable '.[benchmark]'
+	touch $@

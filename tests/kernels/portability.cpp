@@ -1,0 +1,39 @@
+// Runs the stem and the convolution of the chosen kernels on pseudo-random pixels and prints checksums: a way to compare
+// processors, or emulated ones, without torch. Built and run by test_portability.py.
+#include <cstdint>
+#include <cstdio>
+#include <vector>
+
+#include "../../csrc/cpu/kernels.h"
+
+int main() {
+  using namespace npr::cpu;
+  constexpr int64_t kBatch = 2, kChannels = 3, kHeight = 38, kWidth = 50, kOut = 70;
+  uint32_t state = 1;
+  const auto next = [&] { return (state = state * 1664525u + 1013904223u) >> 8; };
+  std::vector<uint8_t> pixels(kBatch * kHeight * kWidth * kChannels);
+  for (auto& pixel : pixels) pixel = static_cast<uint8_t>(next());
+  std::vector<float> weight(kOut * kChannels * 9), bias(kOut), scale(kChannels, 0.01f);
+  for (auto& w : weight) w = static_cast<float>(next() % 2001) / 1000.f - 1.f;
+  for (auto& b : bias) b = static_cast<float>(next() % 2001) / 1000.f - 1.f;
+
+  Task task{};
+  task.convolution = {kOut, kHeight / 2, kWidth / 2, 3, 3, 2, 2, 1, 1};
+  task.x = {pixels.data(), Type::kUInt8, {kHeight * kWidth * kChannels, 1, kWidth * kChannels, kChannels}};
+  task.weight = weight.data();
+  task.bias = bias.data();
+  task.scale = scale.data();
+  for (int64_t anchor : {int64_t{0}, int64_t{3}, npr::kAnchorMean, npr::kAnchorMax}) {
+    task.grid = {kBatch, kChannels, kHeight, kWidth, 2, anchor};
+    for (bool stem : {false, true}) {
+      const int64_t height = stem ? npr::pooled_size(kHeight / 2) : kHeight / 2;
+      const int64_t width = stem ? npr::pooled_size(kWidth / 2) : kWidth / 2;
+      std::vector<float> out(kBatch * height * width * kOut);
+      task.out = {out.data(), Type::kFloat32, {height * width * kOut, 1, width * kOut, kOut}};
+      (stem ? kernels().stem : kernels().conv)(task, 0, kBatch * height);
+      double sum = 0, squares = 0;
+      for (float value : out) sum += value, squares += static_cast<double>(value) * value;
+      std::printf("%s %ld %d %.3f %.3f\n", kernels().name, static_cast<long>(anchor), stem, sum, squares);
+    }
+  }
+}
