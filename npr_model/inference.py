@@ -7,6 +7,8 @@ activations (2 MiB after each block at 256x256) stay in the caches from layer to
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,12 +87,12 @@ class InferenceDetector(nn.Module):
         device = detector.conv1.weight.device
         self.dtype = dtype or default_dtype(device)
         self.micro_batch = torch.get_num_threads() if device.type == "cpu" else None
-        self.conv1 = detector.conv1
+        self.conv1 = copy.deepcopy(detector.conv1)
         weight, bias = fold_batch_norm(detector.conv1.weight.detach(), None, detector.bn1)
         self.register_buffer("stem_weight", weight.to(self.dtype))
         self.register_buffer("stem_bias", bias.detach().to(self.dtype))
-        self.register_buffer("head_weight", detector.fc1.weight.detach().float())
-        self.register_buffer("head_bias", detector.fc1.bias.detach().float())
+        self.register_buffer("head_weight", detector.fc1.weight.detach().float().clone())
+        self.register_buffer("head_bias", detector.fc1.bias.detach().float().clone())
         onednn = device.type == "cpu" and not compile and _onednn_serves(self.dtype)
         blocks = [*detector.layer1, *detector.layer2]
         trunk = nn.Sequential(*(FoldedBottleneck(block, self.dtype, onednn) for block in blocks))

@@ -1,0 +1,173 @@
+"""The detector against the network as its authors wrote it down, and its fast form against itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from npr_model.inference import InferenceDetector, default_dtype
+from npr_model.network import IMAGENET_MEAN, IMAGENET_STD, NPRDetector
+from tests.tolerances import error
+
+
+class AuthorsBottleneck(nn.Module):
+    """ResNet's bottleneck with the names that the authors' checkpoints use."""
+
+    def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, planes * 4, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(planes * 4)
+        self.downsample = downsample
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        return F.relu(self.bn3(self.conv3(out)) + (x if self.downsample is None else self.downsample(x)))
+
+
+class AuthorsNetwork(nn.Module):
+    """Normalised float images only; NPR by scaling down and up again; every layer on its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.layer1 = self.make_layer(64, 64, 3, 1)
+        self.layer2 = self.make_layer(256, 128, 4, 2)
+        self.fc1 = nn.Linear(512, 1)
+
+    @staticmethod
+    def make_layer(inplanes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+        downsample = nn.Sequential(nn.Conv2d(inplanes, planes * 4, 1, stride, bias=False), nn.BatchNorm2d(planes * 4))
+        first = AuthorsBottleneck(inplanes, planes, stride, downsample)
+        return nn.Sequential(first, *(AuthorsBottleneck(planes * 4, planes) for _ in range(blocks - 1)))
+
+    def forward(self, x):
+        x = x[..., : x.shape[2] // 2 * 2, : x.shape[3] // 2 * 2]
+        npr = x - F.interpolate(F.interpolate(x, scale_factor=0.5, mode="nearest"), scale_factor=2.0, mode="nearest")
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(npr * 2.0 / 3.0))), 3, 2, 1)
+        return self.fc1(F.adaptive_avg_pool2d(self.layer2(self.layer1(x)), (1, 1)).flatten(1))
+
+
+def with_lively_statistics(network: nn.Module) -> nn.Module:
+    """Batch norms as after training: a fresh one changes nothing, which would hide mistakes."""
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.5, 2)
+    return network.eval()
+
+
+def images(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Raw pixels and the same normalised."""
+    raw = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return raw, (raw / 255 - torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)) / torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def authors():
+    return with_lively_statistics(AuthorsNetwork())
+
+
+@pytest.fixture(scope="module")
+def detector(authors):
+    detector = NPRDetector()
+    detector.load_state_dict(authors.state_dict(), strict=True)
+    return detector.eval()
+
+
+def test_number_of_parameters(authors, detector):
+    assert sum(p.numel() for p in detector.parameters()) == 1_437_761
+    assert list(detector.state_dict()) == list(authors.state_dict())
+
+
+@pytest.mark.parametrize("size", [(256, 256), (224, 224), (97, 130), (33, 2), (2, 2)])
+def test_logits_equal_the_authors(authors, detector, size):
+    raw, normalised = images(2, 3, *size)
+    with torch.no_grad():
+        expected = authors(normalised)
+        assert (detector(normalised) - expected).abs().max() < 1e-5
+        assert (detector(raw) - expected).abs().max() < 1e-5
+        assert (detector(raw.contiguous(memory_format=torch.channels_last)) - expected).abs().max() < 1e-5
+
+
+def test_training_step_equals_the_authors():
+    """In float64: small batches make gradients through batch norms too rough to compare in float32."""
+    authors = AuthorsNetwork().double()
+    detector = NPRDetector().double()
+    detector.load_state_dict(authors.state_dict())
+    x = torch.randn(3, 3, 64, 64, dtype=torch.float64)
+    for network in (authors, detector):
+        F.binary_cross_entropy_with_logits(network(x), torch.tensor([[0.0], [1.0], [1.0]]).double()).backward()
+    for (name, expected), found in zip(authors.named_parameters(), detector.parameters(), strict=True):
+        assert error(found.grad, expected.grad) < 1e-9, name
+    assert error(detector.bn1.running_var, authors.bn1.running_var) < 1e-12
+
+
+@pytest.mark.parametrize("size", [(256, 256), (97, 130), (2, 2)])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_inference_in_float32(detector, size, batch):
+    raw, normalised = images(batch, 3, *size)
+    fast = detector.for_inference(torch.float32)
+    with torch.no_grad():
+        expected = detector(raw)
+    for x in (raw, normalised, raw.contiguous(memory_format=torch.channels_last)):
+        logits = fast(x)
+        assert logits.shape == (batch, 1) and logits.dtype == torch.float32
+        assert (logits - expected).abs().max() < 1e-4
+
+
+def test_inference_in_bfloat16_is_as_good_as_eager_bfloat16(detector):
+    raw, normalised = images(8, 3, 128, 128)
+    with torch.no_grad():
+        truth = detector(raw)
+        eager = NPRDetector(backend="eager").eval()
+        eager.load_state_dict(detector.state_dict())
+        limit = 2 * (eager.bfloat16()(normalised.bfloat16()).float() - truth).abs().max()
+    assert (detector.for_inference(torch.bfloat16)(raw) - truth).abs().max() <= limit
+
+
+def test_inference_is_frozen(detector):
+    fast = detector.for_inference()
+    assert fast.dtype == default_dtype(torch.device("cpu"))
+    raw, _ = images(1, 3, 32, 32)
+    before = fast(raw)
+    with torch.no_grad():
+        detector.fc1.bias.add_(1)
+        detector.conv1.weight.mul_(2)
+    after = fast(raw)
+    with torch.no_grad():
+        detector.fc1.bias.sub_(1)
+        detector.conv1.weight.mul_(0.5)
+    assert torch.equal(before, after) and not after.requires_grad
+
+
+def test_inference_of_an_empty_batch(detector):
+    assert InferenceDetector(detector)(torch.zeros(0, 3, 32, 32, dtype=torch.uint8)).shape == (0, 1)
+
+
+def test_compiled_inference(detector):
+    """torch.compile as a choice; the real compiler on a small image."""
+    raw, _ = images(2, 3, 32, 32)
+    compiled = detector.for_inference(torch.float32, compile=True)
+    assert (compiled(raw) - detector.for_inference(torch.float32)(raw)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("grid_size", "anchor"), [(3, 4), (2, "mean"), (2, "max")])
+def test_variants_of_table_7(grid_size, anchor):
+    detector = with_lively_statistics(NPRDetector(grid_size=grid_size, anchor=anchor))
+    raw, normalised = images(2, 3, 48, 48)
+    assert (detector.grid_size, detector.anchor) == (grid_size, anchor)
+    with torch.no_grad():
+        expected = detector(normalised)
+        assert (detector(raw) - expected).abs().max() < 1e-4
+    assert (detector.for_inference(torch.float32)(raw) - expected).abs().max() < 1e-4
