@@ -83,7 +83,7 @@ def extension(sources: list[Path]) -> dict:
     module = CppExtension(
         "npr_kernels._C",
         [path.relative_to(ROOT).as_posix() for path in sources],
-        extra_compile_args={"cxx": [*flags, f"-DTORCH_TARGET_VERSION={TARGET_TORCH}", "-DPy_LIMITED_API=0x030a0000"]},
+        extra_compile_args={"cxx": [*flags, f"-DTORCH_TARGET_VERSION={TARGET_TORCH}"]},
         py_limited_api=True,
     )
     return {

@@ -162,9 +162,10 @@ class Stem {
     T* above = above_ + chunk * width_ * kChunk;
     Vector<T> left[kChannelVectors], left_lower[kChannelVectors];  // the column to the left: both rows, lower row
     for (int v = 0; v < kChannelVectors; ++v) left[v] = left_lower[v] = lowest;
-    alignas(kVectorBytes) T pooled[kChunk];
+    D partial[kChunk];
 
     for (int64_t x = 0; x < width_; ++x, above += kChunk) {
+      D* const pooled = out && channels == kChunk ? out + x * task_.out.stride[3] + chunk * kChunk : partial;
       Block<Element, 2, 2> block;
       block.compute(taps_, taps_.weights(chunk), row_sets, 2 * x * step, step);
       const bool has_right = 2 * x + 1 < convolution_.out_width;
@@ -183,17 +184,10 @@ class Stem {
         left[v] = right;
         left_lower[v] = sum[1][1][v];
         best += load(taps_.bias(chunk) + v * kLanes<T>);
-        best = best < Vector<T>{} ? Vector<T>{} : best;
-        *reinterpret_cast<Vector<T>*>(pooled + v * kLanes<T>) = best;
+        store_narrow<D, T>(pooled + v * kLanes<T>, Vector<T>{} > best ? Vector<T>{} : best);  // ReLU; NaN stays
       }
-      if (out) {
-        D* target = out + x * task_.out.stride[3] + chunk * kChunk;
-        if (channels == kChunk) {
-          for (int64_t c = 0; c < kChunk; ++c) target[c] = narrow<D>(pooled[c]);
-        } else {
-          for (int64_t c = 0; c < channels; ++c) target[c] = narrow<D>(pooled[c]);
-        }
-      }
+      if (out && channels < kChunk)
+        __builtin_memcpy(out + x * task_.out.stride[3] + chunk * kChunk, pooled, static_cast<size_t>(channels) * sizeof(D));
     }
   }
 

@@ -103,6 +103,17 @@ inline D narrow(T value) {
   }
 }
 
+template <typename D, typename T>
+inline void store_narrow(D* out, Vector<T> v) {
+  for (int64_t lane = 0; lane < kLanes<T>; ++lane) out[lane] = narrow<D>(static_cast<T>(v[lane]));
+}
+#ifdef NPR_HAS_BFLOAT16_DOT
+template <>
+inline void store_narrow<BFloat16, float>(BFloat16* out, Vector<float> v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+}
+#endif
+
 // Zeroed memory of one thread for one call, aligned for vectors, with a vector's length to spare behind the end.
 template <typename T>
 class Buffer {
