@@ -25,16 +25,16 @@ SIZE = 320
 PHOTOGRAPHS = {
     "npm-paper-kit-2/antoine-barres.jpg": "taef2/autoencoder",
     "npm-paper-kit-2/bruno-abatti.jpg": "waifu2x/cunet",
-    "npm-paper-kit-2/daniel-olahh.jpg": "span/x2-ch48",
+    "npm-paper-kit-2/daniel-olahh.jpg": "waifu2x/cunet",
     "npm-paper-kit-2/daniel-olahs.jpg": "taef2/autoencoder",
     "npm-paper-kit-2/fabio-mangione.jpg": "realesr-animevideov3/x2",
     "npm-paper-kit-2/federico-beccari.jpg": "waifu2x/upconv_7_photo",
     "npm-paper-kit-2/ilya-yakover.jpg": "taef2/autoencoder",
-    "npm-paper-kit-2/joshua-stannard.jpg": "span/ClearReality4x",
+    "npm-paper-kit-2/joshua-stannard.jpg": "realcugan/up2x",
     "npm-paper-kit-2/login-image.jpg": "realcugan/up2x",
     "npm-paper-kit-2/soroush-karimi.jpg": "taef2/autoencoder",
     "npm-paper-kit-2/uriel-soberanes.jpg": "realesr-animevideov3/x4",
-    "npm-startbootstrap-creative/bg-masthead.jpg": "span/4xSPANkendata",
+    "npm-startbootstrap-creative/bg-masthead.jpg": "realesrgan/x4plus-anime",
 }
 
 

@@ -8,8 +8,8 @@ DIR/crops.csv with the origin of every crop. What keeps a detector from learning
 - both classes come from the same crops, so scenes, cameras and scales agree;
 - two crops in three are scaled down from a larger piece first, by five kernels, so that a history of JPEG, which fakes
   lose and photographs keep, does not mark a photograph;
-- some photographs are enlarged by classical kernels, sharpened or grained, and the fakes' inputs are too, so that
-  "was resized" or "is sharp" does not mark a fake;
+- one crop in five is enlarged by classical kernels before it becomes a real image or a fake, and both are sharpened,
+  grained or smoothed equally often at the end, so that "was resized" or "is sharp" marks neither;
 - validation is split off by photograph, never by crop, and the photographs of examples/ are in neither part.
 """
 
@@ -58,15 +58,13 @@ all_generators = functools.cache(generators.generators)
 def find_photographs(folder: Path) -> list[Path]:
     suffixes = {".jpg", ".jpeg", ".png"}
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    photographs = [path for path in found if path.relative_to(folder).as_posix() not in HELD_OUT]
-    if not photographs:
-        sys.exit(f"{folder}: there are no photographs (.jpg, .png) in this folder")
-    return photographs
+    return [path for path in found if path.relative_to(folder).as_posix() not in HELD_OUT]
 
 
 def is_validation(photograph: Path) -> bool:
     """Decided by the file's name alone, so that it never changes with the number of crops or the seed."""
-    return int(hashlib.sha256(photograph.name.encode()).hexdigest(), 16) % 1000 < 1000 * VALIDATION_SHARE
+    scene = photograph.stem.removesuffix("-square")  # the same photograph in another shape
+    return int(hashlib.sha256(scene.encode()).hexdigest(), 16) % 1000 < 1000 * VALIDATION_SHARE
 
 
 def base_crop(photograph: Path, rng: random.Random) -> tuple[Image.Image, float]:
@@ -108,12 +106,11 @@ def make_pair(task: tuple[int, Path], photographs: Path, taef2: Path, output: Pa
     rng = random.Random(f"{seed}-{number}")
     name = rng.choices(list(SHARES), list(SHARES.values()))[0]
     crop, factor = base_crop(photograph, rng)
-    crop = retouch(crop, rng)
-    real = enlarge(crop, rng) if rng.random() < 0.2 else crop
+    if rng.random() < 0.2:
+        crop = enlarge(crop, rng)
     noise = np.random.default_rng(rng.getrandbits(32))
     fake = Image.fromarray(generators.recreate(all_generators(taef2)[name], np.array(crop), noise))
-    if rng.random() < 0.1:
-        fake = retouch(fake, rng)
+    real, fake = retouch(crop, rng), retouch(fake, rng)
     part = "validation" if is_validation(photograph) else "train"
     for image, label in ((real, "0_real"), (fake, "1_fake")):
         path = output / part / name.replace("/", "-") / label / f"{number:05d}.png"
@@ -128,16 +125,21 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="folder of real photographs")
     parser.add_argument("--taef2", type=Path, required=True, help="folder with taef2_encoder.pth and taef2_decoder.pth")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--crops", type=int, default=3000)
+    parser.add_argument("--crops", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
 
     photographs = find_photographs(arguments.photos)
-    try:
-        generators.check_packages()
+    if not photographs:
+        parser.error(f"{arguments.photos}: there are no photographs (.jpg, .png) in this folder")
+    try:  # each once, so that a missing package or weight is said now, not by a worker
+        for name in SHARES:
+            generators.recreate(
+                all_generators(arguments.taef2)[name], np.zeros((64, 64, 3), np.uint8), np.random.default_rng()
+            )
     except generators.GeneratorError as error:
-        sys.exit(str(error))
+        parser.error(str(error))
     # Large photographs give more crops, but no more than eight times a small one.
     weights = [min(8.0, max(1.0, min(Image.open(path).size) / SIZE)) for path in photographs]
     chosen = random.Random(arguments.seed).choices(photographs, weights, k=arguments.crops)
