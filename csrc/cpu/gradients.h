@@ -82,12 +82,12 @@ void npr_backward_rows(const Task& task, int64_t begin, int64_t end) {
   }
 }
 
-// Every output pixel adds (patch) x (gradient): six taps times a chunk of channels stay in registers along a row, then
+// Every output pixel adds (patch) x (gradient): a few taps times a chunk of channels stay in registers along a row, then
 // go to the sum in double, so that long sums of float lose nothing.
 template <typename T>
 void conv_grad_weight_rows(const Task& task, int64_t begin, int64_t end, double* sum) {
   constexpr int64_t kChunk = kChannelVectors * kLanes<T>;
-  constexpr int kTaps = 24 / kChannelVectors < kMaxTaps ? 24 / kChannelVectors : kMaxTaps;
+  constexpr int kTaps = kGradientTaps;
   const Convolution& convolution = task.convolution;
   const int64_t channels = task.grid.channels, out_channels = convolution.out_channels;
   const int64_t chunks = (out_channels + kChunk - 1) / kChunk, step = convolution.stride_width * channels;

@@ -1,10 +1,39 @@
-// The kernels of one instruction set. An instruction-set file sets the compiler's target and the constants below in a
-// namespace of its own, then includes this. No header of the standard library may come in here: its inline functions
-// would be compiled for that target, and the linker might hand them to a machine that lacks it.
+// Compiles all kernels for one instruction set, in a namespace of its own. An instruction-set file defines, then
+// includes this:
 //
-//   kVectorBytes      size of a vector register
-//   kChannelVectors   vectors of output channels that one block computes
-//   kMaxTaps          taps of the weight gradient held in registers
+//   NPR_INSTRUCTION_SET    its name
+//   NPR_TARGET             the compiler's names of its features; not defined for what the compiler targets anyhow
+//   NPR_VECTOR_BYTES       size of a vector register
+//   NPR_CHANNEL_VECTORS    vectors of output channels that one block computes
+//   NPR_GRADIENT_TAPS      taps of the weight gradient held in registers
+//   NPR_HAS_BFLOAT16_DOT   if it has dot products of bfloat16 pairs
+//
+// Nothing of the standard library may be included below the target: its inline functions would be compiled for it, and
+// the linker might hand them to a machine that lacks it.
+#include <stdlib.h>
+
+#include "kernels.h"
+
+#if defined(NPR_TARGET)
+#include <immintrin.h>
+#define NPR_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define NPR_PUSH_TARGET(names) \
+  NPR_PRAGMA(clang attribute push(__attribute__((target(names))), apply_to = function))
+#define NPR_POP_TARGET _Pragma("clang attribute pop")
+#else
+#define NPR_PUSH_TARGET(names) _Pragma("GCC push_options") NPR_PRAGMA(GCC target(names))
+#define NPR_POP_TARGET _Pragma("GCC pop_options")
+#endif
+NPR_PUSH_TARGET(NPR_TARGET)
+#endif
+
+namespace npr::cpu::NPR_INSTRUCTION_SET {
+namespace {
+
+constexpr int kVectorBytes = NPR_VECTOR_BYTES;
+constexpr int kChannelVectors = NPR_CHANNEL_VECTORS;
+constexpr int kGradientTaps = NPR_GRADIENT_TAPS;
 
 #include "vector.h"
 #include "arithmetic.h"
@@ -49,5 +78,16 @@ inline void stem_any(const Task& task, int64_t begin, int64_t end) {
   task.in_double ? stem_rows<double>(task, begin, end) : stem_rows<float>(task, begin, end);
 }
 
-#define NPR_KERNELS_OF(name) \
-  Kernels { name, npr_any, npr_backward_any, conv_grad_input_any, conv_any, conv_grad_weight_any, stem_any }
+}  // namespace
+
+#define NPR_STRING_OF(name) #name
+#define NPR_STRING(name) NPR_STRING_OF(name)
+extern const Kernels table;
+const Kernels table = {NPR_STRING(NPR_INSTRUCTION_SET), npr_any, npr_backward_any, conv_grad_input_any,
+                       conv_any, conv_grad_weight_any, stem_any};
+
+}  // namespace npr::cpu::NPR_INSTRUCTION_SET
+
+#if defined(NPR_TARGET)
+NPR_POP_TARGET
+#endif

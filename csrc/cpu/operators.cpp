@@ -43,26 +43,6 @@ Tensor new_tensor(const Tensor& like, const Ints& shape, ScalarType dtype, Memor
   return torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt, format);
 }
 
-// One factor per channel, in the type computed in.
-class Scale {
- public:
-  Scale(const std::vector<double>& factors, const Grid& grid) {
-    STD_TORCH_CHECK(factors.size() == 1 || static_cast<int64_t>(factors.size()) == grid.channels,
-                    "scale must be one factor or one per channel");
-    for (int64_t c = 0; c < grid.channels; ++c) {
-      doubles_.push_back(factors[factors.size() == 1 ? 0 : static_cast<size_t>(c)]);
-      floats_.push_back(static_cast<float>(doubles_.back()));
-    }
-  }
-  const void* data(bool in_double) const {
-    return in_double ? static_cast<const void*>(doubles_.data()) : static_cast<const void*>(floats_.data());
-  }
-
- private:
-  std::vector<double> doubles_;
-  std::vector<float> floats_;
-};
-
 void check_parameters(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   const ScalarType type = weight.scalar_type();
   STD_TORCH_CHECK(weight.dim() == 4 && weight.is_cpu() && weight.is_contiguous(), "weight must be (O, C, KH, KW), contiguous");
@@ -71,6 +51,55 @@ void check_parameters(const Tensor& x, const Tensor& weight, const std::optional
   if (!bias) return;
   check_shape("bias", *bias, {weight.size(0)});
   STD_TORCH_CHECK(bias->is_cpu() && bias->is_contiguous() && bias->scalar_type() == type, "bias must be as weight, contiguous");
+}
+
+// A call of a convolution: its task, and the memory that the task points to.
+struct ConvolutionCall {
+  Task task{};
+  std::vector<double> scale;  // one factor per channel
+  std::vector<float> scale_in_float;
+};
+
+ConvolutionCall prepare(const Tensor& x, int64_t out_channels, int64_t kernel_height, int64_t kernel_width, bool in_double,
+                        const Ints& stride, const Ints& padding, int64_t grid_size, int64_t anchor,
+                        const std::vector<double>& factors) {
+  ConvolutionCall call;
+  Task& task = call.task;
+  task.grid = check_grid(x, grid_size, anchor);
+  task.convolution = check_convolution(task.grid, out_channels, kernel_height, kernel_width, stride, padding);
+  task.in_double = in_double;
+  task.x = image("x", x);
+  STD_TORCH_CHECK(factors.size() == 1 || static_cast<int64_t>(factors.size()) == task.grid.channels,
+                  "scale must be one factor or one per channel");
+  for (int64_t c = 0; c < task.grid.channels; ++c) {
+    call.scale.push_back(factors[factors.size() == 1 ? 0 : static_cast<size_t>(c)]);
+    call.scale_in_float.push_back(static_cast<float>(call.scale.back()));
+  }
+  task.scale = in_double ? static_cast<const void*>(call.scale.data()) : call.scale_in_float.data();
+  return call;
+}
+
+ConvolutionCall prepare(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
+                        const Ints& padding, int64_t grid_size, int64_t anchor, const std::vector<double>& factors) {
+  STD_TORCH_CHECK(x.dim() == 4, "x must have the shape (N, C, H, W), got ", x.dim(), " dimensions");
+  check_parameters(x, weight, bias);
+  ConvolutionCall call = prepare(x, weight.size(0), weight.size(2), weight.size(3),
+                                 weight.scalar_type() == ScalarType::Double, stride, padding, grid_size, anchor, factors);
+  call.task.weight = weight.const_data_ptr();
+  call.task.bias = bias ? bias->const_data_ptr() : nullptr;
+  return call;
+}
+
+void check_gradient(const Tensor& grad, const Task& task) {
+  const Convolution& convolution = task.convolution;
+  check_shape("grad", grad, {task.grid.batch, convolution.out_channels, convolution.out_height, convolution.out_width});
+}
+
+// A tensor for the gradient to x, with zeros where pixels were trimmed.
+Tensor new_gradient(const Tensor& x, const Grid& grid) {
+  Tensor out = new_tensor(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, x.scalar_type());
+  if (grid.height != x.size(2) || grid.width != x.size(3)) torch::stable::zero_(out);
+  return out;
 }
 
 // Rows below this number are not worth a second thread.
@@ -98,8 +127,7 @@ Tensor npr(const Tensor& x, int64_t grid_size, int64_t anchor) {
 Tensor npr_backward(const Tensor& grad, const Tensor& x, int64_t grid_size, int64_t anchor) {
   const Grid grid = check_grid(x, grid_size, anchor);
   check_shape("grad", grad, {grid.batch, grid.channels, grid.height, grid.width});
-  Tensor out = new_tensor(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, x.scalar_type());
-  if (grid.height != x.size(2) || grid.width != x.size(3)) torch::stable::zero_(out);  // what was trimmed
+  Tensor out = new_gradient(x, grid);
   Task task{};
   task.grid = grid;
   task.in_double = x.scalar_type() == ScalarType::Double;
@@ -113,85 +141,61 @@ Tensor npr_backward(const Tensor& grad, const Tensor& x, int64_t grid_size, int6
 Tensor npr_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
                   const Ints& padding, int64_t grid_size, int64_t anchor, const std::vector<double>& factors,
                   ScalarType dtype, bool channels_last) {
-  const Grid grid = check_grid(x, grid_size, anchor);
-  check_parameters(x, weight, bias);
-  const Convolution convolution = check_convolution(grid, weight.size(0), weight.size(2), weight.size(3), stride, padding);
-  const Scale scale(factors, grid);
-  Tensor out = new_tensor(x, {grid.batch, convolution.out_channels, convolution.out_height, convolution.out_width}, dtype,
+  ConvolutionCall call = prepare(x, weight, bias, stride, padding, grid_size, anchor, factors);
+  const Convolution& convolution = call.task.convolution;
+  Tensor out = new_tensor(x, {x.size(0), convolution.out_channels, convolution.out_height, convolution.out_width}, dtype,
                           channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-  Task task{};
-  task.grid = grid;
-  task.convolution = convolution;
-  task.in_double = weight.scalar_type() == ScalarType::Double;
-  task.x = image("x", x);
-  task.out = mutable_image(out);
-  task.weight = weight.const_data_ptr();
-  task.bias = bias ? bias->const_data_ptr() : nullptr;
-  task.scale = scale.data(task.in_double);
-  for_rows(grid.batch * convolution.out_height, kernels().conv, task);
+  call.task.out = mutable_image(out);
+  for_rows(x.size(0) * convolution.out_height, kernels().conv, call.task);
   return out;
 }
 
 Tensor npr_stem(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
                 const Ints& padding, int64_t grid_size, int64_t anchor, const std::vector<double>& factors,
                 ScalarType dtype) {
-  const Grid grid = check_grid(x, grid_size, anchor);
-  check_parameters(x, weight, bias);
-  const Convolution convolution = check_convolution(grid, weight.size(0), weight.size(2), weight.size(3), stride, padding);
-  const Scale scale(factors, grid);
-  const int64_t height = pooled_size(convolution.out_height), width = pooled_size(convolution.out_width);
-  Tensor out = new_tensor(x, {grid.batch, convolution.out_channels, height, width}, dtype, MemoryFormat::ChannelsLast);
-  Task task{};
-  task.grid = grid;
-  task.convolution = convolution;
-  task.in_double = weight.scalar_type() == ScalarType::Double;
-  task.x = image("x", x);
-  task.out = mutable_image(out);
-  task.weight = weight.const_data_ptr();
-  task.bias = bias ? bias->const_data_ptr() : nullptr;
-  task.scale = scale.data(task.in_double);
-  for_rows(grid.batch * height, kernels().stem, task);
+  ConvolutionCall call = prepare(x, weight, bias, stride, padding, grid_size, anchor, factors);
+  const int64_t height = pooled_size(call.task.convolution.out_height);
+  const int64_t width = pooled_size(call.task.convolution.out_width);
+  Tensor out = new_tensor(x, {x.size(0), weight.size(0), height, width}, dtype, MemoryFormat::ChannelsLast);
+  call.task.out = mutable_image(out);
+  for_rows(x.size(0) * height, kernels().stem, call.task);
   return out;
 }
 
 Tensor npr_conv2d_grad_weight(const Tensor& grad, const Tensor& x, const Ints& kernel, const Ints& stride,
                               const Ints& padding, int64_t grid_size, int64_t anchor, const std::vector<double>& factors) {
   STD_TORCH_CHECK(kernel.size() == 2 && grad.dim() == 4, "kernel must be two numbers and grad (N, O, H_out, W_out)");
-  const Grid grid = check_grid(x, grid_size, anchor);
-  const Convolution convolution = check_convolution(grid, grad.size(1), kernel[0], kernel[1], stride, padding);
-  check_shape("grad", grad, {grid.batch, convolution.out_channels, convolution.out_height, convolution.out_width});
-  const Scale scale(factors, grid);
-  Task task{};
-  task.grid = grid;
-  task.convolution = convolution;
-  task.in_double = grad.scalar_type() == ScalarType::Double;
-  task.x = image("x", x);
-  task.grad = image("grad", grad);
+  ConvolutionCall call = prepare(x, grad.size(1), kernel[0], kernel[1], grad.scalar_type() == ScalarType::Double, stride,
+                                 padding, grid_size, anchor, factors);
+  check_gradient(grad, call.task);
+  call.task.grad = image("grad", grad);
 
   // Every thread sums its own rows; the sums are then added in order, so a result repeats for a number of threads.
-  const int64_t rows = grid.batch * convolution.out_height, taps = grid.channels * kernel[0] * kernel[1];
+  const int64_t rows = x.size(0) * call.task.convolution.out_height;
+  const int64_t channels = x.size(1), out_channels = grad.size(1), taps = kernel[0] * kernel[1];
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), rows / kGrain));
-  std::vector<double> sums(static_cast<size_t>(parts * taps * convolution.out_channels));
+  std::vector<double> sums(static_cast<size_t>(parts * taps * channels * out_channels));
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part)
-      kernels().conv_grad_weight(task, rows * part / parts, rows * (part + 1) / parts,
-                                 sums.data() + part * taps * convolution.out_channels);
+      kernels().conv_grad_weight(call.task, rows * part / parts, rows * (part + 1) / parts,
+                                 sums.data() + part * taps * channels * out_channels);
   });
 
-  Tensor out = new_tensor(x, {convolution.out_channels, grid.channels, kernel[0], kernel[1]},
-                          task.in_double ? ScalarType::Double : ScalarType::Float);
-  for (int64_t o = 0; o < convolution.out_channels; ++o)
-    for (int64_t c = 0; c < grid.channels; ++c)
-      for (int64_t k = 0; k < kernel[0] * kernel[1]; ++k) {
+  Tensor out = new_tensor(x, {out_channels, channels, kernel[0], kernel[1]},
+                          call.task.in_double ? ScalarType::Double : ScalarType::Float);
+  void* const data = out.mutable_data_ptr();
+  for (int64_t o = 0; o < out_channels; ++o)
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t k = 0; k < taps; ++k) {
         double sum = 0;
         for (int64_t part = 0; part < parts; ++part)
-          sum += sums[static_cast<size_t>(((part * kernel[0] * kernel[1] + k) * grid.channels + c) * convolution.out_channels + o)];
-        sum *= factors[factors.size() == 1 ? 0 : static_cast<size_t>(c)];
-        const int64_t index = (o * grid.channels + c) * kernel[0] * kernel[1] + k;
-        if (task.in_double) {
-          static_cast<double*>(out.mutable_data_ptr())[index] = sum;
+          sum += sums[static_cast<size_t>(((part * taps + k) * channels + c) * out_channels + o)];
+        sum *= call.scale[static_cast<size_t>(c)];
+        const int64_t index = (o * channels + c) * taps + k;
+        if (call.task.in_double) {
+          static_cast<double*>(data)[index] = sum;
         } else {
-          static_cast<float*>(out.mutable_data_ptr())[index] = static_cast<float>(sum);
+          static_cast<float*>(data)[index] = static_cast<float>(sum);
         }
       }
   return out;
@@ -199,23 +203,12 @@ Tensor npr_conv2d_grad_weight(const Tensor& grad, const Tensor& x, const Ints& k
 
 Tensor npr_conv2d_grad_input(const Tensor& grad, const Tensor& x, const Tensor& weight, const Ints& stride,
                              const Ints& padding, int64_t grid_size, int64_t anchor, const std::vector<double>& factors) {
-  const Grid grid = check_grid(x, grid_size, anchor);
-  check_parameters(x, weight, std::nullopt);
-  const Convolution convolution = check_convolution(grid, weight.size(0), weight.size(2), weight.size(3), stride, padding);
-  check_shape("grad", grad, {grid.batch, convolution.out_channels, convolution.out_height, convolution.out_width});
-  const Scale scale(factors, grid);
-  Tensor out = new_tensor(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, x.scalar_type());
-  if (grid.height != x.size(2) || grid.width != x.size(3)) torch::stable::zero_(out);  // what was trimmed
-  Task task{};
-  task.grid = grid;
-  task.convolution = convolution;
-  task.in_double = weight.scalar_type() == ScalarType::Double;
-  task.x = image("x", x);
-  task.grad = image("grad", grad);
-  task.out = mutable_image(out);
-  task.weight = weight.const_data_ptr();
-  task.scale = scale.data(task.in_double);
-  for_rows(grid.batch * grid.cell_rows(), kernels().conv_grad_input, task);
+  ConvolutionCall call = prepare(x, weight, std::nullopt, stride, padding, grid_size, anchor, factors);
+  check_gradient(grad, call.task);
+  Tensor out = new_gradient(x, call.task.grid);
+  call.task.grad = image("grad", grad);
+  call.task.out = mutable_image(out);
+  for_rows(x.size(0) * call.task.grid.cell_rows(), kernels().conv_grad_input, call.task);
   return out;
 }
 

@@ -1,5 +1,5 @@
 // Fixed-width vectors (the compilers' vector extensions, so one source serves every instruction set) and conversions.
-// Included by the instruction-set files only, inside their own namespace.
+// Included by instruction_set.h only, inside the namespace of one instruction set.
 
 template <typename T>
 struct VectorOf {
