@@ -1,0 +1,262 @@
+"""Checkpoints: safetensors with metadata, weights-only .pth files, and the bundled ones by name.
+
+Files come from outside and are not trusted: nothing in them is executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from npr_model.errors import InputError, reason
+from npr_model.files import natural_key, replacing
+from npr_model.images import View
+from npr_model.network import IMAGENET_STD, NPRDetector
+
+FORMAT_VERSION = 1
+VERDICTS = ("real", "generated", "uncertain")
+WEIGHTS = Path(__file__).parent / "weights"
+
+_HEADER_KEY = "npr_model"  # the one key of the safetensors header that is ours; its value is JSON
+_NAMED = 3  # offenders that an error message names
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is missing, damaged, unsafe or not of this network."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a logit becomes a verdict: generated above ``threshold``, but uncertain from ``low`` to ``high``."""
+
+    threshold: float = 0.0
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        low, high = self.band
+        if not all(map(math.isfinite, (low, self.threshold, high))) or not low <= self.threshold <= high:
+            raise ValueError(f"need finite low <= threshold <= high, got {low}, {self.threshold}, {high}")
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """The uncertain logits, (low, high); empty where they are not given."""
+        return (
+            self.threshold if self.low is None else float(self.low),
+            self.threshold if self.high is None else float(self.high),
+        )
+
+    def verdict(self, logit: float) -> str:
+        """One of VERDICTS."""
+        low, high = self.band
+        if low < high and low <= logit <= high:
+            return "uncertain"
+        return "generated" if logit > self.threshold else "real"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a checkpoint says of itself. A .pth file says nothing and gets these defaults, the authors' network."""
+
+    name: str = ""
+    grid_size: int = 2
+    anchor: int | str = 0
+    scale: float = 2 / 3
+    pixel_std: tuple[float, ...] = IMAGENET_STD
+    view: View = field(default_factory=lambda: View("native"))
+    decoder: str = ""
+    classes: tuple[str, str] = ("real", "generated")
+    training_data: str = ""
+    calibration: Calibration | None = None
+    licence: str = ""
+
+    def to_json(self) -> str:
+        """One JSON object: format_version, architecture, and the other fields."""
+        values = dataclasses.asdict(self) | {"view": str(self.view)}
+        architecture = {name: values.pop(name) for name in ("grid_size", "anchor", "scale", "pixel_std")}
+        return json.dumps({"format_version": FORMAT_VERSION, "architecture": architecture} | values)
+
+    @classmethod
+    def from_json(cls, text: str) -> Metadata:
+        """Inverse of :meth:`to_json`; unknown keys are ignored. Raises ValueError, TypeError or KeyError."""
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+        version = values["format_version"]
+        if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+            raise ValueError(f"format version {version!r}, but this program reads up to {FORMAT_VERSION}")
+        values |= values["architecture"]
+        known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
+        if "pixel_std" in known:
+            known["pixel_std"] = tuple(map(float, known["pixel_std"]))
+        if "view" in known:
+            known["view"] = View.parse(known["view"])
+        if "classes" in known:
+            known["classes"] = tuple(known["classes"])
+        if known.get("calibration") is not None:
+            known["calibration"] = Calibration(**known["calibration"])
+        return cls(**known)
+
+    def network(self, backend: str | None = None) -> NPRDetector:
+        """A freshly initialised network of this architecture."""
+        return NPRDetector(
+            grid_size=self.grid_size,
+            anchor=self.anchor,
+            scale=self.scale,
+            pixel_std=self.pixel_std,
+            backend=backend,
+        )
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """``model`` is in evaluation mode on the CPU; ``sha256`` is that of the whole file, in hex."""
+
+    model: NPRDetector
+    metadata: Metadata
+    sha256: str
+    path: Path
+
+    @property
+    def model_id(self) -> str:
+        """What result rows call this checkpoint: name (or file name) and the first 12 digits of its sha256."""
+        return f"{self.metadata.name or self.path.stem}@{self.sha256[:12]}"
+
+
+def available() -> list[str]:
+    """Names of the bundled checkpoints."""
+    return sorted((path.stem for path in WEIGHTS.glob("*.safetensors")), key=natural_key)
+
+
+def find(name_or_path: str | os.PathLike) -> Path:
+    """The file of a bundled checkpoint, or of a path. Raises CheckpointError, listing what there is."""
+    path = Path(name_or_path)
+    if path.is_dir():
+        raise CheckpointError(f"checkpoint {path} is a folder, not a .safetensors or .pth file")
+    if path.is_file():
+        return path
+    text = os.fspath(name_or_path)
+    bundled = WEIGHTS / f"{text}.safetensors"
+    if path.name == text and bundled.is_file():
+        return bundled
+    if path.name == text and not path.suffix:
+        names = ", ".join(available()) or "none"
+        raise CheckpointError(f"there is no checkpoint {text!r}; bundled: {names}; or give the path of a file")
+    raise CheckpointError(f"checkpoint {text} does not exist")
+
+
+def load(name_or_path: str | os.PathLike, *, backend: str | None = None) -> LoadedCheckpoint:
+    """Read "preview" (or another bundled name), a .safetensors file, or a .pth file of the authors' layout.
+
+    A .pth file is a state dict, bare or under the key ``model``, with or without the prefix ``module.``; it is read
+    weights-only. Names and shapes must all match (``strict=True``). Raises CheckpointError, one line.
+    """
+    path = find(name_or_path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {reason(error)}") from error
+    if not data:
+        raise CheckpointError(f"checkpoint {path} is empty")
+    state, metadata = (_read_safetensors if path.suffix == ".safetensors" else _read_pickle)(path, data)
+    try:
+        model = metadata.network(backend)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} has a bad architecture in its metadata: {reason(error)}") from error
+    _check(path, state, model.state_dict())
+    model.load_state_dict(state, strict=True)
+    return LoadedCheckpoint(model.eval(), metadata, hashlib.sha256(data).hexdigest(), path)
+
+
+def save(path: str | os.PathLike, model: NPRDetector, metadata: Metadata) -> None:
+    """Write a .safetensors file in one step; the architecture is taken from ``model``. Raises CheckpointError."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"checkpoints are written as .safetensors files, not {path.name}")
+    architecture = {name: getattr(model, name) for name in ("grid_size", "anchor", "scale", "pixel_std")}
+    metadata = dataclasses.replace(metadata, **architecture)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    data = safetensors.torch.save(state, metadata={_HEADER_KEY: metadata.to_json()})
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be written: {reason(error)}") from error
+
+
+def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, Tensor], Metadata]:
+    try:
+        state = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"checkpoint {path} is not a readable safetensors file: {reason(error)}") from error
+    length = int.from_bytes(data[:8], "little")  # safetensors reads the metadata from paths only
+    header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    if _HEADER_KEY not in header:
+        return state, Metadata()
+    try:
+        return state, Metadata.from_json(header[_HEADER_KEY])
+    except KeyError as error:
+        raise CheckpointError(f"checkpoint {path} has metadata without {error}") from error
+    except (TypeError, ValueError, InputError) as error:
+        raise CheckpointError(f"checkpoint {path} has bad metadata: {reason(error)}") from error
+
+
+def _read_pickle(path: Path, data: bytes) -> tuple[dict[str, Tensor], Metadata]:
+    if data[:2] not in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):  # a zip archive, or a pickle
+        raise CheckpointError(f"checkpoint {path} is neither a .safetensors nor a .pth file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols that torch itself does not write
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"checkpoint {path} is a pickle with more in it than weights; it is refused, as loading it could run code: "
+            "ask for a state dict or a safetensors file"
+        ) from error
+    except Exception as error:  # torch.load raises whatever a damaged file leads it to
+        raise CheckpointError(f"checkpoint {path} is damaged or not a .pth file ({type(error).__name__})") from error
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, not a state dict")
+    strangers = [key for key, value in content.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise CheckpointError(f"checkpoint {path} is not a state dict: {_some(strangers)} not a tensor")
+    return {key.removeprefix("module."): value for key, value in content.items()}, Metadata()
+
+
+def _check(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    if missing or unexpected:
+        parts = [f"missing {_some(missing)}"] * bool(missing) + [f"unexpected {_some(unexpected)}"] * bool(unexpected)
+        raise CheckpointError(f"checkpoint {path} is not of this network: {'; '.join(parts)}")
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if state[name].shape != tensor.shape
+    ]
+    if shapes:
+        raise CheckpointError(f"checkpoint {path} is not of this network: {_some(shapes)}")
+    damaged = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if damaged:
+        raise CheckpointError(f"checkpoint {path} has NaN or infinite weights: {_some(damaged)}")
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:_NAMED]) + (f" and {len(items) - _NAMED} more" if len(items) > _NAMED else "")

@@ -1,0 +1,491 @@
+"""The ``npr`` command. Torch is loaded inside the commands, so that help and usage errors come at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from npr_model.errors import InputError, reason
+
+if TYPE_CHECKING:
+    import torch
+
+    from npr_model.evaluate import Evaluation
+    from npr_model.metrics import Metrics
+    from npr_model.screening.runner import Row, Scorer, Summary
+    from npr_model.train import Epoch
+
+EXIT_FAILED_INPUTS = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+TABLE_ROWS = 50  # runs of up to so many images are shown image by image
+
+app = typer.Typer(
+    name="npr",
+    help="Tell photographs from AI-generated images by neighbouring pixel relationships (NPR).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+Checkpoint = Annotated[
+    str, typer.Option(help="A bundled checkpoint's name, or the path of a .safetensors or .pth file.")
+]
+ViewOption = Annotated[
+    str | None,
+    typer.Option(
+        "--view",
+        help="Pixels the network sees: native, crop:S, resize:S or tile:S. Default: the checkpoint's.",
+        show_default=False,
+    ),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images of one size scored together.")]
+Workers = Annotated[int, typer.Option(min=0, help="Decoding threads; 0 is one a core.")]
+Backend = Annotated[
+    str | None, typer.Option(help="Kernels to use, see `npr info`. Default: the best there is.", show_default=False)
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="float32 or bfloat16. Default: bfloat16 where the hardware has it.",
+        show_default=False,
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda; auto takes CUDA where there is a GPU.")]
+
+
+@app.command()
+def screen(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Image files and folders of them.")],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="scores.parquet, .csv or .jsonl, or scores/ for a folder of Parquet parts, which a killed run keeps.",
+            show_default=False,
+        ),
+    ] = None,
+    checkpoint: Checkpoint = "preview",
+    view: ViewOption = None,
+    batch_size: BatchSize = 16,
+    workers: Workers = 0,
+    backend: Backend = None,
+    dtype: DtypeOption = None,
+    device: Device = "auto",
+    max_pixels: Annotated[int, typer.Option(min=1, help="Larger images are an error.")] = 178_956_970,
+) -> None:
+    """Score images: one row each, with logit, probability and verdict, or with the error of a file that is not scored.
+
+    Exit code 0: all were scored; 1: some failed (see the error column); 2: wrong usage, nothing was scored;
+    130: interrupted, the rows so far are kept.
+    """
+    from npr_model.screening import sinks
+    from npr_model.screening.sources import Files
+
+    if output is not None:
+        sinks.check(output)
+    items = Files(paths)
+    scorer = _scorer(checkpoint, view, batch_size, workers, backend, dtype, device, max_pixels)
+
+    from npr_model.screening.runner import Summary
+
+    summary, shown = Summary(), []
+    interrupted = False
+    began = time.perf_counter()
+    try:
+        with (
+            _termination_interrupts(),
+            sinks.open_sink(output) if output is not None else contextlib.nullcontext(_ignore) as write,
+            _progress("screening", total=None) as advance,
+        ):
+            for row in scorer.score(items):
+                write(row)
+                summary.add(row)
+                if len(shown) <= TABLE_ROWS:
+                    shown.append(row)
+                advance(1)
+    except KeyboardInterrupt:
+        interrupted = True
+    seconds = time.perf_counter() - began
+    if len(shown) <= TABLE_ROWS:
+        out.print(_row_table(shown))
+    _print_summary(summary, items.skipped, seconds, scorer, output)
+    if interrupted:
+        err.print(
+            "npr: interrupted; the rows above are kept" if summary.scored + summary.failed else "npr: interrupted"
+        )
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if summary.failed:
+        raise typer.Exit(EXIT_FAILED_INPUTS)
+
+
+@app.command()
+def evaluate(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="Folders with 0_real and 1_fake, at any depth.")
+    ],
+    real: Annotated[
+        list[Path] | None,
+        typer.Option(help="Real images for generators without any of their own; may be given more than once."),
+    ] = None,
+    equalise: Annotated[
+        str | None,
+        typer.Option(help="Re-encode both classes in memory: png, or jpeg:Q as in jpeg:90.", show_default=False),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result to this file, too.", show_default=False)
+    ] = None,
+    checkpoint: Checkpoint = "preview",
+    view: ViewOption = None,
+    batch_size: BatchSize = 16,
+    workers: Workers = 0,
+    backend: Backend = None,
+    dtype: DtypeOption = None,
+    device: Device = "auto",
+) -> None:
+    """Accuracy, average precision and ROC AUC for every generator: the first folder below FOLDER names it.
+
+    A generator without real images is measured against those of all folders that have only real ones.
+    Exit code 0: all images were scored; 1: some could not be, they are listed; 2: wrong usage.
+    """
+    from npr_model.evaluate import Codec, collect
+
+    codec = Codec.parse(equalise) if equalise else None
+    samples = collect(folders, real or [])
+    scorer = _scorer(checkpoint, view, batch_size, workers, backend, dtype, device)
+
+    from npr_model.evaluate import evaluate as run
+    from npr_model.files import replacing
+
+    with _progress("scoring", total=len(samples)) as advance:
+        result = run(scorer, samples, equalise=codec, on_row=lambda row: advance(1))
+    _print_evaluation(result)
+    if json_file is not None:
+        with replacing(json_file) as temporary:
+            temporary.write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
+    if result.errors:
+        raise typer.Exit(EXIT_FAILED_INPUTS)
+
+
+@app.command()
+def train(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="Folders with 0_real and 1_fake, at any depth.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder for the checkpoints.")],
+    validation: Annotated[
+        list[Path] | None, typer.Option(help="As FOLDER, measured after every epoch; may be given more than once.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="What the checkpoint calls itself.")] = "",
+    training_data: Annotated[str, typer.Option(help="What it says it was trained on.")] = "",
+    licence: Annotated[str, typer.Option(help="The licence it names.")] = "",
+    epochs: Annotated[int, typer.Option(help="Passes over the larger class.")] = 50,
+    batch_size: Annotated[int, typer.Option(help="Crops in a step, half of them of either class on average.")] = 32,
+    crop_size: Annotated[int, typer.Option(help="Side of the random crops; smaller images are tiled.")] = 224,
+    learning_rate: Annotated[float, typer.Option(help="Adam's; times 0.9 every 10 epochs.")] = 2e-4,
+    jpeg_probability: Annotated[float, typer.Option(help="Share of crops, of both classes, put through JPEG.")] = 0.0,
+    jpeg_quality: Annotated[tuple[int, int], typer.Option(help="Lowest and highest quality of that.")] = (60, 100),
+    view: Annotated[str, typer.Option(help="The view to validate with and to name in the checkpoint.")] = "native",
+    workers: Annotated[int, typer.Option(help="Processes that decode and crop.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the weights and of every draw.")] = 100,
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 for the convolutions.")] = "float32",
+) -> None:
+    """Train a detector; writes last.safetensors and, with --validation, best.safetensors after every epoch."""
+    from npr_model import checkpoints, datasets
+    from npr_model import train as training
+    from npr_model.evaluate import collect
+    from npr_model.images import View
+
+    options = training.TrainOptions(
+        epochs=epochs,
+        batch_size=batch_size,
+        crop_size=crop_size,
+        learning_rate=learning_rate,
+        jpeg_probability=jpeg_probability,
+        jpeg_quality=jpeg_quality,
+        view=View.parse(view),
+        workers=workers,
+        seed=seed,
+        device=_device(device),
+        dtype=_dtype(dtype),
+    )
+    samples = [sample for folder in folders for sample in datasets.find_samples(folder)]
+    held_out = collect(validation) if validation else []
+    metadata = checkpoints.Metadata(name=name, training_data=training_data, licence=licence)
+    draws = len(training.BalancedSampler([sample.label for sample in samples], seed)) * epochs
+    out.print(f"{len(samples)} training images, {len(held_out)} for validation; {draws} crops in {epochs} epochs")
+
+    with _progress("training", total=draws) as advance:
+        chosen = training.train(
+            samples,
+            output,
+            options,
+            metadata=metadata,
+            validation=held_out,
+            on_batch=lambda count, loss: advance(count),
+            on_epoch=_print_epoch,
+        )
+    out.print(f"checkpoint: {escape(str(chosen))}", soft_wrap=True)
+
+
+@app.command()
+def info(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Versions, kernels and why some cannot run here, decoders, and the bundled checkpoints."""
+    import PIL
+    import simplejpeg
+
+    from npr_kernels.info import collect
+    from npr_model import checkpoints
+
+    facts = collect()
+    facts["decoders"] = {"simplejpeg": simplejpeg.__version__, "pillow": PIL.__version__}
+    facts["checkpoints"] = {}
+    for name in checkpoints.available():
+        loaded = checkpoints.load(name)
+        facts["checkpoints"][name] = {
+            "id": loaded.model_id,
+            "view": str(loaded.metadata.view),
+            "training data": loaded.metadata.training_data,
+            "licence": loaded.metadata.licence,
+        }
+    if json_output:
+        print(json.dumps(facts, indent=2))
+    else:
+        _print_facts(facts)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``npr`` and return its exit code; what is the user's to mend is one line on stderr, never a traceback."""
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; pixels that are wrong are errors
+    usage_error = typer.BadParameter.__base__  # click's, wherever this version of typer keeps it
+    try:
+        return app(arguments, standalone_mode=False) or 0
+    except typer.Exit as exit:
+        return exit.exit_code
+    except usage_error as error:
+        return _fail(f"{error.format_message() or 'no command given'} (npr --help shows the usage)")
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("npr: interrupted")
+        return EXIT_INTERRUPTED
+    except InputError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename}: {reason(error)}" if error.filename else reason(error))
+    except Exception as error:
+        if not _is_backend_error(error):
+            raise
+        return _fail(reason(error))
+
+
+def _fail(message: str) -> int:
+    print(f"npr: error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def _is_backend_error(error: Exception) -> bool:
+    """Whether it is npr_kernels.BackendError, asked without importing torch."""
+    kernels = sys.modules.get("npr_kernels")
+    return kernels is not None and isinstance(error, kernels.BackendError)
+
+
+def _scorer(
+    checkpoint: str,
+    view: str | None,
+    batch_size: int,
+    workers: int,
+    backend: str | None,
+    dtype: str | None,
+    device: str,
+    max_pixels: int | None = None,
+) -> Scorer:
+    """What `screen` and `evaluate` score with; usage errors before the slow parts."""
+    from npr_model.images import MAX_PIXELS, View
+
+    parsed = View.parse(view) if view else None
+
+    from npr_kernels.backends import registry
+    from npr_model import checkpoints
+    from npr_model.screening.runner import Scorer
+
+    if backend is not None:
+        registry.get(backend)
+    return Scorer(
+        checkpoints.load(checkpoint, backend=backend),
+        view=parsed,
+        batch_size=batch_size,
+        workers=workers,
+        dtype=_dtype(dtype),
+        device=_device(device),
+        max_pixels=max_pixels or MAX_PIXELS,
+    )
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    import torch
+
+    if name not in (None, "float32", "bfloat16"):
+        raise InputError(f"no dtype {name!r} to score in; give float32 or bfloat16")
+    return getattr(torch, name) if name else None
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"no device {name!r}; give auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda was asked for, but torch finds no CUDA GPU")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int | None) -> Iterator[Any]:
+    """A bar on stderr with images/s; gives ``advance(count)``. Shown on a terminal only."""
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns += [TextColumn("{task.fields[rate]:.1f} images/s"), TimeElapsedColumn()]
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task(what, total=total, rate=0.0)
+        began = time.perf_counter()
+
+        def advance(count: int) -> None:
+            done = progress.tasks[0].completed + count
+            progress.update(task, advance=count, rate=done / (time.perf_counter() - began))
+
+        yield advance
+
+
+@contextlib.contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that a scheduler's stop keeps the rows, too."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread, which alone gets signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _ignore(row: Row) -> None:
+    """Where rows go without an output."""
+
+
+def _printable(text: str) -> str:
+    """Without control characters, which a file name may hold, and without markup."""
+    return escape("".join(character if character.isprintable() else repr(character)[1:-1] for character in text))
+
+
+def _row_table(rows: list[Row]) -> Table:
+    from npr_model.files import natural_key
+
+    styles = {"generated": "red", "real": "green", "uncertain": "yellow"}
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))  # narrow, so that names fit on 80 columns
+    table.add_column("file", overflow="fold")
+    for column in ("verdict", "probability", "size", "format"):
+        table.add_column(column, justify="right" if column == "probability" else "left", no_wrap=column != "verdict")
+    for row in sorted(rows, key=lambda row: natural_key(row.source)):
+        size = f"{row.width}x{row.height}" if row.width else ""
+        if row.error is None:
+            verdict, probability = f"[{styles[row.verdict]}]{row.verdict}[/]", f"{row.probability:.3f}"
+        else:
+            verdict, probability = f"[magenta]error: {_printable(row.error)}[/]", ""
+        table.add_row(_printable(row.source), verdict, probability, size, row.format or "")
+    return table
+
+
+def _print_summary(summary: Summary, skipped: int, seconds: float, scorer: Scorer, output: str | None) -> None:
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in summary.verdicts.items())
+    total = summary.scored + summary.failed
+    out.print(f"{total} images: {verdicts}, {summary.failed} failed; {total / seconds:.1f} images/s", soft_wrap=True)
+    if skipped:
+        out.print(f"{skipped} other files in the folders were left out: their names are not those of images")
+    if scorer.calibrated:
+        out.print(f"model {escape(scorer.model_id)}, view {scorer.view}", soft_wrap=True)
+    else:
+        out.print(
+            f"model {escape(scorer.model_id)}, view {scorer.view}; not calibrated: the verdicts are those of logit 0, "
+            "take them as a ranking",
+            soft_wrap=True,
+        )
+    if output is not None and total:
+        out.print(f"rows written to {escape(output)}", soft_wrap=True)
+
+
+def _print_evaluation(result: Evaluation) -> None:
+    table = Table(title=f"{escape(result.model)}, view {result.view}, logit threshold {result.threshold:g}")
+    table.add_column("generator", overflow="fold")
+    for column in ("real", "gen.", "accuracy", "acc. real", "acc. gen.", "AP", "ROC AUC"):
+        table.add_column(column, justify="right")
+    for group, row in result.generators.items():
+        table.add_row(_printable(group), *_cells(row))
+    if result.mean and len(result.generators) > 1:
+        table.add_section()
+        table.add_row("mean", "", "", *_cells(result.mean)[2:])
+    if result.reals:
+        table.add_section()
+        for group, row in result.reals.items():
+            table.add_row(_printable(group), *_cells(row))
+    out.print(table)
+    for group, row in result.generators.items():
+        if row.reason:
+            out.print(f"{_printable(group)}: {row.reason}, so no average precision and no ROC AUC")
+    out.print(result.comparison, soft_wrap=True, highlight=False)
+    if result.warning:
+        out.print(f"[yellow]warning: {result.warning}[/]", soft_wrap=True)
+    if result.errors:
+        out.print(f"{len(result.errors)} images could not be scored and are in no number above:")
+        for source, error in result.errors.items():
+            out.print(f"  {_printable(source)}: {_printable(error)}", soft_wrap=True)
+
+
+def _cells(row: Metrics) -> list[str]:
+    values = (row.accuracy, row.accuracy_real, row.accuracy_fake, row.average_precision, row.roc_auc)
+    return [str(row.real), str(row.fake), *("-" if value is None else f"{100 * value:.1f}" for value in values)]
+
+
+def _print_epoch(epoch: Epoch) -> None:
+    text = (
+        f"epoch {epoch.number}: loss {epoch.loss:.4f}, accuracy {100 * epoch.accuracy:.1f}, {epoch.rate:.1f} images/s"
+    )
+    if epoch.score is not None:
+        mean = epoch.validation.mean
+        text += f"; validation accuracy {100 * mean.accuracy:.1f}, average precision {100 * epoch.score:.1f}"
+    out.print(text, soft_wrap=True, highlight=False)
+
+
+def _print_facts(facts: dict, indent: str = "") -> None:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}:" + ("" if value else " none"))
+            _print_facts(value, indent + "  ")
+        else:
+            print(f"{indent}{name}: {value}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

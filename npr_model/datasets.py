@@ -1,0 +1,123 @@
+"""Labelled images: folders named 0_real and 1_fake, at any depth, as the paper's sets are laid out.
+
+``root/car/0_real/*.png``, ``root/0_real/**`` and ``root/biggan/1_fake/...`` all work. The first folder below the root
+names the group (an object class or a generator); directly below the root it is the root's own name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from npr_model import images
+from npr_model.errors import InputError, reason
+from npr_model.files import natural_key, readable_name, walk_images
+
+REAL, FAKE = 0, 1
+CLASS_FOLDERS = {"0_real": REAL, "1_fake": FAKE}
+
+
+class DatasetError(InputError):
+    """A folder of images that cannot be used as asked."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image file; ``label`` is REAL (0) or FAKE (1); ``group`` the object class or generator it stands under."""
+
+    path: Path
+    label: int
+    group: str
+
+
+def find_samples(root: str | os.PathLike) -> list[Sample]:
+    """All samples below ``root``, in a stable natural order. Raises DatasetError where there is none."""
+    root = Path(root)
+    folders = list(_class_folders(root, root))
+    if not folders:
+        raise DatasetError(f"{readable_name(root)} has no folders named 0_real or 1_fake")
+    samples = []
+    for folder in folders:
+        inner = folder.relative_to(root).parts[:-1]
+        group = inner[0] if inner else root.resolve().name
+        samples += [Sample(path, CLASS_FOLDERS[folder.name], group) for path in _list_images(folder)]
+    if not samples:
+        raise DatasetError(f"no images in the 0_real and 1_fake folders of {readable_name(root)}")
+    return samples
+
+
+def find_reals(root: str | os.PathLike) -> list[Sample]:
+    """All images of a plain folder as real ones; of a folder with class folders, those below 0_real."""
+    root = Path(root)
+    if any(_class_folders(root, root)):
+        samples = [sample for sample in find_samples(root) if sample.label == REAL]
+    else:
+        samples = [Sample(path, REAL, root.resolve().name) for path in _list_images(root)]
+    if not samples:
+        raise DatasetError(f"no real images in {readable_name(root)}")
+    return samples
+
+
+def require_both_classes(samples: Iterable[Sample], what: str) -> None:
+    """Raise DatasetError if ``samples`` are of one class; ``what`` names them in the message."""
+    labels = {sample.label for sample in samples}
+    for name, label in CLASS_FOLDERS.items():
+        if label not in labels:
+            raise DatasetError(f"{what} has no images in {name} folders, both classes are needed")
+
+
+def require_readable(samples: Sequence[Sample], grid_size: int, workers: int) -> list[str]:
+    """Decode every sample once, so that a bad file is known before hours of training. Raises DatasetError.
+
+    Returns the decoders that were used, sorted.
+    """
+
+    def decoder_or_problem(sample: Sample) -> tuple[str | None, str | None]:
+        try:
+            decoded = read(sample.path)
+            images.check_cell(decoded.pixels, grid_size)
+            return decoded.decoder, None
+        except images.ImageError as error:
+            return None, f"{readable_name(sample.path)}: {error}"
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        results = list(pool.map(decoder_or_problem, samples))
+    problems = [problem for _, problem in results if problem]
+    if problems:
+        shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+        raise DatasetError(f"{len(problems)} of {len(samples)} images cannot be used, repair or remove them: {shown}")
+    return sorted({decoder for decoder, _ in results})
+
+
+def read(path: str | os.PathLike) -> images.DecodedImage:
+    """Decode a file. Raises ImageError, also where the file cannot be read."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise images.ImageError(f"the file cannot be read ({reason(error)})") from error
+    return images.decode(data)
+
+
+def _class_folders(folder: Path, root: Path) -> Iterator[Path]:
+    if folder == root and folder.name in CLASS_FOLDERS:
+        raise DatasetError(f"{readable_name(root)} is a class folder; give the folder that holds it")
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError as error:
+        raise DatasetError(f"folder {readable_name(folder)} cannot be listed: {reason(error)}") from error
+    for name in sorted(names, key=natural_key):
+        if name in CLASS_FOLDERS:
+            yield folder / name
+        elif not (folder / name).is_symlink():
+            yield from _class_folders(folder / name, root)
+
+
+def _list_images(folder: Path) -> list[Path]:
+    def fail(error: OSError) -> None:
+        raise DatasetError(f"folder {readable_name(error.filename)} cannot be listed: {reason(error)}") from error
+
+    return list(walk_images(folder, on_error=fail))

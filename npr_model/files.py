@@ -1,0 +1,79 @@
+"""The file system: image files in natural order, and writing that never leaves half a file behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_JPEG_SUFFIXES = (".jfif", ".jpe", ".jpeg", ".jpg")
+_OTHER_SUFFIXES = (".apng", ".avif", ".bmp", ".gif", ".j2k", ".jp2", ".png", ".tga", ".tif", ".tiff", ".webp")
+_NETPBM_SUFFIXES = (".pbm", ".pgm", ".pnm", ".ppm")
+IMAGE_SUFFIXES = frozenset((*_JPEG_SUFFIXES, *_NETPBM_SUFFIXES, *_OTHER_SUFFIXES))
+
+
+def natural_key(name: str) -> tuple:
+    """Sort key under which img2 comes before img10; names that differ only in case or zeros keep a fixed order."""
+    parts = re.split(r"([0-9]+)", name)
+    parts[1::2] = [int(digits) for digits in parts[1::2]]
+    return [part.casefold() if isinstance(part, str) else part for part in parts], name
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the name has one of IMAGE_SUFFIXES, in any case."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def walk_images(
+    root: str | os.PathLike,
+    *,
+    on_error: Callable[[OSError], None],
+    on_other: Callable[[Path], None] = lambda path: None,
+) -> Iterator[Path]:
+    """Image files (by suffix) below ``root``, folder by folder in natural order; only one folder is held at a time.
+
+    Hidden entries (a leading dot) are left out and links to folders are not followed, so that a loop of links ends.
+    ``on_error`` is given what a folder that cannot be listed raises, ``on_other`` every file that is no image by name.
+    """
+    try:
+        with os.scandir(root) as entries:
+            entries = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: natural_key(e.name))
+    except OSError as error:
+        on_error(error)
+        return
+    folders = []
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            folders.append(entry.path)
+        elif not entry.is_dir():
+            if is_image_name(entry.name):
+                yield Path(entry.path)
+            else:
+                on_other(Path(entry.path))
+    for folder in folders:
+        yield from walk_images(folder, on_error=on_error, on_other=on_other)
+
+
+def readable_name(path: str | os.PathLike) -> str:
+    r"""A path as text that UTF-8 can hold: bytes of the name that are not UTF-8 become ``\xNN``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to; on success it is synced to disk and takes the name in one step.
+
+    If the block raises, ``path`` is as it was before and the temporary file is gone.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()

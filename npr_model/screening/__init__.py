@@ -1,0 +1,1 @@
+"""Scoring image collections: sources give items, the runner gives rows, sinks keep them."""

@@ -1,0 +1,74 @@
+"""Small checkpoints and labelled folders, made for each test."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from npr_model import checkpoints
+from npr_model.network import NPRDetector
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """(H, W, 3) uint8 of independent samples: the hardest content for a decoder."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(image: np.ndarray | Image.Image, format: str = "PNG", **options) -> bytes:
+    """An image file in memory."""
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def make_detector(seed: int = 0) -> NPRDetector:
+    """Random weights, and batch-norm statistics that are not the initial ones."""
+    torch.manual_seed(seed)
+    model = NPRDetector()
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0, 0.3)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 2)
+    return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The images are tiny: more threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A checkpoint without calibration."""
+    path = tmp_path_factory.mktemp("checkpoint") / "random.safetensors"
+    checkpoints.save(path, make_detector(), checkpoints.Metadata(name="random"))
+    return path
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Makes folders of noise ("real") and of noise up-sampled by nearest neighbour ("fake")."""
+
+    def make(layout: dict[str, int], size: int = 32) -> Path:
+        root = tmp_path / "data"
+        for number, (folder, count) in enumerate(layout.items()):
+            (root / folder).mkdir(parents=True)
+            for i in range(count):
+                pixels = noise(size, size, seed=1000 * number + i)
+                if "1_fake" in folder:
+                    coarse = pixels[: size // 2, : size // 2].repeat(2, 0).repeat(2, 1)
+                    pixels = coarse // 2 + pixels // 16  # a trace of noise, or all fakes would have the same logit
+                Image.fromarray(pixels).save(root / folder / f"{i}.png")
+        return root
+
+    return make

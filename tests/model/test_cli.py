@@ -1,0 +1,212 @@
+"""The command line: exit codes, one line for every error, and what ends up in the files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from npr_model import checkpoints, cli
+from npr_model.checkpoints import Calibration
+from npr_model.screening.sources import Files
+from tests.model.conftest import encoded, make_detector, noise
+
+
+@pytest.fixture
+def npr(capsys):
+    """Runs ``npr`` in this process; gives the exit code, stdout and stderr."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two good images, three bad files that look like images, and a text file."""
+    path = tmp_path / "images"
+    path.mkdir()
+    for name, data in {
+        "a.png": encoded(noise(16, 16)),
+        "b.JPG": encoded(noise(20, 30), "JPEG"),
+        "empty.png": b"",
+        "text.jpg": b"text" * 99,
+        "tiny.png": encoded(noise(1, 1)),
+        "notes.txt": b"notes",
+    }.items():
+        (path / name).write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["screen", "--help"], ["evaluate", "-h"], ["train", "-h"], ["info", "-h"]]
+)
+def test_help(arguments):
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0 and "Usage" in result.output
+
+
+def test_help_does_not_load_torch():
+    code = "import sys; from npr_model import cli; cli.main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_screen_mixed_folder(npr, folder, tmp_path, checkpoint, monkeypatch):
+    output = tmp_path / "scores.parquet"
+    monkeypatch.chdir(tmp_path)
+    code, out, err = npr("screen", folder.name, "-o", output, "--checkpoint", checkpoint)
+    assert code == cli.EXIT_FAILED_INPUTS and err == ""
+    rows = {os.path.basename(row["source"]): row for row in pq.read_table(output).to_pylist()}
+    assert set(rows) == {"a.png", "b.JPG", "empty.png", "text.jpg", "tiny.png"}
+    assert {name for name, row in rows.items() if row["error"] is None} == {"a.png", "b.JPG"}
+    assert "5 images: " in out and "3 failed" in out and "not calibrated" in out
+    assert "1 other files in the folders were left out" in out
+    for name in rows:
+        assert f"images/{name}" in out
+    assert "error: the file is empty" in out
+
+
+def test_screen_of_good_files_without_output(npr, folder, checkpoint):
+    code, out, err = npr("screen", folder / "a.png", folder / "b.JPG", "--checkpoint", checkpoint, "--dtype", "float32")
+    assert code == 0 and err == "" and "2 images: " in out and "rows written" not in out
+
+
+def test_screen_shows_no_table_of_a_long_run(npr, tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr(cli, "TABLE_ROWS", 2)
+    for i in range(3):
+        (tmp_path / f"file{i}.png").write_bytes(encoded(noise(8, 8)))
+    code, out, _ = npr("screen", tmp_path, "--checkpoint", checkpoint)
+    assert code == 0 and "file0.png" not in out and "3 images: " in out
+
+
+def test_screen_prints_odd_names_safely(npr, tmp_path, checkpoint):
+    name = b"[red]\x1b[2J\nx\xff.png"
+    with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+        file.write(encoded(noise(8, 8)))
+    code, out, _ = npr("screen", tmp_path, "--checkpoint", checkpoint)
+    assert code == 0 and "\x1b[2J" not in out and "[red]" in "".join(out.split())
+
+
+def test_screen_says_that_a_model_is_calibrated(npr, folder, tmp_path):
+    path = tmp_path / "calibrated.safetensors"
+    checkpoints.save(path, make_detector(), checkpoints.Metadata(calibration=Calibration(0.0, -9.0, 9.0)))
+    code, out, _ = npr("screen", folder / "a.png", "--checkpoint", path)
+    assert code == 0 and "1 uncertain" in out and "not calibrated" not in out
+
+
+def test_interruption_keeps_the_rows(npr, folder, tmp_path, checkpoint, monkeypatch):
+    listed = Files.__iter__
+
+    def interrupted(self):
+        yield from listed(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Files, "__iter__", interrupted)
+    output = tmp_path / "scores.jsonl"
+    code, _, err = npr("screen", folder, "-o", output, "--checkpoint", checkpoint, "--batch-size", 1, "--workers", 1)
+    assert code == cli.EXIT_INTERRUPTED and "interrupted" in err
+    assert len(output.read_text().splitlines()) >= 3
+
+
+def test_termination_keeps_the_rows(tmp_path, checkpoint):
+    images = tmp_path / "images"
+    images.mkdir()
+    data = encoded(noise(256, 256), "JPEG")
+    for i in range(3000):
+        (images / f"{i}.jpg").write_bytes(data)
+    command = [sys.executable, "-m", "npr_model.cli", "screen", str(images), "-o", f"{tmp_path}/scores.csv"]
+    process = subprocess.Popen(
+        [*command, "--checkpoint", str(checkpoint)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (partial := list(tmp_path.glob(".scores.csv.*"))) or partial[0].stat().st_size < 1000:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == cli.EXIT_INTERRUPTED and "interrupted" in err and "Traceback" not in err
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert 1 < len(lines) < 3001 and f"{len(lines) - 1} images: " in out
+
+
+def test_evaluate(npr, labelled, tmp_path, checkpoint):
+    root = labelled({"gan/1_fake": 3, "photos/0_real": 4})
+    output = tmp_path / "result.json"
+    code, out, err = npr("evaluate", root, "--checkpoint", checkpoint, "--json", output, "--equalise", "jpeg:90")
+    assert code == 0 and err == ""
+    assert "gan" in out and "photos" in out and "all re-encoded as jpeg:90" in out
+    result = json.loads(output.read_text())
+    assert result["generators"]["gan"]["real"] == 4 and result["mean"]["average_precision"] > 0
+    (root / "gan/1_fake/bad.png").write_bytes(b"")
+    code, out, _ = npr("evaluate", root, "--checkpoint", checkpoint)
+    assert code == cli.EXIT_FAILED_INPUTS and "1 images could not be scored" in out and "bad.png" in out
+
+
+def test_train_then_screen(npr, labelled, tmp_path):
+    root = labelled({"train/0_real": 4, "train/1_fake": 4, "held/0_real": 2, "held/1_fake": 2})
+    small = ["--epochs", 2, "--batch-size", 4, "--crop-size", 16, "--workers", 0, "--name", "tiny"]
+    run = tmp_path / "run"
+    code, out, err = npr("train", root / "train", "-o", run, "--validation", root / "held", *small)
+    assert code == 0 and err == "" and "epoch 2: loss" in out and "average precision" in out
+    assert "best.safetensors" in out
+    code, out, _ = npr("screen", root / "held", "--checkpoint", run / "last.safetensors")
+    assert code == 0 and "4 images: " in out and "tiny@" in out
+
+
+def test_info(npr):
+    code, out, _ = npr("info", "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["torch"] == torch.__version__ and set(facts["decoders"]) == {"simplejpeg", "pillow"}
+    code, out, _ = npr("info")
+    assert code == 0 and "backends:" in out and "eager: available" in out
+
+
+USAGE_ERRORS = {
+    "no command": ([], "no command given"),
+    "unknown command": (["scan"], "No such command 'scan'"),
+    "unknown option": (["screen", "{folder}", "--fast"], "No such option: --fast"),
+    "no path": (["screen"], "Missing argument 'PATH...'"),
+    "absent path": (["screen", "{tmp}/absent"], "absent does not exist"),
+    "folder without images": (["screen", "{tmp}/nothing"], "no images in folder"),
+    "output of unknown kind": (["screen", "{folder}", "-o", "{tmp}/scores.xlsx"], "must end in .parquet"),
+    "output nowhere": (["screen", "{folder}", "-o", "{tmp}/absent/scores.csv"], "folder that does not exist"),
+    "unknown checkpoint": (["screen", "{folder}", "--checkpoint", "nonsense"], "there is no checkpoint 'nonsense'"),
+    "bad checkpoint": (["screen", "{folder}", "--checkpoint", "{folder}/notes.txt"], "neither a .safetensors nor"),
+    "bad view": (["screen", "{folder}", "--view", "zoom"], "no view 'zoom'"),
+    "bad dtype": (["screen", "{folder}", "--checkpoint", "{checkpoint}", "--dtype", "int8"], "no dtype 'int8'"),
+    "bad device": (["screen", "{folder}", "--checkpoint", "{checkpoint}", "--device", "tpu"], "no device 'tpu'"),
+    "bad backend": (["screen", "{folder}", "--backend", "abacus"], "there is no backend 'abacus'"),
+    "bad batch size": (["screen", "{folder}", "--batch-size", "0"], "Invalid value for '--batch-size'"),
+    "evaluate without classes": (["evaluate", "{folder}"], "has no folders named 0_real or 1_fake"),
+    "evaluate absent folder": (["evaluate", "{tmp}/absent"], "cannot be listed: No such file or directory"),
+    "bad codec": (["evaluate", "{folder}", "--equalise", "webp"], "no codec 'webp'"),
+    "train without output": (["train", "{folder}"], "Missing option '--output'"),
+    "train without classes": (["train", "{folder}", "-o", "{tmp}/run"], "has no folders named 0_real or 1_fake"),
+    "train for no epochs": (["train", "{folder}", "-o", "{tmp}/run", "--epochs", "0"], "epochs must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", USAGE_ERRORS)
+def test_usage_errors_are_one_line(npr, folder, tmp_path, checkpoint, name):
+    (tmp_path / "nothing").mkdir()
+    arguments, message = USAGE_ERRORS[name]
+    code, _, err = npr(*(a.format(folder=folder, tmp=tmp_path, checkpoint=checkpoint) for a in arguments))
+    assert code == cli.EXIT_USAGE
+    assert err.startswith("npr: error: ") and err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_unwritable_json_is_one_line(npr, labelled, tmp_path, checkpoint):
+    root = labelled({"0_real": 1, "1_fake": 1})
+    code, _, err = npr("evaluate", root, "--checkpoint", checkpoint, "--json", tmp_path / "absent" / "x.json")
+    assert code == cli.EXIT_USAGE and "No such file or directory" in err and err.count("\n") == 1
