@@ -28,7 +28,10 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 class FoldedConv2d(nn.Module):
-    """A convolution with its batch norm folded in, then optionally + shortcut, then optionally ReLU."""
+    """A convolution with its batch norm folded in, then optionally + shortcut, then optionally ReLU.
+
+    ``shortcut`` is given up by the caller: the result may be written over it.
+    """
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, dtype: torch.dtype, relu: bool, onednn: bool) -> None:
         super().__init__()
@@ -46,8 +49,9 @@ class FoldedConv2d(nn.Module):
             geometry = self.weight, self.bias, self.padding, self.stride, (1, 1), 1
             if shortcut is None:
                 return torch.ops.mkldnn._convolution_pointwise(x, *geometry, "relu" if self.relu else "none", [], "")
-            return torch.ops.mkldnn._convolution_pointwise.binary(
-                x, shortcut, *geometry, "add", 1.0, "relu" if self.relu else "none", [], ""
+            # Summed into the shortcut's own memory, which is in the cache and which nobody needs afterwards.
+            return torch.ops.mkldnn._convolution_pointwise_.binary(
+                shortcut, x, *geometry, "add", 1.0, "relu" if self.relu else "none", [], ""
             )
         y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
         if shortcut is not None:
@@ -86,7 +90,7 @@ class InferenceDetector(nn.Module):
         super().__init__()
         device = detector.conv1.weight.device
         self.dtype = dtype or default_dtype(device)
-        self.micro_batch = torch.get_num_threads() if device.type == "cpu" else None
+        self.micro_batch = 2 * torch.get_num_threads() if device.type == "cpu" else None
         self.conv1 = copy.deepcopy(detector.conv1)
         weight, bias = fold_batch_norm(detector.conv1.weight.detach(), None, detector.bn1)
         self.register_buffer("stem_weight", weight.to(self.dtype))
@@ -109,7 +113,7 @@ class InferenceDetector(nn.Module):
         if images.is_floating_point():
             images = images.to(self.dtype)
         x = npr_stem(images, self.stem_weight, self.stem_bias, **self.conv1.options(images))
-        features = self.trunk(x).mean((2, 3), dtype=torch.float32)
+        features = self.trunk(x).float().mean((2, 3))
         return F.linear(features, self.head_weight, self.head_bias)
 
 
