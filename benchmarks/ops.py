@@ -1,0 +1,33 @@
+"""``python -m benchmarks.ops``: the fused operators against eager, torch.compile and the composed 4x4 convolution."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from benchmarks import command
+from benchmarks.cases import TABLE
+
+
+def main(
+    device: command.Device = "cpu",
+    json_file: command.JsonFile = None,
+    seconds: command.Seconds = 4.0,
+    only: Annotated[str, typer.Option(metavar="REGEX", help="Run only the cases whose name has a match.")] = "",
+) -> None:
+    """Stem and convolution, forward and backward: times, ratios to eager, shares of the measured peaks."""
+    target = command.checked_device(device)
+    try:
+        chosen = [case for case in TABLE if re.search(only, str(case))]
+    except re.error as failure:
+        command.refuse(f"--only {only!r} is no regular expression: {failure}")
+    if not chosen:
+        command.refuse(f"--only {only!r} matches none of the {len(TABLE)} cases, such as {str(TABLE[0])!r}")
+    command.checked_json(json_file)
+    command.finish((case.benchmark(target) for case in chosen), target, seconds, json_file)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,207 @@
+"""The benchmarks' own promises: exact peers, a gate that shuts, reports of the documented shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+
+import pytest
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks import command, machine, model, ops, peers
+from benchmarks.cases import TABLE, OperatorCase
+from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, Unavailable, interleave, is_peer, report
+from npr_kernels import reference
+from npr_model.network import NPRDetector
+from tests.tolerances import error
+
+CPU = torch.device("cpu")
+PEAKS = {"fma_peak": {"gflops": 1.0}, "bf16_peak": {"gflops": 1.0}, "copy_bandwidth_gb_s": 1.0}
+
+
+@pytest.mark.parametrize("anchor", [0, 1, 2, 3, "mean"])
+@pytest.mark.parametrize("size", [(2, 2), (8, 8), (7, 9), (13, 18), (6, 31)])
+def test_composed_convolution_is_exact(anchor, size):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 3, *size, generator=generator, dtype=torch.float64)
+    pixels = torch.randint(0, 256, image.shape, generator=generator, dtype=torch.uint8)
+    weight = torch.randn(8, 3, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(8, generator=generator, dtype=torch.float64)
+    for x, scale in ((image, (2 / 3,)), (pixels, (0.1, 0.2, 0.3))):
+        expected = reference.npr_conv2d(x, weight, bias, anchor=anchor, scale=scale)
+        found = peers.composed_conv2d(x, peers.compose(weight, anchor, scale), bias)
+        assert error(found, expected) < 1e-13
+        grad = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+        gradients = [torch.autograd.grad(y, weight, grad)[0] for y in (found, expected)]
+        assert error(*gradients) < 1e-13
+
+
+def test_authors_layers_are_the_detector():
+    detector, pixels = model.random_detector(), model.random_pixels(2, 33)
+    with torch.no_grad():
+        truth = NPRDetector().double().eval()
+        truth.load_state_dict(detector.state_dict())
+        assert error(peers.AuthorsDetector(detector, torch.float64)(pixels), truth(pixels)) < 1e-12
+        assert error(peers.AuthorsDetector(detector)(pixels), truth(pixels)) < 1e-5
+
+
+def benchmark_of(**contenders) -> Benchmark:
+    """A case whose right answer is 1; names are written with _ for a blank."""
+    listed = [Contender(name.replace("_", " "), lambda call=call: call) for name, call in contenders.items()]
+    return Benchmark("case", listed, lambda result, dtype: Parity(abs(result - 1), 0.1), flops=1e9, bytes=1e9)
+
+
+def reported(benchmark: Benchmark, tmp_path) -> tuple[int, dict[str, dict], str]:
+    """Exit code, the JSON's rows by contender, and what was printed."""
+    file, console = tmp_path / "report.json", Console(record=True, width=200)
+    code = report([benchmark], PEAKS, CPU, 0, file, console)
+    return code, {row["contender"]: row for row in json.loads(file.read_text())["rows"]}, console.export_text()
+
+
+def test_right_contenders_get_times_and_ratios(tmp_path):
+    code, rows, printed = reported(benchmark_of(eager=lambda: 1.05, ours_fast=lambda: 1.0), tmp_path)
+    assert code == 0
+    assert rows["eager"]["ratio_to_reference"] == 1
+    ours = rows["ours fast"]
+    assert ours["parity"] == "green" and ours["median_ms"] > 0
+    assert ours["ratio_to_reference"] == pytest.approx(rows["eager"]["median_ms"] / ours["median_ms"])
+    assert f"{ours['ratio_to_reference']:.2f}" in printed
+
+
+@pytest.mark.parametrize("wrong", [1.2, float("nan"), float("inf")])
+def test_wrong_result_of_ours_gets_no_time(tmp_path, wrong):
+    code, rows, printed = reported(benchmark_of(eager=lambda: 1.0, ours=lambda: wrong), tmp_path)
+    assert code == 1
+    assert rows["ours"]["parity"] == "red"
+    assert rows["ours"]["median_ms"] is None and rows["ours"]["ratio_to_reference"] is None
+    assert "gflops" not in rows["ours"]
+    assert "parity is red: ours (case)" in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("│ ours")]
+    assert [cell.strip() for cell in line.split("│")[2:9]] == [""] * 7
+
+
+def test_failure_of_ours_is_red(tmp_path):
+    code, rows, _ = reported(benchmark_of(eager=lambda: 1.0, ours=lambda: 1 / 0), tmp_path)
+    assert code == 1
+    assert rows["ours"]["parity"] == "red" and "ZeroDivisionError" in rows["ours"]["note"]
+
+
+def test_wrong_reference_gives_no_ratios(tmp_path):
+    code, rows, _ = reported(benchmark_of(eager=lambda: 2.0, ours=lambda: 1.0), tmp_path)
+    assert code == 1
+    assert rows["ours"]["median_ms"] and rows["ours"]["ratio_to_reference"] is None
+
+
+def test_peers_never_fail_the_run(tmp_path):
+    def missing():
+        raise Unavailable("not installed: pip install it")
+
+    contenders = {"eager": lambda: 1.0, "wrong": lambda: 2.0, "broken": lambda: 1 / 0, "missing": missing}
+    code, rows, printed = reported(benchmark_of(**contenders), tmp_path)
+    assert code == 0
+    assert {name: row["parity"] for name, row in rows.items()} == {
+        "eager": "green",
+        "wrong": "red",
+        "broken": "failed",
+        "missing": "unavailable",
+    }
+    assert rows["wrong"]["median_ms"] and rows["wrong"]["ratio_to_reference"] is None
+    assert "not installed: pip install it" in printed
+
+
+def test_missing_engines_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(Unavailable, match="npr-kernels\\[benchmark\\]"):
+        peers.openvino(b"", torch.zeros(1), "f32")
+
+
+def test_rounds_are_interleaved():
+    order = []
+
+    def call(name):
+        order.append(name)
+        time.sleep(0.011)  # longer than a burst: one call a round
+
+    times = interleave({name: lambda name=name: call(name) for name in "abc"}, CPU, 0)
+    rounds = ["".join(order[-15:])[i : i + 3] for i in range(0, 15, 3)]
+    assert rounds == ["abc", "bca", "cab", "abc", "bca"]
+    assert all(len(found) == 5 for found in times.values())
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        OperatorCase("stem", torch.uint8, torch.float32, batch=1, size=16),
+        OperatorCase("stem", torch.uint8, torch.bfloat16, batch=1, size=16),
+        OperatorCase("conv", torch.float32, torch.float32, batch=1, size=16, gradients="wbx"),
+        OperatorCase("conv", torch.bfloat16, torch.bfloat16, batch=2, size=16, channels_last=False, gradients="wb"),
+    ],
+    ids=str,
+)
+def test_report_of_a_small_case(tmp_path, case):
+    benchmark = case.benchmark(CPU)
+    quick = [contender for contender in benchmark.contenders if "compile" not in contender.name]
+    code, rows, _ = reported(dataclasses.replace(benchmark, contenders=quick), tmp_path)
+    assert code == 0
+    assert {REFERENCE, OURS, "composed 4x4"} <= set(rows)
+    for name, row in rows.items():
+        assert {"case", "contender", "median_ms", "ratio_to_reference", "parity"} <= set(row)
+        assert row["case"] == str(case) and row["median_ms"] > 0
+        if not is_peer(name):
+            assert row["parity"] == "green" and row["ratio_to_reference"] > 0
+
+
+def test_machine_description(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "COPIED_BYTES", 2**20)
+    monkeypatch.setattr(machine, "MATRIX_SIZES", (64,))
+    described = machine.describe(CPU)
+    report([benchmark_of(eager=lambda: 1.0)], described, CPU, 0, tmp_path / "report.json", Console(quiet=True))
+    assert json.loads((tmp_path / "report.json").read_text())["machine"] == described
+    assert described["threads"] == torch.get_num_threads() and described["torch"] == torch.__version__
+    assert described["copy_bandwidth_gb_s"] > 0
+    for peak in (described["fma_peak"], described["bf16_peak"]):
+        assert peak["gflops"] == max(peak["all"].values()) == peak["all"][peak["method"]] > 0
+
+
+def test_gate_sees_a_wrong_kernel(tmp_path, monkeypatch):
+    """One weight wrong by 1 % is red, with the tolerance of a real case."""
+    right = OperatorCase._ours
+
+    def wrong(self, x, weight, bias):
+        weight = weight.clone()
+        weight[5, 1, 2, 2] *= 1.01
+        return right(self, x, weight, bias)
+
+    monkeypatch.setattr(OperatorCase, "_ours", wrong)
+    benchmark = OperatorCase("stem", torch.uint8, torch.float32, batch=1, size=32).benchmark(CPU)
+    chosen = [contender for contender in benchmark.contenders if contender.name in (REFERENCE, OURS)]
+    code, rows, _ = reported(dataclasses.replace(benchmark, contenders=chosen), tmp_path)
+    assert code == 1 and rows[OURS]["parity"] == "red" and rows[OURS]["median_ms"] is None
+    assert rows[REFERENCE]["parity"] == "green"
+
+
+def test_cases_are_distinct():
+    assert len({str(case) for case in TABLE}) == len(TABLE)
+
+
+def refused(capsys, call) -> str:
+    with pytest.raises(typer.Exit) as exit_:
+        call()
+    assert exit_.value.exit_code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_usage_errors_are_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "file").touch()
+    assert "no CUDA device" in refused(capsys, lambda: command.checked_device("cuda"))
+    assert "'tpu'" in refused(capsys, lambda: command.checked_device("tpu"))
+    assert "regular expression" in refused(capsys, lambda: ops.main(only="("))
+    assert "matches none" in refused(capsys, lambda: ops.main(only="no such case"))
+    assert "file" in refused(capsys, lambda: command.checked_json(tmp_path / "file" / "below.json"))
+    assert "does not exist" in refused(capsys, lambda: model.main(checkpoint=str(tmp_path / "none.safetensors")))
