@@ -46,6 +46,9 @@ def plan() -> list[Path]:
     sources = []
     if choice != "none" and compiler is not None:
         sources = [ROOT / "csrc" / "registration.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
+    if not sources:  # an earlier build must not be mistaken for this one
+        for library in (ROOT / "npr_kernels").glob("_C*.so"):
+            library.unlink()
     record(choice, sources, compiler, nvcc)
     return sources
 

@@ -52,9 +52,9 @@ class NPRConv2d(nn.Module):
         self.stride = arguments.pair("stride", stride, 1)
         self.padding = arguments.pair("padding", padding, 0)
         self.grid_size, self.anchor, self.edge, self.backend = grid_size, anchor, edge, backend
-        self.scale = scale
+        self.scale = arguments.scale_factors(float(scale), in_channels)[0]
         self.pixel_std = tuple(map(float, pixel_std)) if pixel_std is not None else (1.0,) * in_channels
-        if len(self.pixel_std) != in_channels or min(self.pixel_std) <= 0:
+        if len(self.pixel_std) != in_channels or not all(0 < std < math.inf for std in self.pixel_std):
             raise ValueError(f"pixel_std must be {in_channels} positive numbers, got {pixel_std!r}")
         self.weight = nn.Parameter(
             torch.empty((out_channels, in_channels, *self.kernel_size), device=device, dtype=dtype)
@@ -151,6 +151,10 @@ def replace_first_conv(
     name, old = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), (None, None))
     if old is None:
         raise ValueError(f"{type(model).__name__} has no Conv2d to replace")
+    if type(old) is not nn.Conv2d:  # it may pad or rescale in a way of its own
+        raise ValueError(
+            f"the first Conv2d ({name or 'the model itself'}) is a {type(old).__name__}, not a plain Conv2d"
+        )
     for attribute, wanted in (("groups", 1), ("dilation", (1, 1)), ("padding_mode", "zeros")):
         if getattr(old, attribute) != wanted:
             raise ValueError(

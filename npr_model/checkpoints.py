@@ -33,6 +33,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 _HEADER_KEY = "npr_model"  # the one key of the safetensors header that is ours; its value is JSON
 _NAMED = 3  # offenders that an error message names
+_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class CheckpointError(InputError):
@@ -105,7 +106,7 @@ class Metadata:
         if "pixel_std" in known:
             known["pixel_std"] = tuple(map(float, known["pixel_std"]))
         if "view" in known:
-            known["view"] = View.parse(known["view"])
+            known["view"] = View.parse(str(known["view"]))
         if "classes" in known:
             known["classes"] = tuple(known["classes"])
         if known.get("calibration") is not None:
@@ -176,7 +177,7 @@ def load(name_or_path: str | os.PathLike, *, backend: str | None = None) -> Load
     state, metadata = (_read_safetensors if path.suffix == ".safetensors" else _read_pickle)(path, data)
     try:
         model = metadata.network(backend)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"checkpoint {path} has a bad architecture in its metadata: {reason(error)}") from error
     _check(path, state, model.state_dict())
     model.load_state_dict(state, strict=True)
@@ -212,7 +213,7 @@ def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, Tensor], Metad
         return state, Metadata.from_json(header[_HEADER_KEY])
     except KeyError as error:
         raise CheckpointError(f"checkpoint {path} has metadata without {error}") from error
-    except (TypeError, ValueError, InputError) as error:
+    except (AttributeError, OverflowError, TypeError, ValueError, InputError) as error:
         raise CheckpointError(f"checkpoint {path} has bad metadata: {reason(error)}") from error
 
 
@@ -253,6 +254,16 @@ def _check(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tenso
     ]
     if shapes:
         raise CheckpointError(f"checkpoint {path} is not of this network: {_some(shapes)}")
+    kinds = [
+        f"{name} is {tensor.dtype}"
+        for name, tensor in state.items()
+        if tensor.layout != torch.strided or (expected[name].is_floating_point() and tensor.dtype not in _WEIGHT_DTYPES)
+    ]
+    if kinds:
+        raise CheckpointError(f"checkpoint {path} has weights of the wrong kind: {_some(kinds)}")
+    negative = [name for name in state if name.endswith("running_var") and (state[name] < 0).any()]
+    if negative:
+        raise CheckpointError(f"checkpoint {path} has negative variances: {_some(negative)}")
     damaged = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if damaged:
         raise CheckpointError(f"checkpoint {path} has NaN or infinite weights: {_some(damaged)}")

@@ -36,6 +36,7 @@ class FoldedConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, dtype: torch.dtype, relu: bool, onednn: bool) -> None:
         super().__init__()
         weight, bias = fold_batch_norm(conv.weight.detach(), None, bn)
+        _check_finite(weight, bias)
         weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
         self.stride, self.padding, self.relu, self.onednn = conv.stride, conv.padding, relu, onednn
         if onednn:  # its own blocked layout; chosen for a size, but it serves all (without one it picks slow ones)
@@ -93,8 +94,9 @@ class InferenceDetector(nn.Module):
         self.micro_batch = 2 * torch.get_num_threads() if device.type == "cpu" else None
         self.conv1 = copy.deepcopy(detector.conv1)
         weight, bias = fold_batch_norm(detector.conv1.weight.detach(), None, detector.bn1)
-        self.register_buffer("stem_weight", weight.to(self.dtype))
-        self.register_buffer("stem_bias", bias.detach().to(self.dtype))
+        _check_finite(weight, bias)
+        self.register_buffer("stem_weight", weight)
+        self.register_buffer("stem_bias", bias.detach())
         self.register_buffer("head_weight", detector.fc1.weight.detach().float().clone())
         self.register_buffer("head_bias", detector.fc1.bias.detach().float().clone())
         onednn = device.type == "cpu" and not compile and _onednn_serves(self.dtype)
@@ -110,11 +112,21 @@ class InferenceDetector(nn.Module):
         return torch.cat([self._score(part) for part in images.split(self.micro_batch)])
 
     def _score(self, images: Tensor) -> Tensor:
-        if images.is_floating_point():
-            images = images.to(self.dtype)
-        x = npr_stem(images, self.stem_weight, self.stem_bias, **self.conv1.options(images))
-        features = self.trunk(x).float().mean((2, 3))
-        return F.linear(features, self.head_weight, self.head_bias)
+        options = self.conv1.options(images)
+        if images.is_floating_point():  # subtracted in float32: rounding comes after the differences, not before
+            x = npr_stem(images.float(), self.stem_weight.float(), self.stem_bias.float(), **options)
+            broken = ~x.isfinite().flatten(1).all(1, keepdim=True)  # oneDNN's ReLU would make zeros of NaN
+            x = x.to(self.dtype)
+        else:
+            x = npr_stem(images, self.stem_weight.to(self.dtype), self.stem_bias.to(self.dtype), **options)
+            broken = None
+        logits = F.linear(self.trunk(x).float().mean((2, 3)), self.head_weight, self.head_bias)
+        return logits if broken is None else logits.masked_fill(broken, float("nan"))
+
+
+def _check_finite(*folded: Tensor) -> None:
+    if not all(parameter.isfinite().all() for parameter in folded):
+        raise ValueError("the network's weights or batch-norm statistics give NaN or infinite convolutions")
 
 
 def _onednn_serves(dtype: torch.dtype) -> bool:

@@ -94,10 +94,12 @@ def _table() -> list[Case]:
     cases += [Case(dtype=d, layout=layout, out_channels=64) for d in IMAGE_DTYPES for layout in LAYOUTS]
     cases += [Case(dtype=torch.uint8, weight_dtype=d, out_channels=64) for d in IMAGE_DTYPES[1:]]
     cases += [replace(DEFAULT, batch=0, dtype=d) for d in IMAGE_DTYPES]
-    for dtype in (torch.uint8, torch.float32, torch.bfloat16):
-        cases += [Case(dtype=dtype, height=h, width=w) for h, w in ((2, 2), (2, 9), (3, 2), (5, 5), (6, 7), (33, 66))]
-        cases += [Case(dtype=dtype, out_channels=o, bias=False) for o in (1, 15, 33, 64, 65, 130)]
-        cases += [Case(dtype=dtype, channels=c, layout=layout) for c in (1, 2, 4, 7) for layout in LAYOUTS[:2]]
+    low = {"dtype": torch.uint8, "weight_dtype": torch.bfloat16}  # products in bfloat16, where the processor has them
+    cases += [Case(grid_size=g, anchor=a, height=13, width=17, **low) for g, a in GRIDS]
+    for dtypes in ({"dtype": torch.uint8}, low, {"dtype": torch.float32}, {"dtype": torch.bfloat16}):
+        cases += [Case(**dtypes, height=h, width=w) for h, w in ((2, 2), (2, 9), (3, 2), (5, 5), (6, 7), (33, 66))]
+        cases += [Case(**dtypes, out_channels=o, bias=False) for o in (1, 15, 33, 64, 65, 130)]
+        cases += [Case(**dtypes, channels=c, layout=layout) for c in (1, 2, 4, 7) for layout in LAYOUTS[:2]]
         for kernel, stride, padding in (
             ((1, 1), 1, 0),
             ((1, 1), 2, 0),  # with the paper's anchor every tap sees the anchor: the result is the bias
@@ -110,7 +112,7 @@ def _table() -> list[Case]:
             ((7, 7), 2, 3),
             ((3, 3), 2, 5),
         ):
-            cases.append(Case(dtype=dtype, kernel=kernel, stride=stride, padding=padding))
+            cases.append(Case(**dtypes, kernel=kernel, stride=stride, padding=padding))
     return list(dict.fromkeys(cases))
 
 

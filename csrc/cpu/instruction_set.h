@@ -61,7 +61,7 @@ inline void conv_grad_weight_any(const Task& task, int64_t begin, int64_t end, d
 // Products in bfloat16 are used only where eager bfloat16 would do no better: the differences of uint8 pixels are exact
 // and the result is bfloat16, so the weights' rounding is all that is lost.
 inline bool products_in_bfloat16(const Task& task) {
-  return task.x.type == Type::kUInt8 && task.grid.anchor >= 0 && task.out.type == Type::kBFloat16;
+  return task.x.type == Type::kUInt8 && task.grid.anchor >= 0 && task.out.type == Type::kBFloat16 && !task.in_double;
 }
 
 inline void conv_any(const Task& task, int64_t begin, int64_t end) {

@@ -13,7 +13,10 @@ PACKAGE = Path(__file__).resolve().parent.parent
 def build_info() -> dict | None:
     """What setup.py recorded: what was built, with which tools, against which torch. None if nothing was recorded."""
     path = PACKAGE / "_build_info.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _load() -> str | None:
@@ -25,7 +28,8 @@ def _load() -> str | None:
         return f"the compiled extension is {built}; install from source with a C++ compiler to have it"
     try:
         torch.ops.load_library(str(libraries[0]))
-    except OSError as error:  # an ABI mismatch, say; "not built" would send the user the wrong way
+        torch.ops.npr_kernels.cpu_capability()  # fails for an instruction set that this machine lacks
+    except (OSError, RuntimeError, AttributeError) as error:  # an ABI mismatch, say: not the same as "not built"
         return f"{libraries[0].name} failed to load: {str(error).splitlines()[0]}"
     return None
 

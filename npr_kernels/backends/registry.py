@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ ORDER = ("cpu", "eager")
 _BACKENDS = {"cpu": cpu, "eager": eager}
 _logger = logging.getLogger("npr_kernels")
 _logged: set[str] = set()
-_chosen_by_context: list[str] = []
+_context = threading.local()  # of each thread: what use_backend asked for
 
 
 class BackendError(RuntimeError):
@@ -44,14 +45,17 @@ class Call:
 
 @dataclass(frozen=True)
 class Explanation:
-    """``chosen`` serves the call because of ``source``; ``reasons`` maps every backend to why it cannot, or None."""
+    """``chosen`` serves the call because of ``source``; ``reasons`` maps every backend to why it cannot, or None.
 
-    chosen: str
+    ``chosen`` is None where an explicit choice cannot serve: the call itself would raise BackendError.
+    """
+
+    chosen: str | None
     source: str
     reasons: dict[str, str | None]
 
     def __str__(self) -> str:
-        lines = [f"{self.chosen} serves the call (chosen by {self.source})"]
+        lines = [f"{self.chosen or 'no backend'} serves the call (chosen by {self.source})"]
         lines += [f"  {name:8} {reason or 'can serve it'}" for name, reason in self.reasons.items()]
         return "\n".join(lines)
 
@@ -69,11 +73,12 @@ def backends() -> dict[str, str | None]:
 def use_backend(name: str) -> Iterator[None]:
     """Within the block every call without a ``backend`` argument uses ``name``, or fails with its reason."""
     get(name)
-    _chosen_by_context.append(name)
+    before = getattr(_context, "name", None)
+    _context.name = name
     try:
         yield
     finally:
-        _chosen_by_context.pop()
+        _context.name = before
 
 
 def get(name: str):
@@ -101,15 +106,20 @@ def select(call: Call, argument: str | None = None) -> str:
 
 def explain(call: Call) -> Explanation:
     """As :func:`select`, with the reasons of all backends."""
-    return Explanation(select(call), _explicit(None)[1], {name: _BACKENDS[name].refusal(call) for name in ORDER})
+    try:
+        chosen = select(call)
+    except BackendError:
+        chosen = None
+    return Explanation(chosen, _explicit(None)[1], {name: _BACKENDS[name].refusal(call) for name in ORDER})
 
 
 def _explicit(argument: str | None) -> tuple[str | None, str]:
     """The backend asked for, if any, and by what."""
     if argument is not None:
         return argument, "the backend argument"
-    if _chosen_by_context:
-        return _chosen_by_context[-1], "use_backend"
+    name = getattr(_context, "name", None)
+    if name is not None:
+        return name, "use_backend"
     name = os.environ.get(ENVIRONMENT_VARIABLE)
     return (name, ENVIRONMENT_VARIABLE) if name else (None, "automatic choice")
 

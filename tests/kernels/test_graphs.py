@@ -123,7 +123,6 @@ def test_autocast(image_dtype, dtype, backend):
     network = npr_kernels.NPRConv2d(3, 8, bias=True, backend=backend)
     with torch.autocast("cpu", dtype):
         y = network(x)
-        assert npr_kernels.explain(x, network.weight).reasons["eager"] is None
     assert y.dtype == dtype and network.weight.dtype == torch.float32
     y.float().sum().backward()
     assert network.weight.grad.dtype == torch.float32

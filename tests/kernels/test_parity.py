@@ -14,6 +14,7 @@ BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=str(reason)))
     for name, reason in npr_kernels.backends().items()
 ]
+FAST = [backend for backend in BACKENDS if backend.values[0] != "eager"]  # eager is what they are compared with
 OPERATORS = [npr_kernels.npr_conv2d, npr_kernels.npr_stem]
 
 
@@ -21,7 +22,7 @@ def double(*tensors):
     return [None if t is None else t if t.dtype == torch.uint8 else t.double() for t in tensors]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("case", TABLE, ids=str)
 def test_forward(case: Case, operator, backend: str):
@@ -31,7 +32,7 @@ def test_forward(case: Case, operator, backend: str):
     assert_close(operator(x, weight, bias, backend=backend, **case.options), eager, truth)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("case", TABLE, ids=str)
 def test_convolution_gradients(case: Case, backend: str):
     x, weight, bias = case.tensors()
@@ -80,7 +81,7 @@ def gradients(operator, case: Case, backend: str, *tensors):
     return torch.autograd.grad(out, [t for t in tensors if t is not None and t.requires_grad], grad)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("dtype", IMAGE_DTYPES)
 @pytest.mark.parametrize(("grid_size", "anchor"), GRIDS)
 def test_npr_and_its_gradient(grid_size, anchor, dtype, backend):
@@ -142,15 +143,14 @@ def test_gradients_repeat_to_the_bit(backend):
     assert all(map(torch.equal, first, second))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FAST)
 def test_a_batch_equals_its_images(backend):
     """Rows are shared out over threads through the whole batch; where a share begins must not matter."""
     case = Case(batch=5, height=38, width=20, dtype=torch.uint8, out_channels=64)
     x, weight, bias = case.tensors()
     whole = npr_kernels.npr_stem(x, weight, bias, backend=backend, **case.options)
     single = [npr_kernels.npr_stem(image[None], weight, bias, backend=backend, **case.options) for image in x]
-    assert torch.equal(whole, torch.cat(single)) or backend == "eager"
-    assert error(whole, torch.cat(single)) < 1e-6
+    assert torch.equal(whole, torch.cat(single))
 
 
 def test_the_table_reaches_what_it_should():

@@ -171,3 +171,26 @@ def test_variants_of_table_7(grid_size, anchor):
         expected = detector(normalised)
         assert (detector(raw) - expected).abs().max() < 1e-4
     assert (detector.for_inference(torch.float32)(raw) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_pixels_never_become_a_verdict(detector, dtype):
+    """The fused ReLU of the trunk turns NaN into 0; the score must be NaN all the same, and of that image alone."""
+    _, normalised = images(3, 3, 64, 64)
+    normalised[1, 0, 9, 9] = float("nan")
+    assert detector.for_inference(dtype)(normalised).isnan().flatten().tolist() == [False, True, False]
+
+
+def test_float_images_lose_nothing_to_bytes_in_bfloat16(detector):
+    """Differences are taken before rounding, so a normalised image scores as its bytes do, up to bfloat16."""
+    raw, normalised = images(4, 3, 64, 64)
+    fast = detector.for_inference(torch.bfloat16)
+    assert (fast(raw) - fast(normalised)).abs().max() < 0.02
+
+
+def test_weights_that_give_nan_are_refused(authors):
+    broken = NPRDetector()
+    broken.load_state_dict(authors.state_dict())
+    broken.layer1[0].bn2.running_var.fill_(-1)
+    with pytest.raises(ValueError, match="NaN or infinite convolutions"):
+        broken.eval().for_inference()
