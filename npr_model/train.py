@@ -58,6 +58,7 @@ class TrainOptions:
             "epochs must be at least 1": self.epochs < 1,
             "the batch size must be at least 2, batch norm needs it": self.batch_size < 2,
             "the crop size must be at least 8": self.crop_size < 8,
+            "the rate must decay after at least 1 epoch": self.decay_epochs < 1,
             "the learning rate must be positive": not 0 < self.learning_rate < math.inf,
             "the JPEG probability must be in 0 .. 1": not 0 <= self.jpeg_probability <= 1,
             "JPEG qualities must be in 1 .. 100, the lower one first": not 1 <= low <= high <= 100,
