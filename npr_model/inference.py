@@ -1,8 +1,9 @@
 """The detector frozen for scoring: batch norm folded into the convolutions, channels_last, low precision where it pays.
 
-Nothing is compiled at start. On the CPU the convolutions run through oneDNN with their bias, ReLU and residual sum
-fused and their weights laid out beforehand, and a batch is scored a few images at a time, so that an image's
-activations (2 MiB after each block at 256x256) stay in the caches from layer to layer.
+Nothing is compiled at start. On the CPU a residual block is one kernel of ours, or, where there is none or where oneDNN
+uses matrix units, oneDNN's convolutions with bias, ReLU and residual sum fused and their weights laid out beforehand. A
+batch is scored a few images at a time, so that an image's activations (2 MiB after each block at 256x256) stay in the
+caches from block to block.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npr_kernels import fold_batch_norm, npr_stem
+from npr_kernels import bottleneck, fold_batch_norm, npr_stem
 from npr_kernels.info import cpu_capability
 from npr_model.network import Bottleneck, NPRDetector
 
@@ -79,6 +80,19 @@ class FoldedBottleneck(nn.Module):
         return self.conv3(self.conv2(self.conv1(x)), shortcut)
 
 
+def fused_bottleneck(block: Bottleneck, dtype: torch.dtype) -> bottleneck.FusedBottleneck:
+    """:class:`npr_model.network.Bottleneck` in evaluation mode as one kernel."""
+
+    def fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+        folded = fold_batch_norm(conv.weight.detach(), None, bn)
+        _check_finite(*folded)
+        return folded
+
+    layers = fold(block.conv1, block.bn1), fold(block.conv2, block.bn2), fold(block.conv3, block.bn3)
+    shortcut = None if block.downsample is None else fold(*block.downsample)
+    return bottleneck.FusedBottleneck(*layers, shortcut, block.conv2.stride[0], dtype)
+
+
 class InferenceDetector(nn.Module):
     """(N, 3, H, W), uint8 or normalised floating point, to (N, 1) float32 logits, without gradients.
 
@@ -99,11 +113,15 @@ class InferenceDetector(nn.Module):
         self.register_buffer("stem_bias", bias.detach())
         self.register_buffer("head_weight", detector.fc1.weight.detach().float().clone())
         self.register_buffer("head_bias", detector.fc1.bias.detach().float().clone())
-        onednn = device.type == "cpu" and not compile and _onednn_serves(self.dtype)
-        blocks = [*detector.layer1, *detector.layer2]
-        trunk = nn.Sequential(*(FoldedBottleneck(block, self.dtype, onednn) for block in blocks))
+        self.engine = trunk_engine(device, self.dtype, compile)
+        trunk = nn.Sequential(*(self._block(block) for block in (*detector.layer1, *detector.layer2)))
         self.trunk = torch.compile(trunk, dynamic=False) if compile else trunk
         self.eval().requires_grad_(False)
+
+    def _block(self, block: Bottleneck) -> nn.Module:
+        if self.engine == "fused":
+            return fused_bottleneck(block, self.dtype)
+        return FoldedBottleneck(block, self.dtype, onednn=self.engine == "onednn")
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
@@ -129,7 +147,14 @@ def _check_finite(*folded: Tensor) -> None:
         raise ValueError("the network's weights or batch-norm statistics give NaN or infinite convolutions")
 
 
-def _onednn_serves(dtype: torch.dtype) -> bool:
-    """Whether torch brings oneDNN's fused convolutions (internal operators that its own compiler uses)."""
-    operators = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and torch.backends.mkldnn.is_available()
-    return operators and dtype in (torch.float32, torch.bfloat16)
+def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool) -> str:
+    """What runs the residual blocks: "fused" (our kernel), "onednn" or "torch" (plain, or compiled)."""
+    if device.type != "cpu" or compile:
+        return "torch"
+    # torch's fused oneDNN convolutions are internal operators, made for its own compiler: they may be missing.
+    onednn = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and torch.backends.mkldnn.is_available()
+    onednn = onednn and dtype in (torch.float32, torch.bfloat16)
+    matrix_units = dtype == torch.bfloat16 and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    if bottleneck.refusal(dtype, 64) is None and not (onednn and matrix_units):
+        return "fused"
+    return "onednn" if onednn else "torch"

@@ -40,6 +40,7 @@ constexpr int kGradientTaps = NPR_GRADIENT_TAPS;
 #include "npr_rows.h"
 #include "forward.h"
 #include "gradients.h"
+#include "bottleneck.h"
 
 inline void npr_any(const Task& task, int64_t begin, int64_t end) {
   task.in_double ? npr_rows<double>(task, begin, end) : npr_rows<float>(task, begin, end);
@@ -78,13 +79,35 @@ inline void stem_any(const Task& task, int64_t begin, int64_t end) {
   task.in_double ? stem_rows<double>(task, begin, end) : stem_rows<float>(task, begin, end);
 }
 
+#ifdef NPR_HAS_BFLOAT16_DOT
+constexpr bool kBFloat16Products = true;
+#else
+constexpr bool kBFloat16Products = false;
+#endif
+
+inline void bottleneck_any(const BottleneckTask& task, int64_t begin, int64_t end) {
+#ifdef NPR_HAS_BFLOAT16_DOT
+  if (task.type == Type::kBFloat16) return bottleneck_rows<BFloat16>(task, begin, end);
+#endif
+  bottleneck_rows<float>(task, begin, end);
+}
+
+inline void pack_weights_any(const float* weight, int64_t channels, int64_t inputs, Type type, void* packed) {
+#ifdef NPR_HAS_BFLOAT16_DOT
+  if (type == Type::kBFloat16)
+    return pack_weights_as<BFloat16>(weight, channels, inputs, static_cast<BFloat16*>(packed));
+#endif
+  pack_weights_as<float>(weight, channels, inputs, static_cast<float*>(packed));
+}
+
 }  // namespace
 
 #define NPR_STRING_OF(name) #name
 #define NPR_STRING(name) NPR_STRING_OF(name)
 extern const Kernels table;
 const Kernels table = {NPR_STRING(NPR_INSTRUCTION_SET), npr_any, npr_backward_any, conv_grad_input_any,
-                       conv_any, conv_grad_weight_any, stem_any};
+                       conv_any, conv_grad_weight_any, stem_any,
+                       bottleneck_any, pack_weights_any, kBlockChannels, kBFloat16Products};
 
 }  // namespace npr::cpu::NPR_INSTRUCTION_SET
 

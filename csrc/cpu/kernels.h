@@ -37,6 +37,21 @@ struct Task {
   const void* scale;
 };
 
+// A residual bottleneck: x (N, H, W, in_channels) to out (N, out_height, out_width, channels[2]), both dense, both
+// `type`. Weights are packed by Kernels::pack_weights; `project` says that the last layer's inputs are those of the
+// second followed by the block's own, that is, that the shortcut is a convolution.
+struct BottleneckTask {
+  int64_t batch, in_channels, height, width;
+  int64_t out_height, out_width, stride;
+  int64_t channels[3];
+  bool project;
+  Type type;  // kFloat32, or kBFloat16 where `bfloat16_products`
+  const void* x;
+  void* out;
+  const void* weights[3];
+  const float* biases[3];
+};
+
 // Each kernel computes a range of independent rows, so that the caller can spread ranges over threads.
 struct Kernels {
   const char* name;
@@ -50,6 +65,12 @@ struct Kernels {
   void (*conv_grad_weight)(const Task&, int64_t begin, int64_t end, double* sum);
   // Pooled rows: [begin, end) of batch * pooled_size(out_height).
   void (*stem)(const Task&, int64_t begin, int64_t end);
+  // Output rows: [begin, end) of batch * out_height.
+  void (*bottleneck)(const BottleneckTask&, int64_t begin, int64_t end);
+  // (channels, inputs) float32, row-major, to the order that `bottleneck` reads; channels a multiple of block_channels.
+  void (*pack_weights)(const float* weight, int64_t channels, int64_t inputs, Type type, void* packed);
+  int64_t block_channels;
+  bool bfloat16_products;  // whether bottlenecks can be bfloat16
 };
 
 // The kernels for this machine: the best instruction set it has, or the one NPR_KERNELS_CPU_CAPABILITY names.

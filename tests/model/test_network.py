@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from npr_kernels import bottleneck
+from npr_model import inference
 from npr_model.inference import InferenceDetector, default_dtype
 from npr_model.network import IMAGENET_MEAN, IMAGENET_STD, NPRDetector
 from tests.tolerances import error
@@ -124,6 +126,19 @@ def test_inference_in_float32(detector, size, batch):
         logits = fast(x)
         assert logits.shape == (batch, 1) and logits.dtype == torch.float32
         assert (logits - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("engine", ["fused", "onednn", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_engine_of_the_trunk(detector, monkeypatch, engine, dtype):
+    reason = bottleneck.refusal(dtype, 64)
+    if engine == "fused" and reason:
+        pytest.skip(reason)
+    monkeypatch.setattr(inference, "trunk_engine", lambda *_: engine)
+    raw, _ = images(3, 3, 50, 38)
+    with torch.no_grad():
+        expected = detector(raw)
+    assert (detector.for_inference(dtype)(raw) - expected).abs().max() < (1e-4 if dtype == torch.float32 else 0.05)
 
 
 def test_inference_in_bfloat16_is_as_good_as_eager_bfloat16(detector):

@@ -1,0 +1,158 @@
+"""The fused residual bottleneck against float64, on every instruction set that this machine has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from npr_kernels import bottleneck
+from npr_kernels.backends import extension
+from npr_kernels.bottleneck import FusedBottleneck
+from tests.tolerances import assert_close, error
+
+pytestmark = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
+ROOT = Path(__file__).resolve().parents[2]
+
+# batch, channels in, width, channels out, stride, height, width
+SHAPES = [
+    (2, 64, 64, 256, 1, 16, 16),
+    (1, 256, 64, 256, 1, 9, 7),
+    (3, 256, 128, 512, 2, 12, 10),
+    (2, 64, 64, 128, 2, 13, 11),
+    (2, 128, 64, 128, 1, 1, 1),
+    (1, 64, 64, 64, 2, 1, 5),
+    (1, 64, 64, 64, 1, 2, 31),
+    (0, 64, 64, 256, 1, 8, 8),
+]
+
+
+def layers(channels: int, width: int, out_channels: int, stride: int, dtype: torch.dtype) -> list:
+    """conv1, conv2, conv3 and the shortcut (None where x itself will do), each a weight and a bias."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(out: int, into: int, kernel: int) -> tuple[Tensor, Tensor]:
+        weight = torch.randn(out, into, kernel, kernel, generator=generator) * (2 / (into * kernel**2)) ** 0.5
+        return weight.to(dtype), torch.randn(out, generator=generator).to(dtype)
+
+    needed = stride != 1 or channels != out_channels
+    return [
+        draw(width, channels, 1),
+        draw(width, width, 3),
+        draw(out_channels, width, 1),
+        draw(out_channels, channels, 1) if needed else None,
+    ]
+
+
+def composed(x: Tensor, conv1, conv2, conv3, shortcut, stride: int) -> Tensor:
+    y = F.relu(F.conv2d(x, *conv1))
+    y = F.relu(F.conv2d(y, *conv2, stride, 1))
+    return F.relu(F.conv2d(y, *conv3) + (x if shortcut is None else F.conv2d(x, *shortcut, stride)))
+
+
+def check(shape: tuple, dtype: torch.dtype) -> None:
+    batch, channels, width, out_channels, stride, *size = shape
+    x = torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(1)).to(dtype)
+    exact = layers(channels, width, out_channels, stride, dtype)
+    truth = composed(x.double(), *([None if p is None else tuple(t.double() for t in p) for p in exact]), stride)
+    eager = composed(x, *exact, stride)
+    fused = FusedBottleneck(*exact, stride, dtype)
+    for images in (x, x.contiguous(memory_format=torch.channels_last)):
+        out = fused(images)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        if batch:
+            assert_close(out, eager, truth)
+        else:
+            assert out.shape == eager.shape
+
+
+def served() -> list[torch.dtype]:
+    return [dtype for dtype in (torch.float32, torch.bfloat16) if bottleneck.refusal(dtype, 64) is None]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_against_float64(shape, dtype, threads):
+    if dtype not in served():
+        pytest.skip(str(bottleneck.refusal(dtype, 64)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check(shape, dtype)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("capability", ["avx512", "avx2", "portable"])
+def test_other_instruction_sets(capability):
+    """In a process of its own, as the instruction set is chosen once."""
+    code = (
+        "from npr_kernels.info import cpu_capability; from tests.kernels import test_bottleneck as t\n"
+        f"assert cpu_capability() == {capability!r}\n"
+        "for shape in t.SHAPES:\n    for dtype in t.served(): t.check(shape, dtype)"
+    )
+    environment = {**os.environ, "NPR_KERNELS_CPU_CAPABILITY": capability}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    if "this machine has" in run.stderr:
+        pytest.skip(run.stderr.splitlines()[-1])
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_stays_where_it_belongs(dtype):
+    if dtype not in served():
+        pytest.skip(str(bottleneck.refusal(dtype, 64)))
+    exact = layers(64, 64, 64, 1, dtype)
+    x = torch.randn(2, 64, 12, 12).to(dtype)
+    x[1, 5, 6, 6] = float("nan")
+    found, expected = (
+        FusedBottleneck(*exact, 1, dtype)(x),
+        composed(x.double(), *(None if p is None else tuple(t.double() for t in p) for p in exact), 1),
+    )
+    assert error(found, expected) < 0.02 and found.isnan().any()
+
+
+def test_opcheck():
+    fused = FusedBottleneck(*layers(64, 64, 128, 2, torch.float32), 2, torch.float32)
+    x = torch.randn(2, 64, 6, 6).contiguous(memory_format=torch.channels_last)
+    weights, biases = [fused.weight1, fused.weight2, fused.weight3], [fused.bias1, fused.bias2, fused.bias3]
+    torch.library.opcheck(torch.ops.npr_kernels.bottleneck, (x, weights, biases, 2))
+    torch.library.opcheck(torch.ops.npr_kernels.pack_weights, (torch.randn(64, 6), torch.float32))
+    assert torch.equal(torch.compile(fused, fullgraph=True)(x), fused(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(1, 64, 4, 4, dtype=torch.float64)}, "float32, or bfloat16"),
+        ({"x": torch.zeros(1, 62, 4, 4).contiguous(memory_format=torch.channels_last)}, "do not fit"),
+        ({"x": torch.zeros(1, 64, 4, 4)}, "dense in channels_last"),
+        ({"x": torch.zeros(64, 4, 4)}, r"\(N, C, H, W\)"),
+        ({"stride": 3}, "1 or 2, got 3"),
+        ({"weights": []}, "three layers"),
+        ({"stride": 2}, "needs stride 1"),
+    ],
+)
+def test_the_operator_refuses_what_would_read_foreign_memory(change, message):
+    fused = FusedBottleneck(*layers(64, 64, 64, 1, torch.float32), 1, torch.float32)
+    call = {
+        "x": torch.zeros(1, 64, 4, 4).contiguous(memory_format=torch.channels_last),
+        "weights": [fused.weight1, fused.weight2, fused.weight3],
+        "biases": [fused.bias1, fused.bias2, fused.bias3],
+        "stride": 1,
+    }
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.npr_kernels.bottleneck(**(call | change))
+
+
+def test_what_it_cannot_serve_is_said():
+    assert "no kernel for torch.float16" in bottleneck.refusal(torch.float16, 64)
+    with pytest.raises(ValueError, match="32 is no multiple"):
+        FusedBottleneck(*layers(64, 32, 64, 1, torch.float32), 1, torch.float32)
