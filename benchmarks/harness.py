@@ -94,7 +94,8 @@ def run(benchmark: Benchmark, machine: dict, device: torch.device, seconds: floa
     reference = statistics.median(times[REFERENCE]) if REFERENCE in times else None
     for row in rows:
         if row["contender"] in times:
-            _fill(row, times[row["contender"]], reference, benchmark, machine)
+            dtype = next(c.dtype for c in benchmark.contenders if c.name == row["contender"])
+            _fill(row, times[row["contender"]], reference, benchmark, machine, dtype)
     return rows
 
 
@@ -134,15 +135,17 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _fill(row: dict, times: list[float], reference: float | None, benchmark: Benchmark, machine: dict) -> None:
+def _fill(
+    row: dict, times: list[float], reference: float | None, benchmark: Benchmark, machine: dict, dtype: torch.dtype
+) -> None:
     median = statistics.median(times)
     quarters = statistics.quantiles(times, n=4)
     row |= {"median_ms": median * 1e3, "iqr_ms": (quarters[2] - quarters[0]) * 1e3, "rounds": len(times)}
     if reference and row["parity"] == "green":
         row["ratio_to_reference"] = reference / median
     gflops = benchmark.flops / median / 1e9
-    row |= {"gflops": gflops, "share_of_fma_peak": gflops / machine["fma_peak"]["gflops"]}
-    row["share_of_bf16_peak"] = gflops / machine["bf16_peak"]["gflops"]
+    peak = "bf16_peak" if dtype.itemsize == 2 else "fma_peak"  # the peak of what it computes in
+    row |= {"gflops": gflops, f"share_of_{peak}": gflops / machine[peak]["gflops"]}
     if benchmark.bytes is not None:
         row["share_of_bandwidth"] = benchmark.bytes / median / 1e9 / machine["copy_bandwidth_gb_s"]
 

@@ -1,0 +1,122 @@
+"""``python -m benchmarks.report``: README's tables and plots, made from the JSON under benchmarks/results.
+
+README says where: between ``<!-- table FILE: CASE -->`` and ``<!-- end -->`` stands the table of one case. Every result
+file gets a plot of its cases beside it, FILE with the ending svg.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.command import refuse
+from benchmarks.harness import OURS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+MARK = re.compile(r"(<!-- table (?P<file>\S+): (?P<case>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+COLUMNS = {  # title: key of the row, factor, format
+    "ms": ("median_ms", 1, "{:.3g}"),
+    "x eager": ("ratio_to_reference", 1, "{:.1f}"),
+    "of FMA peak": ("share_of_fma_peak", 100, "{:.0f} %"),
+    "of bf16 peak": ("share_of_bf16_peak", 100, "{:.0f} %"),
+    "of bandwidth": ("share_of_bandwidth", 100, "{:.0f} %"),
+}
+
+
+class UnknownTable(Exception):
+    """README asks for a table that no result file has. The message says which."""
+
+
+def load(name: str) -> dict[str, list[dict]]:
+    """The timed rows of a result file by case, the fastest first."""
+    path = RESULTS / name
+    if not path.is_file():
+        raise UnknownTable(f"README asks for benchmarks/results/{name}, which does not exist")
+    cases: dict[str, list[dict]] = {}
+    for row in json.loads(path.read_text())["rows"]:
+        if row["median_ms"] is not None:
+            cases.setdefault(row["case"], []).append(row)
+    return {case: sorted(rows, key=lambda row: row["median_ms"]) for case, rows in cases.items()}
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown; columns that no row fills are left out, ours are bold."""
+    columns = {title: column for title, column in COLUMNS.items() if any(row.get(column[0]) for row in rows)}
+    lines = [["contender", *columns], ["---"] * (1 + len(columns))]
+    for row in rows:
+        name = f"**{row['contender']}**" if row["contender"].startswith(OURS) else row["contender"]
+        cells = [form.format(row[key] * factor) if row.get(key) else "" for key, factor, form in columns.values()]
+        lines.append([name, *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def filled(text: str) -> str:
+    """``text`` with every marked table made anew."""
+
+    def replace(match: re.Match) -> str:
+        cases = load(match["file"])
+        if match["case"] not in cases:
+            raise UnknownTable(f"benchmarks/results/{match['file']} has no case {match['case']!r}")
+        return f"{match[1]}**{match['case']}**\n\n{table(cases[match['case']])}{match[4]}"
+
+    return MARK.sub(replace, text)
+
+
+def plot(name: str) -> Path:
+    """Bars of the times of every case of a result file, ours in colour: an SVG beside it."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams |= {"svg.hashsalt": name, "svg.fonttype": "none"}  # the same results make the same file
+    cases = load(name)
+    heights = [len(rows) for rows in cases.values()]
+    figure, axes = pyplot.subplots(
+        len(cases), 1, figsize=(8, 0.28 * sum(heights) + 0.8 * len(cases)), height_ratios=heights, squeeze=False
+    )
+    for axis, (case, rows) in zip(axes[:, 0], cases.items(), strict=True):
+        names, times = [row["contender"] for row in rows], [row["median_ms"] for row in rows]
+        colours = ["tab:orange" if contender.startswith(OURS) else "tab:gray" for contender in names]
+        bars = axis.barh(names, times, color=colours)
+        axis.bar_label(bars, [f" {value:.3g} ms" for value in times], fontsize=8)
+        axis.invert_yaxis()
+        axis.margins(x=0.15)
+        axis.set_title(case, loc="left", fontsize=9, fontweight="bold")
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    target = (RESULTS / name).with_suffix(".svg")
+    figure.savefig(target, metadata={"Date": None})
+    pyplot.close(figure)
+    return target
+
+
+def main(
+    check: Annotated[
+        bool, typer.Option(help="Change nothing; exit code 1 if README's tables are not up to date.")
+    ] = False,
+) -> None:
+    """Write README's tables and the plots from the results."""
+    before = README.read_text()
+    try:
+        after = filled(before)
+    except UnknownTable as failure:
+        refuse(str(failure))
+    if check:
+        if before != after:
+            print("README.md: tables differ from benchmarks/results; run python -m benchmarks.report")
+        raise typer.Exit(before != after)
+    README.write_text(after)
+    for path in sorted(RESULTS.glob("*.json")):
+        print(plot(path.name).relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    typer.run(main)
