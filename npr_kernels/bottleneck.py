@@ -34,20 +34,28 @@ class FusedBottleneck(nn.Module):
         if reason:
             raise ValueError(f"the fused bottleneck cannot serve: {reason}")
         self.stride = stride
-        matrices = [weight.permute(0, 2, 3, 1).flatten(1) for weight, _ in (conv1, conv2, conv3)]
+        matrices = [weight.detach().double().permute(0, 2, 3, 1).flatten(1) for weight, _ in (conv1, conv2, conv3)]
         biases = [bias for _, bias in (conv1, conv2, conv3)]
         if shortcut is not None:  # summed with conv3: one matrix product over the inputs of both
-            matrices[2] = torch.cat([matrices[2], shortcut[0].flatten(1)], 1)
+            matrices[2] = torch.cat([matrices[2], shortcut[0].detach().double().flatten(1)], 1)
             biases[2] = biases[2] + shortcut[1]
-        for i, (matrix, bias) in enumerate(zip(matrices, biases, strict=True), 1):
-            packed = torch.ops.npr_kernels.pack_weights(matrix.detach().float().contiguous(), dtype)
-            self.register_buffer(f"weight{i}", packed)
+        packed = [[matrices[0]], [matrices[1]] if stride != 1 else winograd_matrices(conv2[0]), [matrices[2]]]
+        for i, (layer, bias) in enumerate(zip(packed, biases, strict=True), 1):
+            pack = [torch.ops.npr_kernels.pack_weights(matrix.float().contiguous(), dtype) for matrix in layer]
+            self.register_buffer(f"weight{i}", torch.cat(pack))
             self.register_buffer(f"bias{i}", bias.detach().float().contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         weights, biases = (self.weight1, self.weight2, self.weight3), (self.bias1, self.bias2, self.bias3)
         x = x.contiguous(memory_format=torch.channels_last)
         return torch.ops.npr_kernels.bottleneck(x, weights, biases, self.stride)
+
+
+def winograd_matrices(weight: Tensor) -> list[Tensor]:
+    """The 16 matrices (O, C) of a 3x3 convolution's F(2x2, 3x3): G weight transpose(G), row by row, float64."""
+    g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
+    transformed = torch.einsum("iy,ocyx,jx->ijoc", g, weight.detach().double(), g)
+    return list(transformed.flatten(0, 1))
 
 
 def refusal(dtype: torch.dtype, width: int) -> str | None:

@@ -1,6 +1,9 @@
 // A residual bottleneck in evaluation mode, its batch norms folded: 1x1, 3x3 and 1x1 convolutions, the shortcut and
-// the ReLUs in one pass. Only three rows of the first convolution's output and one of the second's exist at a time, in
-// the caches of the core that made them; the image is read once and the result written once.
+// the ReLUs in one pass. Only a few rows of what lies between the convolutions exist at a time, in the caches of the core
+// that made them; the image is read once and the result written once.
+//
+// With stride 1 the 3x3 convolution is Winograd's F(2x2, 3x3) (Lavin and Gray, 2016): 16 products where 36 would be
+// needed. Its sums and transforms are float32; in bfloat16 the transformed values are what is rounded.
 
 // `length` elements of each pixel that take part in a product; those of the next pixel begin `step` elements further.
 template <typename Element>
@@ -19,18 +22,38 @@ inline Vector<float> load_widened(const BFloat16* p) {
   return (Vector<float>)(__builtin_convertvector(*reinterpret_cast<const Halves*>(p), Words) << 16);
 }
 
-// One convolution's weights, as pack_weights orders them, and bias; the outputs have `channels` elements a pixel.
-template <typename Element>
-struct Layer {
-  const Element* weights;
-  const float* bias;
-  int64_t channels;
+inline Vector<float> relu(Vector<float> v) { return Vector<float>{} > v ? Vector<float>{} : v; }  // NaN stays
+
+// What becomes of a sum. `offset`: of its first channel, in a row with `channels` elements a pixel.
+struct Keep {
+  float* out;
+  inline void operator()(int64_t offset, int64_t, Vector<float> sum) const { store(out + offset, sum); }
 };
 
-// out = relu(runs x weights + bias (+ shortcut)) for P pixels and one block of channels, summed in registers.
-template <int P, typename Element>
-inline void convolve_block(const Run<Element>* runs, int run_count, const Element* weight, const float* bias,
-                           const Element* shortcut, Element* out, int64_t pixel, int64_t channels) {
+template <typename Output>
+struct Activate {
+  const float* bias;
+  Output* out;
+  inline void operator()(int64_t offset, int64_t channel, Vector<float> sum) const {
+    store_narrow<Output, float>(out + offset, relu(sum + load(bias + channel)));
+  }
+};
+
+template <typename Element>
+struct AddAndActivate {
+  const float* bias;
+  const Element* shortcut;
+  Element* out;
+  inline void operator()(int64_t offset, int64_t channel, Vector<float> sum) const {
+    store_narrow<Element, float>(out + offset, relu(sum + load(bias + channel) + load_widened(shortcut + offset)));
+  }
+};
+
+// runs x weights for P pixels and one block of channels, summed in registers.
+template <int P, typename Element, typename Finish>
+__attribute__((always_inline)) inline void multiply_block(const Run<Element>* runs, int run_count, const Element* weight,
+                                                          int64_t pixel, int64_t channel, int64_t channels,
+                                                          const Finish& finish) {
   constexpr int64_t kPack = Arithmetic<Element>::kPack;
   Vector<float> sum[P][kChannelVectors];
 #pragma GCC unroll 16
@@ -59,77 +82,193 @@ inline void convolve_block(const Run<Element>* runs, int run_count, const Elemen
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 16
     for (int v = 0; v < kChannelVectors; ++v) {
-      const int64_t offset = (pixel + p) * channels + v * kLanes<float>;
-      Vector<float> result = sum[p][v] + load(bias + v * kLanes<float>);
-      if (shortcut) result += load_widened(shortcut + offset);
-      store_narrow<Element, float>(out + offset, Vector<float>{} > result ? Vector<float>{} : result);  // NaN stays
+      const int64_t first = channel + v * kLanes<float>;
+      finish((pixel + p) * channels + first, first, sum[p][v]);
     }
 }
 
-// One row of `width` pixels, all output channels.
-template <typename Element>
-void convolve_row(const Run<Element>* runs, int run_count, const Layer<Element>& layer, const Element* shortcut,
-                  Element* out, int64_t width) {
+// One row of `width` pixels: all `channels` of runs x weights, each sum handed to `finish`.
+template <typename Element, typename Finish>
+void multiply_row(const Run<Element>* runs, int run_count, const Element* weights, int64_t width, int64_t channels,
+                  const Finish& finish) {
   int64_t inputs = 0;
   for (int run = 0; run < run_count; ++run) inputs += runs[run].length;
-  for (int64_t c = 0; c < layer.channels; c += kBlockChannels) {
-    const auto block = [&]<int P>(int64_t pixel) __attribute__((always_inline)) {
-      convolve_block<P, Element>(runs, run_count, layer.weights + c * inputs, layer.bias + c,
-                                 shortcut ? shortcut + c : nullptr, out + c, pixel, layer.channels);
-    };
+  for (int64_t channel = 0; channel < channels; channel += kBlockChannels, weights += kBlockChannels * inputs) {
     int64_t pixel = 0;
-    for (; pixel + kBlockPixels <= width; pixel += kBlockPixels) block.template operator()<kBlockPixels>(pixel);
+    for (; pixel + kBlockPixels <= width; pixel += kBlockPixels)
+      multiply_block<kBlockPixels>(runs, run_count, weights, pixel, channel, channels, finish);
     switch (width - pixel) {
-      case 5: block.template operator()<5>(pixel); break;
-      case 4: block.template operator()<4>(pixel); break;
-      case 3: block.template operator()<3>(pixel); break;
-      case 2: block.template operator()<2>(pixel); break;
-      case 1: block.template operator()<1>(pixel); break;
+      case 5: multiply_block<5>(runs, run_count, weights, pixel, channel, channels, finish); break;
+      case 4: multiply_block<4>(runs, run_count, weights, pixel, channel, channels, finish); break;
+      case 3: multiply_block<3>(runs, run_count, weights, pixel, channel, channels, finish); break;
+      case 2: multiply_block<2>(runs, run_count, weights, pixel, channel, channels, finish); break;
+      case 1: multiply_block<1>(runs, run_count, weights, pixel, channel, channels, finish); break;
     }
   }
 }
+
+// Rows of the first convolution's output with zeros around them, made when they are needed and kept for a few rows.
+template <typename Element, typename Output>
+class FirstRows {
+ public:
+  // `kept`: how many rows must be there at once. `columns`: pixels of a row that may be read, the zeros included.
+  FirstRows(const BottleneckTask& task, int64_t kept, int64_t columns)
+      : task_(task), kept_(kept), pitch_(columns * task.channels[0]), rows_(kept * pitch_), zeros_(pitch_), held_(kept) {
+    for (int64_t i = 0; i < kept; ++i) held_[i] = -1;
+  }
+
+  // Row y of image n, from the pixel of zeros left of it on. Valid until `kept` later rows.
+  const Output* row(int64_t n, int64_t y) {
+    if (y < 0 || y >= task_.height) return zeros_;
+    const int64_t index = n * task_.height + y, slot = index % kept_, channels = task_.channels[0];
+    if (held_[slot] != index) {
+      const int64_t pitch = task_.width * task_.in_channels;
+      const Run<Element> run{static_cast<const Element*>(task_.x) + index * pitch, task_.in_channels, task_.in_channels};
+      multiply_row(&run, 1, static_cast<const Element*>(task_.weights[0]), task_.width, channels,
+                   Activate<Output>{task_.biases[0], rows_ + slot * pitch_ + channels});
+      held_[slot] = index;
+    }
+    return rows_ + slot * pitch_;
+  }
+
+ private:
+  const BottleneckTask& task_;
+  int64_t kept_, pitch_;
+  Buffer<Output> rows_, zeros_;
+  Buffer<int64_t> held_;
+};
+
+// The third convolution and the shortcut: output row y of image n from the second convolution's row.
+template <typename Element>
+void finish_row(const BottleneckTask& task, int64_t n, int64_t y, const Element* second) {
+  const int64_t width = task.channels[1], channels = task.channels[2], pitch = task.width * task.in_channels;
+  const Element* source = static_cast<const Element*>(task.x) + (n * task.height + y * task.stride) * pitch;
+  const Element* weights = static_cast<const Element*>(task.weights[2]);
+  Element* out = static_cast<Element*>(task.out) + (n * task.out_height + y) * task.out_width * channels;
+  const Run<Element> runs[2] = {{second, width, width}, {source, task.in_channels, task.stride * task.in_channels}};
+  if (task.project) {
+    multiply_row(runs, 2, weights, task.out_width, channels, Activate<Element>{task.biases[2], out});
+  } else {
+    multiply_row(runs, 1, weights, task.out_width, channels, AddAndActivate<Element>{task.biases[2], source, out});
+  }
+}
+
+template <typename Element>
+void bottleneck_direct(const BottleneckTask& task, int64_t begin, int64_t end) {
+  const int64_t width = task.channels[0];
+  FirstRows<Element, Element> first(task, 3, task.width + 2);
+  Buffer<Element> second(task.out_width * width);
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t n = index / task.out_height, y = index % task.out_height;
+    Run<Element> taps[3];
+    for (int64_t k = 0; k < 3; ++k) taps[k] = {first.row(n, y * task.stride - 1 + k), 3 * width, task.stride * width};
+    multiply_row(taps, 3, static_cast<const Element*>(task.weights[1]), task.out_width, width,
+                 Activate<Element>{task.biases[1], second});
+    finish_row<Element>(task, n, y, second);
+  }
+}
+
+// Two output rows at a time, in tiles of 2x2 output pixels, each from 4x4 pixels of the first convolution's output.
+template <typename Element>
+class Winograd {
+ public:
+  explicit Winograd(const BottleneckTask& task)
+      : task_(task),
+        width_(task.channels[0]),
+        tiles_((task.width + 1) / 2),
+        pitch_(tiles_ * width_ + kLineElements),
+        first_(task, 4, 2 * tiles_ + 2),
+        inputs_(16 * pitch_),
+        products_(16 * pitch_),
+        second_(2 * 2 * tiles_ * width_) {}
+
+  // Pairs of output rows: [begin, end) of batch * ceil(out_height / 2).
+  void run(int64_t begin, int64_t end) {
+    const int64_t pairs = (task_.out_height + 1) / 2;
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t n = index / pairs, y = index % pairs * 2;
+      const float* rows[4];
+      for (int64_t k = 0; k < 4; ++k) rows[k] = first_.row(n, y - 1 + k);
+      for (int64_t tile = 0; tile < tiles_; ++tile) transform_input(rows, tile);
+      const Element* weights = static_cast<const Element*>(task_.weights[1]);
+      for (int64_t i = 0; i < 16; ++i) {
+        const Run<Element> run{inputs_ + i * pitch_, width_, width_};
+        multiply_row(&run, 1, weights + i * width_ * width_, tiles_, width_, Keep{products_ + i * pitch_});
+      }
+      for (int64_t tile = 0; tile < tiles_; ++tile) transform_output(tile);
+      for (int64_t k = 0; k < 2 && y + k < task_.out_height; ++k)
+        finish_row<Element>(task_, n, y + k, second_ + k * 2 * tiles_ * width_);
+    }
+  }
+
+ private:
+  // transpose(B) d B for the 4x4 pixels d under one tile.
+  void transform_input(const float* const* rows, int64_t tile) {
+    for (int64_t c = 0; c < width_; c += kLanes<float>) {
+      Vector<float> half[4][4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        Vector<float> d[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) d[i] = load(rows[i] + (2 * tile + j) * width_ + c);
+        half[0][j] = d[0] - d[2];
+        half[1][j] = d[1] + d[2];
+        half[2][j] = d[2] - d[1];
+        half[3][j] = d[1] - d[3];
+      }
+      Element* out = inputs_ + tile * width_ + c;
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        store_narrow<Element, float>(out + (4 * i) * pitch_, half[i][0] - half[i][2]);
+        store_narrow<Element, float>(out + (4 * i + 1) * pitch_, half[i][1] + half[i][2]);
+        store_narrow<Element, float>(out + (4 * i + 2) * pitch_, half[i][2] - half[i][1]);
+        store_narrow<Element, float>(out + (4 * i + 3) * pitch_, half[i][1] - half[i][3]);
+      }
+    }
+  }
+
+  // transpose(A) m A for the 4x4 products m of one tile, then bias and ReLU: 2x2 pixels.
+  void transform_output(int64_t tile) {
+    for (int64_t c = 0; c < width_; c += kLanes<float>) {
+      const float* in = products_ + tile * width_ + c;
+      const Vector<float> bias = load(task_.biases[1] + c);
+      Vector<float> half[2][4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const Vector<float> m0 = load(in + j * pitch_), m1 = load(in + (4 + j) * pitch_);
+        const Vector<float> m2 = load(in + (8 + j) * pitch_), m3 = load(in + (12 + j) * pitch_);
+        half[0][j] = m0 + m1 + m2;
+        half[1][j] = m1 - m2 - m3;
+      }
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        Element* out = second_ + (i * tiles_ + tile) * 2 * width_ + c;
+        store_narrow<Element, float>(out, relu(half[i][0] + half[i][1] + half[i][2] + bias));
+        store_narrow<Element, float>(out + width_, relu(half[i][1] - half[i][2] - half[i][3] + bias));
+      }
+    }
+  }
+
+  static constexpr int64_t kLineElements = 32;  // a cache line and more: the 16 matrices must not share cache sets
+
+  const BottleneckTask& task_;
+  int64_t width_, tiles_, pitch_;
+  FirstRows<Element, float> first_;
+  Buffer<Element> inputs_;   // (16, tiles, width), pitch_ apart: one matrix for each place of the transformed 4x4
+  Buffer<float> products_;   // the same
+  Buffer<Element> second_;   // (2, 2 * tiles, width): two rows of the second convolution's output
+};
 
 template <typename Element>
 void bottleneck_rows(const BottleneckTask& task, int64_t begin, int64_t end) {
-  const int64_t width = task.channels[0], out_channels = task.channels[2];
-  const auto layer = [&](int i) {
-    return Layer<Element>{static_cast<const Element*>(task.weights[i]), task.biases[i], task.channels[i]};
-  };
-  const Layer<Element> layers[3] = {layer(0), layer(1), layer(2)};
-  const int64_t input_pitch = task.width * task.in_channels, output_pitch = task.out_width * out_channels;
-  const Element* const x = static_cast<const Element*>(task.x);
-  Element* const out = static_cast<Element*>(task.out);
-
-  // Rows of the first convolution's output with a pixel of zeros on either side, row y in slot y % 3.
-  const int64_t pitch = (task.width + 2) * width;
-  Buffer<Element> first(3 * pitch), zeros(pitch), second(task.out_width * width);
-  int64_t made = 0;  // rows of the current image made so far
-
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t n = index / task.out_height, y = index % task.out_height;
-    const int64_t top = y * task.stride - 1;  // row under the first row of the 3x3 kernel
-    if (index == begin || y == 0) made = top < 0 ? 0 : top;
-    const Element* image = x + n * task.height * input_pitch;
-    for (; made <= top + 2 && made < task.height; ++made) {
-      const Run<Element> run{image + made * input_pitch, task.in_channels, task.in_channels};
-      convolve_row<Element>(&run, 1, layers[0], nullptr, first + made % 3 * pitch + width, task.width);
-    }
-
-    Run<Element> taps[3];
-    for (int64_t k = 0; k < 3; ++k) {
-      const bool inside = top + k >= 0 && top + k < task.height;
-      taps[k] = {inside ? first + (top + k) % 3 * pitch : zeros + 0, 3 * width, task.stride * width};
-    }
-    convolve_row<Element>(taps, 3, layers[1], nullptr, second, task.out_width);
-
-    const Element* source = image + y * task.stride * input_pitch;
-    const Run<Element> last[2] = {{second, width, width}, {source, task.in_channels, task.stride * task.in_channels}};
-    convolve_row<Element>(last, task.project ? 2 : 1, layers[2], task.project ? nullptr : source,
-                          out + index * output_pitch, task.out_width);
+  if (task.winograd) {
+    Winograd<Element>(task).run(begin, end);
+  } else {
+    bottleneck_direct<Element>(task, begin, end);
   }
 }
 
-// (O, K) row-major to the order convolve_block reads: blocks of channels, then packs of inputs, then channels.
+// (channels, inputs) row-major to the order multiply_block reads: blocks of channels, then packs of inputs, then channels.
 template <typename Element>
 void pack_weights_as(const float* weight, int64_t channels, int64_t inputs, Element* packed) {
   constexpr int64_t kPack = Arithmetic<Element>::kPack;

@@ -14,6 +14,9 @@ namespace {
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 
+// Rows, or pairs of them, below this number are not worth a second thread.
+constexpr int64_t kGrain = 2;
+
 Type type_of(ScalarType dtype) {
   STD_TORCH_CHECK(dtype == ScalarType::Float || (dtype == ScalarType::BFloat16 && kernels().bfloat16_products),
                   "bottlenecks are float32, or bfloat16 where the processor has dot products of it");
@@ -60,10 +63,12 @@ Tensor bottleneck(const Tensor& x, const std::vector<Tensor>& weights, const std
     task.weights[i] = weights[i].const_data_ptr();
   }
   const int64_t width = task.channels[0], out_channels = task.channels[2];
+  task.winograd = weights[1].numel() == width * 16 * width;
   task.project = weights[2].numel() == out_channels * (width + task.in_channels);
   STD_TORCH_CHECK(task.channels[1] == width && weights[0].numel() == width * task.in_channels &&
-                      weights[1].numel() == width * 9 * width && (task.project || weights[2].numel() == out_channels * width),
+                      (task.winograd || weights[1].numel() == width * 9 * width) && (task.project || weights[2].numel() == out_channels * width),
                   "weights do not fit the biases and the channels of x");
+  STD_TORCH_CHECK(!task.winograd || stride == 1, "F(2x2, 3x3) needs stride 1, got ", stride);
   STD_TORCH_CHECK(task.project || (out_channels == task.in_channels && stride == 1),
                   "a shortcut without a convolution needs stride 1 and as many channels out as in");
 
@@ -71,9 +76,9 @@ Tensor bottleneck(const Tensor& x, const std::vector<Tensor>& weights, const std
                                     x.device(), std::nullopt, MemoryFormat::ChannelsLast);
   task.x = x.const_data_ptr();
   task.out = out.mutable_data_ptr();
-  const int64_t rows = task.batch * task.out_height;
+  const int64_t rows = task.batch * (task.winograd ? (task.out_height + 1) / 2 : task.out_height);
   if (rows)
-    torch::stable::parallel_for(0, rows, 4, [&](int64_t begin, int64_t end) { kernels().bottleneck(task, begin, end); });
+    torch::stable::parallel_for(0, rows, kGrain, [&](int64_t begin, int64_t end) { kernels().bottleneck(task, begin, end); });
   return out;
 }
 

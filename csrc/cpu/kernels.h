@@ -39,12 +39,13 @@ struct Task {
 
 // A residual bottleneck: x (N, H, W, in_channels) to out (N, out_height, out_width, channels[2]), both dense, both
 // `type`. Weights are packed by Kernels::pack_weights; `project` says that the last layer's inputs are those of the
-// second followed by the block's own, that is, that the shortcut is a convolution.
+// second followed by the block's own, that is, that the shortcut is a convolution; `winograd` that the second layer's
+// weights are the 16 matrices of F(2x2, 3x3), which needs stride 1.
 struct BottleneckTask {
   int64_t batch, in_channels, height, width;
   int64_t out_height, out_width, stride;
   int64_t channels[3];
-  bool project;
+  bool project, winograd;
   Type type;  // kFloat32, or kBFloat16 where `bfloat16_products`
   const void* x;
   void* out;
@@ -65,7 +66,7 @@ struct Kernels {
   void (*conv_grad_weight)(const Task&, int64_t begin, int64_t end, double* sum);
   // Pooled rows: [begin, end) of batch * pooled_size(out_height).
   void (*stem)(const Task&, int64_t begin, int64_t end);
-  // Output rows: [begin, end) of batch * out_height.
+  // Output rows: [begin, end) of batch * out_height; with `winograd` pairs of them, of batch * ceil(out_height / 2).
   void (*bottleneck)(const BottleneckTask&, int64_t begin, int64_t end);
   // (channels, inputs) float32, row-major, to the order that `bottleneck` reads; channels a multiple of block_channels.
   void (*pack_weights)(const float* weight, int64_t channels, int64_t inputs, Type type, void* packed);
