@@ -20,10 +20,11 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
   m.def(
       "npr_stem(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int grid_size, int anchor, "
       "float[] scale, ScalarType dtype) -> Tensor");
-  // A residual bottleneck in evaluation mode: three layers of weights from pack_weights, (channels,) float32 biases. The
-  // second layer is one matrix over 3x3 pixels' channels, or the 16 of Winograd's F(2x2, 3x3) one after another. The
-  // shortcut is x itself, or, where the third layer has x's channels among its inputs, part of that layer.
-  m.def("bottleneck(Tensor x, Tensor[] weights, Tensor[] biases, int stride) -> Tensor");
+  // Residual bottlenecks in evaluation mode, one after another: for each a stride, three layers of weights from
+  // pack_weights and their (channels,) float32 biases. The second layer is one matrix over the channels of 3x3 pixels, or
+  // the 16 of Winograd's F(2x2, 3x3) one after another. The shortcut is the input itself, or, where the third layer has
+  // the input's channels among its own, part of that layer.
+  m.def("bottlenecks(Tensor x, Tensor[] weights, Tensor[] biases, int[] strides) -> Tensor");
   // (channels, inputs) float32 in the order, and as long as this instruction set wants it.
   m.def("pack_weights(Tensor weight, ScalarType dtype) -> Tensor");
   m.def("cpu_capability() -> str");

@@ -46,9 +46,21 @@ class FusedBottleneck(nn.Module):
             self.register_buffer(f"bias{i}", bias.detach().float().contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
-        weights, biases = (self.weight1, self.weight2, self.weight3), (self.bias1, self.bias2, self.bias3)
-        x = x.contiguous(memory_format=torch.channels_last)
-        return torch.ops.npr_kernels.bottleneck(x, weights, biases, self.stride)
+        return run([self], x)
+
+
+class FusedBottlenecks(nn.Sequential):
+    """:class:`FusedBottleneck` layers one after another, as one call; what lies between them needs no new memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run(list(self), x)
+
+
+def run(blocks: list[FusedBottleneck], x: Tensor) -> Tensor:
+    weights = [weight for block in blocks for weight in (block.weight1, block.weight2, block.weight3)]
+    biases = [bias for block in blocks for bias in (block.bias1, block.bias2, block.bias3)]
+    x = x.contiguous(memory_format=torch.channels_last)
+    return torch.ops.npr_kernels.bottlenecks(x, weights, biases, [block.stride for block in blocks])
 
 
 def winograd_matrices(weight: Tensor) -> list[Tensor]:
@@ -77,8 +89,10 @@ if not extension.FAILURE:
     def _(weight, dtype):
         return weight.new_empty(weight.numel(), dtype=dtype)
 
-    @torch.library.register_fake("npr_kernels::bottleneck")
-    def _(x, weights, biases, stride):
-        height, width = ((n - 1) // stride + 1 for n in x.shape[-2:])
-        shape = (x.shape[0], biases[2].shape[0], height, width)
+    @torch.library.register_fake("npr_kernels::bottlenecks")
+    def _(x, weights, biases, strides):
+        height, width = x.shape[-2:]
+        for stride in strides:
+            height, width = (height - 1) // stride + 1, (width - 1) // stride + 1
+        shape = (x.shape[0], biases[-1].shape[0], height, width)
         return x.new_empty(shape).contiguous(memory_format=torch.channels_last)

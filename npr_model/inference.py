@@ -114,14 +114,14 @@ class InferenceDetector(nn.Module):
         self.register_buffer("head_weight", detector.fc1.weight.detach().float().clone())
         self.register_buffer("head_bias", detector.fc1.bias.detach().float().clone())
         self.engine = trunk_engine(device, self.dtype, compile)
-        trunk = nn.Sequential(*(self._block(block) for block in (*detector.layer1, *detector.layer2)))
-        self.trunk = torch.compile(trunk, dynamic=False) if compile else trunk
-        self.eval().requires_grad_(False)
-
-    def _block(self, block: Bottleneck) -> nn.Module:
+        blocks = [*detector.layer1, *detector.layer2]
         if self.engine == "fused":
-            return fused_bottleneck(block, self.dtype)
-        return FoldedBottleneck(block, self.dtype, onednn=self.engine == "onednn")
+            self.trunk = bottleneck.FusedBottlenecks(*(fused_bottleneck(block, self.dtype) for block in blocks))
+        else:
+            onednn = self.engine == "onednn"
+            trunk = nn.Sequential(*(FoldedBottleneck(block, self.dtype, onednn) for block in blocks))
+            self.trunk = torch.compile(trunk, dynamic=False) if compile else trunk
+        self.eval().requires_grad_(False)
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:

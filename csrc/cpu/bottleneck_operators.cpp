@@ -3,6 +3,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
 #include <vector>
 
 #include "../common/checks.h"
@@ -36,49 +40,108 @@ Tensor pack_weights(const Tensor& weight, ScalarType dtype) {
   return packed;
 }
 
-Tensor bottleneck(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t stride) {
-  STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu(), "x must have the shape (N, C, H, W) and be on the CPU");
-  STD_TORCH_CHECK(weights.size() == 3 && biases.size() == 3, "there must be three layers of weights and biases");
+// Memory for what lies between two bottlenecks. Each thread that calls keeps its own from call to call: taking some
+// megabytes from the system anew for every batch costs more than the arithmetic saves.
+class Scratch {
+ public:
+  void* reserve(int64_t bytes) {
+    if (bytes > bytes_) {
+      data_.reset(std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64)));
+      bytes_ = data_ ? bytes : 0;
+      if (!data_) throw std::bad_alloc();
+    }
+    return data_.get();
+  }
+
+  // Enormous images come seldom.
+  void shrink() {
+    if (bytes_ > kKept) data_.reset(), bytes_ = 0;
+  }
+
+ private:
+  static constexpr int64_t kKept = int64_t{1} << 26;
+  struct Free {
+    void operator()(void* data) const { std::free(data); }
+  };
+  std::unique_ptr<void, Free> data_;
+  int64_t bytes_ = 0;
+};
+
+// The task of one bottleneck on an input of the given size, its weights and biases checked; no input and output yet.
+BottleneckTask prepare(Type type, ScalarType dtype, int64_t batch, int64_t in_channels, int64_t height, int64_t width,
+                       const Tensor* weights, const Tensor* biases, int64_t stride) {
   STD_TORCH_CHECK(stride == 1 || stride == 2, "stride must be 1 or 2, got ", stride);
   BottleneckTask task{};
-  task.type = type_of(x.scalar_type());
-  task.batch = x.size(0), task.in_channels = x.size(1), task.height = x.size(2), task.width = x.size(3);
-  STD_TORCH_CHECK(task.height >= 1 && task.width >= 1 && task.in_channels % 2 == 0, "x must have pixels and an even number of channels");
-  // Strides of dimensions of size 1 mean nothing.
-  const auto dense = [&](int64_t dimension, int64_t stride) { return x.size(dimension) <= 1 || x.stride(dimension) == stride; };
-  const int64_t row = task.width * task.in_channels;
-  STD_TORCH_CHECK(dense(1, 1) && dense(3, task.in_channels) && dense(2, row) && dense(0, task.height * row),
-                  "x must be dense in channels_last");
-  task.stride = stride;
-  task.out_height = (task.height - 1) / stride + 1;
-  task.out_width = (task.width - 1) / stride + 1;
+  task.type = type;
+  task.batch = batch, task.in_channels = in_channels, task.height = height, task.width = width, task.stride = stride;
+  task.out_height = (height - 1) / stride + 1;
+  task.out_width = (width - 1) / stride + 1;
   for (size_t i = 0; i < 3; ++i) {
     STD_TORCH_CHECK(biases[i].dim() == 1 && biases[i].is_cpu() && biases[i].is_contiguous() &&
                         biases[i].scalar_type() == ScalarType::Float && biases[i].size(0) % kernels().block_channels == 0,
                     "biases must be (channels,) float32 on the CPU, of whole blocks of channels");
-    STD_TORCH_CHECK(weights[i].is_cpu() && weights[i].is_contiguous() && weights[i].scalar_type() == x.scalar_type(),
+    STD_TORCH_CHECK(weights[i].is_cpu() && weights[i].is_contiguous() && weights[i].scalar_type() == dtype,
                     "weights must be packed for the dtype of x");
     task.channels[i] = biases[i].size(0);
     task.biases[i] = static_cast<const float*>(biases[i].const_data_ptr());
     task.weights[i] = weights[i].const_data_ptr();
   }
-  const int64_t width = task.channels[0], out_channels = task.channels[2];
-  task.winograd = weights[1].numel() == width * 16 * width;
-  task.project = weights[2].numel() == out_channels * (width + task.in_channels);
-  STD_TORCH_CHECK(task.channels[1] == width && weights[0].numel() == width * task.in_channels &&
-                      (task.winograd || weights[1].numel() == width * 9 * width) && (task.project || weights[2].numel() == out_channels * width),
+  const int64_t inner = task.channels[0], out_channels = task.channels[2];
+  task.winograd = weights[1].numel() == inner * 16 * inner;
+  task.project = weights[2].numel() == out_channels * (inner + in_channels);
+  STD_TORCH_CHECK(task.channels[1] == inner && weights[0].numel() == inner * in_channels &&
+                      (task.winograd || weights[1].numel() == inner * 9 * inner) &&
+                      (task.project || weights[2].numel() == out_channels * inner),
                   "weights do not fit the biases and the channels of x");
   STD_TORCH_CHECK(!task.winograd || stride == 1, "F(2x2, 3x3) needs stride 1, got ", stride);
-  STD_TORCH_CHECK(task.project || (out_channels == task.in_channels && stride == 1),
+  STD_TORCH_CHECK(task.project || (out_channels == in_channels && stride == 1),
                   "a shortcut without a convolution needs stride 1 and as many channels out as in");
+  return task;
+}
 
-  Tensor out = torch::stable::empty({task.batch, out_channels, task.out_height, task.out_width}, x.scalar_type(), std::nullopt,
+int64_t out_elements(const BottleneckTask& task) {
+  return task.batch * task.channels[2] * task.out_height * task.out_width;
+}
+
+Tensor bottlenecks(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+                   const std::vector<int64_t>& strides) {
+  STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu(), "x must have the shape (N, C, H, W) and be on the CPU");
+  STD_TORCH_CHECK(!strides.empty() && weights.size() == 3 * strides.size() && biases.size() == weights.size(),
+                  "there must be three layers of weights and biases for each stride");
+  const ScalarType dtype = x.scalar_type();
+  const Type type = type_of(dtype);
+  const int64_t batch = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
+  STD_TORCH_CHECK(height >= 1 && width >= 1 && channels % 2 == 0, "x must have pixels and an even number of channels");
+  // Strides of dimensions of size 1 mean nothing.
+  const auto dense = [&](int64_t dimension, int64_t stride) { return x.size(dimension) <= 1 || x.stride(dimension) == stride; };
+  STD_TORCH_CHECK(dense(1, 1) && dense(3, channels) && dense(2, width * channels) && dense(0, height * width * channels),
+                  "x must be dense in channels_last");
+
+  std::vector<BottleneckTask> tasks;
+  int64_t between = 0;  // elements of the largest result that is not the last
+  for (size_t i = 0; i < strides.size(); ++i) {
+    if (i) between = std::max(between, out_elements(tasks.back()));
+    tasks.push_back(i == 0 ? prepare(type, dtype, batch, channels, height, width, &weights[0], &biases[0], strides[0])
+                           : prepare(type, dtype, batch, tasks[i - 1].channels[2], tasks[i - 1].out_height,
+                                     tasks[i - 1].out_width, &weights[3 * i], &biases[3 * i], strides[i]));
+  }
+  const BottleneckTask& last = tasks.back();
+  Tensor out = torch::stable::empty({batch, last.channels[2], last.out_height, last.out_width}, dtype, std::nullopt,
                                     x.device(), std::nullopt, MemoryFormat::ChannelsLast);
-  task.x = x.const_data_ptr();
-  task.out = out.mutable_data_ptr();
-  const int64_t rows = task.batch * (task.winograd ? (task.out_height + 1) / 2 : task.out_height);
-  if (rows)
+  if (batch == 0) return out;
+
+  thread_local Scratch scratch[2];
+  const void* source = x.const_data_ptr();
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    BottleneckTask& task = tasks[i];
+    task.x = source;
+    task.out = i + 1 == tasks.size() ? out.mutable_data_ptr()
+                                     : scratch[i % 2].reserve(between * (type == Type::kBFloat16 ? 2 : 4));
+    source = task.out;
+    const int64_t rows = batch * (task.winograd ? (task.out_height + 1) / 2 : task.out_height);
     torch::stable::parallel_for(0, rows, kGrain, [&](int64_t begin, int64_t end) { kernels().bottleneck(task, begin, end); });
+  }
+  for (Scratch& memory : scratch) memory.shrink();
   return out;
 }
 
@@ -86,6 +149,6 @@ Tensor bottleneck(const Tensor& x, const std::vector<Tensor>& weights, const std
 }  // namespace npr::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(npr_kernels, CPU, m) {
-  m.impl("bottleneck", TORCH_BOX(&npr::cpu::bottleneck));
+  m.impl("bottlenecks", TORCH_BOX(&npr::cpu::bottlenecks));
   m.impl("pack_weights", TORCH_BOX(&npr::cpu::pack_weights));
 }

@@ -72,6 +72,22 @@ def check(shape: tuple, dtype: torch.dtype) -> None:
             assert out.shape == eager.shape
 
 
+@pytest.mark.parametrize("size", [(8, 8), (20, 14), (9, 5)])
+def test_several_in_one_call_are_as_one_after_another(size):
+    """Larger and smaller images in turn: the memory between them is used again."""
+    blocks = [
+        FusedBottleneck(*layers(64, 64, 256, 1, torch.float32), 1, torch.float32),
+        FusedBottleneck(*layers(256, 64, 256, 1, torch.float32), 1, torch.float32),
+        FusedBottleneck(*layers(256, 128, 512, 2, torch.float32), 2, torch.float32),
+        FusedBottleneck(*layers(512, 128, 512, 1, torch.float32), 1, torch.float32),
+    ]
+    x = torch.randn(2, 64, *size)
+    expected = x
+    for block in blocks:
+        expected = block(expected)
+    assert torch.equal(bottleneck.FusedBottlenecks(*blocks)(x), expected)
+
+
 def served() -> list[torch.dtype]:
     return [dtype for dtype in (torch.float32, torch.bfloat16) if bottleneck.refusal(dtype, 64) is None]
 
@@ -123,7 +139,7 @@ def test_opcheck():
     fused = FusedBottleneck(*layers(64, 64, 128, 2, torch.float32), 2, torch.float32)
     x = torch.randn(2, 64, 6, 6).contiguous(memory_format=torch.channels_last)
     weights, biases = [fused.weight1, fused.weight2, fused.weight3], [fused.bias1, fused.bias2, fused.bias3]
-    torch.library.opcheck(torch.ops.npr_kernels.bottleneck, (x, weights, biases, 2))
+    torch.library.opcheck(torch.ops.npr_kernels.bottlenecks, (x, weights, biases, [2]))
     torch.library.opcheck(torch.ops.npr_kernels.pack_weights, (torch.randn(64, 6), torch.float32))
     assert torch.equal(torch.compile(fused, fullgraph=True)(x), fused(x))
 
@@ -135,9 +151,9 @@ def test_opcheck():
         ({"x": torch.zeros(1, 62, 4, 4).contiguous(memory_format=torch.channels_last)}, "do not fit"),
         ({"x": torch.zeros(1, 64, 4, 4)}, "dense in channels_last"),
         ({"x": torch.zeros(64, 4, 4)}, r"\(N, C, H, W\)"),
-        ({"stride": 3}, "1 or 2, got 3"),
+        ({"strides": [3]}, "1 or 2, got 3"),
         ({"weights": []}, "three layers"),
-        ({"stride": 2}, "needs stride 1"),
+        ({"strides": [2]}, "needs stride 1"),
     ],
 )
 def test_the_operator_refuses_what_would_read_foreign_memory(change, message):
@@ -146,10 +162,10 @@ def test_the_operator_refuses_what_would_read_foreign_memory(change, message):
         "x": torch.zeros(1, 64, 4, 4).contiguous(memory_format=torch.channels_last),
         "weights": [fused.weight1, fused.weight2, fused.weight3],
         "biases": [fused.bias1, fused.bias2, fused.bias3],
-        "stride": 1,
+        "strides": [1],
     }
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.npr_kernels.bottleneck(**(call | change))
+        torch.ops.npr_kernels.bottlenecks(**(call | change))
 
 
 def test_what_it_cannot_serve_is_said():
