@@ -188,9 +188,11 @@ def npr_batch_norm_stem(
         running_mean, running_var, count = None, None, 1
     mean, variance = batch_norm.batch_statistics(weight, first, second, count)
     batch_norm.update_running_statistics(running_mean, running_var, mean, variance, bias, count, momentum)
-    folded = batch_norm.fold(weight.double(), None, mean, variance, gamma, beta, eps)
+    folded, offset = batch_norm.fold(weight.double(), None, mean, variance, gamma, beta, eps)
+    if bias is not None:
+        offset = offset + 0 * bias  # it cancels; its gradient is to be zero, not missing
     wide = torch.promote_types(weight.dtype, torch.float32)
-    return _fused_stem(x, *autograd.in_dtype(wide, *folded), dtype, convolution, chosen, dense)
+    return _fused_stem(x, *autograd.in_dtype(wide, folded, offset), dtype, convolution, chosen, dense)
 
 
 def fold_batch_norm(weight: Tensor, bias: Tensor | None, bn: torch.nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

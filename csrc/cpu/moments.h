@@ -24,7 +24,7 @@ __attribute__((always_inline)) inline void add_products(const T* a, const T* b, 
 }
 
 // Patches are laid out as one plane for each of their elements, a run of positions long; products of planes are summed in
-// T along a run and in double over the runs. A run is short enough for sums of products of bytes to be exact in float.
+// T along a run, 32 a lane, and in double over the runs. Such sums of products of bytes are exact in float.
 template <typename T>
 class Moments {
  public:
@@ -57,7 +57,7 @@ class Moments {
   }
 
  private:
-  static constexpr int64_t kRun = 512;
+  static constexpr int64_t kRun = 32 * kLanes<T>;
   static constexpr int kSide = kChannelVectors == 4 ? 4 : 3;  // what 32 or 16 registers hold
 
   void add_run() {

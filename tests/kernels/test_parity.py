@@ -71,27 +71,37 @@ def test_stem_gradients(case: Case, backend: str):
 
 
 def pool_as(backend: str, case: Case, x, weight, bias):
-    """ReLU and pooling as a function of the convolution's output, taking those values that ``backend`` finds largest."""
+    """ReLU and pooling as a function of the convolution's output, taking the values that ``backend`` finds largest."""
     y = npr_kernels.npr_conv2d(x, weight, bias, backend="eager", **case.options)
     if backend == "eager":
-        _, chosen = F.max_pool2d(y.relu(), 3, 2, 1, return_indices=True)
-        positive = y.flatten(2).gather(2, chosen.flatten(2)).view_as(chosen) > 0
+        pooled, chosen = F.max_pool2d(y.relu(), 3, 2, 1, return_indices=True)
+
+        def pool(y):
+            return y.flatten(2).gather(2, chosen.flatten(2)).view_as(chosen) * (pooled > 0)
+
     else:
         pooled, argmax = registry.get(backend).npr_stem_argmax(x, weight, bias, *case.convolution)
         assert argmax.dtype == torch.uint8 and argmax.shape == pooled.shape and argmax.max() <= 9
-        positive = argmax != 9
-        assert torch.equal(positive, pooled > 0)
-        row, column = (2 * torch.arange(n) - 1 for n in argmax.shape[2:])
-        position = argmax.long().where(positive, 4)  # the middle of a window is never outside
-        chosen = (row[:, None] + position // 3) * y.shape[3] + column + position % 3
-
-    def pool(y):
-        return y.flatten(2).gather(2, chosen.flatten(2)).view_as(chosen) * positive
+        assert torch.equal(argmax != 9, pooled > 0)
+        pool = pool_at(argmax)
 
     eager = npr_kernels.npr_stem(x, weight, bias, backend="eager", **case.options)
     truth = npr_kernels.npr_stem(*double(x, weight, bias), backend="eager", **case.options)
     found = pool(npr_kernels.npr_conv2d(*double(x, weight, bias), backend="eager", **case.options))
     assert error(found, truth) <= allowed(error(eager, truth), eager.dtype)  # largest but for rounding
+    return pool
+
+
+def pool_at(argmax):
+    """ReLU and pooling as a function of the convolution's output that takes the values at these positions."""
+    positive = argmax != 9
+    position = argmax.long().where(positive, 4)  # the middle of a window is never outside
+    row, column = (2 * torch.arange(n) - 1 for n in argmax.shape[2:])
+
+    def pool(y):
+        chosen = (row[:, None] + position // 3) * y.shape[3] + column + position % 3
+        return y.flatten(2).gather(2, chosen.flatten(2)).view_as(chosen) * positive
+
     return pool
 
 
