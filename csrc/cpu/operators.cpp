@@ -230,7 +230,7 @@ Tensor npr_conv2d_grad_input(const Tensor& grad, const Tensor& x, const Tensor& 
 std::tuple<Tensor, Tensor> npr_moments(const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding,
                                        int64_t grid_size, int64_t anchor, const std::vector<double>& factors) {
   STD_TORCH_CHECK(kernel.size() == 2, "kernel must be two numbers");
-  // Means of bytes are no integers, so their sums would not be exact in float.
+  // Differences of bytes are exact in float, but those to a mean are not.
   const bool in_double = x.scalar_type() == ScalarType::Double ||
                          (x.scalar_type() == ScalarType::Byte && anchor == kAnchorMean);
   ConvolutionCall call = prepare(x, 1, kernel[0], kernel[1], in_double, stride, padding, grid_size, anchor, factors);

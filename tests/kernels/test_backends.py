@@ -127,7 +127,7 @@ def test_a_backend_of_stems_alone(monkeypatch):
         module(x).sum().backward()
         assert torch.equal(found, x.grad)
         module.conv.backend, x.grad = "stems", None
-        with pytest.raises(npr_kernels.BackendError, match="'stems' .* cannot serve npr_conv2d: it serves stems only"):
+        with pytest.raises(npr_kernels.BackendError, match=r"'stems' .* cannot serve npr_conv2d: it serves stems only"):
             module(x)
         module(x.detach()).sum().backward()
         module.conv.backend = None
@@ -163,6 +163,7 @@ def test_every_instruction_set_this_machine_has(capability):
         pytest.skip(f"this machine lacks {capability}")
     assert probe.stdout.strip() == capability
     tests = ["tests/kernels/test_parity.py", "tests/kernels/test_training_stem.py"]
+    chosen = "cpu and not gradcheck and not processes"
     result = subprocess.run(
         [
             sys.executable,
@@ -173,7 +174,7 @@ def test_every_instruction_set_this_machine_has(capability):
             "no:cacheprovider",
             *tests,
             "-k",
-            "cpu and not gradcheck and not processes",
+            chosen,
         ],
         capture_output=True,
         text=True,
