@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 from benchmarks import command
-from benchmarks.cases import TABLE
+from benchmarks.cases import TABLE as OPERATORS
+from benchmarks.training import TABLE as TRAINING
+
+TABLE = [*OPERATORS, *TRAINING]
 
 
 def main(
@@ -17,7 +20,7 @@ def main(
     seconds: command.Seconds = 4.0,
     only: Annotated[str, typer.Option(metavar="REGEX", help="Run only the cases whose name has a match.")] = "",
 ) -> None:
-    """Stem and convolution, forward and backward: times, ratios to eager, shares of the measured peaks."""
+    """Stem, convolution and training stem: times, ratios to eager, shares of the measured peaks."""
     target = command.checked_device(device)
     try:
         chosen = [case for case in TABLE if re.search(only, str(case))]

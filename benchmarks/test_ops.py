@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.cases import TABLE
 from benchmarks.harness import OURS, REFERENCE
+from benchmarks.ops import TABLE
 
 
 @pytest.mark.parametrize("name", [OURS, REFERENCE])

@@ -20,6 +20,15 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
   m.def(
       "npr_stem(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int grid_size, int anchor, "
       "float[] scale, ScalarType dtype) -> Tensor");
+  m.def(
+      "npr_moments(Tensor x, int[] kernel, int[] stride, int[] padding, int grid_size, int anchor, float[] scale) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "npr_stem_argmax(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int grid_size, int anchor, "
+      "float[] scale, ScalarType dtype) -> (Tensor, Tensor)");
+  m.def(
+      "npr_stem_grad_weight(Tensor grad, Tensor argmax, Tensor x, int[] kernel, int[] stride, int[] padding, "
+      "int grid_size, int anchor, float[] scale) -> (Tensor, Tensor)");
   // Residual bottlenecks in evaluation mode, one after another: for each a stride, three layers of weights from
   // pack_weights and their (channels,) float32 biases. The second layer is one matrix over the channels of 3x3 pixels, or
   // the 16 of Winograd's F(2x2, 3x3) one after another. The shortcut is the input itself, or, where the third layer has

@@ -4,7 +4,7 @@ Importing touches no GPU, no compiler and no Triton; without the compiled extens
 """
 
 from npr_kernels.backends.registry import BackendError, backends, use_backend
-from npr_kernels.functional import explain, fold_batch_norm, npr, npr_conv2d, npr_stem
+from npr_kernels.functional import explain, fold_batch_norm, npr, npr_batch_norm_stem, npr_conv2d, npr_stem
 from npr_kernels.modules import NPRConv2d, NPRStem, replace_first_conv, stem_forward
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "explain",
     "fold_batch_norm",
     "npr",
+    "npr_batch_norm_stem",
     "npr_conv2d",
     "npr_stem",
     "replace_first_conv",

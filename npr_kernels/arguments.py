@@ -47,8 +47,11 @@ def check_image(x: Tensor, grid_size: int, edge: str) -> None:
         raise ValueError(f'x is {height}x{width} pixels, not a multiple of grid_size {grid_size}; edge="trim" trims it')
 
 
-def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """weight: (O, C, KH, KW) with x's C, floating point, of x's dtype unless x is uint8; bias: (O,) or None."""
+def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, any_image_dtype: bool = False) -> None:
+    """weight: (O, C, KH, KW) with x's C, floating point, of x's dtype unless x is uint8; bias: (O,) or None.
+
+    ``any_image_dtype``: x may be of any floating dtype, as under autocast.
+    """
     if weight.dim() != 4:
         raise ValueError(f"weight must have the shape (O, C, KH, KW), got {tuple(weight.shape)}")
     if weight.shape[1] != x.shape[1]:
@@ -57,7 +60,7 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise ValueError(f"weight must not be empty, got the shape {tuple(weight.shape)}")
     if not weight.is_floating_point():
         raise TypeError(f"weight must be floating point, got {weight.dtype}")
-    if x.dtype not in (torch.uint8, weight.dtype):
+    if x.dtype not in (torch.uint8, weight.dtype) and not any_image_dtype:
         raise TypeError(f"x is {x.dtype} and weight is {weight.dtype}; x must be uint8 or of weight's dtype")
     if weight.device != x.device:
         raise ValueError(f"weight is on {weight.device}, x on {x.device}")
@@ -68,6 +71,28 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise TypeError(f"bias is {bias.dtype} and weight is {weight.dtype}; they must agree")
         if bias.device != x.device:
             raise ValueError(f"bias is on {bias.device}, x on {x.device}")
+
+
+def check_batch_norm(
+    weight: Tensor, training: bool, running_mean: Tensor | None, running_var: Tensor | None, **parameters: Tensor | None
+) -> None:
+    """Each (O,) on weight's device and of its dtype, or of float32 where weight's is shorter; or None.
+
+    The running statistics are there both or not at all, and there unless ``training``.
+    """
+    for name, tensor in {**parameters, "running_mean": running_mean, "running_var": running_var}.items():
+        if tensor is None:
+            continue
+        if tensor.shape != weight.shape[:1]:
+            raise ValueError(f"{name} must have the shape ({weight.shape[0]},), got {tuple(tensor.shape)}")
+        if tensor.dtype != weight.dtype and (tensor.dtype != torch.float32 or weight.dtype.itemsize > 2):
+            raise TypeError(f"{name} is {tensor.dtype} and weight is {weight.dtype}")
+        if tensor.device != weight.device:
+            raise ValueError(f"{name} is on {tensor.device}, weight on {weight.device}")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must be given both, or neither")
+    if not training and running_mean is None:
+        raise ValueError("running_mean must be given unless training, got None")
 
 
 def pair(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int]:

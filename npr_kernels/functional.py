@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from npr_kernels import arguments, autograd, reference
+from npr_kernels import arguments, autograd, batch_norm, reference
 from npr_kernels.backends import registry
+from npr_kernels.distributed import sum_over_processes
 from npr_kernels.reference import Anchor
 
 
@@ -96,29 +98,108 @@ def npr_stem(
 
     Returns:
         (N, O, H_pooled, W_pooled) in weight's dtype; the fused backends return channels_last strides. Differentiable
-        once; backward computes the convolution again instead of keeping its output.
+        once; for backward the fused backends keep the image and one byte for each pooled value.
     """
     x, weight, bias, convolution, chosen = _prepare(
         "npr_stem", x, weight, bias, stride, padding, grid_size, anchor, scale, edge, backend
     )
-    if chosen == "eager":
+    dense = _dense_backend(x, weight.dtype, grid_size, anchor, backend)
+    if "eager" in (chosen, dense):
         return reference.npr_stem(x, weight, bias, *convolution)
-    return autograd.NPRStem.apply(x, weight, bias, convolution, chosen)
+    return _fused_stem(x, weight, bias, weight.dtype, convolution, chosen, dense)
 
 
-def fold_batch_norm(weight: Tensor, bias: Tensor | None, batch_norm: torch.nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight (O, C, KH, KW) and bias (O,) of the convolution that equals conv + batch norm in evaluation mode."""
-    if batch_norm.running_mean is None or batch_norm.running_var is None:
-        raise ValueError("batch_norm keeps no running statistics (track_running_stats=False); it cannot be folded")
-    factor = torch.rsqrt(batch_norm.running_var + batch_norm.eps)
-    if batch_norm.weight is not None:
-        factor = factor * batch_norm.weight
-    offset = -batch_norm.running_mean * factor
+def npr_batch_norm_stem(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    training: bool = True,
+    momentum: float | Tensor = 0.1,
+    eps: float = 1e-5,
+    stride: int | tuple[int, int] = 2,
+    padding: int | tuple[int, int] = 1,
+    grid_size: int = 2,
+    anchor: Anchor = 0,
+    scale: float | Sequence[float] = 2 / 3,
+    edge: str = "trim",
+    process_group: dist.ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """``max_pool2d(relu(batch_norm(npr_conv2d(...))), 3, stride=2, padding=1)``, storing no map between the layers.
+
+    The first layers of the authors' network, to train them. The batch's statistics come from the moments of the image's
+    patches, and all gradients but the image's from one pass over the pooled gradient, a byte for each pooled value
+    and the image (:mod:`npr_kernels.batch_norm`).
+
+    Args:
+        x, weight, bias, stride, padding, grid_size, anchor, scale, edge, backend: as in :func:`npr_conv2d`. With the
+            batch's statistics bias moves nothing but running_mean, and its gradient is exactly zero.
+        gamma, beta: (O,), the batch norm's weight and bias, or None; in weight's dtype, or in float32.
+        running_mean, running_var: (O,), dtypes as gamma; with ``training`` they are updated in place if given.
+        training: normalise by the batch's statistics, else by the running ones.
+        momentum: how far the running statistics move; a tensor of one element also serves (1 / number of batches).
+        eps: added to the variance.
+        process_group: with ``training``, the statistics are those of the batches of all its processes together, which
+            must all call; batches may differ in size or be empty. The gradients to the parameters are each process's
+            share, and sum up to those of the joined batch; only the gradient to the image needs another exchange.
+
+    Returns:
+        (N, O, H_pooled, W_pooled) in weight's dtype, under autocast in the autocast dtype; the parameters and a float32
+        image are not rounded to it before the differences are taken. Differentiable once.
+
+    Raises:
+        As :func:`npr`; ValueError too if ``training`` with one value per channel.
+    """
+    if not training:
+        arguments.check_batch_norm(weight, training, running_mean, running_var, gamma=gamma, beta=beta)
+        folded = batch_norm.fold(weight, bias, running_mean, running_var, gamma, beta, eps)
+        return npr_stem(
+            x, *autograd.in_dtype(weight.dtype, *folded), stride=stride, padding=padding, grid_size=grid_size,
+            anchor=anchor, scale=scale, edge=edge, backend=backend,
+        )  # fmt: skip
+    arguments.check_grid(grid_size, anchor)
+    arguments.check_image(x, grid_size, edge)
+    dtype = _autocast_dtype(x, weight) or weight.dtype
+    convolution = _convolution(x, weight, bias, stride, padding, grid_size, anchor, scale, dtype != weight.dtype)
+    arguments.check_batch_norm(weight, training, running_mean, running_var, gamma=gamma, beta=beta)
+    shape = (x.shape[0], weight.shape[0], *arguments.convolution_output_size(x, weight, *convolution[:3]))
+    count = shape[0] * shape[2] * shape[3]
+    if process_group is not None and dist.get_world_size(process_group) == 1:
+        process_group = None
+    if process_group is None and count == 1:
+        raise ValueError(f"expected more than 1 value per channel when training, got input size {shape}")
+
+    call = registry.Call("npr_batch_norm_stem", x.device.type, x.dtype, dtype, grid_size, anchor)
+    chosen, dense = registry.select(call, backend), _dense_backend(x, dtype, grid_size, anchor, backend)
+    if "eager" in (chosen, dense):
+        return reference.npr_batch_norm_stem(
+            *_autocast(x, weight, bias), gamma, beta, running_mean, running_var, momentum, eps, *convolution,
+            process_group=process_group,
+        )  # fmt: skip
+    first, second = autograd.PatchMoments.apply(x, tuple(weight.shape[2:]), convolution, chosen, dense)
+    if process_group is not None:
+        first, second, count = sum_over_processes(process_group, first, second, first.new_tensor(count))
+    elif count == 0:  # nothing to normalise, and nothing to learn from
+        running_mean, running_var, count = None, None, 1
+    mean, variance = batch_norm.batch_statistics(weight, first, second, count)
+    batch_norm.update_running_statistics(running_mean, running_var, mean, variance, bias, count, momentum)
+    folded, offset = batch_norm.fold(weight.double(), None, mean, variance, gamma, beta, eps)
     if bias is not None:
-        offset = offset + bias * factor
-    if batch_norm.bias is not None:
-        offset = offset + batch_norm.bias
-    return weight * factor.view(-1, 1, 1, 1), offset
+        offset = offset + 0 * bias  # it cancels; its gradient is to be zero, not missing
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return _fused_stem(x, *autograd.in_dtype(wide, folded, offset), dtype, convolution, chosen, dense)
+
+
+def fold_batch_norm(weight: Tensor, bias: Tensor | None, bn: torch.nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight (O, C, KH, KW) and bias (O,) of the convolution that equals conv + batch norm in evaluation mode."""
+    if bn.running_mean is None or bn.running_var is None:
+        raise ValueError("bn keeps no running statistics (track_running_stats=False); it cannot be folded")
+    return batch_norm.fold(weight, bias, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
 
 
 def explain(x: Tensor, weight: Tensor | None = None, *, grid_size: int = 2, anchor: Anchor = 0) -> registry.Explanation:
@@ -135,16 +216,28 @@ def explain(x: Tensor, weight: Tensor | None = None, *, grid_size: int = 2, anch
     return registry.explain(registry.Call("npr_conv2d", x.device.type, x.dtype, weight.dtype, grid_size, anchor))
 
 
-def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Under autocast, what ``conv2d`` would do: everything floating point in the autocast dtype (float64 stays)."""
+def _autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks ``conv2d`` to compute in, None without autocast (float64 is left alone)."""
     if not torch.is_autocast_enabled(x.device.type) or weight.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(x.device.type)
+
+
+def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Under autocast, what ``conv2d`` would do: everything floating point in the autocast dtype."""
+    dtype = _autocast_dtype(x, weight)
+    if dtype is None:
         return x, weight, bias
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return (
-        x.to(dtype) if x.is_floating_point() else x,
-        weight.to(dtype),
-        None if bias is None else bias.to(dtype),
-    )
+    return x.to(dtype) if x.is_floating_point() else x, *autograd.in_dtype(dtype, weight, bias)
+
+
+def _convolution(x, weight, bias, stride, padding, grid_size, anchor, scale, any_image_dtype=False) -> tuple:
+    """Checked (stride, padding, grid_size, anchor, scale) in normal form."""
+    arguments.check_convolution(x, weight, bias, any_image_dtype)
+    stride = arguments.pair("stride", stride, 1)
+    padding = arguments.pair("padding", padding, 0)
+    arguments.check_output_size(x, weight, stride, padding, grid_size)
+    return stride, padding, grid_size, anchor, arguments.scale_factors(scale, x.shape[1])
 
 
 def _prepare(operator, x, weight, bias, stride, padding, grid_size, anchor, scale, edge, backend):
@@ -152,10 +245,21 @@ def _prepare(operator, x, weight, bias, stride, padding, grid_size, anchor, scal
     arguments.check_grid(grid_size, anchor)
     arguments.check_image(x, grid_size, edge)
     x, weight, bias = _autocast(x, weight, bias)
-    arguments.check_convolution(x, weight, bias)
-    stride = arguments.pair("stride", stride, 1)
-    padding = arguments.pair("padding", padding, 0)
-    arguments.check_output_size(x, weight, stride, padding, grid_size)
-    convolution = (stride, padding, grid_size, anchor, arguments.scale_factors(scale, x.shape[1]))
+    convolution = _convolution(x, weight, bias, stride, padding, grid_size, anchor, scale)
     call = registry.Call(operator, x.device.type, x.dtype, weight.dtype, grid_size, anchor)
     return x, weight, bias, convolution, registry.select(call, backend)
+
+
+def _dense_backend(x: Tensor, dtype: torch.dtype, grid_size: int, anchor: Anchor, backend: str | None) -> str | None:
+    """Name of the backend for a stem's gradient to the image, which needs the whole convolution; None if unwanted."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return None
+    return registry.select(registry.Call("npr_conv2d", x.device.type, x.dtype, dtype, grid_size, anchor), backend)
+
+
+def _fused_stem(x, weight, bias, dtype, convolution, chosen, dense) -> Tensor:
+    """The stem in ``dtype``. What backward needs is kept only where there can be a backward."""
+    differentiable = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    if differentiable and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return autograd.NPRStem.apply(x, weight, bias, dtype, convolution, chosen, dense)
+    return registry.get(chosen).npr_stem(x, *autograd.in_dtype(dtype, weight, bias), *convolution)

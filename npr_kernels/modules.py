@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from npr_kernels import arguments, functional
@@ -94,16 +94,32 @@ class NPRConv2d(nn.Module):
         )
 
 
-def stem_forward(x: Tensor, conv: NPRConv2d, bn: nn.BatchNorm2d) -> Tensor:
+def stem_forward(x: Tensor, conv: NPRConv2d, bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> Tensor:
     """``max_pool2d(relu(bn(conv(x))), 3, 2, 1)``: (N, C, H, W) -> (N, O, H_pooled, W_pooled).
 
-    In evaluation mode one fused pass with the batch norm folded into the convolution; with batch statistics the
-    layers run one after another on the fused convolution.
+    One fused pass in evaluation mode, two in training (:func:`npr_kernels.npr_batch_norm_stem`). The batch norm's mode,
+    running statistics and ``momentum`` (None: cumulative) count as in its own forward pass; an ``nn.SyncBatchNorm``
+    takes its statistics over its process group, on any device.
     """
-    if not bn.training and bn.running_mean is not None:
-        weight, bias = functional.fold_batch_norm(conv.weight, conv.bias, bn)
-        return functional.npr_stem(x, weight, bias, **conv.options(x))
-    return F.max_pool2d(F.relu(bn(conv(x))), 3, stride=2, padding=1)
+    momentum, tracked = bn.momentum or 0.0, bn.training and bn.track_running_stats
+    if tracked and bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+        if bn.momentum is None:
+            momentum = bn.num_batches_tracked.double().reciprocal()
+    return functional.npr_batch_norm_stem(
+        x, conv.weight, conv.bias, bn.weight, bn.bias,
+        bn.running_mean if tracked or not bn.training else None,
+        bn.running_var if tracked or not bn.training else None,
+        training=bn.training or bn.running_mean is None, momentum=momentum, eps=bn.eps,
+        process_group=_process_group(bn), **conv.options(x),
+    )  # fmt: skip
+
+
+def _process_group(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> dist.ProcessGroup | None:
+    """The processes whose batches are normalised together, if there are others."""
+    if not (isinstance(bn, nn.SyncBatchNorm) and bn.training and dist.is_available() and dist.is_initialized()):
+        return None
+    return bn.process_group or dist.group.WORLD
 
 
 class NPRStem(nn.Module):

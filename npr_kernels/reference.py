@@ -12,8 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+from npr_kernels.distributed import sum_over_processes
 
 Anchor = int | str
 
@@ -83,3 +86,49 @@ def npr_stem(
     """
     y = F.relu(npr_conv2d(x, weight, bias, stride, padding, grid_size, anchor, scale))
     return F.max_pool2d(y, 3, stride=2, padding=1)
+
+
+def npr_batch_norm_stem(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float | Tensor,
+    eps: float,
+    *convolution,
+    process_group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """``max_pool2d(relu(batch_norm(npr_conv2d(...))), 3, stride=2, padding=1)`` with the batch's own statistics.
+
+    The statistics, which also move the running ones by ``momentum``, are those of all processes in ``process_group``.
+    Returns (N, O, H_pooled, W_pooled) in weight's dtype.
+    """
+    y = npr_conv2d(x, weight, bias, *convolution)
+    if process_group is None:
+        y = F.batch_norm(y, running_mean, running_var, gamma, beta, True, float(momentum), eps)
+    else:
+        y = _synchronised_batch_norm(y, running_mean, running_var, gamma, beta, float(momentum), eps, process_group)
+    return F.max_pool2d(F.relu(y), 3, stride=2, padding=1)
+
+
+def _synchronised_batch_norm(y, running_mean, running_var, gamma, beta, momentum, eps, group) -> Tensor:
+    """``F.batch_norm`` of the batches of all processes, joined. They may differ in size, and one may be empty."""
+    wide = y.to(torch.promote_types(y.dtype, torch.float32))
+    count, total = sum_over_processes(group, wide.new_tensor(wide.numel() // wide.shape[1]), wide.sum((0, 2, 3)))
+    mean = total / count
+    centred = wide - mean.view(1, -1, 1, 1)
+    (squares,) = sum_over_processes(group, centred.square().sum((0, 2, 3)))
+    variance = squares / count
+    with torch.no_grad():
+        for running, value in ((running_mean, mean), (running_var, squares / (count - 1))):
+            if running is not None:
+                running.lerp_(value.to(running.dtype), momentum)
+    z = centred * torch.rsqrt(variance + eps).view(1, -1, 1, 1)
+    if gamma is not None:
+        z = z * gamma.view(1, -1, 1, 1)
+    if beta is not None:
+        z = z + beta.view(1, -1, 1, 1)
+    return z.to(y.dtype)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from npr_kernels import arguments
+
 IMAGE_DTYPES = (torch.uint8, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded", "permuted")
 
@@ -52,6 +54,18 @@ class Case:
             "anchor": self.anchor,
             "scale": scale if self.dtype == torch.uint8 else 2 / 3,
         }
+
+    @property
+    def convolution(self) -> tuple:
+        """What the backends' operators take: (stride, padding, grid_size, anchor, scale) in normal form."""
+        stride, padding = arguments.pair("stride", self.stride, 1), arguments.pair("padding", self.padding, 0)
+        return (
+            stride,
+            padding,
+            self.grid_size,
+            self.anchor,
+            arguments.scale_factors(self.options["scale"], self.channels),
+        )
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """(x, weight, bias), the same for every call."""

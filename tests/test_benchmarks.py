@@ -14,8 +14,9 @@ from rich.console import Console
 
 from benchmarks import command, device, machine, model, ops, peers
 from benchmarks import report as readme
-from benchmarks.cases import TABLE, OperatorCase
+from benchmarks.cases import OperatorCase
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, Unavailable, interleave, is_peer, report
+from benchmarks.training import TrainingCase
 from npr_kernels import reference
 from npr_model.network import NPRDetector
 from tests.tolerances import error
@@ -142,6 +143,9 @@ def test_rounds_are_interleaved():
         OperatorCase("stem", torch.uint8, torch.bfloat16, batch=1, size=16),
         OperatorCase("conv", torch.float32, torch.float32, batch=1, size=16, gradients="wbx"),
         OperatorCase("conv", torch.bfloat16, torch.bfloat16, batch=2, size=16, channels_last=False, gradients="wb"),
+        TrainingCase(torch.uint8, torch.float32, batch=2, size=32),
+        TrainingCase(torch.uint8, torch.bfloat16, batch=2, size=32),
+        TrainingCase(torch.float32, torch.float32, batch=2, size=32),
     ],
     ids=str,
 )
@@ -188,7 +192,7 @@ def test_gate_sees_a_wrong_kernel(tmp_path, monkeypatch):
 
 
 def test_cases_are_distinct():
-    assert len({str(case) for case in TABLE}) == len(TABLE)
+    assert len({str(case) for case in ops.TABLE}) == len(ops.TABLE)
 
 
 def refused(capsys, call) -> str:

@@ -30,4 +30,8 @@ struct Convolution {
 // The stem's max-pool: 3x3, stride 2, padding 1.
 constexpr int64_t pooled_size(int64_t size) { return (size + 2 - 3) / 2 + 1; }
 
+// What the training stem keeps of a pooling window: the row-major position of its maximum, 0 .. 8 (the first of equals,
+// as in torch's max-pool), or this where the maximum is not positive, so that the ReLU lets no gradient through.
+constexpr int kNoArgmax = 9;
+
 }  // namespace npr

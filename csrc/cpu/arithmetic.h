@@ -8,9 +8,7 @@ struct Arithmetic {  // float, double
 
   static inline Vector<Element> repeat(const Element* p) { return broadcast<Element>(*p); }
   static inline void accumulate(Vector<Element>& sum, Vector<Element> a, Vector<Element> b) { sum += a * b; }
-  static inline Vector<Element> load_weights(const Element* p) {
-    return *reinterpret_cast<const Vector<Element>*>(p);
-  }
+  static inline Vector<Element> load_weights(const Element* p) { return load(p); }
 };
 
 #ifdef NPR_HAS_BFLOAT16_DOT
@@ -27,7 +25,7 @@ struct Arithmetic<BFloat16> {
   static inline void accumulate(Vector<float>& sum, __m512bh a, __m512bh b) {
     sum = (Vector<float>)_mm512_dpbf16_ps((__m512)sum, a, b);
   }
-  static inline __m512bh load_weights(const BFloat16* p) { return (__m512bh)_mm512_load_si512(p); }
+  static inline __m512bh load_weights(const BFloat16* p) { return (__m512bh)_mm512_loadu_si512(p); }
 };
 #endif
 
@@ -36,8 +34,39 @@ struct Segment {
   int64_t kernel_row, offset, length;
 };
 
-// The taps of a convolution without those that always see the anchor itself (zero by definition: with the paper's
-// grid, anchor and stride one tap of nine), and their weights, scaled, with channels last and padded to vectors.
+// Whether a tap always sees the anchor itself, which is zero by definition: with the paper's grid, anchor and stride one
+// tap of nine does.
+inline bool sees_anchor(const Task& task, int64_t ky, int64_t kx) {
+  const Grid& grid = task.grid;
+  const Convolution& convolution = task.convolution;
+  if (grid.anchor < 0 || convolution.stride_height % grid.size || convolution.stride_width % grid.size) return false;
+  const auto position = [&](int64_t tap, int64_t padding) { return (tap - padding % grid.size + grid.size) % grid.size; };
+  return position(ky, convolution.padding_height) == grid.anchor / grid.size &&
+         position(kx, convolution.padding_width) == grid.anchor % grid.size;
+}
+
+// The elements of a patch, (KH, KW, C), without those of taps that see the anchor.
+class PatchElements {
+ public:
+  explicit PatchElements(const Task& task)
+      : indices_(task.convolution.kernel_height * task.convolution.kernel_width * task.grid.channels) {
+    const int64_t channels = task.grid.channels, kernel_width = task.convolution.kernel_width;
+    for (int64_t tap = 0; tap < task.convolution.kernel_height * kernel_width; ++tap) {
+      if (sees_anchor(task, tap / kernel_width, tap % kernel_width)) continue;
+      for (int64_t c = 0; c < channels; ++c) indices_[count_++] = tap * channels + c;
+    }
+  }
+
+  int64_t count() const { return count_; }
+  int64_t operator[](int64_t i) const { return indices_[i]; }
+
+ private:
+  int64_t count_ = 0;
+  Buffer<int64_t> indices_;
+};
+
+// The taps of a convolution without those that see the anchor, and their weights, scaled, with channels last and padded
+// to vectors.
 template <typename Element>
 class Taps {
  public:
@@ -76,15 +105,6 @@ class Taps {
   bool finite() const { return finite_; }
 
  private:
-  static bool sees_anchor(const Task& task, int64_t ky, int64_t kx) {
-    const Grid& grid = task.grid;
-    const Convolution& convolution = task.convolution;
-    if (grid.anchor < 0 || convolution.stride_height % grid.size || convolution.stride_width % grid.size) return false;
-    const auto position = [&](int64_t tap, int64_t padding) { return (tap - padding % grid.size + grid.size) % grid.size; };
-    return position(ky, convolution.padding_height) == grid.anchor / grid.size &&
-           position(kx, convolution.padding_width) == grid.anchor % grid.size;
-  }
-
   void pack(const Task& task) {
     const Convolution& convolution = task.convolution;
     const int64_t channels = task.grid.channels, kernel = convolution.kernel_height * convolution.kernel_width;

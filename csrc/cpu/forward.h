@@ -93,8 +93,9 @@ void conv_rows(const Task& task, int64_t begin, int64_t end) {
 }
 
 // NPR + convolution + bias + ReLU + 3x3/2 max-pool. Two convolution rows at a time, two columns at a time: four pixels,
-// one pooled pixel. Bias and ReLU commute with the maximum, so they are applied to the pooled pixel only.
-template <typename Element>
+// one pooled pixel. Bias and ReLU commute with the maximum, so they are applied to the pooled pixel only. With Argmax the
+// position of each maximum is kept beside it.
+template <typename Element, bool Argmax>
 class Stem {
  public:
   using T = typename Arithmetic<Element>::Computed;
@@ -109,7 +110,8 @@ class Stem {
         npr_(task, convolution_.kernel_height + convolution_.stride_height, convolution_.padding_width, reach(task, 2)),
         upper_(convolution_.kernel_height),
         lower_(convolution_.kernel_height),
-        above_(taps_.chunks() * width_ * kChunk) {}
+        above_(taps_.chunks() * width_ * kChunk),
+        above_argmax_(Argmax ? taps_.chunks() * width_ * kChunk : 0) {}
 
   void run(int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
@@ -135,13 +137,16 @@ class Stem {
     visit_type(task_.out.type, [&](auto tag) {
       using D = decltype(tag);
       D* out = emit ? static_cast<D*>(task_.out.data) + n * task_.out.stride[0] + y * task_.out.stride[2] : nullptr;
+      uint8_t* argmax = nullptr;
+      if (Argmax && emit)
+        argmax = static_cast<uint8_t*>(task_.out_argmax.data) + n * task_.out_argmax.stride[0] + y * task_.out_argmax.stride[2];
       const bool has_lower = 2 * y + 1 < convolution_.out_height;
       for (int64_t chunk = 0; chunk < taps_.chunks(); ++chunk) {
         // Comparisons drop NaN, so where there may be one a slower maximum that keeps it is used.
         if (npr_.finite() && taps_.finite()) {
-          pool<D, false>(chunk, out, has_lower);
+          pool<D, false>(chunk, out, argmax, has_lower);
         } else {
-          pool<D, true>(chunk, out, has_lower);
+          pool<D, true>(chunk, out, argmax, has_lower);
         }
       }
     });
@@ -152,20 +157,33 @@ class Stem {
     return KeepNaN ? maximum_nan<T>(a, b) : maximum<T>(a, b);
   }
 
+  // The larger of `best`, found at `position`, and `candidate`, which comes later in the window.
+  template <bool KeepNaN>
+  static inline void choose(Vector<T>& best, Integers<T>& position, Vector<T> candidate, int at) {
+    const Integers<T> larger = KeepNaN ? (candidate > best) | (candidate != candidate) : candidate > best;
+    best = larger ? candidate : best;
+    position = larger ? Integers<T>{} + at : position;
+  }
+
   template <typename D, bool KeepNaN>
-  void pool(int64_t chunk, D* out, bool has_lower) {
+  void pool(int64_t chunk, D* out, uint8_t* argmax, bool has_lower) {
     const int64_t step = convolution_.stride_width * task_.grid.channels;
     const int64_t left_channels = convolution_.out_channels - chunk * kChunk;
     const int64_t channels = left_channels < kChunk ? left_channels : kChunk;
     const Vector<T> lowest = broadcast<T>(-kInfinity);
     const Element* const* row_sets[2] = {upper_, lower_};
     T* above = above_ + chunk * width_ * kChunk;
-    Vector<T> left[kChannelVectors], left_lower[kChannelVectors];  // the column to the left: both rows, lower row
+    auto* above_argmax = above_argmax_ + (Argmax ? chunk * width_ * kChunk : 0);
+    // The column to the left: both rows, or with Argmax the upper one; the lower row.
+    Vector<T> left[kChannelVectors], left_lower[kChannelVectors];
     for (int v = 0; v < kChannelVectors; ++v) left[v] = left_lower[v] = lowest;
     D partial[kChunk];
+    uint8_t partial_argmax[kChunk];
 
     for (int64_t x = 0; x < width_; ++x, above += kChunk) {
       D* const pooled = out && channels == kChunk ? out + x * task_.out.stride[3] + chunk * kChunk : partial;
+      uint8_t* positions = partial_argmax;
+      if (Argmax && argmax && channels == kChunk) positions = argmax + x * task_.out_argmax.stride[3] + chunk * kChunk;
       Block<Element, 2, 2> block;
       block.compute(taps_, taps_.weights(chunk), row_sets, 2 * x * step, step);
       const bool has_right = 2 * x + 1 < convolution_.out_width;
@@ -174,20 +192,47 @@ class Stem {
         auto& sum = block.sum;
         if (!has_right) sum[0][1][v] = sum[1][1][v] = lowest;
         if (!has_lower) sum[1][0][v] = sum[1][1][v] = lowest;
-        const Vector<T> right = larger<KeepNaN>(sum[0][1][v], sum[1][1][v]);
-        Vector<T> best = larger<KeepNaN>(sum[0][0][v], sum[1][0][v]);
-        best = larger<KeepNaN>(best, right);
-        best = larger<KeepNaN>(best, left[v]);
-        best = larger<KeepNaN>(best, load(above + v * kLanes<T>));
-        Vector<T> lower = larger<KeepNaN>(sum[1][0][v], sum[1][1][v]);
-        store(above + v * kLanes<T>, larger<KeepNaN>(lower, left_lower[v]));
-        left[v] = right;
+        Vector<T> best;
+        [[maybe_unused]] Integers<T> position;
+        if constexpr (Argmax) {  // in the window's row-major order
+          best = load(above + v * kLanes<T>);
+          position = load_bytes<T>(above_argmax + v * kLanes<T>);
+          choose<KeepNaN>(best, position, left[v], 3);
+          choose<KeepNaN>(best, position, sum[0][0][v], 4);
+          choose<KeepNaN>(best, position, sum[0][1][v], 5);
+          choose<KeepNaN>(best, position, left_lower[v], 6);
+          choose<KeepNaN>(best, position, sum[1][0][v], 7);
+          choose<KeepNaN>(best, position, sum[1][1][v], 8);
+          Vector<T> lower = left_lower[v];
+          Integers<T> lower_position{};
+          choose<KeepNaN>(lower, lower_position, sum[1][0][v], 1);
+          choose<KeepNaN>(lower, lower_position, sum[1][1][v], 2);
+          store(above + v * kLanes<T>, lower);
+          store_bytes<T>(above_argmax + v * kLanes<T>, lower_position);
+          left[v] = sum[0][1][v];
+        } else {
+          const Vector<T> right = larger<KeepNaN>(sum[0][1][v], sum[1][1][v]);
+          best = larger<KeepNaN>(sum[0][0][v], sum[1][0][v]);
+          best = larger<KeepNaN>(best, right);
+          best = larger<KeepNaN>(best, left[v]);
+          best = larger<KeepNaN>(best, load(above + v * kLanes<T>));
+          Vector<T> lower = larger<KeepNaN>(sum[1][0][v], sum[1][1][v]);
+          store(above + v * kLanes<T>, larger<KeepNaN>(lower, left_lower[v]));
+          left[v] = right;
+        }
         left_lower[v] = sum[1][1][v];
         best += load(taps_.bias(chunk) + v * kLanes<T>);
+        if constexpr (Argmax)
+          store_bytes<T>(positions + v * kLanes<T>, best <= Vector<T>{} ? Integers<T>{} + kNoArgmax : position);
         store_narrow<D, T>(pooled + v * kLanes<T>, Vector<T>{} > best ? Vector<T>{} : best);  // ReLU; NaN stays
       }
       if (out && channels < kChunk)
         __builtin_memcpy(out + x * task_.out.stride[3] + chunk * kChunk, pooled, static_cast<size_t>(channels) * sizeof(D));
+      if constexpr (Argmax) {
+        if (argmax && channels < kChunk)
+          __builtin_memcpy(argmax + x * task_.out_argmax.stride[3] + chunk * kChunk, positions, static_cast<size_t>(channels));
+        above_argmax += kChunk;
+      }
     }
   }
 
@@ -198,9 +243,10 @@ class Stem {
   NprRows<Element> npr_;
   Buffer<const Element*> upper_, lower_;
   Buffer<T> above_;
+  Buffer<uint8_t> above_argmax_;
 };
 
-template <typename Element>
+template <typename Element, bool Argmax>
 void stem_rows(const Task& task, int64_t begin, int64_t end) {
-  Stem<Element>(task).run(begin, end);
+  Stem<Element, Argmax>(task).run(begin, end);
 }

@@ -1,38 +1,115 @@
 // The gradients: of NPR, and of NPR + convolution to its weight and to the image.
 
-// One row of the output's gradient as (W, O) with channels padded to `pitch`; the tensor itself where it is that already.
+// Rows of a tensor as (W, C) with channels padded to `pitch`; the tensor itself where it is that already.
 template <typename T>
-class GradientRows {
+class PaddedRows {
  public:
-  GradientRows(const Task& task, int64_t pitch)
-      : task_(task),
+  PaddedRows(const Image& image, int64_t width, int64_t channels, int64_t pitch)
+      : image_(image),
+        width_(width),
+        channels_(channels),
         pitch_(pitch),
-        in_place_(task.grad.type == (sizeof(T) == 8 ? Type::kFloat64 : Type::kFloat32) && task.grad.stride[1] == 1 &&
-                  task.grad.stride[3] == pitch && task.convolution.out_channels == pitch),
-        planar_(in_place_ ? 0 : (task.convolution.out_width + 16) * task.convolution.out_channels),
-        row_(in_place_ ? 0 : (task.convolution.out_width + 16) * pitch) {}
+        in_place_(image.type == kOwnType && image.stride[1] == 1 && image.stride[3] == pitch && channels == pitch),
+        planar_(in_place_ ? 0 : (width + 16) * channels),
+        row_(in_place_ ? 0 : (width + 16) * pitch) {}
 
   const T* row(int64_t n, int64_t y) {
-    const Convolution& convolution = task_.convolution;
-    const int64_t channels = convolution.out_channels;
-    if (in_place_) return static_cast<const T*>(task_.grad.data) + n * task_.grad.stride[0] + y * task_.grad.stride[2];
+    if (in_place_) return static_cast<const T*>(image_.data) + n * image_.stride[0] + y * image_.stride[2];
     if (n == n_ && y == y_) return row_;
     n_ = n, y_ = y;
-    if (channels == pitch_) {
-      load_row<T>(task_.grad, n, y, convolution.out_width, channels, row_);
+    if (channels_ == pitch_) {
+      load_row<T>(image_, n, y, width_, channels_, row_);
     } else {
-      load_row<T>(task_.grad, n, y, convolution.out_width, channels, planar_);
-      for (int64_t x = 0; x < convolution.out_width; ++x)
-        for (int64_t c = 0; c < channels; ++c) row_[x * pitch_ + c] = planar_[x * channels + c];
+      load_row<T>(image_, n, y, width_, channels_, planar_);
+      for (int64_t x = 0; x < width_; ++x)
+        for (int64_t c = 0; c < channels_; ++c) row_[x * pitch_ + c] = planar_[x * channels_ + c];
     }
     return row_;
   }
 
  private:
-  const Task& task_;
-  int64_t pitch_, n_ = -1, y_ = -1;
+  static constexpr Type kOwnType = sizeof(T) == 8 ? Type::kFloat64 : sizeof(T) == 4 ? Type::kFloat32 : Type::kUInt8;
+
+  const Image& image_;
+  int64_t width_, channels_, pitch_, n_ = -1, y_ = -1;
   bool in_place_;
   Buffer<T> planar_, row_;
+};
+
+// Rows of the gradient at the convolution's output, made from the pooled gradient: every value goes to where its window
+// had its maximum. (W, O) with channels padded to `pitch`, valid until the next row.
+template <typename T>
+class UnpooledRows {
+ public:
+  UnpooledRows(const Task& task, int64_t pitch)
+      : pitch_(pitch),
+        height_(pooled_size(task.convolution.out_height)),
+        width_(pooled_size(task.convolution.out_width)),
+        gradients_{{task.grad, width_, task.convolution.out_channels, pitch},
+                   {task.grad, width_, task.convolution.out_channels, pitch}},
+        argmax_{{task.argmax, width_, task.convolution.out_channels, pitch},
+                {task.argmax, width_, task.convolution.out_channels, pitch}},
+        row_(2 * width_ * pitch),
+        sum_(pitch) {}
+
+  const T* row(int64_t n, int64_t y) {
+    const int64_t p = y / 2;
+    if (y % 2 == 0) {  // the middle of one row of windows
+      unpool<1>(n, p, 3);
+      sum(gradients_[p % 2].row(n, p), argmax_[p % 2].row(n, p));
+    } else if (p + 1 < height_) {  // the last row of windows that begin above and the first of those below
+      unpool<2>(n, p, 6);
+    } else {
+      unpool<1>(n, p, 6);
+    }
+    return row_;
+  }
+
+  // Sums over the even rows so far, and so over each row of windows once.
+  const double* sums() const { return sum_; }
+
+ private:
+  // From pooled row p, in whose windows this row's positions begin at `first`, and if Count is 2 from the row below,
+  // where they begin at 0.
+  template <int Count>
+  void unpool(int64_t n, int64_t p, int first) {
+    const T* gradient[Count];
+    const uint8_t* argmax[Count];
+    for (int i = 0; i < Count; ++i) {
+      gradient[i] = gradients_[(p + i) % 2].row(n, p + i);
+      argmax[i] = argmax_[(p + i) % 2].row(n, p + i);
+    }
+    for (int64_t x = 0; x < width_; ++x)
+      for (int64_t c = 0; c < pitch_; c += kLanes<T>) {
+        Vector<T> target[3] = {};
+#pragma GCC unroll 2
+        for (int i = 0; i < Count; ++i) {
+          const Vector<T> value = load(gradient[i] + x * pitch_ + c);
+          const Integers<T> position = load_bytes<T>(argmax[i] + x * pitch_ + c);
+#pragma GCC unroll 3
+          for (int k = 0; k < 3; ++k) target[k] += position == (i == 0 ? first : 0) + k ? value : Vector<T>{};
+        }
+        T* pixel = row_ + 2 * x * pitch_ + c;
+        if (x > 0) store(pixel - pitch_, load(pixel - pitch_) + target[0]);
+        store(pixel, target[1]);
+        store(pixel + pitch_, target[2]);
+      }
+  }
+
+  void sum(const T* gradient, const uint8_t* argmax) {
+    for (int64_t c = 0; c < pitch_; c += kLanes<T>) {
+      Vector<T> sum{};
+      for (int64_t x = 0; x < width_; ++x)
+        sum += load_bytes<T>(argmax + x * pitch_ + c) != kNoArgmax ? load(gradient + x * pitch_ + c) : Vector<T>{};
+      for (int64_t lane = 0; lane < kLanes<T>; ++lane) sum_[c + lane] += static_cast<double>(sum[lane]);
+    }
+  }
+
+  int64_t pitch_, height_, width_;
+  PaddedRows<T> gradients_[2];  // of even and odd rows of windows
+  PaddedRows<uint8_t> argmax_[2];
+  Buffer<T> row_;
+  Buffer<double> sum_;
 };
 
 // The transposed NPR of one row of cells: the anchor takes what every pixel of its cell lost. `rows` are size rows of
@@ -82,18 +159,26 @@ void npr_backward_rows(const Task& task, int64_t begin, int64_t end) {
   }
 }
 
-// Every output pixel adds (patch) x (gradient): a few taps times a chunk of channels stay in registers along a row, then
-// go to the sum in double, so that long sums of float lose nothing.
+// Channels padded to whole chunks, as the weight gradient reads them.
 template <typename T>
-void conv_grad_weight_rows(const Task& task, int64_t begin, int64_t end, double* sum) {
+inline int64_t padded_channels(const Task& task) {
+  constexpr int64_t kChunk = kChannelVectors * kLanes<T>;
+  return (task.convolution.out_channels + kChunk - 1) / kChunk * kChunk;
+}
+
+// Every output pixel adds (patch) x (gradient): a few elements of the patch times a chunk of channels stay in registers
+// along a row, then go to the sum in double, so that long sums of float lose nothing. `gradients.row(n, y)` is a row of
+// the gradient as (W, O), channels padded.
+template <typename T, typename Gradients>
+void add_grad_weight(const Task& task, int64_t begin, int64_t end, double* sum, Gradients& gradients) {
   constexpr int64_t kChunk = kChannelVectors * kLanes<T>;
   constexpr int kTaps = kGradientTaps;
   const Convolution& convolution = task.convolution;
   const int64_t channels = task.grid.channels, out_channels = convolution.out_channels;
-  const int64_t chunks = (out_channels + kChunk - 1) / kChunk, step = convolution.stride_width * channels;
-  const int64_t row_length = convolution.kernel_width * channels, count = convolution.kernel_height * row_length;
+  const int64_t pitch = padded_channels<T>(task), step = convolution.stride_width * channels;
+  const int64_t row_length = convolution.kernel_width * channels;
+  const PatchElements elements(task);
   NprRows<T> npr(task, convolution.kernel_height, convolution.padding_width, reach(task, 1));
-  GradientRows<T> gradients(task, chunks * kChunk);
   Buffer<const T*> rows(convolution.kernel_height);
 
   for (int64_t index = begin; index < end; ++index) {
@@ -101,14 +186,17 @@ void conv_grad_weight_rows(const Task& task, int64_t begin, int64_t end, double*
     for (int64_t k = 0; k < convolution.kernel_height; ++k)
       rows[k] = npr.row(n, y * convolution.stride_height - convolution.padding_height + k);
     const T* gradient_row = gradients.row(n, y);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk)
-      for (int64_t first = 0; first < count; first += kTaps) {
+    for (int64_t chunk = 0; chunk < pitch; chunk += kChunk)
+      for (int64_t first = 0; first < elements.count(); first += kTaps) {
         const T* patch[kTaps];
-        for (int t = 0; t < kTaps; ++t)
-          patch[t] = first + t < count ? rows[(first + t) / row_length] + (first + t) % row_length : npr.zeros();
+        for (int t = 0; t < kTaps; ++t) {
+          patch[t] = npr.zeros();
+          if (first + t < elements.count())
+            patch[t] = rows[elements[first + t] / row_length] + elements[first + t] % row_length;
+        }
         Vector<T> products[kTaps][kChannelVectors] = {};
-        const T* gradient = gradient_row + chunk * kChunk;
-        for (int64_t x = 0; x < convolution.out_width; ++x, gradient += chunks * kChunk) {
+        const T* gradient = gradient_row + chunk;
+        for (int64_t x = 0; x < convolution.out_width; ++x, gradient += pitch) {
           Vector<T> g[kChannelVectors];
 #pragma GCC unroll 16
           for (int v = 0; v < kChannelVectors; ++v) g[v] = load(gradient + v * kLanes<T>);
@@ -120,15 +208,31 @@ void conv_grad_weight_rows(const Task& task, int64_t begin, int64_t end, double*
           }
         }
         alignas(kVectorBytes) T lanes[kChunk];
-        const int64_t left = out_channels - chunk * kChunk, valid = left < kChunk ? left : kChunk;
-        for (int t = 0; t < kTaps && first + t < count; ++t) {
+        const int64_t left = out_channels - chunk, valid = left < kChunk ? left : kChunk;
+        for (int t = 0; t < kTaps && first + t < elements.count(); ++t) {
           for (int v = 0; v < kChannelVectors; ++v)
             *reinterpret_cast<Vector<T>*>(lanes + v * kLanes<T>) = products[t][v];
-          double* target = sum + (first + t) * out_channels + chunk * kChunk;
+          double* target = sum + elements[first + t] * out_channels + chunk;
           for (int64_t c = 0; c < valid; ++c) target[c] += static_cast<double>(lanes[c]);
         }
       }
   }
+}
+
+template <typename T>
+void conv_grad_weight_rows(const Task& task, int64_t begin, int64_t end, double* sum) {
+  const Convolution& convolution = task.convolution;
+  PaddedRows<T> gradients(task.grad, convolution.out_width, convolution.out_channels, padded_channels<T>(task));
+  add_grad_weight<T>(task, begin, end, sum, gradients);
+}
+
+template <typename T>
+void stem_grad_weight_rows(const Task& task, int64_t begin, int64_t end, double* sum) {
+  const Convolution& convolution = task.convolution;
+  UnpooledRows<T> gradients(task, padded_channels<T>(task));
+  add_grad_weight<T>(task, begin, end, sum, gradients);
+  double* target = sum + convolution.kernel_height * convolution.kernel_width * task.grid.channels * convolution.out_channels;
+  for (int64_t o = 0; o < convolution.out_channels; ++o) target[o] += gradients.sums()[o];
 }
 
 // The dense path: the gradient at each NPR pixel is gathered from the output rows that saw it, one kernel row at a
@@ -155,7 +259,7 @@ void conv_grad_input_rows(const Task& task, int64_t begin, int64_t end) {
             static_cast<const T*>(task.weight)[source] * static_cast<const T*>(task.scale)[c];
       }
 
-  GradientRows<T> gradients(task, out_channels);
+  PaddedRows<T> gradients(task.grad, convolution.out_width, out_channels, out_channels);
   Buffer<T> rows(grid.size * pitch), x(grid.anchor == kAnchorMax ? grid.size * pitch : 0);
   T* const map = rows + convolution.padding_width * channels;
   for (int64_t index = begin; index < end; ++index) {

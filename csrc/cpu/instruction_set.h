@@ -40,6 +40,7 @@ constexpr int kGradientTaps = NPR_GRADIENT_TAPS;
 #include "npr_rows.h"
 #include "forward.h"
 #include "gradients.h"
+#include "moments.h"
 #include "bottleneck.h"
 
 inline void npr_any(const Task& task, int64_t begin, int64_t end) {
@@ -59,6 +60,15 @@ inline void conv_grad_weight_any(const Task& task, int64_t begin, int64_t end, d
                  : conv_grad_weight_rows<float>(task, begin, end, sum);
 }
 
+inline void stem_grad_weight_any(const Task& task, int64_t begin, int64_t end, double* sum) {
+  task.in_double ? stem_grad_weight_rows<double>(task, begin, end, sum)
+                 : stem_grad_weight_rows<float>(task, begin, end, sum);
+}
+
+inline void moments_any(const Task& task, int64_t begin, int64_t end, double* sum) {
+  task.in_double ? moments_rows<double>(task, begin, end, sum) : moments_rows<float>(task, begin, end, sum);
+}
+
 // Products in bfloat16 are used only where eager bfloat16 would do no better: the differences of uint8 pixels are exact
 // and the result is bfloat16, so the weights' rounding is all that is lost.
 inline bool products_in_bfloat16(const Task& task) {
@@ -72,11 +82,12 @@ inline void conv_any(const Task& task, int64_t begin, int64_t end) {
   task.in_double ? conv_rows<double>(task, begin, end) : conv_rows<float>(task, begin, end);
 }
 
+template <bool Argmax>
 inline void stem_any(const Task& task, int64_t begin, int64_t end) {
 #ifdef NPR_HAS_BFLOAT16_DOT
-  if (products_in_bfloat16(task)) return stem_rows<BFloat16>(task, begin, end);
+  if (products_in_bfloat16(task)) return stem_rows<BFloat16, Argmax>(task, begin, end);
 #endif
-  task.in_double ? stem_rows<double>(task, begin, end) : stem_rows<float>(task, begin, end);
+  task.in_double ? stem_rows<double, Argmax>(task, begin, end) : stem_rows<float, Argmax>(task, begin, end);
 }
 
 #ifdef NPR_HAS_BFLOAT16_DOT
@@ -106,7 +117,7 @@ inline void pack_weights_any(const float* weight, int64_t channels, int64_t inpu
 #define NPR_STRING(name) NPR_STRING_OF(name)
 extern const Kernels table;
 const Kernels table = {NPR_STRING(NPR_INSTRUCTION_SET), npr_any, npr_backward_any, conv_grad_input_any,
-                       conv_any, conv_grad_weight_any, stem_any,
+                       conv_any, conv_grad_weight_any, moments_any, stem_any<false>, stem_any<true>, stem_grad_weight_any,
                        bottleneck_any, pack_weights_any, kBlockChannels, kBFloat16Products};
 
 }  // namespace npr::cpu::NPR_INSTRUCTION_SET

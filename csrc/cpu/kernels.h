@@ -31,7 +31,9 @@ struct Task {
   bool in_double;
   Image x;
   Image grad;          // gradient of the operator's output; gradients only
+  Image argmax;        // as the stem with argmax left it; its gradient only
   MutableImage out;    // the result
+  MutableImage out_argmax;  // bytes, with channels side by side; the stem with argmax only
   const void* weight;
   const void* bias;
   const void* scale;
@@ -64,8 +66,15 @@ struct Kernels {
   void (*conv)(const Task&, int64_t begin, int64_t end);
   // Output rows; adds the range's share to `sum` (C * KH * KW, O), double.
   void (*conv_grad_weight)(const Task&, int64_t begin, int64_t end, double* sum);
+  // Output rows; adds the range's share of the patches' moments, without scale: to `sum` (C * KH * KW), and its
+  // products (C * KH * KW, C * KH * KW) behind it, of which the upper triangle is filled. Channels come last in a patch.
+  void (*moments)(const Task&, int64_t begin, int64_t end, double* sum);
   // Pooled rows: [begin, end) of batch * pooled_size(out_height).
   void (*stem)(const Task&, int64_t begin, int64_t end);
+  void (*stem_argmax)(const Task&, int64_t begin, int64_t end);
+  // Rows of the convolution's output, which never existed: [begin, end) of batch * out_height; adds as conv_grad_weight
+  // does, and the sums of the gradient (O) behind it.
+  void (*stem_grad_weight)(const Task&, int64_t begin, int64_t end, double* sum);
   // Output rows: [begin, end) of batch * out_height; with `winograd` pairs of them, of batch * ceil(out_height / 2).
   void (*bottleneck)(const BottleneckTask&, int64_t begin, int64_t end);
   // (channels, inputs) float32, row-major, to the order that `bottleneck` reads; channels a multiple of block_channels.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "../common/checks.h"
@@ -162,6 +163,45 @@ Tensor npr_stem(const Tensor& x, const Tensor& weight, const std::optional<Tenso
   return out;
 }
 
+// What a kernel sums over rows, `size` numbers. Every thread sums its own rows; the sums are then added in order, so a
+// result repeats for a number of threads.
+template <typename Kernel>
+std::vector<double> sum_of_parts(const Task& task, int64_t rows, int64_t size, Kernel kernel) {
+  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), rows / kGrain));
+  std::vector<double> sums(static_cast<size_t>(parts * size));
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part)
+      kernel(task, rows * part / parts, rows * (part + 1) / parts, sums.data() + part * size);
+  });
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t i = 0; i < size; ++i) sums[static_cast<size_t>(i)] += sums[static_cast<size_t>(part * size + i)];
+  return sums;
+}
+
+Tensor from_double(const Tensor& like, const Ints& shape, bool in_double, const std::vector<double>& values) {
+  Tensor out = new_tensor(like, shape, in_double ? ScalarType::Double : ScalarType::Float);
+  if (in_double) {
+    std::copy(values.begin(), values.end(), static_cast<double*>(out.mutable_data_ptr()));
+  } else {
+    std::transform(values.begin(), values.end(), static_cast<float*>(out.mutable_data_ptr()),
+                   [](double value) { return static_cast<float>(value); });
+  }
+  return out;
+}
+
+// The gradient to a weight of `shape` from the products without scale, (KH, KW, C, O).
+Tensor weight_gradient(const Tensor& like, const ConvolutionCall& call, const std::vector<double>& products,
+                       const Ints& shape) {
+  const int64_t out_channels = shape[0], channels = shape[1], taps = shape[2] * shape[3];
+  std::vector<double> values(static_cast<size_t>(out_channels * channels * taps));
+  for (int64_t o = 0; o < out_channels; ++o)
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t k = 0; k < taps; ++k)
+        values[static_cast<size_t>((o * channels + c) * taps + k)] =
+            products[static_cast<size_t>((k * channels + c) * out_channels + o)] * call.scale[static_cast<size_t>(c)];
+  return from_double(like, shape, call.task.in_double, values);
+}
+
 Tensor npr_conv2d_grad_weight(const Tensor& grad, const Tensor& x, const Ints& kernel, const Ints& stride,
                               const Ints& padding, int64_t grid_size, int64_t anchor, const std::vector<double>& factors) {
   STD_TORCH_CHECK(kernel.size() == 2 && grad.dim() == 4, "kernel must be two numbers and grad (N, O, H_out, W_out)");
@@ -170,35 +210,10 @@ Tensor npr_conv2d_grad_weight(const Tensor& grad, const Tensor& x, const Ints& k
   check_gradient(grad, call.task);
   call.task.grad = image("grad", grad);
 
-  // Every thread sums its own rows; the sums are then added in order, so a result repeats for a number of threads.
-  const int64_t rows = x.size(0) * call.task.convolution.out_height;
-  const int64_t channels = x.size(1), out_channels = grad.size(1), taps = kernel[0] * kernel[1];
-  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), rows / kGrain));
-  std::vector<double> sums(static_cast<size_t>(parts * taps * channels * out_channels));
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part)
-      kernels().conv_grad_weight(call.task, rows * part / parts, rows * (part + 1) / parts,
-                                 sums.data() + part * taps * channels * out_channels);
-  });
-
-  Tensor out = new_tensor(x, {out_channels, channels, kernel[0], kernel[1]},
-                          call.task.in_double ? ScalarType::Double : ScalarType::Float);
-  void* const data = out.mutable_data_ptr();
-  for (int64_t o = 0; o < out_channels; ++o)
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t k = 0; k < taps; ++k) {
-        double sum = 0;
-        for (int64_t part = 0; part < parts; ++part)
-          sum += sums[static_cast<size_t>(((part * taps + k) * channels + c) * out_channels + o)];
-        sum *= call.scale[static_cast<size_t>(c)];
-        const int64_t index = (o * channels + c) * taps + k;
-        if (call.task.in_double) {
-          static_cast<double*>(data)[index] = sum;
-        } else {
-          static_cast<float*>(data)[index] = static_cast<float>(sum);
-        }
-      }
-  return out;
+  const Ints shape = {grad.size(1), x.size(1), kernel[0], kernel[1]};
+  const auto sums = sum_of_parts(call.task, x.size(0) * call.task.convolution.out_height,
+                                 shape[0] * shape[1] * shape[2] * shape[3], kernels().conv_grad_weight);
+  return weight_gradient(x, call, sums, shape);
 }
 
 Tensor npr_conv2d_grad_input(const Tensor& grad, const Tensor& x, const Tensor& weight, const Ints& stride,
@@ -210,6 +225,66 @@ Tensor npr_conv2d_grad_input(const Tensor& grad, const Tensor& x, const Tensor& 
   call.task.out = mutable_image(out);
   for_rows(x.size(0) * call.task.grid.cell_rows(), kernels().conv_grad_input, call.task);
   return out;
+}
+
+std::tuple<Tensor, Tensor> npr_moments(const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding,
+                                       int64_t grid_size, int64_t anchor, const std::vector<double>& factors) {
+  STD_TORCH_CHECK(kernel.size() == 2, "kernel must be two numbers");
+  // Differences of bytes are exact in float, but those to a mean are not.
+  const bool in_double = x.scalar_type() == ScalarType::Double ||
+                         (x.scalar_type() == ScalarType::Byte && anchor == kAnchorMean);
+  ConvolutionCall call = prepare(x, 1, kernel[0], kernel[1], in_double, stride, padding, grid_size, anchor, factors);
+  const int64_t channels = x.size(1), taps = kernel[0] * kernel[1], size = taps * channels;
+  const auto sums = sum_of_parts(call.task, x.size(0) * call.task.convolution.out_height, size * (size + 1), kernels().moments);
+
+  std::vector<double> first(static_cast<size_t>(size)), second(static_cast<size_t>(size * size));
+  for (int64_t i = 0; i < size; ++i) {  // from (KH, KW, C), channels last, to (C, KH, KW)
+    const int64_t row = i % channels * taps + i / channels;
+    const double scale = call.scale[static_cast<size_t>(i % channels)];
+    first[static_cast<size_t>(row)] = sums[static_cast<size_t>(i)] * scale;
+    for (int64_t j = 0; j < size; ++j) {
+      const int64_t column = j % channels * taps + j / channels;
+      second[static_cast<size_t>(row * size + column)] =
+          sums[static_cast<size_t>(size + std::min(i, j) * size + std::max(i, j))] *
+          (scale * call.scale[static_cast<size_t>(j % channels)]);
+    }
+  }
+  return {from_double(x, {size}, true, first), from_double(x, {size, size}, true, second)};
+}
+
+std::tuple<Tensor, Tensor> npr_stem_argmax(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                           const Ints& stride, const Ints& padding, int64_t grid_size, int64_t anchor,
+                                           const std::vector<double>& factors, ScalarType dtype) {
+  ConvolutionCall call = prepare(x, weight, bias, stride, padding, grid_size, anchor, factors);
+  const int64_t height = pooled_size(call.task.convolution.out_height);
+  const Ints shape = {x.size(0), weight.size(0), height, pooled_size(call.task.convolution.out_width)};
+  Tensor out = new_tensor(x, shape, dtype, MemoryFormat::ChannelsLast);
+  Tensor argmax = new_tensor(x, shape, ScalarType::Byte, MemoryFormat::ChannelsLast);
+  call.task.out = mutable_image(out);
+  call.task.out_argmax = mutable_image(argmax);
+  for_rows(x.size(0) * height, kernels().stem_argmax, call.task);
+  return {out, argmax};
+}
+
+std::tuple<Tensor, Tensor> npr_stem_grad_weight(const Tensor& grad, const Tensor& argmax, const Tensor& x,
+                                                const Ints& kernel, const Ints& stride, const Ints& padding,
+                                                int64_t grid_size, int64_t anchor, const std::vector<double>& factors) {
+  STD_TORCH_CHECK(kernel.size() == 2 && grad.dim() == 4, "kernel must be two numbers and grad (N, O, H_pooled, W_pooled)");
+  ConvolutionCall call = prepare(x, grad.size(1), kernel[0], kernel[1], grad.scalar_type() == ScalarType::Double, stride,
+                                 padding, grid_size, anchor, factors);
+  const Convolution& convolution = call.task.convolution;
+  const Ints pooled = {x.size(0), grad.size(1), pooled_size(convolution.out_height), pooled_size(convolution.out_width)};
+  check_shape("grad", grad, pooled);
+  check_shape("argmax", argmax, pooled);
+  STD_TORCH_CHECK(argmax.scalar_type() == ScalarType::Byte, "argmax must be uint8");
+  call.task.grad = image("grad", grad);
+  call.task.argmax = image("argmax", argmax);
+
+  const Ints shape = {grad.size(1), x.size(1), kernel[0], kernel[1]};
+  const int64_t size = shape[0] * shape[1] * shape[2] * shape[3];
+  const auto sums = sum_of_parts(call.task, x.size(0) * convolution.out_height, size + shape[0], kernels().stem_grad_weight);
+  const std::vector<double> of_gradient(sums.begin() + size, sums.begin() + size + shape[0]);
+  return {weight_gradient(x, call, sums, shape), from_double(x, {shape[0]}, call.task.in_double, of_gradient)};
 }
 
 std::string cpu_capability() { return kernels().name; }
@@ -224,6 +299,9 @@ STABLE_TORCH_LIBRARY_IMPL(npr_kernels, CPU, m) {
   m.impl("npr_conv2d_grad_weight", TORCH_BOX(&npr::cpu::npr_conv2d_grad_weight));
   m.impl("npr_conv2d_grad_input", TORCH_BOX(&npr::cpu::npr_conv2d_grad_input));
   m.impl("npr_stem", TORCH_BOX(&npr::cpu::npr_stem));
+  m.impl("npr_moments", TORCH_BOX(&npr::cpu::npr_moments));
+  m.impl("npr_stem_argmax", TORCH_BOX(&npr::cpu::npr_stem_argmax));
+  m.impl("npr_stem_grad_weight", TORCH_BOX(&npr::cpu::npr_stem_grad_weight));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(npr_kernels, CompositeExplicitAutograd, m) {

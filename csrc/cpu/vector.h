@@ -38,6 +38,27 @@ inline Vector<T> maximum_nan(Vector<T> a, Vector<T> b) {
   return (a > b) | (a != a) ? a : b;
 }
 
+// Integers beside the lanes of T: what comparisons of vectors give.
+template <typename T>
+using Integers = decltype(Vector<T>{} > Vector<T>{});
+
+// From and to as many bytes as there are lanes of T.
+template <typename T>
+struct BytesOf {
+  typedef uint8_t type __attribute__((vector_size(kLanes<T>)));
+};
+template <typename T>
+inline Integers<T> load_bytes(const uint8_t* p) {
+  typename BytesOf<T>::type bytes;
+  __builtin_memcpy(&bytes, p, sizeof(bytes));
+  return __builtin_convertvector(bytes, Integers<T>);
+}
+template <typename T>
+inline void store_bytes(uint8_t* p, Integers<T> values) {
+  const auto bytes = __builtin_convertvector(values, typename BytesOf<T>::type);
+  __builtin_memcpy(p, &bytes, sizeof(bytes));
+}
+
 // The unsigned integer of T's size, for shuffle masks.
 template <int64_t kBytes>
 struct IntegerOfSize;

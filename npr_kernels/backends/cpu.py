@@ -56,6 +56,22 @@ def npr_stem(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution) -> Te
     return torch.ops.npr_kernels.npr_stem(x, _computed(weight), _computed(bias), *_coded(convolution), weight.dtype)
 
 
+def npr_moments(x: Tensor, kernel: Sequence[int], *convolution) -> tuple[Tensor, Tensor]:
+    return torch.ops.npr_kernels.npr_moments(x, kernel, *_coded(convolution))
+
+
+def npr_stem_argmax(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution) -> tuple[Tensor, Tensor]:
+    return torch.ops.npr_kernels.npr_stem_argmax(
+        x, _computed(weight), _computed(bias), *_coded(convolution), weight.dtype
+    )
+
+
+def npr_stem_grad_weight(
+    grad: Tensor, argmax: Tensor, x: Tensor, kernel: Sequence[int], *convolution
+) -> tuple[Tensor, Tensor]:
+    return torch.ops.npr_kernels.npr_stem_grad_weight(grad, argmax, x, kernel, *_coded(convolution))
+
+
 def _code(anchor: Anchor) -> int:
     return _ANCHOR_CODES.get(anchor, anchor)
 
@@ -103,8 +119,24 @@ if not extension.FAILURE:
         return x.new_empty(x.shape)
 
     @torch.library.register_fake("npr_kernels::npr_stem")
-    def _(x, weight, bias, stride, padding, grid_size, anchor, scale, dtype):
+    def fake_stem(x, weight, bias, stride, padding, grid_size, anchor, scale, dtype):
         size = arguments.convolution_output_size(x, weight, stride, padding, grid_size)
         pooled = (arguments.output_size(n, 3, 2, 1) for n in size)
         shape = (x.shape[0], weight.shape[0], *pooled)
         return x.new_empty(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+    @torch.library.register_fake("npr_kernels::npr_stem_argmax")
+    def _(*args):
+        pooled = fake_stem(*args)
+        return pooled, torch.empty_like(pooled, dtype=torch.uint8)
+
+    @torch.library.register_fake("npr_kernels::npr_stem_grad_weight")
+    def _(grad, argmax, x, kernel, stride, padding, grid_size, anchor, scale):
+        dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        shape = (grad.shape[1], x.shape[1], *kernel)
+        return x.new_empty(shape, dtype=dtype), x.new_empty(shape[:1], dtype=dtype)
+
+    @torch.library.register_fake("npr_kernels::npr_moments")
+    def _(x, kernel, stride, padding, grid_size, anchor, scale):
+        size = x.shape[1] * kernel[0] * kernel[1]
+        return x.new_empty(size, dtype=torch.float64), x.new_empty((size, size), dtype=torch.float64)

@@ -1,13 +1,24 @@
-// Runs the stem and the convolution of the chosen kernels on pseudo-random pixels and prints checksums: a way to compare
-// processors, or emulated ones, without torch. Built and run by test_portability.py.
+// Runs the stem, the convolution and the bottleneck of the chosen kernels on pseudo-random pixels and prints checksums: a
+// way to compare processors, or emulated ones, without torch. Built and run by test_portability.py.
 #include <cstdint>
 #include <cstdio>
 #include <vector>
 
 #include "../../csrc/cpu/kernels.h"
 
+namespace {
+
+using namespace npr::cpu;
+
+void print(const char* what, int64_t which, const std::vector<float>& out) {
+  double sum = 0, squares = 0;
+  for (float value : out) sum += value, squares += static_cast<double>(value) * value;
+  std::printf("%s %s %ld %.3f %.3f\n", kernels().name, what, static_cast<long>(which), sum, squares);
+}
+
+}  // namespace
+
 int main() {
-  using namespace npr::cpu;
   constexpr int64_t kBatch = 2, kChannels = 3, kHeight = 38, kWidth = 50, kOut = 70;
   uint32_t state = 1;
   const auto next = [&] { return (state = state * 1664525u + 1013904223u) >> 8; };
@@ -31,9 +42,34 @@ int main() {
       std::vector<float> out(kBatch * height * width * kOut);
       task.out = {out.data(), Type::kFloat32, {height * width * kOut, 1, width * kOut, kOut}};
       (stem ? kernels().stem : kernels().conv)(task, 0, kBatch * height);
-      double sum = 0, squares = 0;
-      for (float value : out) sum += value, squares += static_cast<double>(value) * value;
-      std::printf("%s %ld %d %.3f %.3f\n", kernels().name, static_cast<long>(anchor), stem, sum, squares);
+      print(stem ? "stem" : "conv", anchor, out);
     }
+  }
+
+  constexpr int64_t kInner = 64, kSide = 9;
+  const auto random = [&](int64_t count, float factor) {
+    std::vector<float> values(static_cast<size_t>(count));
+    for (auto& value : values) value = factor * (static_cast<float>(next() % 2001) / 1000.f - 1.f);
+    return values;
+  };
+  const std::vector<float> image = random(kSide * kSide * kInner, 1.f), biases = random(kInner, 1.f);
+  for (bool winograd : {false, true}) {
+    const int64_t inputs[] = {kInner, (winograd ? 16 : 9) * kInner, kInner};
+    std::vector<float> packed[3], out(image.size());
+    BottleneckTask block{1, kInner, kSide, kSide, kSide, kSide, 1, {kInner, kInner, kInner}, false, winograd,
+                         Type::kFloat32, image.data(), out.data(), {}, {biases.data(), biases.data(), biases.data()}};
+    for (int i = 0; i < 3; ++i) {
+      const std::vector<float> weights = random(kInner * inputs[i], 0.1f);
+      packed[i].resize(weights.size());
+      for (int64_t part = 0; part < inputs[i] / kInner; ++part) {  // a matrix for each place of the transformed 4x4
+        const bool whole = !winograd || i != 1;
+        kernels().pack_weights(weights.data() + part * kInner * kInner, kInner, whole ? inputs[i] : kInner, Type::kFloat32,
+                               packed[i].data() + part * kInner * kInner);
+        if (whole) break;
+      }
+      block.weights[i] = packed[i].data();
+    }
+    kernels().bottleneck(block, 0, winograd ? (kSide + 1) / 2 : kSide);
+    print("bottleneck", winograd, out);
   }
 }

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -106,6 +107,32 @@ def test_refusals_name_the_reason():
     assert "float8" in reason
 
 
+@needs_extension
+def test_a_backend_of_stems_alone(monkeypatch):
+    """The gradient to the image needs the whole convolution, which then another backend serves."""
+    stems = types.SimpleNamespace(
+        npr_stem_argmax=cpu.npr_stem_argmax,
+        npr_stem_grad_weight=cpu.npr_stem_grad_weight,
+        npr_moments=cpu.npr_moments,
+        refusal=lambda call: None if "stem" in call.operator else "it serves stems only",
+    )
+    monkeypatch.setitem(registry._BACKENDS, "stems", stems)
+    monkeypatch.setattr(registry, "ORDER", ("stems", *registry.ORDER))
+    module = npr_kernels.NPRStem(3, 8)
+    x, *_ = Case().tensors()
+    for training in (True, False):
+        module.train(training)(x.requires_grad_()).sum().backward()
+        found, x.grad = x.grad, None
+        module.conv.backend = "cpu"
+        module(x).sum().backward()
+        assert torch.equal(found, x.grad)
+        module.conv.backend, x.grad = "stems", None
+        with pytest.raises(npr_kernels.BackendError, match=r"'stems' .* cannot serve npr_conv2d: it serves stems only"):
+            module(x)
+        module(x.detach()).sum().backward()
+        module.conv.backend = None
+
+
 def run(code: str, **environment) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}
@@ -135,9 +162,20 @@ def test_every_instruction_set_this_machine_has(capability):
         assert "this machine has" in probe.stderr
         pytest.skip(f"this machine lacks {capability}")
     assert probe.stdout.strip() == capability
-    tests = "tests/kernels/test_parity.py"
+    tests = ["tests/kernels/test_parity.py", "tests/kernels/test_training_stem.py"]
+    chosen = "cpu and not gradcheck and not processes"
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests, "-k", "cpu and not gradcheck"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *tests,
+            "-k",
+            chosen,
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -35,6 +35,10 @@ def test_opcheck(case: Case):
     for channels_last in (False, True):
         torch.library.opcheck(operators.npr_conv2d, (x, weight, bias, *convolution, dtype, channels_last))
     torch.library.opcheck(operators.npr_stem, (x, weight, None, *convolution, dtype))
+    pooled, argmax = operators.npr_stem_argmax(x, weight, None, *convolution, dtype)
+    torch.library.opcheck(operators.npr_stem_argmax, (x, weight, None, *convolution, dtype))
+    torch.library.opcheck(operators.npr_stem_grad_weight, (pooled, argmax, x, (3, 3), *convolution))
+    torch.library.opcheck(operators.npr_moments, (x, (3, 3), *convolution))
     torch.library.opcheck(operators.npr, (x, case.grid_size, cpu._code(case.anchor)))
     y = operators.npr_conv2d(x, weight, bias, *convolution, dtype, False)
     torch.library.opcheck(operators.npr_conv2d_grad_weight, (y, x, (3, 3), *convolution))
@@ -95,6 +99,25 @@ def test_compile_with_inductor():
         for layout in ("contiguous", "channels_last"):
             x, *_ = Case(height=32, width=32, layout=layout).tensors()
             assert error(compiled(x), network(x)) < 1e-5
+
+
+@needs_extension
+def test_compile_training_with_inductor():
+    """A step with a cumulative average, whose count must not break the graph."""
+    torch._dynamo.reset()
+    stem = npr_kernels.NPRStem(3, 16, bias=True, momentum=None)
+    other = copy.deepcopy(stem)
+    compiled = torch.compile(other, fullgraph=True)
+    for number in range(2):
+        x = torch.randn(2, 3, 20, 26, generator=torch.Generator().manual_seed(number))
+        outs = stem(x), compiled(x)
+        for out in outs:
+            (out * torch.arange(out.shape[3])).sum().backward()
+        assert error(*outs[::-1]) < 1e-5
+    for expected, found in zip(stem.parameters(), other.parameters(), strict=True):
+        assert error(found.grad, expected.grad) < 1e-4
+    for expected, found in zip(stem.buffers(), other.buffers(), strict=True):
+        assert error(found, expected) < 1e-6
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

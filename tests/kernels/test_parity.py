@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import npr_kernels
+from npr_kernels.backends import registry
 from tests.cases import GRIDS, IMAGE_DTYPES, TABLE, Case
-from tests.tolerances import assert_close, error
+from tests.tolerances import allowed, assert_close, error
 
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=str(reason)))
@@ -53,15 +54,12 @@ def test_convolution_gradients(case: Case, backend: str):
 def test_stem_gradients(case: Case, backend: str):
     """The pooling's choice among nearly equal values depends on rounding, so the truth follows the choice made."""
     x, weight, bias = case.tensors()
-    y = npr_kernels.npr_conv2d(x, weight, bias, backend=backend, **case.options)
-    if y.numel() == 0:
+    if case.batch == 0:
         pytest.skip("nothing to choose from")
-    _, chosen = F.max_pool2d(y.relu(), 3, 2, 1, return_indices=True)
-    positive = (y.flatten(2).gather(2, chosen.flatten(2)) > 0).view_as(chosen)
+    pool = pool_as(backend, case, x, weight, bias)
 
     def stem_with_that_choice(x, weight, bias, **options):
-        y = npr_kernels.npr_conv2d(x, weight, bias, **options)
-        return y.flatten(2).gather(2, chosen.flatten(2)).view_as(chosen) * positive
+        return pool(npr_kernels.npr_conv2d(x, weight, bias, **options))
 
     results = [
         gradients(npr_kernels.npr_stem, case, backend, x, weight, bias),
@@ -70,6 +68,41 @@ def test_stem_gradients(case: Case, backend: str):
     ]
     for result, eager, truth in zip(*results, strict=True):
         assert_close(result, eager, truth)
+
+
+def pool_as(backend: str, case: Case, x, weight, bias):
+    """ReLU and pooling as a function of the convolution's output, taking the values that ``backend`` finds largest."""
+    y = npr_kernels.npr_conv2d(x, weight, bias, backend="eager", **case.options)
+    if backend == "eager":
+        pooled, chosen = F.max_pool2d(y.relu(), 3, 2, 1, return_indices=True)
+
+        def pool(y):
+            return y.flatten(2).gather(2, chosen.flatten(2)).view_as(chosen) * (pooled > 0)
+
+    else:
+        pooled, argmax = registry.get(backend).npr_stem_argmax(x, weight, bias, *case.convolution)
+        assert argmax.dtype == torch.uint8 and argmax.shape == pooled.shape and argmax.max() <= 9
+        assert torch.equal(argmax != 9, pooled > 0)
+        pool = pool_at(argmax)
+
+    eager = npr_kernels.npr_stem(x, weight, bias, backend="eager", **case.options)
+    truth = npr_kernels.npr_stem(*double(x, weight, bias), backend="eager", **case.options)
+    found = pool(npr_kernels.npr_conv2d(*double(x, weight, bias), backend="eager", **case.options))
+    assert error(found, truth) <= allowed(error(eager, truth), eager.dtype)  # largest but for rounding
+    return pool
+
+
+def pool_at(argmax):
+    """ReLU and pooling as a function of the convolution's output that takes the values at these positions."""
+    positive = argmax != 9
+    position = argmax.long().where(positive, 4)  # the middle of a window is never outside
+    row, column = (2 * torch.arange(n) - 1 for n in argmax.shape[2:])
+
+    def pool(y):
+        chosen = (row[:, None] + position // 3) * y.shape[3] + column + position % 3
+        return y.flatten(2).gather(2, chosen.flatten(2)).view_as(chosen) * positive
+
+    return pool
 
 
 def gradients(operator, case: Case, backend: str, *tensors):
