@@ -1,7 +1,8 @@
-"""The table of operator cases, shared by ``python -m benchmarks.ops`` and pytest-benchmark."""
+"""The tables of operator cases, shared by ``python -m benchmarks.ops`` and pytest-benchmark."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import npr_kernels
 from benchmarks import peers
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity
 from npr_kernels import reference
+from npr_kernels.backends import registry
 from npr_model.network import IMAGENET_STD
 from tests.tolerances import allowed, error
 
@@ -101,15 +103,19 @@ class OperatorCase:
         contenders = [contender(REFERENCE, self._reference, torch.float32 if self.x_dtype == torch.uint8 else None)]
         if self.dtype != contenders[0].dtype:
             contenders.append(contender(f"{REFERENCE} {NAMES[self.dtype]}", self._reference))
-        contenders += [contender(OURS, self._ours), contender("torch.compile", peers.compiled(self._reference))]
+        call = registry.Call(f"npr_{self.operator}", device.type, self.x_dtype, self.dtype, 2, 0)
+        contenders += [
+            contender(f"{OURS} {backend}", functools.partial(self._ours, backend=backend)) for backend in fused(call)
+        ]
+        contenders.append(contender("torch.compile", peers.compiled(self._reference, device)))
         if self.gradients:
             contenders += [
                 contender("composed 4x4", self._composed),
-                contender("composed 4x4, torch.compile", peers.compiled(self._composed)),
+                contender("composed 4x4, torch.compile", peers.compiled(self._composed, device)),
             ]
         else:
             composed = peers.Composed(weight, bias, self.scale, pool=self.operator == "stem")
-            frozen = peers.compiled(composed, frozen=True)
+            frozen = peers.compiled(composed, device, frozen=True)
             contenders += [
                 contender("composed 4x4", lambda x, *_: composed(x)),
                 contender("composed 4x4, torch.compile frozen", lambda x, *_: frozen(x)),
@@ -144,9 +150,9 @@ class OperatorCase:
         operator = reference.npr_stem if self.operator == "stem" else reference.npr_conv2d
         return operator(x, weight, bias, scale=self.scale)
 
-    def _ours(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def _ours(self, x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
         operator = npr_kernels.npr_stem if self.operator == "stem" else npr_kernels.npr_conv2d
-        return operator(x, weight, bias, scale=self.scale if len(self.scale) > 1 else self.scale[0])
+        return operator(x, weight, bias, scale=self.scale, backend=backend)
 
     def _composed(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return peers.composed_conv2d(x, peers.compose(weight, 0, self.scale), bias)
@@ -158,6 +164,11 @@ class OperatorCase:
             conv.weight.copy_(weight)
             bn.bias.copy_(bias)
         return peers.AuthorsStem(conv, bn).to(weight.device)
+
+
+def fused(call: registry.Call) -> list[str]:
+    """The backends that can serve ``call``, without eager, in the order of automatic choice."""
+    return [name for name in registry.ORDER if name != REFERENCE and registry.get(name).refusal(call) is None]
 
 
 def _table() -> list[OperatorCase]:
@@ -178,3 +189,15 @@ def _table() -> list[OperatorCase]:
 
 
 TABLE = _table()
+# A GPU wants larger batches; the last ones show what pixels and images cost from little to much.
+GPU_TABLE = [
+    *(OperatorCase("stem", torch.uint8, torch.bfloat16, *shape) for shape in ((256, 256), (64, 512), (64, 1024))),
+    OperatorCase("stem", torch.bfloat16, torch.bfloat16, 256, 256),
+    OperatorCase("stem", torch.uint8, torch.float32, 256, 256),
+    OperatorCase("conv", torch.bfloat16, torch.bfloat16, 256, 256),
+    OperatorCase("conv", torch.float32, torch.float32, 256, 256),
+    OperatorCase("conv", torch.bfloat16, torch.bfloat16, 256, 256, gradients="wb"),
+    OperatorCase("conv", torch.bfloat16, torch.bfloat16, 64, 256, gradients="wbx"),
+    *(OperatorCase("stem", torch.uint8, torch.bfloat16, batch, 256) for batch in (4, 16, 64)),
+    *(OperatorCase("stem", torch.uint8, torch.bfloat16, 4, size) for size in (512, 1024, 2048)),
+]

@@ -35,8 +35,8 @@ INSTRUCTION_SETS = (
     ),
     *("asimd", "bf16", "i8mm", "sve", "sve2"),
 )
-MATRIX_SIZES = (1024, 2048)
-COPIED_BYTES = 256 * 2**20  # more than any cache holds
+MATRIX_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}  # more than any cache holds
 
 
 def describe(device: torch.device) -> dict:
@@ -136,7 +136,7 @@ def _threaded_peak(function: Callable) -> float:
 def _matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
     """GFLOP/s of torch.mm, the best of some sizes."""
     best = 0.0
-    for size in MATRIX_SIZES:
+    for size in MATRIX_SIZES[device.type]:
         a, b = torch.randn(2, size, size, device=device).to(dtype)
         out = torch.empty_like(a)
         seconds = min(burst(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), 1, device) for _ in range(6))
@@ -146,6 +146,7 @@ def _matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
 
 def _copy_bandwidth(device: torch.device) -> float:
     """GB/s read plus written by Tensor.copy_."""
-    source = torch.zeros(COPIED_BYTES, dtype=torch.uint8, device=device)
+    count = COPIED_BYTES[device.type]
+    source = torch.randint(256, (count,), dtype=torch.uint8, device=device)  # zeros may be faster
     target = torch.empty_like(source).copy_(source)
-    return 2 * COPIED_BYTES / min(burst(lambda: target.copy_(source), 1, device) for _ in range(8)) / 1e9
+    return 2 * count / min(burst(lambda: target.copy_(source), 1, device) for _ in range(8)) / 1e9

@@ -77,7 +77,7 @@ def benchmark(detector: NPRDetector, batch: int, size: int, device: torch.device
         return peers.exported(authors(f32), pixels)
 
     def frozen(dtype: torch.dtype) -> Callable[[], nn.Module]:
-        return lambda: peers.compiled(authors(dtype).to(memory_format=torch.channels_last), frozen=True)
+        return lambda: peers.compiled(authors(dtype).to(memory_format=torch.channels_last), device, frozen=True)
 
     def onnx_runtime_bf16() -> Callable[[], Tensor]:
         return peers.onnx_runtime(peers.exported(authors(bf16), pixels), pixels)

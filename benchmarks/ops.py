@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import command
-from benchmarks.cases import TABLE as OPERATORS
-from benchmarks.training import TABLE as TRAINING
+from benchmarks import cases, command, training
 
-TABLE = [*OPERATORS, *TRAINING]
+TABLES = {
+    "cpu": [*cases.TABLE, *training.TABLE],
+    "cuda": [*cases.GPU_TABLE, *training.GPU_TABLE],
+}
 
 
 def main(
@@ -23,11 +24,12 @@ def main(
     """Stem, convolution and training stem: times, ratios to eager, shares of the measured peaks."""
     target = command.checked_device(device)
     try:
-        chosen = [case for case in TABLE if re.search(only, str(case))]
+        table = TABLES[target.type]
+        chosen = [case for case in table if re.search(only, str(case))]
     except re.error as failure:
         command.refuse(f"--only {only!r} is no regular expression: {failure}")
     if not chosen:
-        command.refuse(f"--only {only!r} matches none of the {len(TABLE)} cases, such as {str(TABLE[0])!r}")
+        command.refuse(f"--only {only!r} matches none of the {len(table)} cases, such as {str(table[0])!r}")
     command.checked_json(json_file)
     command.finish((case.benchmark(target) for case in chosen), target, seconds, json_file)
 

@@ -111,9 +111,12 @@ class AuthorsDetector(nn.Module):
 # --- engines ---
 
 
-def compiled(function: Callable, *, frozen: bool = False) -> Callable:
-    """torch.compile of the whole graph for one size; ``frozen`` also folds and lays out the weights beforehand."""
-    options = {"freezing": True} if frozen else None
+def compiled(function: Callable, device: torch.device, *, frozen: bool = False) -> Callable:
+    """torch.compile of the whole graph for one size, on a GPU with max-autotune.
+
+    ``frozen`` also folds and lays out the weights beforehand.
+    """
+    options = {"freezing": frozen, "max_autotune": device.type == "cuda"}
     return torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
 

@@ -12,7 +12,7 @@ from benchmarks.harness import OURS, REFERENCE
 from benchmarks.ops import TABLE
 
 
-@pytest.mark.parametrize("name", [OURS, REFERENCE])
+@pytest.mark.parametrize("name", [f"{OURS} cpu", REFERENCE])
 @pytest.mark.parametrize("case", TABLE, ids=str)
 def test_operator(benchmark, case, name):
     known = case.benchmark(torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,8 +12,10 @@ from torch import Tensor
 
 import npr_kernels
 from benchmarks import peers
+from benchmarks.cases import fused
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity
 from npr_kernels import reference
+from npr_kernels.backends import registry
 from npr_model.network import IMAGENET_STD
 from tests.tolerances import allowed, error
 
@@ -94,11 +97,15 @@ class TrainingCase:
         contenders = [contender(REFERENCE, self._layers, torch.float32)]
         if self.dtype != torch.float32:
             contenders.append(contender(f"{REFERENCE} {NAMES[self.dtype]}", self._layers))
+        call = registry.Call("npr_batch_norm_stem", device.type, self.x_dtype, self.dtype, 2, 0)
         contenders += [
-            contender(OURS, self._ours),
-            contender("torch.compile", peers.compiled(self._layers)),
+            *(
+                contender(f"{OURS} {backend}", functools.partial(self._ours, backend=backend))
+                for backend in fused(call)
+            ),
+            contender("torch.compile", peers.compiled(self._layers, device)),
             contender("composed 4x4", self._composed),
-            contender("composed 4x4, torch.compile", peers.compiled(self._composed)),
+            contender("composed 4x4, torch.compile", peers.compiled(self._composed, device)),
         ]
         return Benchmark(str(self), contenders, judge, self.flops, self.bytes)
 
@@ -131,10 +138,11 @@ class TrainingCase:
             x, weight, None, gamma, beta, running_mean, running_var, MOMENTUM, EPS, *CONVOLUTION, self.scale
         )
 
-    def _ours(self, x, weight, gamma, beta, running_mean, running_var) -> Tensor:
+    def _ours(self, x, weight, gamma, beta, running_mean, running_var, backend: str) -> Tensor:
         return npr_kernels.npr_batch_norm_stem(
-            x, weight, None, gamma, beta, running_mean, running_var, momentum=MOMENTUM, eps=EPS, scale=self.scale
-        )
+            x, weight, None, gamma, beta, running_mean, running_var, momentum=MOMENTUM, eps=EPS, scale=self.scale,
+            backend=backend,
+        )  # fmt: skip
 
     def _composed(self, x, weight, gamma, beta, running_mean, running_var) -> Tensor:
         y = peers.composed_conv2d(x, peers.compose(weight, 0, self.scale))
@@ -157,4 +165,9 @@ TABLE = [
     TrainingCase(x, dtype, *shape)
     for x, dtype in ((torch.uint8, torch.float32), (torch.uint8, torch.bfloat16), (torch.float32, torch.float32))
     for shape in ((8, 256), (8, 512))
+]
+GPU_TABLE = [
+    TrainingCase(torch.uint8, torch.bfloat16, 256, 256),
+    TrainingCase(torch.float32, torch.bfloat16, 128, 256),
+    TrainingCase(torch.uint8, torch.float32, 128, 256),
 ]
