@@ -164,8 +164,9 @@ def npr_batch_norm_stem(
         )  # fmt: skip
     arguments.check_grid(grid_size, anchor)
     arguments.check_image(x, grid_size, edge)
-    dtype = _autocast_dtype(x, weight) or weight.dtype
-    convolution = _convolution(x, weight, bias, stride, padding, grid_size, anchor, scale, dtype != weight.dtype)
+    autocast = _autocast_dtype(x, weight)
+    dtype = autocast or weight.dtype
+    convolution = _convolution(x, weight, bias, stride, padding, grid_size, anchor, scale, autocast is not None)
     arguments.check_batch_norm(weight, training, running_mean, running_var, gamma=gamma, beta=beta)
     shape = (x.shape[0], weight.shape[0], *arguments.convolution_output_size(x, weight, *convolution[:3]))
     count = shape[0] * shape[2] * shape[3]

@@ -81,13 +81,16 @@ class UnpooledRows {
     }
     for (int64_t x = 0; x < width_; ++x)
       for (int64_t c = 0; c < pitch_; c += kLanes<T>) {
-        Vector<T> target[3] = {};
+        Vector<T> target[3];
 #pragma GCC unroll 2
         for (int i = 0; i < Count; ++i) {
           const Vector<T> value = load(gradient[i] + x * pitch_ + c);
           const Integers<T> position = load_bytes<T>(argmax[i] + x * pitch_ + c);
 #pragma GCC unroll 3
-          for (int k = 0; k < 3; ++k) target[k] += position == (i == 0 ? first : 0) + k ? value : Vector<T>{};
+          for (int k = 0; k < 3; ++k) {
+            const Vector<T> sent = position == (i == 0 ? first : 0) + k ? value : Vector<T>{};
+            target[k] = i == 0 ? sent : target[k] + sent;
+          }
         }
         T* pixel = row_ + 2 * x * pitch_ + c;
         if (x > 0) store(pixel - pitch_, load(pixel - pitch_) + target[0]);

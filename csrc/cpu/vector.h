@@ -58,6 +58,26 @@ inline void store_bytes(uint8_t* p, Integers<T> values) {
   const auto bytes = __builtin_convertvector(values, typename BytesOf<T>::type);
   __builtin_memcpy(p, &bytes, sizeof(bytes));
 }
+#if NPR_VECTOR_BYTES == 64 || NPR_VECTOR_BYTES == 32  // AVX-512, AVX2: left to itself, GCC converts byte by byte
+template <>
+inline Integers<float> load_bytes<float>(const uint8_t* p) {
+#if NPR_VECTOR_BYTES == 64
+  return (Integers<float>)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  return (Integers<float>)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#endif
+}
+template <>
+inline void store_bytes<float>(uint8_t* p, Integers<float> values) {
+#if NPR_VECTOR_BYTES == 64
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)values));
+#else
+  const __m128i low = _mm256_castsi256_si128((__m256i)values), high = _mm256_extracti128_si256((__m256i)values, 1);
+  const __m128i words = _mm_packus_epi32(low, high);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+#endif
+}
+#endif
 
 // The unsigned integer of T's size, for shuffle masks.
 template <int64_t kBytes>

@@ -1,5 +1,5 @@
-// Runs the stem, the convolution and the bottleneck of the chosen kernels on pseudo-random pixels and prints checksums: a
-// way to compare processors, or emulated ones, without torch. Built and run by test_portability.py.
+// Runs the stems, the convolution, the moments and the bottleneck of the chosen kernels on pseudo-random pixels and prints
+// checksums: a way to compare processors, or emulated ones, without torch. Built and run by test_portability.py.
 #include <cstdint>
 #include <cstdio>
 #include <vector>
@@ -44,6 +44,23 @@ int main() {
       (stem ? kernels().stem : kernels().conv)(task, 0, kBatch * height);
       print(stem ? "stem" : "conv", anchor, out);
     }
+
+    const int64_t height = npr::pooled_size(kHeight / 2), width = npr::pooled_size(kWidth / 2);
+    constexpr int64_t kPatch = kChannels * 9;
+    std::vector<float> pooled(kBatch * height * width * kOut);
+    std::vector<uint8_t> argmax(pooled.size());
+    task.out = {pooled.data(), Type::kFloat32, {height * width * kOut, 1, width * kOut, kOut}};
+    task.out_argmax = {argmax.data(), Type::kUInt8, {height * width * kOut, 1, width * kOut, kOut}};
+    kernels().stem_argmax(task, 0, kBatch * height);
+    task.grad = {pooled.data(), Type::kFloat32, {height * width * kOut, 1, width * kOut, kOut}};
+    task.argmax = {argmax.data(), Type::kUInt8, {height * width * kOut, 1, width * kOut, kOut}};
+    std::vector<double> products((kPatch + 1) * kOut), moments(kPatch * (kPatch + 1));
+    kernels().stem_grad_weight(task, 0, kBatch * (kHeight / 2), products.data());
+    kernels().moments(task, 0, kBatch * (kHeight / 2), moments.data());
+    double of_products = 0, of_moments = 0;
+    for (size_t i = 0; i < products.size(); ++i) of_products += products[i] * static_cast<double>(i % 7 + 1);
+    for (size_t i = 0; i < moments.size(); ++i) of_moments += moments[i] * static_cast<double>(i % 7 + 1);
+    std::printf("%s sums %ld %.6g %.6g\n", kernels().name, static_cast<long>(anchor), of_products, of_moments);
   }
 
   constexpr int64_t kInner = 64, kSide = 9;
