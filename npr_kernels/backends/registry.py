@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 import torch
 
-from npr_kernels.backends import cpu, eager
+from npr_kernels.backends import cpu, eager, triton
 from npr_kernels.reference import Anchor
 
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_BACKEND"
-ORDER = ("cpu", "eager")
+ORDER = ("triton", "cpu", "eager")
 
-_BACKENDS = {"cpu": cpu, "eager": eager}
+_BACKENDS = {"triton": triton, "cpu": cpu, "eager": eager}
 _logger = logging.getLogger("npr_kernels")
 _logged: set[str] = set()
 _context = threading.local()  # of each thread: what use_backend asked for
