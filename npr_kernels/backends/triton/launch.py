@@ -30,35 +30,30 @@ class Tile(NamedTuple):
     warps: int
 
 
-def launch(
-    kernel,
-    device: torch.device,
-    tiles: Sequence[Tile],
-    shape_class: Hashable,
-    arguments: Callable[[Tile], tuple[tuple[int, ...], tuple, dict]],
-) -> None:
-    """Run ``kernel`` with the fastest of ``tiles``; ``arguments(tile)`` is (grid, positional, keyword arguments)."""
+Arguments = Callable[[Tile], tuple[tuple[int, ...], tuple, dict]]  # grid, positional and keyword arguments
 
-    def run(tile: Tile) -> None:
-        grid, positional, keywords = arguments(tile)
-        if grid[0] > GRID_LIMIT:
-            raise ValueError(
-                f"x is too large for one launch: it has {grid[0]} tiles, at most {GRID_LIMIT} are possible"
-            )
-        kernel[grid](*positional, **keywords, num_warps=tile.warps)
 
+def launch(kernel, device: torch.device, tiles: Sequence[Tile], shape_class: Hashable, arguments: Arguments) -> None:
+    """Run ``kernel`` with the fastest of ``tiles`` for ``shape_class``."""
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         key = (kernel, device.index, shape_class)
         tile = _fastest.get(key, tiles[0])
-        if len(tiles) > 1 and key not in _fastest and device.type == "cuda":
-            if not torch.cuda.is_current_stream_capturing():
-                tile = _fastest[key] = min(tiles, key=lambda candidate: _time(run, candidate))
-        run(tile)
+        if len(tiles) > 1 and key not in _fastest and not INTERPRETED and not torch.cuda.is_current_stream_capturing():
+            tile = _fastest[key] = min(tiles, key=lambda candidate: _time(kernel, candidate, arguments))
+        run(kernel, tile, arguments)
 
 
-def _time(run: Callable[[Tile], None], tile: Tile) -> float:
+def run(kernel, tile: Tile, arguments: Arguments) -> None:
+    grid, positional, keywords = arguments(tile)
+    if grid[0] > GRID_LIMIT:
+        raise ValueError(f"x is too large for one launch: {grid[0]} tiles, at most {GRID_LIMIT} are possible")
+    # No software pipelining: it would stage single words through shared memory. Resident programs hide latency.
+    kernel[grid](*positional, **keywords, num_warps=tile.warps, num_stages=1)
+
+
+def _time(kernel, tile: Tile, arguments: Arguments) -> float:
     """Milliseconds; infinite for a tile that this device cannot hold."""
     try:
-        return triton.testing.do_bench(lambda: run(tile), warmup=5, rep=20, return_mode="median")
+        return triton.testing.do_bench(lambda: run(kernel, tile, arguments), warmup=5, rep=20, return_mode="median")
     except triton.runtime.errors.OutOfResources:
         return float("inf")

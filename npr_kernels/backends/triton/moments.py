@@ -70,7 +70,7 @@ def npr_moments_kernel(
             )
             for side in tl.static_range(2):
                 there = inside & (2 * pairs + side < out_width)
-                patch = cell_patch(upper, lower, 2 + side, there.to(PRODUCT))
+                patch = cell_patch(upper, lower, 2 + side, tl.where(there, 1.0, 0.0).to(PRODUCT))
                 patch = tl.where(there[:, None], patch, 0.0)
                 total += multiply(tl.trans(patch), patch, zeros, PRECISION)
         else:

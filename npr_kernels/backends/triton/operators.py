@@ -22,14 +22,19 @@ from npr_kernels.backends.triton.grad_map import npr_conv2d_grad_map_kernel
 from npr_kernels.backends.triton.grad_weight import npr_conv2d_grad_weight_kernel
 from npr_kernels.backends.triton.launch import INTERPRETED, Tile, launch
 from npr_kernels.backends.triton.moments import npr_moments_kernel
-from npr_kernels.backends.triton.npr import npr_backward_kernel, npr_kernel
+from npr_kernels.backends.triton.npr_map import npr_backward_kernel, npr_kernel
 from npr_kernels.backends.triton.partial_sums import partial_sums_kernel
 from npr_kernels.backends.triton.patches import Geometry
 from npr_kernels.backends.triton.stem import npr_stem_kernel
 from npr_kernels.backends.triton.stem_grad_weight import npr_stem_grad_weight_kernel
 
+# Candidates: one thread a position (fewer share their loads, more repeat them), and as many sums as fit into registers.
+CONVOLUTION_TILES = Tile(128, 64, 4), Tile(128, 32, 4)
+STEM_TILES = Tile(64, 64, 2), Tile(128, 32, 4)
+PLAIN_TILES = Tile(128, 32, 4), Tile(64, 32, 2)
 PROGRAMS = 528  # of a sum over the batch, whatever the device: 4 on each multiprocessor of an H100 or H200
 _LIBRARY = torch.library.Library("npr_kernels_triton", "DEF")
+implementations: dict[str, Callable] = {}  # by the operator's name; torch's dispatcher calls them
 _CONVOLUTION = "int[] stride, int[] padding, int grid_size, int anchor, float[] scale"
 
 
@@ -42,6 +47,7 @@ def _operator(schema: str, results: Callable, fill: Callable) -> None:
         fill(made, *args)
         return made
 
+    implementations[name] = implementation
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, implementation, "CPU" if INTERPRETED else "CUDA")
     torch.library.register_fake(f"npr_kernels_triton::{name}", results, lib=_LIBRARY)
@@ -209,20 +215,18 @@ def _npr_conv2d(out, x, weight, bias, stride, padding, grid_size, anchor, scale,
         constants = {"GEOMETRY": geometry, "HAS_BIAS": bias is not None, "BLOCK_O": tile.outputs, "BLOCK_K": elements}
         return grid, positional + sizes, {**constants, **arithmetic, **blocks}
 
-    tiles = _forward_tiles(out_channels, arithmetic["PRODUCT"])
+    tiles = _tiles(out_channels, arithmetic["PRODUCT"], CONVOLUTION_TILES)
     shape_class = (geometry, x.dtype, weight.dtype, channels_last, out_channels, _size_class(rows, columns))
     launch(npr_conv2d_kernel, x.device, tiles, shape_class, call)
 
 
-def _forward_tiles(out_channels: int, product) -> tuple[Tile, ...]:
-    """Candidates; without tensor cores (float32, float64) sums take the registers, and tiles are smaller."""
+def _tiles(out_channels: int, product, candidates: tuple[Tile, ...]) -> tuple[Tile, ...]:
+    """Of ``candidates`` those that suit; factors of 32 and 64 bits leave no registers for large tiles."""
     if INTERPRETED:
-        return (Tile(64, _output_block(out_channels, 64), 4),)
-    if product in (tl.float32, tl.float64):
-        block = _output_block(out_channels, 32)
-        return Tile(64, block, 4), Tile(128, block, 8)
-    block = _output_block(out_channels, 64)
-    return Tile(128, block, 4), Tile(64, block, 4), Tile(64, block, 2), Tile(128, block, 8)
+        return (Tile(256, _output_block(out_channels, 64), 8),)
+    if product not in (tl.bfloat16, tl.float16):
+        candidates = PLAIN_TILES
+    return tuple(dict.fromkeys(tile._replace(outputs=_output_block(out_channels, tile.outputs)) for tile in candidates))
 
 
 def _grad_weight_results(grad, x, kernel, stride, padding, grid_size, anchor, scale):
@@ -253,7 +257,7 @@ def _grad_weight(out, grad, x, kernel, stride, padding, grid_size, anchor, scale
 
 def _sum_tile(out_channels: int) -> Tile:
     """One for every device and product: the order of the sum must not depend on them."""
-    return Tile(64, _output_block(out_channels, 64), 4)
+    return Tile(128, _output_block(out_channels, 64), 4)
 
 
 def _add_partials(partials: Tensor, out: Tensor, last: Tensor | None, geometry: Geometry, square: bool) -> None:
@@ -261,9 +265,8 @@ def _add_partials(partials: Tensor, out: Tensor, last: Tensor | None, geometry: 
         columns = partials.shape[2]
         grid = (len(out), triton.cdiv(columns, tile.outputs))
         constants = {"SQUARE": square, "LAST": last is not None, "BLOCK_P": tile.positions, "BLOCK_K": tile.outputs}
-        sizes = (*partials.shape[:2],)
         tensors = (partials, out, out if last is None else last)
-        return grid, (*tensors, *sizes), {"GEOMETRY": geometry, **constants}
+        return grid, (*tensors, *partials.shape[:2]), {"GEOMETRY": geometry, **constants}
 
     launch(partial_sums_kernel, out.device, (Tile(64, 32, 4),), None, call)
 
@@ -346,7 +349,7 @@ def _stem(out, argmax, x, weight, bias, stride, padding, grid_size, anchor, scal
         }
         return grid, tensors + sizes, {**constants, **arithmetic, **blocks}
 
-    tiles = _forward_tiles(out_channels, arithmetic["PRODUCT"])
+    tiles = _tiles(out_channels, arithmetic["PRODUCT"], STEM_TILES if argmax is None else PLAIN_TILES)
     size_class = _size_class(rows, columns)
     shape_class = (geometry, x.dtype, weight.dtype, argmax is None, out_channels, size_class)
     launch(npr_stem_kernel, x.device, tiles, shape_class, call)

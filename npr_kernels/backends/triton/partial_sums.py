@@ -17,8 +17,7 @@ def partial_sums_kernel(
     out,  # (rows, K), contiguous
     last,  # (rows,): of column K, where there is one
     programs,
-    rows,  # of out; the partial sums may have one more
-    partial_rows,
+    partial_rows,  # out has as many, or one less
     GEOMETRY: tl.constexpr,
     SQUARE: tl.constexpr,  # rows are patch elements too, and scaled like them
     LAST: tl.constexpr,  # columns = K + 1, else K

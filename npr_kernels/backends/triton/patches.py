@@ -223,42 +223,33 @@ def cell_row(
 
 
 @triton.jit
-def _join_pairs(values, COUNT: tl.constexpr):
-    """Tensors i and i + COUNT / 2 joined: COUNT tensors (M, ...) -> COUNT / 2 tensors (M, ..., 2)."""
-    joined = ()
-    for i in tl.static_range(COUNT // 2):
-        joined = joined + (tl.join(values[i], values[i + COUNT // 2]),)
-    return joined
-
-
-@triton.jit
 def cell_patch(upper, lower, CELL: tl.constexpr, LAST):
     """The patch of the convolution column of cell 1, 2 or 3, from two rows of cells: (M, 32), in weight_index's order.
 
     ``LAST``: (M,), put where the patch has no element (28 .. 32 are padding: index 27).
     """
     zero = tl.zeros_like(upper[0])
-    left = 9 * CELL - 9
-    here = 9 * CELL
+    LEFT: tl.constexpr = 9 * CELL - 9
+    HERE: tl.constexpr = 9 * CELL
     patch = ()
     for c in tl.static_range(3):
-        patch = patch + (upper[left + 6 + c],)
+        patch = patch + (upper[LEFT + 6 + c],)
     for c in tl.static_range(6):
-        patch = patch + (upper[here + 3 + c],)
+        patch = patch + (upper[HERE + 3 + c],)
     for c in tl.static_range(3):
-        patch = patch + (lower[left + c],)
+        patch = patch + (lower[LEFT + c],)
     for c in tl.static_range(3):
-        patch = patch + (lower[here + c],)
+        patch = patch + (lower[HERE + c],)
     for c in tl.static_range(3):
-        patch = patch + (lower[left + 6 + c],)
+        patch = patch + (lower[LEFT + 6 + c],)
     for c in tl.static_range(6):
-        patch = patch + (lower[here + 3 + c],)
+        patch = patch + (lower[HERE + 3 + c],)
     patch = patch + (zero, zero, zero, LAST, zero, zero, zero, zero)
-    patch = _join_pairs(patch, 32)
-    patch = _join_pairs(patch, 16)
-    patch = _join_pairs(patch, 8)
-    patch = _join_pairs(patch, 4)
-    patch = _join_pairs(patch, 2)
+    for level in tl.static_range(5):  # 32 tensors (M,) to 16 tensors (M, 2) and so on to one (M, 2, 2, 2, 2, 2)
+        joined = ()
+        for i in tl.static_range(16 >> level):
+            joined = joined + (tl.join(patch[i], patch[i + (16 >> level)]),)
+        patch = joined
     return tl.reshape(patch[0], (zero.shape[0], 32))
 
 

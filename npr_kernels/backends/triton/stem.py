@@ -28,13 +28,11 @@ NO_ARGMAX = 9  # ReLU passes no gradient
 
 
 @triton.jit
-def _maximum(best, place, values, there, CODE, ARGMAX: tl.constexpr):
-    """The larger of best and values (M, O) where ``there`` (M,); the first among equals, NaN above all."""
-    better = there[:, None] & ((values > best) | (values != values))
-    best = tl.where(better, values, best)
+def _maximum(best, place, values, CODE, ARGMAX: tl.constexpr):
+    """The larger of best and values, and its place: the first among equals, NaN above all."""
     if ARGMAX:
-        place = tl.where(better, CODE, place)
-    return best, place
+        place = tl.where((values > best) | (values != values), CODE, place)
+    return tl.maximum(best, values, propagate_nan=tl.PropagateNan.ALL), place
 
 
 @triton.jit
@@ -72,20 +70,23 @@ def npr_stem_kernel(
     best = tl.full((BLOCK_Y * BLOCK_X, BLOCK_O), float("-inf"), T)
     place = tl.full((BLOCK_Y * BLOCK_X, BLOCK_O) if ARGMAX else (1, 1), 9, tl.int32)
     if GEOMETRY.paper:
+        OUTSIDE: tl.constexpr = 6e4 if PRODUCT == tl.float16 else 1e18
         weights = weight_tile(weight, 0, outputs, out_channels, GEOMETRY, T, PRODUCT, BLOCK_K)
+        weights = tl.where((tl.arange(0, BLOCK_K) == 27)[:, None], -OUTSIDE, weights).to(PRODUCT)
         upper = cell_row(
             image, stride_c, stride_h, stride_w, 2 * rows - 2, columns, inside, height, width, GEOMETRY, T, PRODUCT
         )
-        for i in tl.static_range(3):
+        for i in range(3):
             y = 2 * rows - 1 + i
             lower = cell_row(
                 image, stride_c, stride_h, stride_w, y, columns, inside, height, width, GEOMETRY, T, PRODUCT
             )
             for j in tl.static_range(3):
-                patch = cell_patch(upper, lower, 1 + j, tl.zeros_like(upper[0]))
+                column = 2 * columns - 1 + j
+                there = (y >= 0) & (y < out_height) & (column >= 0) & (column < out_width)
+                patch = cell_patch(upper, lower, 1 + j, tl.where(there, 0.0, OUTSIDE).to(PRODUCT))
                 values = multiply(patch, weights, tl.zeros_like(best), PRECISION)
-                there = (y >= 0) & (y < out_height) & (2 * columns - 1 + j >= 0) & (2 * columns - 1 + j < out_width)
-                best, place = _maximum(best, place, values, there, 3 * i + j, ARGMAX)
+                best, place = _maximum(best, place, values, 3 * i + j, ARGMAX)
             upper = lower
     else:
         ELEMENTS: tl.constexpr = GEOMETRY.channels * GEOMETRY.kernel_height * GEOMETRY.kernel_width
@@ -100,7 +101,8 @@ def npr_stem_kernel(
                 )
                 weights = weight_tile(weight, first, outputs, out_channels, GEOMETRY, T, PRODUCT, BLOCK_K)
                 values = multiply(patch.to(PRODUCT), weights, values, PRECISION)
-            best, place = _maximum(best, place, values, there, code, ARGMAX)
+            values = tl.where(there[:, None], values, float("-inf"))
+            best, place = _maximum(best, place, values, code, ARGMAX)
     best = best * GEOMETRY.scale
     if HAS_BIAS:
         best += tl.load(bias + outputs, mask=outputs < out_channels, other=0.0).to(T)[None, :]

@@ -55,9 +55,9 @@ def _sent_to(
             offset = offset[None, :] + (outputs.to(tl.int64) * grad_stride_o)[:, None]
             place = ((n * pooled_height + p) * pooled_width + q) * out_channels
             place = tl.load(argmax + (place[None, :] + outputs[:, None]), mask=there, other=9)
+            value = tl.load(grad + offset, mask=there, other=0.0).to(T)
             # window p covers rows 2p - 1 .. 2p + 1, so that row 2 * (p - i) + A is its row 1 + A - 2 * i
-            chosen = there & (place == 3 * (1 + A - 2 * i) + 1 + B - 2 * j)
-            total += tl.load(grad + offset, mask=chosen, other=0.0).to(T)
+            total += tl.where(place == 3 * (1 + A - 2 * i) + 1 + B - 2 * j, value, 0.0)
     return total
 
 
