@@ -53,8 +53,8 @@ def npr_conv2d_grad_weight_kernel(
     ELEMENTS: tl.constexpr = GEOMETRY.channels * GEOMETRY.kernel_height * GEOMETRY.kernel_width
     outputs = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     first = tl.program_id(2) * BLOCK_K
-    channel_offsets = (outputs.to(tl.int64) * grad_stride_o)[:, None]
-    total = tl.zeros((BLOCK_O, BLOCK_K), T)
+    channel_offsets = (outputs.to(tl.int64) * grad_stride_o)[None, :]
+    total = tl.zeros((BLOCK_K, BLOCK_O), T)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         if GEOMETRY.paper:
             n, rows, pairs, inside = tile_positions(tile, out_height, tl.cdiv(out_width, 2), BLOCK_Y, BLOCK_X)
@@ -67,22 +67,22 @@ def npr_conv2d_grad_weight_kernel(
             )
             for side in tl.static_range(2):
                 columns = 2 * pairs + side
-                there = (outputs < out_channels)[:, None] & (inside & (columns < out_width))[None, :]
+                there = (inside & (columns < out_width))[:, None] & (outputs < out_channels)[None, :]
                 start = n * grad_stride_n + rows.to(tl.int64) * grad_stride_h + columns.to(tl.int64) * grad_stride_w
-                gradient = tl.load(grad + (start[None, :] + channel_offsets), mask=there, other=0.0).to(PRODUCT)
+                gradient = tl.load(grad + (start[:, None] + channel_offsets), mask=there, other=0.0).to(PRODUCT)
                 patch = cell_patch(upper, lower, 2 + side, tl.zeros_like(upper[0]))
-                total = multiply(gradient, patch, total, PRECISION)
+                total = multiply(tl.trans(patch), gradient, total, PRECISION)
         else:
             n, rows, columns, inside = tile_positions(tile, out_height, out_width, BLOCK_Y, BLOCK_X)
             image = image_start(x, n, stride_n, GEOMETRY)
             patch = gather_patches(
                 image, stride_c, stride_h, stride_w, rows, columns, inside, first, height, width, GEOMETRY, T, BLOCK_K
             )
-            there = (outputs < out_channels)[:, None] & inside[None, :]
+            there = inside[:, None] & (outputs < out_channels)[None, :]
             start = n * grad_stride_n + rows.to(tl.int64) * grad_stride_h + columns.to(tl.int64) * grad_stride_w
-            gradient = tl.load(grad + (start[None, :] + channel_offsets), mask=there, other=0.0).to(PRODUCT)
-            total = multiply(gradient, patch.to(PRODUCT), total, PRECISION)
+            gradient = tl.load(grad + (start[:, None] + channel_offsets), mask=there, other=0.0).to(PRODUCT)
+            total = multiply(tl.trans(patch.to(PRODUCT)), gradient, total, PRECISION)
     k = first + tl.arange(0, BLOCK_K)
-    there = (outputs < out_channels)[:, None] & (k < ELEMENTS)[None, :]
+    there = (k < ELEMENTS)[:, None] & (outputs < out_channels)[None, :]
     start = (tl.program_id(0).to(tl.int64) * out_channels + outputs) * ELEMENTS
-    tl.store(partials + (start[:, None] + weight_index(k, GEOMETRY)[None, :]), total, mask=there)
+    tl.store(partials + (start[None, :] + weight_index(k, GEOMETRY)[:, None]), total, mask=there)

@@ -32,7 +32,7 @@ from npr_kernels.backends.triton.stem_grad_weight import npr_stem_grad_weight_ke
 CONVOLUTION_TILES = Tile(128, 64, 4), Tile(128, 32, 4)
 STEM_TILES = Tile(64, 64, 2), Tile(128, 32, 4)
 PLAIN_TILES = Tile(128, 32, 4), Tile(64, 32, 2)
-PROGRAMS = 528  # of a sum over the batch, whatever the device: 4 on each multiprocessor of an H100 or H200
+WARPS = 2112  # of a sum over the batch, whatever the device: 16 on each multiprocessor of an H100 or H200
 _LIBRARY = torch.library.Library("npr_kernels_triton", "DEF")
 implementations: dict[str, Callable] = {}  # by the operator's name; torch's dispatcher calls them
 _CONVOLUTION = "int[] stride, int[] padding, int grid_size, int anchor, float[] scale"
@@ -237,27 +237,35 @@ def _grad_weight(out, grad, x, kernel, stride, padding, grid_size, anchor, scale
     geometry = _geometry(x, kernel, stride, padding, grid_size, anchor, scale)
     images, out_channels, rows, columns = grad.shape
     across = triton.cdiv(columns, 2) if geometry.paper else columns
-    tile = _sum_tile(out_channels)
+    arithmetic = _arithmetic(x, grad)
+    tile = _sum_tile(arithmetic["PRODUCT"], out_channels)
     blocks = _blocks(tile, across, rows)
     count = _tile_count(images, rows, across, blocks)
     elements = out[0].numel()
-    partials = out.new_empty((min(count, PROGRAMS), out_channels, elements))
+    partials = _partials(out, tile, count, out_channels, elements)
 
     def call(tile):
         block = _element_block(elements, geometry)
         grid = (len(partials), triton.cdiv(out_channels, tile.outputs), triton.cdiv(elements, block))
         sizes = (*grad.stride(), *x.stride(), *_trimmed(x, grid_size), rows, columns, out_channels, count)
         constants = {"GEOMETRY": geometry, "BLOCK_O": tile.outputs, "BLOCK_K": block}
-        return grid, (grad, x, partials, *sizes), {**constants, **_arithmetic(x, grad), **blocks}
+        return grid, (grad, x, partials, *sizes), {**constants, **arithmetic, **blocks}
 
     if count:
         launch(npr_conv2d_grad_weight_kernel, x.device, (tile,), None, call)
     _add_partials(partials, out.flatten(1), None, geometry, square=False)
 
 
-def _sum_tile(out_channels: int) -> Tile:
-    """One for every device and product: the order of the sum must not depend on them."""
-    return Tile(128, _output_block(out_channels, 64), 4)
+def _sum_tile(product, out_channels: int) -> Tile:
+    """One, on every device, for the order of the sum depends on it. Without tensor cores a dot unrolls its positions."""
+    if product in (tl.bfloat16, tl.float16):
+        return Tile(128, _output_block(out_channels, 64), 4)
+    return Tile(32, _output_block(out_channels, 32), 1)
+
+
+def _partials(like: Tensor, tile: Tile, tiles: int, *shape: int) -> Tensor:
+    """Uninitialised partial sums, one for each program: the same number on every device."""
+    return like.new_empty((min(tiles, WARPS // tile.warps), *shape))
 
 
 def _add_partials(partials: Tensor, out: Tensor, last: Tensor | None, geometry: Geometry, square: bool) -> None:
@@ -367,13 +375,13 @@ def _npr_moments(results, x, kernel, stride, padding, grid_size, anchor, scale):
     rows = arguments.output_size(height, kernel[0], stride[0], padding[0])
     columns = arguments.output_size(width, kernel[1], stride[1], padding[1])
     across = triton.cdiv(columns, 2) if geometry.paper else columns
-    tile = Tile(128, 0, 4)
-    blocks = _blocks(tile, across, rows)
-    count = _tile_count(x.shape[0], rows, across, blocks)
-    partials = first.new_empty((min(count, PROGRAMS), len(first) + 1, len(first) + 1))
     exact = x.dtype == torch.uint8 and anchor != patches.MEAN  # differences are integers of at most 8 bits
     floating = tl.float64 if x.dtype == torch.float64 else tl.float32
     arithmetic = {"T": floating, "PRODUCT": tl.bfloat16 if exact else floating, "PRECISION": "ieee"}
+    tile = _sum_tile(arithmetic["PRODUCT"], 0)
+    blocks = _blocks(tile, across, rows)
+    count = _tile_count(x.shape[0], rows, across, blocks)
+    partials = _partials(first, tile, count, len(first) + 1, len(first) + 1)
 
     def call(tile):
         block = _element_block(len(first) + 1, geometry)
@@ -398,11 +406,12 @@ def _stem_grad_weight(results, grad, argmax, x, kernel, stride, padding, grid_si
     images, out_channels, rows, columns = grad.shape
     height, width = _trimmed(x, grid_size)
     argmax = argmax.contiguous(memory_format=torch.channels_last)
-    tile = _sum_tile(out_channels)
+    arithmetic = _arithmetic(x, grad)
+    tile = _sum_tile(arithmetic["PRODUCT"], out_channels)
     blocks = _blocks(tile, columns, rows)
     count = _tile_count(images, rows, columns, blocks)
     elements = products[0].numel()
-    partials = products.new_empty((min(count, PROGRAMS), out_channels, elements + 1))
+    partials = _partials(products, tile, count, out_channels, elements + 1)
 
     def call(tile):
         block = _element_block(elements + 1, geometry)
@@ -413,7 +422,7 @@ def _stem_grad_weight(results, grad, argmax, x, kernel, stride, padding, grid_si
         )
         sizes = (*grad.stride(), *x.stride(), height, width, *size, rows, columns, out_channels, count)
         constants = {"GEOMETRY": geometry, "BLOCK_O": tile.outputs, "BLOCK_K": block}
-        return grid, (grad, argmax, x, partials, *sizes), {**constants, **_arithmetic(x, grad), **blocks}
+        return grid, (grad, argmax, x, partials, *sizes), {**constants, **arithmetic, **blocks}
 
     if count:
         launch(npr_stem_grad_weight_kernel, x.device, (tile,), None, call)

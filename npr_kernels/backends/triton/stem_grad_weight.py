@@ -44,17 +44,17 @@ def _sent_to(
     pooled_width,
     T: tl.constexpr,
 ):
-    """The gradient at convolution positions (2 * rows + A, 2 * columns + B): (O, M) of type T."""
-    total = tl.zeros((outputs.shape[0], rows.shape[0]), T)
+    """The gradient at convolution positions (2 * rows + A, 2 * columns + B): (M, O) of type T."""
+    total = tl.zeros((rows.shape[0], outputs.shape[0]), T)
     for i in tl.static_range(1 + A):
         for j in tl.static_range(1 + B):
             p = rows + i
             q = columns + j
-            there = (outputs < out_channels)[:, None] & (inside & (p < pooled_height) & (q < pooled_width))[None, :]
+            there = (inside & (p < pooled_height) & (q < pooled_width))[:, None] & (outputs < out_channels)[None, :]
             offset = n * grad_stride_n + p.to(tl.int64) * grad_stride_h + q.to(tl.int64) * grad_stride_w
-            offset = offset[None, :] + (outputs.to(tl.int64) * grad_stride_o)[:, None]
+            offset = offset[:, None] + (outputs.to(tl.int64) * grad_stride_o)[None, :]
             place = ((n * pooled_height + p) * pooled_width + q) * out_channels
-            place = tl.load(argmax + (place[None, :] + outputs[:, None]), mask=there, other=9)
+            place = tl.load(argmax + (place[:, None] + outputs[None, :]), mask=there, other=9)
             value = tl.load(grad + offset, mask=there, other=0.0).to(T)
             # window p covers rows 2p - 1 .. 2p + 1, so that row 2 * (p - i) + A is its row 1 + A - 2 * i
             total += tl.where(place == 3 * (1 + A - 2 * i) + 1 + B - 2 * j, value, 0.0)
@@ -96,7 +96,7 @@ def npr_stem_grad_weight_kernel(
     ELEMENTS: tl.constexpr = GEOMETRY.channels * GEOMETRY.kernel_height * GEOMETRY.kernel_width
     outputs = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     first = tl.program_id(2) * BLOCK_K
-    total = tl.zeros((BLOCK_O, BLOCK_K), T)
+    total = tl.zeros((BLOCK_K, BLOCK_O), T)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         n, rows, columns, inside = tile_positions(tile, pooled_height, pooled_width, BLOCK_Y, BLOCK_X)
         image = image_start(x, n, stride_n, GEOMETRY)
@@ -140,7 +140,7 @@ def npr_stem_grad_weight_kernel(
                         T,
                     )
                     patch = cell_patch(upper, lower, 2 + b, tl.full(upper[0].shape, 1.0, PRODUCT))
-                    total = multiply(gradient.to(PRODUCT), patch, total, PRECISION)
+                    total = multiply(tl.trans(patch), gradient.to(PRODUCT), total, PRECISION)
                 upper = lower
         else:
             for a in tl.static_range(2):
@@ -172,9 +172,9 @@ def npr_stem_grad_weight_kernel(
                     )
                     k = first + tl.arange(0, BLOCK_K)
                     patch = tl.where((k == ELEMENTS)[None, :], 1.0, patch)
-                    total = multiply(gradient.to(PRODUCT), patch.to(PRODUCT), total, PRECISION)
+                    total = multiply(tl.trans(patch.to(PRODUCT)), gradient.to(PRODUCT), total, PRECISION)
     k = first + tl.arange(0, BLOCK_K)
-    there = (outputs < out_channels)[:, None] & (k <= ELEMENTS)[None, :]
+    there = (k <= ELEMENTS)[:, None] & (outputs < out_channels)[None, :]
     k = tl.where(k < ELEMENTS, weight_index(k, GEOMETRY), k)
     start = (tl.program_id(0).to(tl.int64) * out_channels + outputs) * (ELEMENTS + 1)
-    tl.store(partials + (start[:, None] + k[None, :]), total, mask=there)
+    tl.store(partials + (start[None, :] + k[:, None]), total, mask=there)
