@@ -31,7 +31,7 @@ from npr_kernels.backends.triton.stem_grad_weight import npr_stem_grad_weight_ke
 # Candidates: one thread a position (fewer share their loads, more repeat them), and as many sums as fit into registers.
 CONVOLUTION_TILES = Tile(128, 64, 4), Tile(128, 32, 4)
 STEM_TILES = Tile(64, 64, 2), Tile(128, 32, 4)
-PLAIN_TILES = Tile(128, 32, 4), Tile(64, 32, 2)
+ARGMAX_TILES = Tile(128, 32, 4), Tile(64, 32, 2)
 WARPS = 2112  # of a sum over the batch, whatever the device: 16 on each multiprocessor of an H100 or H200
 _LIBRARY = torch.library.Library("npr_kernels_triton", "DEF")
 implementations: dict[str, Callable] = {}  # by the operator's name; torch's dispatcher calls them
@@ -225,7 +225,7 @@ def _tiles(out_channels: int, product, candidates: tuple[Tile, ...]) -> tuple[Ti
     if INTERPRETED:
         return (Tile(256, _output_block(out_channels, 64), 8),)
     if product not in (tl.bfloat16, tl.float16):
-        candidates = PLAIN_TILES
+        candidates = (Tile(64, 32, 2),) if candidates is CONVOLUTION_TILES else (Tile(128, 16, 4), Tile(64, 16, 2))
     return tuple(dict.fromkeys(tile._replace(outputs=_output_block(out_channels, tile.outputs)) for tile in candidates))
 
 
@@ -357,7 +357,7 @@ def _stem(out, argmax, x, weight, bias, stride, padding, grid_size, anchor, scal
         }
         return grid, tensors + sizes, {**constants, **arithmetic, **blocks}
 
-    tiles = _tiles(out_channels, arithmetic["PRODUCT"], STEM_TILES if argmax is None else PLAIN_TILES)
+    tiles = _tiles(out_channels, arithmetic["PRODUCT"], STEM_TILES if argmax is None else ARGMAX_TILES)
     size_class = _size_class(rows, columns)
     shape_class = (geometry, x.dtype, weight.dtype, argmax is None, out_channels, size_class)
     launch(npr_stem_kernel, x.device, tiles, shape_class, call)
