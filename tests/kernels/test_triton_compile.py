@@ -109,9 +109,8 @@ def test_no_spills(types, compiled, tmp_path, monkeypatch):
     print()
     for name, warps, kernel in compiled:
         registers, stack, code = machine_code(kernel, tmp_path)
-        print(
-            f"{name:30} {warps} warps {registers:4} registers {stack:4} bytes of stack {sum(code.values()):6} instructions"
-        )
+        size = f"{sum(code.values())} instructions"
+        print(f"{name:30} {warps} warps {registers:4} registers {stack:4} bytes of stack {size}")
         assert stack == 0, f"{name} spills {stack} bytes"
         assert registers <= REGISTERS[name]
         if types != "float32" and ("conv2d_kernel" in name or "stem" in name):

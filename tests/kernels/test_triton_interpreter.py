@@ -215,7 +215,7 @@ def test_stem_grad_weight(case: Case):
     y = reference.npr_conv2d(*double(x, weight, bias), *convolution(case))
     windows = torch.zeros(*y.shape[:2], 10, pooled[0, 0].numel(), dtype=torch.float64)
     windows.scatter_(2, argmax.flatten(2).long()[:, :, None], grad.double().flatten(2)[:, :, None])
-    n, o, height, width = y.shape
+    n, _, height, width = y.shape
     dz = F.fold(windows[:, :, :9].reshape(n, -1, windows.shape[3]), (height + 2, width + 2), 3, stride=2)
     dz = dz[:, :, 1 : height + 1, 1 : width + 1]
     truth = torch.einsum("nop,nkp->ok", dz.flatten(2), patches(case, x)).view_as(weight)

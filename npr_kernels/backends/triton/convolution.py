@@ -2,8 +2,8 @@
 
 Memory bound: a 256x256 image in uint8 is 192 KiB in, and 64 channels at 128x128 in bfloat16 are 2 MiB out, so the time
 is the output's (0.7 us at 3 TB/s; 1.4 us in float32). Operations: 2 * 64 * 32 * 128 * 128 = 67 MFLOP an image on tensor
-cores, 0.1 us; float32 without tf32 runs on the FMA units and takes 0.55 us. Neighbouring tiles share a halo of one cell,
-which L1 and L2 serve: tiles of one image row follow one another.
+cores, 0.1 us; float32 without tf32 runs on the FMA units and takes 0.55 us. Neighbouring tiles share a halo of one
+cell, which L1 and L2 serve: tiles of one image row follow one another.
 """
 
 from __future__ import annotations

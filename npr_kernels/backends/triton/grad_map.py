@@ -1,8 +1,8 @@
 """The gradient of npr_conv2d to the NPR map, a transposed convolution; npr_backward takes it on to the image.
 
-A program has pixels of one residue class modulo the stride: they see the same taps of the kernel, and no tap is computed
-that falls between output positions. Bound by memory: the output's gradient (2 MiB in bfloat16 for 64 channels of a
-256x256 image), the map in float32 written once and read once (1.5 MiB).
+A program has pixels of one residue class modulo the stride: they see the same taps of the kernel, and no tap is
+computed that falls between output positions. Bound by memory: the output's gradient (2 MiB in bfloat16 for 64 channels
+of a 256x256 image), the map in float32 written once and read once (1.5 MiB).
 """
 
 from __future__ import annotations

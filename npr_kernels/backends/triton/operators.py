@@ -1,8 +1,8 @@
 """The operators of the `triton` backend as torch.library operators: schemas, results without data (fakes), launches.
 
 Being operators of torch's dispatcher they appear as one node in graphs of torch.compile and torch.export. Each is
-defined once by :func:`_operator` with two functions: one makes the results, which is all that a fake needs, and one fills
-them.
+defined once by :func:`_operator` with two functions: one makes the results, which is all that a fake needs, and one
+fills them.
 """
 
 from __future__ import annotations
@@ -118,8 +118,13 @@ def _output_block(out_channels: int, largest: int) -> int:
     return min(largest, max(16, triton.next_power_of_2(out_channels)))
 
 
-def _element_block(elements: int, geometry: Geometry) -> int:
-    return 32 if geometry.paper else min(32, max(16, triton.next_power_of_2(elements)))
+def _element_block(geometry: Geometry, arithmetic: dict) -> int:
+    return 16 if _plain(arithmetic) and not geometry.paper else 32
+
+
+def _plain(arithmetic: dict) -> bool:
+    """Products in full float32 or float64: not for the tensor cores, and with more registers for each."""
+    return arithmetic["PRECISION"] == "ieee" and arithmetic["PRODUCT"] in (tl.float32, tl.float64)
 
 
 # ---- npr
@@ -211,20 +216,20 @@ def _npr_conv2d(out, x, weight, bias, stride, padding, grid_size, anchor, scale,
         grid = (_tile_count(images, rows, across, blocks), triton.cdiv(out_channels, tile.outputs))
         positional = (x, weight.contiguous(), out if bias is None else bias.contiguous(), out)
         sizes = (*x.stride(), *out.stride(), *_trimmed(x, grid_size), rows, columns, out_channels)
-        elements = _element_block(weight[0].numel(), geometry)
+        elements = _element_block(geometry, arithmetic)
         constants = {"GEOMETRY": geometry, "HAS_BIAS": bias is not None, "BLOCK_O": tile.outputs, "BLOCK_K": elements}
         return grid, positional + sizes, {**constants, **arithmetic, **blocks}
 
-    tiles = _tiles(out_channels, arithmetic["PRODUCT"], CONVOLUTION_TILES)
+    tiles = _tiles(out_channels, arithmetic, CONVOLUTION_TILES)
     shape_class = (geometry, x.dtype, weight.dtype, channels_last, out_channels, _size_class(rows, columns))
     launch(npr_conv2d_kernel, x.device, tiles, shape_class, call)
 
 
-def _tiles(out_channels: int, product, candidates: tuple[Tile, ...]) -> tuple[Tile, ...]:
-    """Of ``candidates`` those that suit; factors of 32 and 64 bits leave no registers for large tiles."""
+def _tiles(out_channels: int, arithmetic: dict, candidates: tuple[Tile, ...]) -> tuple[Tile, ...]:
+    """Of ``candidates`` those that suit; products in full precision leave no registers for large tiles."""
     if INTERPRETED:
         return (Tile(256, _output_block(out_channels, 64), 8),)
-    if product not in (tl.bfloat16, tl.float16):
+    if _plain(arithmetic):
         candidates = (Tile(64, 32, 2),) if candidates is CONVOLUTION_TILES else (Tile(128, 16, 4), Tile(64, 16, 2))
     return tuple(dict.fromkeys(tile._replace(outputs=_output_block(out_channels, tile.outputs)) for tile in candidates))
 
@@ -238,14 +243,14 @@ def _grad_weight(out, grad, x, kernel, stride, padding, grid_size, anchor, scale
     images, out_channels, rows, columns = grad.shape
     across = triton.cdiv(columns, 2) if geometry.paper else columns
     arithmetic = _arithmetic(x, grad)
-    tile = _sum_tile(arithmetic["PRODUCT"], out_channels)
+    tile = _sum_tile(arithmetic, out_channels)
     blocks = _blocks(tile, across, rows)
     count = _tile_count(images, rows, across, blocks)
     elements = out[0].numel()
     partials = _partials(out, tile, count, out_channels, elements)
 
     def call(tile):
-        block = _element_block(elements, geometry)
+        block = _element_block(geometry, arithmetic)
         grid = (len(partials), triton.cdiv(out_channels, tile.outputs), triton.cdiv(elements, block))
         sizes = (*grad.stride(), *x.stride(), *_trimmed(x, grid_size), rows, columns, out_channels, count)
         constants = {"GEOMETRY": geometry, "BLOCK_O": tile.outputs, "BLOCK_K": block}
@@ -256,11 +261,11 @@ def _grad_weight(out, grad, x, kernel, stride, padding, grid_size, anchor, scale
     _add_partials(partials, out.flatten(1), None, geometry, square=False)
 
 
-def _sum_tile(product, out_channels: int) -> Tile:
-    """One, on every device, for the order of the sum depends on it. Without tensor cores a dot unrolls its positions."""
-    if product in (tl.bfloat16, tl.float16):
-        return Tile(128, _output_block(out_channels, 64), 4)
-    return Tile(32, _output_block(out_channels, 32), 1)
+def _sum_tile(arithmetic: dict, out_channels: int) -> Tile:
+    """One, on every device: the order of the sum depends on it. Without tensor cores a dot unrolls its positions."""
+    if _plain(arithmetic):
+        return Tile(32, _output_block(out_channels, 32), 1)
+    return Tile(128, _output_block(out_channels, 64), 4)
 
 
 def _partials(like: Tensor, tile: Tile, tiles: int, *shape: int) -> Tensor:
@@ -335,6 +340,8 @@ def _stem(out, argmax, x, weight, bias, stride, padding, grid_size, anchor, scal
     images, out_channels, rows, columns = out.shape
     geometry = _geometry(x, weight.shape[2:], stride, padding, grid_size, anchor, scale)
     arithmetic = _arithmetic(x, weight)
+    if _plain(arithmetic):
+        geometry = geometry._replace(paper=False)  # its patches leave too few registers
     convolution_size = arguments.convolution_output_size(x, weight, stride, padding, grid_size)
 
     def call(tile):
@@ -353,11 +360,11 @@ def _stem(out, argmax, x, weight, bias, stride, padding, grid_size, anchor, scal
             "HAS_BIAS": bias is not None,
             "ARGMAX": argmax is not None,
             "BLOCK_O": tile.outputs,
-            "BLOCK_K": _element_block(weight[0].numel(), geometry),
+            "BLOCK_K": _element_block(geometry, arithmetic),
         }
         return grid, tensors + sizes, {**constants, **arithmetic, **blocks}
 
-    tiles = _tiles(out_channels, arithmetic["PRODUCT"], STEM_TILES if argmax is None else ARGMAX_TILES)
+    tiles = _tiles(out_channels, arithmetic, STEM_TILES if argmax is None else ARGMAX_TILES)
     size_class = _size_class(rows, columns)
     shape_class = (geometry, x.dtype, weight.dtype, argmax is None, out_channels, size_class)
     launch(npr_stem_kernel, x.device, tiles, shape_class, call)
@@ -378,13 +385,13 @@ def _npr_moments(results, x, kernel, stride, padding, grid_size, anchor, scale):
     exact = x.dtype == torch.uint8 and anchor != patches.MEAN  # differences are integers of at most 8 bits
     floating = tl.float64 if x.dtype == torch.float64 else tl.float32
     arithmetic = {"T": floating, "PRODUCT": tl.bfloat16 if exact else floating, "PRECISION": "ieee"}
-    tile = _sum_tile(arithmetic["PRODUCT"], 0)
+    tile = _sum_tile(arithmetic, 0)
     blocks = _blocks(tile, across, rows)
     count = _tile_count(x.shape[0], rows, across, blocks)
     partials = _partials(first, tile, count, len(first) + 1, len(first) + 1)
 
     def call(tile):
-        block = _element_block(len(first) + 1, geometry)
+        block = _element_block(geometry, arithmetic)
         across_elements = triton.cdiv(len(first) + 1, block)
         grid = (len(partials), across_elements, across_elements)
         sizes = (*x.stride(), height, width, rows, columns, count)
@@ -407,14 +414,16 @@ def _stem_grad_weight(results, grad, argmax, x, kernel, stride, padding, grid_si
     height, width = _trimmed(x, grid_size)
     argmax = argmax.contiguous(memory_format=torch.channels_last)
     arithmetic = _arithmetic(x, grad)
-    tile = _sum_tile(arithmetic["PRODUCT"], out_channels)
+    if _plain(arithmetic):
+        geometry = geometry._replace(paper=False)  # its patches leave too few registers
+    tile = _sum_tile(arithmetic, min(out_channels, 32))
     blocks = _blocks(tile, columns, rows)
     count = _tile_count(images, rows, columns, blocks)
     elements = products[0].numel()
     partials = _partials(products, tile, count, out_channels, elements + 1)
 
     def call(tile):
-        block = _element_block(elements + 1, geometry)
+        block = _element_block(geometry, arithmetic)
         grid = (len(partials), triton.cdiv(out_channels, tile.outputs), triton.cdiv(elements + 1, block))
         size = (
             arguments.output_size(height, kernel[0], stride[0], padding[0]),

@@ -49,7 +49,7 @@ class Geometry(NamedTuple):
 
 @triton.jit
 def weight_index(k, GEOMETRY: tl.constexpr):
-    """Index in ``weight.flatten(1)`` of patch element k: cell_patch puts taps first and the one that is always zero last."""
+    """Index in ``weight.flatten(1)`` of patch element k: cell_patch orders by tap, the one that is always zero last."""
     if GEOMETRY.paper:
         tap = k // 3
         return k % 3 * 9 + tl.where(tap < 4, tap, tl.where(tap < 8, tap + 1, 4))
@@ -198,8 +198,8 @@ def cell_row(
 ):
     """The differences in cells 2 * group - 2 .. 2 * group + 1 of the cell row ``row``, zero outside the image.
 
-    Returns 36 tensors (M,) of type PRODUCT, index 9 * cell + 3 * pixel + channel; pixel 0 is right of the anchor, 1 below
-    it, 2 right below.
+    Returns 36 tensors (M,) of type PRODUCT, index 9 * cell + 3 * pixel + channel; pixel 0 is right of the anchor, 1
+    below it, 2 right below.
     """
     INDEX: tl.constexpr = tl.int64 if GEOMETRY.wide else tl.int32
     inside = inside & (row >= 0) & (2 * row < height)
@@ -226,7 +226,7 @@ def cell_row(
 def cell_patch(upper, lower, CELL: tl.constexpr, LAST):
     """The patch of the convolution column of cell 1, 2 or 3, from two rows of cells: (M, 32), in weight_index's order.
 
-    ``LAST``: (M,), put where the patch has no element (28 .. 32 are padding: index 27).
+    ``LAST``: (M,), element 27, the first one behind the patch's 27; the rest is zero.
     """
     zero = tl.zeros_like(upper[0])
     LEFT: tl.constexpr = 9 * CELL - 9

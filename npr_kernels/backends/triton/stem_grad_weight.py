@@ -1,9 +1,9 @@
 """The stem's weight gradient from the pooled gradient and the argmax: nothing of the convolution's size is written.
 
 A tile is BLOCK_Y x BLOCK_X windows, as in the stem itself. For each of the nine places in a window, the gradients whose
-argmax names it are multiplied with the patches there; the others count as zero. So gradient and argmax are read once, and
-a convolution position that is the maximum of several windows needs no sum before the product. Partial sums are added in
-a fixed order: the result repeats to the bit.
+argmax names it are multiplied with the patches there; the others count as zero. So gradient and argmax are read once,
+and a convolution position that is the maximum of several windows needs no sum before the product. Partial sums are
+added in a fixed order: the result repeats to the bit.
 
 Bound by memory: pooled gradient (512 KiB in bfloat16 for 64 channels of a 256x256 image), argmax (256 KiB) and uint8
 image (192 KiB) are 0.3 us at 3 TB/s; the nine products are 151 MFLOP, 0.15 to 0.25 us on tensor cores.
