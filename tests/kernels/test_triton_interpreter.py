@@ -117,12 +117,12 @@ STEM_CASES = [
     Case(dtype=torch.uint8),
     Case(height=14, width=18, layout="contiguous", out_channels=20),
     Case(dtype=torch.float64, height=9, width=12),
-    Case(**LOW, height=33, width=66),
+    Case(**LOW, height=17, width=34),
     Case(dtype=torch.bfloat16),
     Case(dtype=torch.float16, layout="sliced"),
     Case(dtype=torch.uint8, anchor="mean"),
-    Case(dtype=torch.float64, grid_size=3, anchor="max", kernel=(5, 3), stride=(2, 1), padding=(0, 2)),
-    Case(dtype=torch.uint8, channels=7, anchor=3),
+    Case(dtype=torch.float64, grid_size=3, anchor="max", channels=1, kernel=(5, 3), stride=(2, 1), padding=(0, 2)),
+    Case(dtype=torch.uint8, channels=2, anchor=3),
     Case(dtype=torch.float64, batch=0),
 ]
 
@@ -237,11 +237,9 @@ def test_non_finite_pixels_spread_as_in_pytorch(anchor, value):
 
 
 @interpreted
-@pytest.mark.parametrize(
-    "case", [Case(dtype=torch.uint8), Case(dtype=torch.float64, grid_size=3, anchor="mean")], ids=str
-)
-def test_opcheck(case: Case):
+def test_opcheck():
     """Schemas, fakes and tracing with dynamic shapes."""
+    case = Case(batch=1, height=4, width=4, out_channels=2)
     x, weight, bias = case.tensors()
     backend = registry.get("triton")
     operators = backend._operators()

@@ -60,14 +60,12 @@ def npr_conv2d_kernel(
     if GEOMETRY.paper:
         n, rows, pairs, inside = tile_positions(tl.program_id(0), out_height, tl.cdiv(out_width, 2), BLOCK_Y, BLOCK_X)
         image = image_start(x, n, stride_n, GEOMETRY)
-        upper = cell_row(
-            image, stride_c, stride_h, stride_w, rows - 1, pairs, inside, height, width, GEOMETRY, T, PRODUCT
-        )
-        lower = cell_row(image, stride_c, stride_h, stride_w, rows, pairs, inside, height, width, GEOMETRY, T, PRODUCT)
+        upper = cell_row(image, stride_c, stride_h, stride_w, rows - 1, pairs, inside, height, width, GEOMETRY, T)
+        lower = cell_row(image, stride_c, stride_h, stride_w, rows, pairs, inside, height, width, GEOMETRY, T)
         weights = weight_tile(weight, 0, outputs, out_channels, GEOMETRY, T, PRODUCT, BLOCK_K)
         zeros = tl.zeros((BLOCK_Y * BLOCK_X, BLOCK_O), T)
         for side in tl.static_range(2):
-            patch = cell_patch(upper, lower, 2 + side, tl.zeros_like(upper[0]))
+            patch = cell_patch(upper, lower, 2 + side, tl.zeros_like(upper[0]), PRODUCT)
             total = multiply(patch, weights, zeros, PRECISION) * GEOMETRY.scale + offset[None, :]
             columns = 2 * pairs + side
             there = (inside & (columns < out_width))[:, None] & (outputs < out_channels)[None, :]

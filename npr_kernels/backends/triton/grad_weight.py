@@ -59,18 +59,14 @@ def npr_conv2d_grad_weight_kernel(
         if GEOMETRY.paper:
             n, rows, pairs, inside = tile_positions(tile, out_height, tl.cdiv(out_width, 2), BLOCK_Y, BLOCK_X)
             image = image_start(x, n, stride_n, GEOMETRY)
-            upper = cell_row(
-                image, stride_c, stride_h, stride_w, rows - 1, pairs, inside, height, width, GEOMETRY, T, PRODUCT
-            )
-            lower = cell_row(
-                image, stride_c, stride_h, stride_w, rows, pairs, inside, height, width, GEOMETRY, T, PRODUCT
-            )
+            upper = cell_row(image, stride_c, stride_h, stride_w, rows - 1, pairs, inside, height, width, GEOMETRY, T)
+            lower = cell_row(image, stride_c, stride_h, stride_w, rows, pairs, inside, height, width, GEOMETRY, T)
             for side in tl.static_range(2):
                 columns = 2 * pairs + side
                 there = (inside & (columns < out_width))[:, None] & (outputs < out_channels)[None, :]
                 start = n * grad_stride_n + rows.to(tl.int64) * grad_stride_h + columns.to(tl.int64) * grad_stride_w
                 gradient = tl.load(grad + (start[:, None] + channel_offsets), mask=there, other=0.0).to(PRODUCT)
-                patch = cell_patch(upper, lower, 2 + side, tl.zeros_like(upper[0]))
+                patch = cell_patch(upper, lower, 2 + side, tl.zeros_like(upper[0]), PRODUCT)
                 total = multiply(tl.trans(patch), gradient, total, PRECISION)
         else:
             n, rows, columns, inside = tile_positions(tile, out_height, out_width, BLOCK_Y, BLOCK_X)

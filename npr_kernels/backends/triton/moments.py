@@ -62,15 +62,11 @@ def npr_moments_kernel(
         if GEOMETRY.paper:
             n, rows, pairs, inside = tile_positions(tile, out_height, tl.cdiv(out_width, 2), BLOCK_Y, BLOCK_X)
             image = image_start(x, n, stride_n, GEOMETRY)
-            upper = cell_row(
-                image, stride_c, stride_h, stride_w, rows - 1, pairs, inside, height, width, GEOMETRY, T, PRODUCT
-            )
-            lower = cell_row(
-                image, stride_c, stride_h, stride_w, rows, pairs, inside, height, width, GEOMETRY, T, PRODUCT
-            )
+            upper = cell_row(image, stride_c, stride_h, stride_w, rows - 1, pairs, inside, height, width, GEOMETRY, T)
+            lower = cell_row(image, stride_c, stride_h, stride_w, rows, pairs, inside, height, width, GEOMETRY, T)
             for side in tl.static_range(2):
                 there = inside & (2 * pairs + side < out_width)
-                patch = cell_patch(upper, lower, 2 + side, tl.where(there, 1.0, 0.0).to(PRODUCT))
+                patch = cell_patch(upper, lower, 2 + side, tl.where(there, 1.0, 0.0).to(T), PRODUCT)
                 patch = tl.where(there[:, None], patch, 0.0)
                 total += multiply(tl.trans(patch), patch, zeros, PRECISION)
         else:

@@ -194,11 +194,10 @@ def cell_row(
     width,
     GEOMETRY: tl.constexpr,
     T: tl.constexpr,
-    PRODUCT: tl.constexpr,
 ):
     """The differences in cells 2 * group - 2 .. 2 * group + 1 of the cell row ``row``, zero outside the image.
 
-    Returns 36 tensors (M,) of type PRODUCT, index 9 * cell + 3 * pixel + channel; pixel 0 is right of the anchor, 1
+    Returns 36 tensors (M,) of type T, index 9 * cell + 3 * pixel + channel; pixel 0 is right of the anchor, 1
     below it, 2 right below.
     """
     INDEX: tl.constexpr = tl.int64 if GEOMETRY.wide else tl.int32
@@ -214,19 +213,19 @@ def cell_row(
         lower = _four_pixels(image, below, stride_c, stride_w, column, width, inside, GEOMETRY, T)
         for cell in tl.static_range(2):
             for c in tl.static_range(3):
-                differences = differences + ((upper[6 * cell + 3 + c] - upper[6 * cell + c]).to(PRODUCT),)
+                differences = differences + (upper[6 * cell + 3 + c] - upper[6 * cell + c],)
             for c in tl.static_range(3):
-                differences = differences + ((lower[6 * cell + c] - upper[6 * cell + c]).to(PRODUCT),)
+                differences = differences + (lower[6 * cell + c] - upper[6 * cell + c],)
             for c in tl.static_range(3):
-                differences = differences + ((lower[6 * cell + 3 + c] - upper[6 * cell + c]).to(PRODUCT),)
+                differences = differences + (lower[6 * cell + 3 + c] - upper[6 * cell + c],)
     return differences
 
 
 @triton.jit
-def cell_patch(upper, lower, CELL: tl.constexpr, LAST):
+def cell_patch(upper, lower, CELL: tl.constexpr, last, PRODUCT: tl.constexpr):
     """The patch of the convolution column of cell 1, 2 or 3, from two rows of cells: (M, 32), in weight_index's order.
 
-    ``LAST``: (M,), element 27, the first one behind the patch's 27; the rest is zero.
+    ``last``: (M,), element 27, the first one behind the patch's 27; the rest is zero.
     """
     zero = tl.zeros_like(upper[0])
     LEFT: tl.constexpr = 9 * CELL - 9
@@ -244,13 +243,14 @@ def cell_patch(upper, lower, CELL: tl.constexpr, LAST):
         patch = patch + (lower[LEFT + 6 + c],)
     for c in tl.static_range(6):
         patch = patch + (lower[HERE + 3 + c],)
-    patch = patch + (zero, zero, zero, LAST, zero, zero, zero, zero)
+    patch = patch + (zero,) * 8
     for level in tl.static_range(5):  # 32 tensors (M,) to 16 tensors (M, 2) and so on to one (M, 2, 2, 2, 2, 2)
         joined = ()
         for i in tl.static_range(16 >> level):
             joined = joined + (tl.join(patch[i], patch[i + (16 >> level)]),)
         patch = joined
-    return tl.reshape(patch[0], (zero.shape[0], 32))
+    patch = tl.reshape(patch[0], (zero.shape[0], 32))
+    return tl.where((tl.arange(0, 32) == 27)[None, :], last[:, None], patch).to(PRODUCT)
 
 
 @triton.jit

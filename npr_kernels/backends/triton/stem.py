@@ -72,18 +72,14 @@ def npr_stem_kernel(
         OUTSIDE: tl.constexpr = 6e4 if PRODUCT == tl.float16 else 1e18
         weights = weight_tile(weight, 0, outputs, out_channels, GEOMETRY, T, PRODUCT, BLOCK_K)
         weights = tl.where((tl.arange(0, BLOCK_K) == 27)[:, None], -OUTSIDE, weights).to(PRODUCT)
-        upper = cell_row(
-            image, stride_c, stride_h, stride_w, 2 * rows - 2, columns, inside, height, width, GEOMETRY, T, PRODUCT
-        )
+        upper = cell_row(image, stride_c, stride_h, stride_w, 2 * rows - 2, columns, inside, height, width, GEOMETRY, T)
         for i in range(3):
             y = 2 * rows - 1 + i
-            lower = cell_row(
-                image, stride_c, stride_h, stride_w, y, columns, inside, height, width, GEOMETRY, T, PRODUCT
-            )
+            lower = cell_row(image, stride_c, stride_h, stride_w, y, columns, inside, height, width, GEOMETRY, T)
             for j in tl.static_range(3):
                 column = 2 * columns - 1 + j
                 there = (y >= 0) & (y < out_height) & (column >= 0) & (column < out_width)
-                patch = cell_patch(upper, lower, 1 + j, tl.where(there, 0.0, OUTSIDE).to(PRODUCT))
+                patch = cell_patch(upper, lower, 1 + j, tl.where(there, 0.0, OUTSIDE).to(T), PRODUCT)
                 values = multiply(patch, weights, tl.zeros_like(best), PRECISION)
                 best, place = _maximum(best, place, values, 3 * i + j, ARGMAX)
             upper = lower

@@ -72,16 +72,14 @@ def npr_stem_grad_weight_kernel(
         place = tl.load(argmax + (start[:, None] + outputs[None, :]), mask=there, other=9)
         if GEOMETRY.paper:
             upper = cell_row(
-                image, stride_c, stride_h, stride_w, 2 * rows - 2, columns, inside, height, width, GEOMETRY, T, PRODUCT
+                image, stride_c, stride_h, stride_w, 2 * rows - 2, columns, inside, height, width, GEOMETRY, T
             )
-            one = tl.full(upper[0].shape, 1.0, PRODUCT)
+            one = tl.full(upper[0].shape, 1.0, T)
             for i in range(3):
                 y = 2 * rows - 1 + i
-                lower = cell_row(
-                    image, stride_c, stride_h, stride_w, y, columns, inside, height, width, GEOMETRY, T, PRODUCT
-                )
+                lower = cell_row(image, stride_c, stride_h, stride_w, y, columns, inside, height, width, GEOMETRY, T)
                 for j in tl.static_range(3):
-                    patch = tl.trans(cell_patch(upper, lower, 1 + j, one))
+                    patch = tl.trans(cell_patch(upper, lower, 1 + j, one, PRODUCT))
                     chosen = tl.where(place == 3 * i + j, gradient, 0.0).to(PRODUCT)
                     total = multiply(patch, chosen, total, PRECISION)
                 upper = lower
@@ -89,9 +87,9 @@ def npr_stem_grad_weight_kernel(
             for code in range(9):
                 y = 2 * rows - 1 + code // 3
                 x_ = 2 * columns - 1 + code % 3
-                there = inside & (y >= 0) & (y < out_height) & (x_ >= 0) & (x_ < out_width)
+                seen = inside & (y >= 0) & (y < out_height) & (x_ >= 0) & (x_ < out_width)
                 patch = gather_patches(
-                    image, stride_c, stride_h, stride_w, y, x_, there, first, height, width, GEOMETRY, T, BLOCK_K
+                    image, stride_c, stride_h, stride_w, y, x_, seen, first, height, width, GEOMETRY, T, BLOCK_K
                 )
                 patch = tl.where((first + tl.arange(0, BLOCK_K) == ELEMENTS)[None, :], 1.0, patch).to(PRODUCT)
                 chosen = tl.where(place == code, gradient, 0.0).to(PRODUCT)
