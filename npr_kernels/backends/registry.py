@@ -11,17 +11,17 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from npr_kernels.backends import cpu, eager
+from npr_kernels.backends import cpu, eager, triton
 from npr_kernels.reference import Anchor
 
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_BACKEND"
-ORDER = ("cpu", "eager")
+ORDER = ("triton", "cpu", "eager")
 
-_BACKENDS = {"cpu": cpu, "eager": eager}
+_BACKENDS = {"triton": triton, "cpu": cpu, "eager": eager}
 _logger = logging.getLogger("npr_kernels")
 _logged: set[str] = set()
 _context = threading.local()  # of each thread: what use_backend asked for
@@ -66,7 +66,8 @@ def backends() -> dict[str, str | None]:
     Judged for a plain float32 image on the device type that the backend is made for.
     """
     call = Call("npr_conv2d", "cpu", torch.float32, torch.float32, 2, 0)
-    return {name: _BACKENDS[name].refusal(call) for name in ORDER}
+    devices = {"triton": triton.DEVICE}
+    return {name: _BACKENDS[name].refusal(replace(call, device=devices.get(name, "cpu"))) for name in ORDER}
 
 
 @contextlib.contextmanager

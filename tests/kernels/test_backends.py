@@ -10,12 +10,13 @@ import subprocess
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 
 import npr_kernels
-from npr_kernels.backends import cpu, extension, registry
+from npr_kernels.backends import cpu, extension, registry, triton
 from npr_kernels.info import cpu_capability
 from tests.cases import Case
 from tests.conftest import ROOT
@@ -77,7 +78,7 @@ def test_unknown_backend():
         lambda: npr_kernels.npr_conv2d(x, weight, backend="cudnn"),
         lambda: npr_kernels.use_backend("x").__enter__(),
     ):
-        with pytest.raises(npr_kernels.BackendError, match=r"there is no backend .*; there are cpu, eager"):
+        with pytest.raises(npr_kernels.BackendError, match=r"there is no backend .*; there are triton, cpu, eager"):
             call()
 
 
@@ -86,9 +87,9 @@ def test_automatic_fallback_is_logged_once(without_extension, caplog):
     with caplog.at_level(logging.WARNING, "npr_kernels"):
         first, second = npr_kernels.npr_conv2d(x, weight), npr_kernels.npr_conv2d(x, weight)
     assert torch.equal(first, second)
-    assert [record.getMessage() for record in caplog.records] == [
-        "npr_conv2d runs on plain PyTorch (cpu: the extension is on holiday)"
-    ]
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith("npr_conv2d runs on plain PyTorch (triton: ")
+    assert message.endswith("; cpu: the extension is on holiday)")
 
 
 def test_explain(without_extension):
@@ -98,6 +99,18 @@ def test_explain(without_extension):
     assert "cpu" in str(explanation) and "on holiday" in str(explanation)
     with npr_kernels.use_backend("eager"):
         assert npr_kernels.explain(x).source == "use_backend"
+
+
+def test_refusals_of_triton_name_the_reason(monkeypatch):
+    monkeypatch.setattr(triton, "_INSTALLED", True)
+    call = registry.Call("npr", "mps", torch.float32, torch.float32, 2, 0)
+    assert "x is on mps" in triton.refusal(call)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    call = replace(call, device=triton.DEVICE)
+    assert triton.refusal(call) is None
+    assert "float8" in triton.refusal(replace(call, weight_dtype=torch.float8_e4m3fn))
+    monkeypatch.setattr(triton, "_INSTALLED", False)
+    assert "not installed" in triton.refusal(call)
 
 
 @needs_extension
@@ -207,7 +220,7 @@ def test_info_reports_everything():
     )
     info = json.loads(result.stdout)
     assert info["torch"] == torch.__version__
-    assert set(info["backends"]) == {"cpu", "eager"}
+    assert set(info["backends"]) == {"triton", "cpu", "eager"}
     if not extension.FAILURE:
         assert info["build"]["torch"] and info["build"]["compiler"] and info["cpu_capability"]
     text = subprocess.run(

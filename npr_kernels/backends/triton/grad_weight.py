@@ -1,0 +1,84 @@
+"""The weight's gradient of npr_conv2d: sum over positions of (output gradient) x (patch), patches made on the fly.
+
+A program adds up its tiles in registers and leaves a partial sum; partial sums are added in a fixed order, so that the
+result repeats to the bit (no atomics). Bound by reading the gradient: 2 MiB in bfloat16 for 64 channels of a 256x256
+image, 0.7 us at 3 TB/s; 67 MFLOP an image on tensor cores are 0.1 us.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from npr_kernels.backends.triton.patches import (
+    cell_patch,
+    cell_row,
+    gather_patches,
+    image_start,
+    multiply,
+    tile_positions,
+    weight_index,
+)
+
+
+@triton.jit
+def npr_conv2d_grad_weight_kernel(
+    grad,  # (N, O, OH, OW), any strides
+    x,  # (N, C, H, W), any strides
+    partials,  # (programs, O, K), contiguous, of type T
+    grad_stride_n,
+    grad_stride_o,
+    grad_stride_h,
+    grad_stride_w,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    height,
+    width,
+    out_height,
+    out_width,
+    out_channels,
+    tiles,
+    GEOMETRY: tl.constexpr,
+    T: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One block of output channels and patch elements over every num_programs-th tile, without scale factors."""
+    ELEMENTS: tl.constexpr = GEOMETRY.channels * GEOMETRY.kernel_height * GEOMETRY.kernel_width
+    outputs = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    first = tl.program_id(2) * BLOCK_K
+    channel_offsets = (outputs.to(tl.int64) * grad_stride_o)[None, :]
+    total = tl.zeros((BLOCK_K, BLOCK_O), T)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        if GEOMETRY.paper:
+            n, rows, pairs, inside = tile_positions(tile, out_height, tl.cdiv(out_width, 2), BLOCK_Y, BLOCK_X)
+            image = image_start(x, n, stride_n, GEOMETRY)
+            upper = cell_row(image, stride_c, stride_h, stride_w, rows - 1, pairs, inside, height, width, GEOMETRY, T)
+            lower = cell_row(image, stride_c, stride_h, stride_w, rows, pairs, inside, height, width, GEOMETRY, T)
+            for side in tl.static_range(2):
+                columns = 2 * pairs + side
+                there = (inside & (columns < out_width))[:, None] & (outputs < out_channels)[None, :]
+                start = n * grad_stride_n + rows.to(tl.int64) * grad_stride_h + columns.to(tl.int64) * grad_stride_w
+                gradient = tl.load(grad + (start[:, None] + channel_offsets), mask=there, other=0.0).to(PRODUCT)
+                patch = cell_patch(upper, lower, 2 + side, tl.zeros_like(upper[0]), PRODUCT)
+                total = multiply(tl.trans(patch), gradient, total, PRECISION)
+        else:
+            n, rows, columns, inside = tile_positions(tile, out_height, out_width, BLOCK_Y, BLOCK_X)
+            image = image_start(x, n, stride_n, GEOMETRY)
+            patch = gather_patches(
+                image, stride_c, stride_h, stride_w, rows, columns, inside, first, height, width, GEOMETRY, T, BLOCK_K
+            )
+            there = inside[:, None] & (outputs < out_channels)[None, :]
+            start = n * grad_stride_n + rows.to(tl.int64) * grad_stride_h + columns.to(tl.int64) * grad_stride_w
+            gradient = tl.load(grad + (start[:, None] + channel_offsets), mask=there, other=0.0).to(PRODUCT)
+            total = multiply(tl.trans(patch.to(PRODUCT)), gradient, total, PRECISION)
+    k = first + tl.arange(0, BLOCK_K)
+    there = (k < ELEMENTS)[:, None] & (outputs < out_channels)[None, :]
+    start = (tl.program_id(0).to(tl.int64) * out_channels + outputs) * ELEMENTS
+    tl.store(partials + (start[None, :] + weight_index(k, GEOMETRY)[:, None]), total, mask=there)

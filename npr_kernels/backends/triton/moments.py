@@ -1,0 +1,115 @@
+"""npr_moments: sums of the patches and of their outer products, for batch statistics without a convolution's output.
+
+The patch is taken with a constant 1 behind it, so that one product P^T P, (K + 1) x (K + 1), holds both. A program adds
+up its tiles: the product of one tile in float32 (exact for uint8 images, whose differences are integers), then into a
+sum in float64. Programs leave partial sums that are added in a fixed order: the result repeats to the bit.
+
+Bound by reading the image: 192 KiB in uint8 at 256x256, 0.06 us at 3 TB/s; 2 * 32 * 32 * 128 * 128 = 34 MFLOP an
+image are 0.05 us on tensor cores.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from npr_kernels.backends.triton.patches import (
+    cell_patch,
+    cell_row,
+    gather_patches,
+    image_start,
+    multiply,
+    tile_positions,
+    weight_index,
+)
+
+
+@triton.jit
+def _with_one(patch, first, inside, ELEMENTS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The constant 1 as element number ELEMENTS of each patch that is inside."""
+    k = first + tl.arange(0, BLOCK_K)
+    return tl.where(inside[:, None] & (k == ELEMENTS)[None, :], 1.0, patch)
+
+
+@triton.jit
+def npr_moments_kernel(
+    x,  # (N, C, H, W), any strides
+    partials,  # (programs, K + 1, K + 1), contiguous, float64
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    height,
+    width,
+    out_height,
+    out_width,
+    tiles,
+    GEOMETRY: tl.constexpr,
+    T: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Rows and columns of one block of P^T P over every num_programs-th tile, without scale factors."""
+    ELEMENTS: tl.constexpr = GEOMETRY.channels * GEOMETRY.kernel_height * GEOMETRY.kernel_width
+    first_row = tl.program_id(1) * BLOCK_K
+    first_column = tl.program_id(2) * BLOCK_K
+    total = tl.zeros((BLOCK_K, BLOCK_K), tl.float64)
+    zeros = tl.zeros((BLOCK_K, BLOCK_K), T)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        if GEOMETRY.paper:
+            n, rows, pairs, inside = tile_positions(tile, out_height, tl.cdiv(out_width, 2), BLOCK_Y, BLOCK_X)
+            image = image_start(x, n, stride_n, GEOMETRY)
+            upper = cell_row(image, stride_c, stride_h, stride_w, rows - 1, pairs, inside, height, width, GEOMETRY, T)
+            lower = cell_row(image, stride_c, stride_h, stride_w, rows, pairs, inside, height, width, GEOMETRY, T)
+            for side in tl.static_range(2):
+                there = inside & (2 * pairs + side < out_width)
+                patch = cell_patch(upper, lower, 2 + side, tl.where(there, 1.0, 0.0).to(T), PRODUCT)
+                patch = tl.where(there[:, None], patch, 0.0)
+                total += multiply(tl.trans(patch), patch, zeros, PRECISION)
+        else:
+            n, rows, columns, inside = tile_positions(tile, out_height, out_width, BLOCK_Y, BLOCK_X)
+            image = image_start(x, n, stride_n, GEOMETRY)
+            left = gather_patches(
+                image,
+                stride_c,
+                stride_h,
+                stride_w,
+                rows,
+                columns,
+                inside,
+                first_row,
+                height,
+                width,
+                GEOMETRY,
+                T,
+                BLOCK_K,
+            )
+            right = gather_patches(
+                image,
+                stride_c,
+                stride_h,
+                stride_w,
+                rows,
+                columns,
+                inside,
+                first_column,
+                height,
+                width,
+                GEOMETRY,
+                T,
+                BLOCK_K,
+            )
+            left = tl.trans(_with_one(left, first_row, inside, ELEMENTS, BLOCK_K)).to(PRODUCT)
+            right = _with_one(right, first_column, inside, ELEMENTS, BLOCK_K).to(PRODUCT)
+            total += multiply(left, right, zeros, PRECISION)
+    k = tl.arange(0, BLOCK_K)
+    row = first_row + k
+    column = first_column + k
+    there = (row <= ELEMENTS)[:, None] & (column <= ELEMENTS)[None, :]
+    row = tl.where(row < ELEMENTS, weight_index(row, GEOMETRY), row)
+    column = tl.where(column < ELEMENTS, weight_index(column, GEOMETRY), column)
+    start = partials + tl.program_id(0).to(tl.int64) * (ELEMENTS + 1) * (ELEMENTS + 1)
+    tl.store(start + (row * (ELEMENTS + 1))[:, None] + column[None, :], total, mask=there)

@@ -1,0 +1,124 @@
+"""npr and its gradient, elementwise, so bound by memory: a pixel is read once (its anchor again, from L1) and written.
+
+At 256x256 in float32, 768 KiB in and out an image are 0.5 us at 3 TB/s. Elements are taken in the order in which they
+lie in a row, channels innermost for channels_last, so that loads and stores are 16 bytes wide.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def npr_kernel(
+    x,  # (N, C, H, W), any strides
+    out,  # the trimmed size; (N, H, W, C) contiguous where INNER is C, else (N, C, H, W) contiguous
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    channels,
+    height,
+    width,
+    GRID: tl.constexpr,
+    ANCHOR: tl.constexpr,
+    INNER: tl.constexpr,  # channels that lie within a row: all of them or 1
+    DENSE: tl.constexpr,  # the elements of x's rows have no gaps
+    T: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """BLOCK elements of one row."""
+    across = tl.cdiv(width * INNER, BLOCK)
+    row = (tl.program_id(0) // across).to(tl.int64)
+    element = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    there = element < width * INNER
+    y = row % height
+    outer = row // height
+    n = outer // (channels // INNER)
+    start = x + n * stride_n + (outer % (channels // INNER)) * stride_c
+    channel = (element % INNER).to(tl.int64) * stride_c
+    column = element // INNER
+    offset = element.to(tl.int64) if DENSE else column.to(tl.int64) * stride_w + channel
+    pixel = tl.load(start + y * stride_h + offset, mask=there, other=0).to(T)
+    top = y // GRID * GRID
+    left = (column // GRID * GRID).to(tl.int64)
+    if ANCHOR >= 0:
+        offset = (left + ANCHOR % GRID) * stride_w + channel
+        anchor = tl.load(start + (top + ANCHOR // GRID) * stride_h + offset, mask=there, other=0).to(T)
+    else:
+        anchor = tl.full((BLOCK,), 0.0 if ANCHOR == -1 else float("-inf"), T)
+        for i in range(GRID):
+            for j in range(GRID):
+                offset = (left + j) * stride_w + channel
+                value = tl.load(start + (top + i) * stride_h + offset, mask=there, other=0).to(T)
+                if ANCHOR == -1:
+                    anchor += value
+                else:
+                    anchor = tl.where((value > anchor) | (value != value), value, anchor)
+        if ANCHOR == -1:
+            anchor = anchor / (GRID * GRID)
+    tl.store(out + row * width * INNER + element, pixel - anchor, mask=there)
+
+
+@triton.jit
+def npr_backward_kernel(
+    grad,  # (N, C, H, W) of the trimmed size, any strides
+    x,  # (N, C, H, W), any strides; read for anchor "max" only
+    out,  # of x's size, any strides; the trailing rows and columns are left alone
+    grad_stride_n,
+    grad_stride_c,
+    grad_stride_h,
+    grad_stride_w,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    out_stride_n,
+    out_stride_c,
+    out_stride_h,
+    out_stride_w,
+    channels,
+    cell_rows,
+    cell_columns,
+    GRID: tl.constexpr,
+    ANCHOR: tl.constexpr,
+    INNER: tl.constexpr,
+    T: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """BLOCK cells of one row of cells: the anchor takes what every pixel of its cell lost."""
+    across = tl.cdiv(cell_columns * INNER, BLOCK)
+    row = (tl.program_id(0) // across).to(tl.int64)
+    element = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    there = element < cell_columns * INNER
+    top = row % cell_rows * GRID
+    outer = row // cell_rows
+    n = outer // (channels // INNER)
+    channel = (outer % (channels // INNER)) + (element % INNER).to(tl.int64)
+    left = (element // INNER).to(tl.int64) * GRID
+    total = tl.zeros((BLOCK,), T)
+    largest = tl.full((BLOCK,), float("-inf"), T)
+    place = tl.full((BLOCK,), 0 if ANCHOR < 0 else ANCHOR, tl.int32)
+    source = grad + n * grad_stride_n + channel * grad_stride_c
+    target = out + n * out_stride_n + channel * out_stride_c
+    pixels = x + n * stride_n + channel * stride_c
+    for i in range(GRID):
+        for j in range(GRID):
+            offset = (top + i) * grad_stride_h + (left + j) * grad_stride_w
+            total += tl.load(source + offset, mask=there, other=0.0).to(T)
+            if ANCHOR == -2:
+                offset = (top + i) * stride_h + (left + j) * stride_w
+                value = tl.load(pixels + offset, mask=there, other=0.0).to(T)
+                larger = (value > largest) | (value != value)
+                largest = tl.where(larger, value, largest)
+                place = tl.where(larger, i * GRID + j, place)
+    for i in range(GRID):
+        for j in range(GRID):
+            offset = (top + i) * grad_stride_h + (left + j) * grad_stride_w
+            value = tl.load(source + offset, mask=there, other=0.0).to(T)
+            if ANCHOR == -1:
+                value -= total / (GRID * GRID)
+            else:
+                value -= tl.where(place == i * GRID + j, total, 0.0)
+            tl.store(target + (top + i) * out_stride_h + (left + j) * out_stride_w, value, mask=there)

@@ -1,0 +1,46 @@
+"""Adds up the partial sums that programs left, in float64 and in a fixed order, and applies the scale of the NPR map.
+
+A few hundred partial sums of some thousand numbers: a few MiB out of L2, and a microsecond or two.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from npr_kernels.backends.triton.patches import channel_factor
+
+
+@triton.jit
+def partial_sums_kernel(
+    partials,  # (programs, rows, columns), contiguous
+    out,  # (rows, K), contiguous
+    last,  # (rows,): of column K, where there is one
+    programs,
+    partial_rows,  # out has as many, or one less
+    GEOMETRY: tl.constexpr,
+    SQUARE: tl.constexpr,  # rows are patch elements too, and scaled like them
+    LAST: tl.constexpr,  # columns = K + 1, else K
+    BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One row times a block of columns."""
+    ELEMENTS: tl.constexpr = GEOMETRY.channels * GEOMETRY.kernel_height * GEOMETRY.kernel_width
+    TAPS: tl.constexpr = GEOMETRY.kernel_height * GEOMETRY.kernel_width
+    COLUMNS: tl.constexpr = ELEMENTS + 1 if LAST else ELEMENTS
+    row = tl.program_id(0)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    total = tl.zeros((BLOCK_K,), tl.float64)
+    for first in range(0, programs, BLOCK_P):
+        p = first + tl.arange(0, BLOCK_P)
+        offsets = ((p.to(tl.int64) * partial_rows + row) * COLUMNS)[:, None] + k[None, :]
+        there = (p < programs)[:, None] & (k < COLUMNS)[None, :]
+        total += tl.sum(tl.load(partials + offsets, mask=there, other=0.0).to(tl.float64), 0)
+    factor = channel_factor(k // TAPS, GEOMETRY, tl.float64) * GEOMETRY.scale
+    total = tl.where(k < ELEMENTS, total * factor, total)
+    if SQUARE:
+        own = channel_factor(row // TAPS + tl.zeros((BLOCK_K,), tl.int32), GEOMETRY, tl.float64) * GEOMETRY.scale
+        total = total * own
+    tl.store(out + (row.to(tl.int64) * ELEMENTS + k), total, mask=k < ELEMENTS)
+    if LAST:
+        tl.store(last + row + tl.zeros((BLOCK_K,), tl.int32), total, mask=k == ELEMENTS)

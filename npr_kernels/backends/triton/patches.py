@@ -1,0 +1,282 @@
+"""Patches of the NPR map in registers: what every kernel behind a convolution reads, made from the image on the fly.
+
+A patch tile is (positions, elements): M convolution positions, each with K = C * KH * KW elements padded to a power of
+two. Differences are taken in float32 (float64 for float64 images) before any low-precision product sees them; padding
+and everything outside the image is zero.
+
+There are two ways to make a tile. `gather_patches` serves every geometry: two loads an element (the pixel and its
+anchor; more for a mean or maximum), about 25 instructions each. `cell_row` and `cell_patch` serve the paper's case
+(cells of 2x2 with anchor 0, 3x3 kernel, stride 2, padding 1, three channels). A thread has one pair of convolution
+columns there: it reads the 8 pixels that the pair sees of a row as wide words (6 loads of 4 elements), makes every
+difference once (9 a cell) and composes each patch in registers. That is about 75 instructions a position, 3 an element.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+MEAN, MAX = -1, -2  # anchors that are no index
+SCATTERED, PACKED, PLANAR = 0, 1, 2  # how four neighbouring pixels lie in memory (Geometry.layout)
+
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+class Geometry(NamedTuple):
+    """What a kernel is compiled for. In kernels, give a field a name (`A: tl.constexpr = GEOMETRY.a`) before use."""
+
+    channels: int
+    kernel_height: int
+    kernel_width: int
+    stride_height: int
+    stride_width: int
+    padding_height: int
+    padding_width: int
+    grid_size: int
+    anchor: int  # index in the cell, MEAN or MAX
+    paper: bool  # whether cell_row and cell_patch apply
+    layout: (
+        int  # of pixels, for cell_row: SCATTERED, or aligned vectors of four: PACKED (N, H, W, C), PLANAR (N, C, H, W)
+    )
+    wide: bool  # offsets within one image need 64 bits
+    scale: float  # of the NPR map, positive, times
+    factors: tuple[float, ...]  # one for all channels, or one a channel, of magnitude 1 at most: they go to the weights
+
+
+@triton.jit
+def weight_index(k, GEOMETRY: tl.constexpr):
+    """Index in ``weight.flatten(1)`` of patch element k: cell_patch orders by tap, the one that is always zero last."""
+    if GEOMETRY.paper:
+        tap = k // 3
+        return k % 3 * 9 + tl.where(tap < 4, tap, tl.where(tap < 8, tap + 1, 4))
+    else:
+        return k
+
+
+@triton.jit
+def channel_factor(channel, GEOMETRY: tl.constexpr, T: tl.constexpr):
+    """The factor of each of ``channel`` (K,), of type T."""
+    FACTORS: tl.constexpr = GEOMETRY.factors
+    COUNT: tl.constexpr = len(GEOMETRY.factors)
+    factor = tl.full(channel.shape, FACTORS[0], T)
+    for c in tl.static_range(1, COUNT):
+        factor = tl.where(channel == c, tl.full(channel.shape, FACTORS[c], T), factor)
+    return factor
+
+
+@triton.jit
+def weight_tile(
+    weight,
+    first,
+    outputs,
+    out_channels,
+    GEOMETRY: tl.constexpr,
+    T: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Elements first .. first + BLOCK_K of the output channels ``outputs``, times their channel's factor: (K, O)."""
+    CHANNELS: tl.constexpr = GEOMETRY.channels
+    TAPS: tl.constexpr = GEOMETRY.kernel_height * GEOMETRY.kernel_width
+    k = first + tl.arange(0, BLOCK_K)
+    there = k < CHANNELS * TAPS
+    k = weight_index(k, GEOMETRY)
+    offsets = outputs[None, :].to(tl.int64) * (CHANNELS * TAPS) + k[:, None]
+    values = tl.load(weight + offsets, mask=there[:, None] & (outputs < out_channels)[None, :], other=0.0)
+    return (values.to(T) * channel_factor(k // TAPS, GEOMETRY, T)[:, None]).to(PRODUCT)
+
+
+@triton.jit
+def gather_patches(
+    image,
+    stride_c,
+    stride_h,
+    stride_w,
+    rows,
+    columns,
+    inside,
+    first,
+    height,
+    width,
+    GEOMETRY: tl.constexpr,
+    T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Elements first .. first + BLOCK_K of the patches at convolution positions (rows, columns), of type T."""
+    KERNEL_HEIGHT: tl.constexpr = GEOMETRY.kernel_height
+    KERNEL_WIDTH: tl.constexpr = GEOMETRY.kernel_width
+    TAPS: tl.constexpr = KERNEL_HEIGHT * KERNEL_WIDTH
+    CHANNELS: tl.constexpr = GEOMETRY.channels
+    GRID: tl.constexpr = GEOMETRY.grid_size
+    ANCHOR: tl.constexpr = GEOMETRY.anchor
+    INDEX: tl.constexpr = tl.int64 if GEOMETRY.wide else tl.int32
+    k = first + tl.arange(0, BLOCK_K)
+    tap = k % TAPS
+    plane = ((k // TAPS).to(INDEX) * stride_c)[None, :]
+    y = (rows * GEOMETRY.stride_height - GEOMETRY.padding_height)[:, None] + (tap // KERNEL_WIDTH)[None, :]
+    x = (columns * GEOMETRY.stride_width - GEOMETRY.padding_width)[:, None] + (tap % KERNEL_WIDTH)[None, :]
+    there = inside[:, None] & (k < CHANNELS * TAPS)[None, :] & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    pixel = tl.load(image + (plane + y.to(INDEX) * stride_h + x.to(INDEX) * stride_w), mask=there, other=0).to(T)
+    top = (y // GRID * GRID).to(INDEX)
+    left = (x // GRID * GRID).to(INDEX)
+    if ANCHOR >= 0:
+        offset = (top + ANCHOR // GRID) * stride_h + (left + ANCHOR % GRID) * stride_w
+        anchor = tl.load(image + (plane + offset), mask=there, other=0).to(T)
+    else:
+        anchor = tl.full(pixel.shape, 0.0 if ANCHOR == -1 else float("-inf"), T)
+        for i in range(GRID):
+            for j in range(GRID):
+                offset = (top + i) * stride_h + (left + j) * stride_w
+                value = tl.load(image + (plane + offset), mask=there, other=0).to(T)
+                if ANCHOR == -1:
+                    anchor += value
+                else:
+                    anchor = tl.where((value > anchor) | (value != value), value, anchor)
+        if ANCHOR == -1:
+            anchor = anchor / (GRID * GRID)
+    return tl.where(there, pixel - anchor, 0.0)
+
+
+@triton.jit
+def _split_four(values):
+    """(M, 4) -> four tensors (M,)."""
+    even, odd = tl.split(tl.reshape(values, (values.shape[0], 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def _four_pixels(image, offset, stride_c, stride_w, column, width, inside, GEOMETRY: tl.constexpr, T: tl.constexpr):
+    """Pixels column .. column + 3 of the row at ``offset``: 12 tensors (M,) of type T, index 3 * pixel + channel."""
+    LAYOUT: tl.constexpr = GEOMETRY.layout
+    INDEX: tl.constexpr = tl.int64 if GEOMETRY.wide else tl.int32
+    lane = tl.arange(0, 4)[None, :]
+    if LAYOUT == 1:  # PACKED
+        there = (inside & (column >= 0) & (column < width))[:, None]
+        start = tl.multiple_of(offset + column.to(INDEX) * 3, 4)[:, None]
+        a, b, c, d = _split_four(tl.load(image + (start + lane), mask=there, other=0).to(T))
+        e, f, g, h = _split_four(tl.load(image + (start + (4 + lane)), mask=there, other=0).to(T))
+        i, j, k, l = _split_four(tl.load(image + (start + (8 + lane)), mask=there, other=0).to(T))  # noqa: E741
+        return a, b, c, d, e, f, g, h, i, j, k, l
+    elif LAYOUT == 2:  # PLANAR
+        there = (inside & (column >= 0) & (column < width))[:, None]
+        start = tl.multiple_of(offset + column.to(INDEX), 4)[:, None]
+        plane = tl.multiple_of(tl.cast(stride_c, INDEX), 4)
+        a, d, g, j = _split_four(tl.load(image + (start + lane), mask=there, other=0).to(T))
+        b, e, h, k = _split_four(tl.load(image + (start + plane + lane), mask=there, other=0).to(T))
+        c, f, i, l = _split_four(tl.load(image + (start + 2 * plane + lane), mask=there, other=0).to(T))  # noqa: E741
+        return a, b, c, d, e, f, g, h, i, j, k, l
+    else:
+        pixels = ()
+        for p in tl.static_range(4):
+            there = inside & (column + p >= 0) & (column + p < width)
+            for c in tl.static_range(3):
+                pointer = image + (offset + (column + p).to(INDEX) * stride_w + tl.cast(stride_c, INDEX) * c)
+                pixels = pixels + (tl.load(pointer, mask=there, other=0).to(T),)
+        return pixels
+
+
+@triton.jit
+def cell_row(
+    image,
+    stride_c,
+    stride_h,
+    stride_w,
+    row,
+    group,
+    inside,
+    height,
+    width,
+    GEOMETRY: tl.constexpr,
+    T: tl.constexpr,
+):
+    """The differences in cells 2 * group - 2 .. 2 * group + 1 of the cell row ``row``, zero outside the image.
+
+    Returns 36 tensors (M,) of type T, index 9 * cell + 3 * pixel + channel; pixel 0 is right of the anchor, 1
+    below it, 2 right below.
+    """
+    INDEX: tl.constexpr = tl.int64 if GEOMETRY.wide else tl.int32
+    inside = inside & (row >= 0) & (2 * row < height)
+    above = (2 * row).to(INDEX) * stride_h
+    if GEOMETRY.layout != 0:
+        above = tl.multiple_of(above, 4)
+    below = above + stride_h
+    differences = ()
+    for half in tl.static_range(2):
+        column = 4 * group - 4 + 4 * half
+        upper = _four_pixels(image, above, stride_c, stride_w, column, width, inside, GEOMETRY, T)
+        lower = _four_pixels(image, below, stride_c, stride_w, column, width, inside, GEOMETRY, T)
+        for cell in tl.static_range(2):
+            for c in tl.static_range(3):
+                differences = differences + (upper[6 * cell + 3 + c] - upper[6 * cell + c],)
+            for c in tl.static_range(3):
+                differences = differences + (lower[6 * cell + c] - upper[6 * cell + c],)
+            for c in tl.static_range(3):
+                differences = differences + (lower[6 * cell + 3 + c] - upper[6 * cell + c],)
+    return differences
+
+
+@triton.jit
+def cell_patch(upper, lower, CELL: tl.constexpr, last, PRODUCT: tl.constexpr):
+    """The patch of the convolution column of cell 1, 2 or 3, from two rows of cells: (M, 32), in weight_index's order.
+
+    ``last``: (M,), element 27, the first one behind the patch's 27; the rest is zero.
+    """
+    zero = tl.zeros_like(upper[0])
+    LEFT: tl.constexpr = 9 * CELL - 9
+    HERE: tl.constexpr = 9 * CELL
+    patch = ()
+    for c in tl.static_range(3):
+        patch = patch + (upper[LEFT + 6 + c],)
+    for c in tl.static_range(6):
+        patch = patch + (upper[HERE + 3 + c],)
+    for c in tl.static_range(3):
+        patch = patch + (lower[LEFT + c],)
+    for c in tl.static_range(3):
+        patch = patch + (lower[HERE + c],)
+    for c in tl.static_range(3):
+        patch = patch + (lower[LEFT + 6 + c],)
+    for c in tl.static_range(6):
+        patch = patch + (lower[HERE + 3 + c],)
+    patch = patch + (zero,) * 8
+    for level in tl.static_range(5):  # 32 tensors (M,) to 16 tensors (M, 2) and so on to one (M, 2, 2, 2, 2, 2)
+        joined = ()
+        for i in tl.static_range(16 >> level):
+            joined = joined + (tl.join(patch[i], patch[i + (16 >> level)]),)
+        patch = joined
+    patch = tl.reshape(patch[0], (zero.shape[0], 32))
+    return tl.where((tl.arange(0, 32) == 27)[None, :], last[:, None], patch).to(PRODUCT)
+
+
+@triton.jit
+def tile_positions(tile, height, width, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr):
+    """The image, rows and columns (M,) of a tile of BLOCK_Y x BLOCK_X positions, and whether each is inside."""
+    across = tl.cdiv(width, BLOCK_X)
+    down = tl.cdiv(height, BLOCK_Y)
+    m = tl.arange(0, BLOCK_Y * BLOCK_X)
+    rows = tile // across % down * BLOCK_Y + m // BLOCK_X
+    columns = tile % across * BLOCK_X + m % BLOCK_X
+    return tl.cast(tile // across // down, tl.int64), rows, columns, (rows < height) & (columns < width)
+
+
+@triton.jit
+def image_start(x, n, stride_n, GEOMETRY: tl.constexpr):
+    """Image n (int64) of x."""
+    offset = n * stride_n
+    if GEOMETRY.layout != 0:
+        offset = tl.multiple_of(offset, 4)
+    return x + offset
+
+
+@triton.jit
+def multiply(a, b, total, PRECISION: tl.constexpr):
+    """total + a b, on tensor cores where the types of a and b allow."""
+    if INTERPRETED:  # NumPy has no bfloat16: the interpreter would multiply bit patterns
+        a = a.to(total.dtype)
+        b = b.to(total.dtype)
+    return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)

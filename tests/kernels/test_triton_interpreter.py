@@ -1,0 +1,287 @@
+"""The Triton kernels without a GPU: every kind of case under Triton's interpreter, against float64.
+
+Triton decides between compiler and interpreter when a kernel is defined, so all of this runs in a process of its own,
+which `test_under_the_interpreter` starts; run by themselves, the other tests are skipped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import npr_kernels
+from npr_kernels import reference
+from npr_kernels.backends import registry
+from tests.cases import GRIDS, IMAGE_DTYPES, LAYOUTS, TABLE, Case
+from tests.conftest import ROOT
+from tests.kernels.test_parity import double, gradients
+from tests.tolerances import assert_close, error
+
+pytest.importorskip("triton", reason="Triton is not installed")
+interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in a process of its own")
+
+LOW = {"dtype": torch.uint8, "weight_dtype": torch.bfloat16}
+
+
+def _subset() -> list[Case]:
+    """Every value of every field of the table's cases, at sizes that the interpreter manages."""
+    dtypes = itertools.cycle(IMAGE_DTYPES)
+    cases = [
+        Case(grid_size=g, anchor=a, height=9, width=13, dtype=next(dtypes))
+        for g, a in GRIDS
+        if a in (0, 5, "mean", "max")
+    ]
+    cases += [Case(dtype=d, layout=layout) for layout in LAYOUTS for d in (torch.uint8, next(dtypes))]
+    cases += [Case(dtype=torch.uint8, weight_dtype=d) for d in (torch.float64, torch.bfloat16, torch.float16)]
+    cases += [Case(**LOW, height=h, width=w) for h, w in ((2, 2), (3, 2), (5, 5), (33, 66))]
+    cases += [Case(**LOW, out_channels=o, bias=False) for o in (1, 130)]
+    cases += [Case(dtype=torch.uint8, channels=c) for c in (1, 2, 4, 7)]
+    cases += [Case(batch=0)]
+    cases += {(c.kernel, c.stride, c.padding): c for c in TABLE if c.dtype == torch.float32}.values()
+    return list(dict.fromkeys(cases))
+
+
+SUBSET = _subset()
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
+def test_under_the_interpreter():
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert " passed" in result.stdout
+
+
+def test_the_subset_reaches_what_the_table_does():
+    for field in ("grid_size", "kernel", "stride", "padding", "dtype", "layout", "channels", "parameter_dtype"):
+        assert {getattr(c, field) for c in SUBSET} == {getattr(c, field) for c in TABLE}, field
+
+
+@interpreted
+@pytest.mark.parametrize("case", SUBSET, ids=str)
+def test_forward(case: Case):
+    x, weight, bias = case.tensors()
+    for operator in (npr_kernels.npr_conv2d, npr_kernels.npr_stem):
+        truth = operator(*double(x, weight, bias), backend="eager", **case.options)
+        eager = operator(x, weight, bias, backend="eager", **case.options)
+        assert_close(operator(x, weight, bias, backend="triton", **case.options), eager, truth)
+
+
+@interpreted
+@pytest.mark.parametrize("case", SUBSET, ids=str)
+def test_convolution_gradients(case: Case):
+    results = [
+        gradients(npr_kernels.npr_conv2d, case, backend, *tensors)
+        for backend, tensors in (
+            ("triton", case.tensors()),
+            ("eager", case.tensors()),
+            ("eager", double(*case.tensors())),
+        )
+    ]
+    for result, eager, truth in zip(*results, strict=True):
+        assert_close(result, eager, truth)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", IMAGE_DTYPES)
+@pytest.mark.parametrize(("grid_size", "anchor"), [(2, 0), (2, "max"), (3, 4), (3, "mean"), (4, "max")])
+def test_npr_and_its_gradient(grid_size, anchor, dtype):
+    for layout in ("contiguous", "channels_last"):
+        x, *_ = Case(height=13, width=17, dtype=dtype, layout=layout).tensors()
+        x.requires_grad_(x.is_floating_point())
+        out, eager = (npr_kernels.npr(x, grid_size, anchor, backend=b) for b in ("triton", "eager"))
+        exact = x.detach().double().requires_grad_()
+        truth = npr_kernels.npr(exact, grid_size, anchor, backend="eager")
+        assert_close(out, eager, truth)
+        if x.requires_grad:
+            grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+            (result,), (of_eager,) = (torch.autograd.grad(o, x, grad) for o in (out, eager))
+            (of_truth,) = torch.autograd.grad(truth, exact, grad.double())
+            assert_close(result, of_eager, of_truth)
+
+
+# ---- what the training stem is composed of
+
+STEM_CASES = [
+    Case(dtype=torch.uint8),
+    Case(height=14, width=18, layout="contiguous", out_channels=20),
+    Case(dtype=torch.float64, height=9, width=12),
+    Case(**LOW, height=17, width=34),
+    Case(dtype=torch.bfloat16),
+    Case(dtype=torch.float16, layout="sliced"),
+    Case(dtype=torch.uint8, anchor="mean"),
+    Case(dtype=torch.float64, grid_size=3, anchor="max", channels=1, kernel=(5, 3), stride=(2, 1), padding=(0, 2)),
+    Case(dtype=torch.uint8, channels=2, anchor=3),
+    Case(dtype=torch.float64, batch=0),
+]
+
+
+def convolution(case: Case) -> tuple:
+    """The arguments of the adapter's functions behind the tensors."""
+    stride, padding = (v if isinstance(v, tuple) else (v, v) for v in (case.stride, case.padding))
+    scale = case.options["scale"]
+    return stride, padding, case.grid_size, case.anchor, tuple(scale) if isinstance(scale, list) else (scale,)
+
+
+def patches(case: Case, x) -> torch.Tensor:
+    """(N, K, positions) of scale * npr(x) in float64."""
+    stride, padding, grid_size, anchor, scale = convolution(case)
+    factors = torch.tensor(scale, dtype=torch.float64).view(1, -1, 1, 1)
+    return F.unfold(reference.npr(x.double(), grid_size, anchor) * factors, case.kernel, 1, padding, stride)
+
+
+@interpreted
+@pytest.mark.parametrize("case", STEM_CASES, ids=str)
+def test_moments(case: Case):
+    x, *_ = case.tensors()
+    first, second = registry.get("triton").npr_moments(x, case.kernel, *convolution(case))
+    if case.batch == 0:
+        assert not first.any() and not second.any()
+        return
+    truth = patches(case, x)
+    limit = (
+        1e-13 if case.dtype == torch.float64 else 1e-12 if case.dtype == torch.uint8 and case.anchor != "mean" else 3e-7
+    )
+    assert error(first, truth.sum((0, 2))) < limit * 10
+    assert error(second, torch.einsum("nkp,nlp->kl", truth, truth)) < limit
+    again = registry.get("triton").npr_moments(x, case.kernel, *convolution(case))
+    assert torch.equal(first, again[0]) and torch.equal(second, again[1])
+
+
+def window_places(y: torch.Tensor) -> torch.Tensor:
+    """(N, O, 9, pooled positions) of y padded with -inf for the 3x3/2 pooling."""
+    n, o = y.shape[:2]
+    return F.unfold(F.pad(y, (1, 1, 1, 1), value=float("-inf")), 3, stride=2).view(n, o, 9, -1)
+
+
+@interpreted
+@pytest.mark.parametrize("case", [*STEM_CASES, Case(dtype=torch.uint8, out_channels=33, bias=False)], ids=str)
+def test_stem_argmax(case: Case):
+    x, weight, bias = case.tensors()
+    backend = registry.get("triton")
+    pooled, argmax = backend.npr_stem_argmax(x, weight, bias, *convolution(case))
+    assert torch.equal(pooled, backend.npr_stem(x, weight, bias, *convolution(case)))
+    assert argmax.shape == pooled.shape and argmax.dtype == torch.uint8
+    assert argmax.is_contiguous(memory_format=torch.channels_last)
+    if case.batch == 0:
+        return
+    windows = window_places(reference.npr_conv2d(*double(x, weight, bias), *convolution(case)))
+    best = windows.amax(2).view(pooled.shape)
+    slack = best.abs().max() * (
+        1e-6 if pooled.dtype in (torch.float32, torch.float64) else 4 * torch.finfo(pooled.dtype).eps
+    )
+    assert torch.equal(argmax == 9, ~(pooled > 0))
+    chosen = windows.gather(2, argmax.flatten(2).long().clamp_max(8)[:, :, None]).view(pooled.shape)
+    assert ((chosen >= best - slack) | (argmax == 9)).all()
+    assert ((best <= slack) | (argmax < 9)).all()
+
+
+@interpreted
+def test_argmax_takes_the_first_among_equals():
+    """Of small integers every product and sum is exact, so ties are ties."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 3, (2, 3, 16, 20), generator=generator, dtype=torch.uint8)
+    weight = torch.randint(-1, 2, (8, 3, 3, 3), generator=generator).float()
+    pooled, argmax = registry.get("triton").npr_stem_argmax(x, weight, None, (2, 2), (1, 1), 2, 0, (1.0,))
+    y = reference.npr_conv2d(x.double(), weight.double(), None, (2, 2), (1, 1), 2, 0, (1.0,))
+    places = window_places(y).argmax(2).view(pooled.shape)  # the first of equals
+    assert torch.equal(argmax.long(), torch.where(pooled > 0, places, 9))
+
+
+@interpreted
+@pytest.mark.parametrize("case", STEM_CASES, ids=str)
+def test_stem_grad_weight(case: Case):
+    x, weight, bias = case.tensors()
+    backend = registry.get("triton")
+    pooled, argmax = backend.npr_stem_argmax(x, weight, bias, *convolution(case))
+    grad = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(pooled.dtype)
+    products, sums = backend.npr_stem_grad_weight(grad, argmax, x, case.kernel, *convolution(case))
+    expected = torch.float64 if torch.float64 in (grad.dtype, x.dtype) else torch.float32
+    assert products.dtype == sums.dtype == expected and products.shape == weight.shape
+    if case.batch == 0:
+        assert not products.any() and not sums.any()
+        return
+    y = reference.npr_conv2d(*double(x, weight, bias), *convolution(case))
+    windows = torch.zeros(*y.shape[:2], 10, pooled[0, 0].numel(), dtype=torch.float64)
+    windows.scatter_(2, argmax.flatten(2).long()[:, :, None], grad.double().flatten(2)[:, :, None])
+    n, _, height, width = y.shape
+    dz = F.fold(windows[:, :, :9].reshape(n, -1, windows.shape[3]), (height + 2, width + 2), 3, stride=2)
+    dz = dz[:, :, 1 : height + 1, 1 : width + 1]
+    truth = torch.einsum("nop,nkp->ok", dz.flatten(2), patches(case, x)).view_as(weight)
+    limit = {torch.float64: 1e-13, torch.float32: 1e-6}.get(grad.dtype, 2 * torch.finfo(grad.dtype).eps)
+    assert error(products, truth) < limit
+    assert error(sums, dz.sum((0, 2, 3))) < limit
+
+
+@interpreted
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("anchor", [0, "max"])
+def test_non_finite_pixels_spread_as_in_pytorch(anchor, value):
+    case = Case(anchor=anchor, out_channels=20)
+    x, weight, bias = case.tensors()
+    x[1, 0, 9, 1] = value
+    for operator in (npr_kernels.npr_conv2d, npr_kernels.npr_stem):
+        truth = operator(*double(x, weight, bias), backend="eager", **case.options)
+        assert error(operator(x, weight, bias, backend="triton", **case.options), truth) < 1e-5
+
+
+@interpreted
+def test_opcheck():
+    """Schemas, fakes and tracing with dynamic shapes."""
+    case = Case(batch=1, height=4, width=4, out_channels=2)
+    x, weight, bias = case.tensors()
+    backend = registry.get("triton")
+    operators = backend._operators()
+    arguments = backend._coded(convolution(case))
+    for channels_last in (False, True):
+        torch.library.opcheck(operators.npr_conv2d.default, (x, weight, bias, *arguments, channels_last))
+    torch.library.opcheck(operators.npr_stem.default, (x, weight, None, *arguments))
+    torch.library.opcheck(operators.npr_stem_argmax.default, (x, weight, bias, *arguments))
+    torch.library.opcheck(operators.npr.default, (x, case.grid_size, arguments[3], True))
+    torch.library.opcheck(operators.npr_moments.default, (x, case.kernel, *arguments))
+    y = operators.npr_conv2d(x, weight, bias, *arguments, False)
+    torch.library.opcheck(operators.npr_conv2d_grad_weight.default, (y, x, case.kernel, *arguments))
+    pooled, argmax = operators.npr_stem_argmax(x, weight, bias, *arguments)
+    torch.library.opcheck(operators.npr_stem_grad_weight.default, (pooled, argmax, x, case.kernel, *arguments))
+    if x.is_floating_point():
+        torch.library.opcheck(operators.npr_conv2d_grad_input.default, (y, x, weight, *arguments, True))
+        map_ = operators.npr(x, case.grid_size, arguments[3], False)
+        torch.library.opcheck(operators.npr_backward.default, (map_, x, case.grid_size, arguments[3], False))
+
+
+@interpreted
+def test_compile_and_export():
+    """One graph, forward and backward; the exported program runs for another size."""
+    network = npr_kernels.NPRStem(3, 8, backend="triton")
+    x = torch.randint(0, 256, (2, 3, 12, 16), dtype=torch.uint8)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    gradient = []
+    for module in (network, compiled):
+        network.zero_grad()
+        module(x).square().sum().backward()
+        gradient.append(network.conv.weight.grad.clone())
+    assert error(*gradient) < 1e-5
+    network.eval()
+    sizes = {0: torch.export.Dim("batch"), 2: 2 * torch.export.Dim("rows", min=4)}
+    program = torch.export.export(network, (x,), dynamic_shapes=(sizes,)).module()
+    other = torch.randint(0, 256, (3, 3, 20, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        assert error(program(other), network(other)) < 1e-5
+
+
+@interpreted
+def test_the_interpreter_serves_cpu_tensors_and_says_so():
+    assert npr_kernels.backends()["triton"] is None
+    call = registry.Call("npr", "cuda", torch.float32, torch.float32, 2, 0)
+    assert "CPU tensors while TRITON_INTERPRET=1" in registry.get("triton").refusal(call)
