@@ -74,6 +74,7 @@ def choose_device(name: str) -> str:
 def joined(device: str) -> Iterator[Process]:
     """This process among those that torchrun started (Gloo on the CPU, NCCL on GPUs), or alone without torchrun.
 
+    A process group that exists already is used as it is.
     ``device`` as in :func:`choose_device`; every process of a machine takes a GPU of its own. Raises InputError.
     """
     device = choose_device(device)
@@ -85,12 +86,14 @@ def joined(device: str) -> Iterator[Process]:
         if local_rank >= torch.cuda.device_count():
             raise InputError(f"process {local_rank} of this machine finds only {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(local_rank)
-    # The first process validates while the others wait for it, which may take long.
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=12))
+    ours = not dist.is_initialized()
+    if ours:  # the first process validates while the others wait for it, which may take long
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=12))
     try:
         yield Process(torch.device(device, local_rank if device == "cuda" else None), rank, size)
     finally:
-        dist.destroy_process_group()
+        if ours:
+            dist.destroy_process_group()
 
 
 _TORCHRUN = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}  # environment variables, and what holds without torchrun
