@@ -71,9 +71,13 @@ def test_ranges_are_drawn_from(monkeypatch):
     for name, seen in drawn.items():
         encode = getattr(images, f"encode_{name}")
         monkeypatch.setattr(
-            images, f"encode_{name}", lambda p, quality, encode=encode, seen=seen: seen.add(quality) or encode(p, quality)
+            images,
+            f"encode_{name}",
+            lambda p, quality, encode=encode, seen=seen: seen.add(quality) or encode(p, quality),
         )
-    config = dataclasses.replace(PLAIN, webp_probability=1.0, webp_quality=(70, 72), jpeg_probability=1.0, jpeg_quality=(80, 83))
+    config = dataclasses.replace(
+        PLAIN, webp_probability=1.0, webp_quality=(70, 72), jpeg_probability=1.0, jpeg_quality=(80, 83)
+    )
     for seed in range(60):
         augment.augment(noise(24, 24), config, random(seed))
     assert drawn == {"jpeg": {80, 81, 82, 83}, "webp": {70, 71, 72}}

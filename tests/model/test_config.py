@@ -29,7 +29,9 @@ PAPER = {
 def test_paper_preset():
     paper = config.preset("paper")
     assert {name: getattr(paper, name) for name in PAPER} == PAPER
-    assert not paper.match_classes and not any(getattr(paper, n) for n in config.FIELDS if n.endswith("_probability") and n != "flip_probability")
+    assert not paper.match_classes and not any(
+        getattr(paper, n) for n in config.FIELDS if n.endswith("_probability") and n != "flip_probability"
+    )
 
 
 def test_wild_preset_crops_and_draws_every_augmentation():
@@ -124,7 +126,9 @@ def test_errors(setting):
     assert ERRORS[setting] in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [("[]", "not a JSON object"), ("{", "Expecting"), ('{"a": 1}', "no field 'a'")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("[]", "not a JSON object"), ("{", "Expecting"), ('{"a": 1}', "no field 'a'")]
+)
 def test_bad_files(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match=message):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from npr_model import datasets
 from npr_model.config import PRESETS, TrainConfig
@@ -32,6 +32,10 @@ def epoch(sampler: BalancedBatches, number: int = 0, first_step: int = 0) -> lis
     return list(sampler)
 
 
+def joined(lists: Iterable[list]) -> list:
+    return list(itertools.chain.from_iterable(lists))
+
+
 def test_classes_are_balanced_and_every_sample_is_used():
     orders = [batches().order(number) for number in range(2)]
     for order in orders:
@@ -48,7 +52,7 @@ def test_batches_cut_the_order_and_a_resumed_epoch_has_the_same_ones():
     found = epoch(sampler, 1)
     assert [len(draws) for draws in found] == [4] * 5
     order = sampler.order(1)
-    assert sum(found, []) == [(order[position], 1, position) for position in range(20)]
+    assert joined(found) == [(order[position], 1, position) for position in range(20)]
     assert epoch(sampler, 1, first_step=3) == found[3:]
 
 
@@ -57,9 +61,9 @@ def test_batches_cut_the_order_and_a_resumed_epoch_has_the_same_ones():
 def test_processes_and_parts_share_the_same_batches(size, accumulation):
     values = {"batch_size": 8, "accumulation": accumulation}
     shares = [epoch(batches(rank=rank, size=size, **values), 2, first_step=1) for rank in range(size)]
-    parts = [sum(parts, []) for parts in zip(*shares, strict=True)]
+    parts = [joined(parts) for parts in zip(*shares, strict=True)]
     whole = epoch(batches(batch_size=8), 2, first_step=1)
-    assert sum(parts, []) == sum(whole, [])
+    assert joined(parts) == joined(whole)
     assert [len(part) for part in parts] == [8 // accumulation] * accumulation
 
 
@@ -112,9 +116,11 @@ def test_crops_depend_on_seed_epoch_and_position(samples):
 
 
 def test_matched_classes_have_one_size_and_one_codec(samples, monkeypatch):
-    """What the network gets of the PNGs has been through a JPEG of the other class, and no more of a side than theirs."""
+    """Every PNG is sent through the codec of a JPEG, and every JPEG is cut to the size of a PNG."""
     seen = []
-    monkeypatch.setattr("npr_model.loading.augment", lambda pixels, config, random, partner: seen.append(partner) or pixels)
+    monkeypatch.setattr(
+        "npr_model.loading.augment", lambda pixels, config, random, partner: seen.append(partner) or pixels
+    )
     crops = TrainingCrops(samples, TrainConfig(match_classes=True))
     for number, sample in enumerate(samples):
         for position in range(8):
@@ -142,7 +148,7 @@ def test_loader_gives_the_same_for_any_number_of_workers(samples):
         assert labels.shape == (4, 1) and labels.dtype == torch.float32
         assert [len(parts) for parts in epochs] == [2, 2, 1]
         assert torch.equal(epochs[2][0][0], epochs[1][1][0])  # of a resumed epoch the rest
-    for first, second in zip(sum(found[0], []), sum(found[1], []), strict=True):
+    for first, second in zip(joined(found[0]), joined(found[1]), strict=True):
         assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
 
 
@@ -157,9 +163,10 @@ def test_a_bad_file_is_named(samples, workers, match_classes):
 
 
 def test_survey(tmp_path):
+    listed = []
     for name, label, format in (("a", REAL, "PNG"), ("b", REAL, "JPEG"), ("c", FAKE, "PNG")):
-        (tmp_path / name).write_bytes(encoded(Image.fromarray(noise(8, 8)), format))
-    listed = [Sample(Path(tmp_path / name), label, "x") for name, label in (("a", REAL), ("b", REAL), ("c", FAKE))]
+        (tmp_path / name).write_bytes(encoded(noise(8, 8), format))
+        listed.append(Sample(tmp_path / name, label, "x"))
     read = []
     survey = datasets.survey(listed, 2, 1, read.append)
     assert str(survey) == "0_real: 1 PNG, 1 JPEG; 1_fake: 1 PNG" and survey.classes_differ
