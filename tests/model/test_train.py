@@ -181,7 +181,7 @@ def killed_after(number: int):
 def test_a_resumed_run_has_the_losses_and_weights_of_an_unbroken_one(labelled, tmp_path, stop):
     """Ended before its first save, in the middle of epochs, and between two epochs of three steps each."""
     root = labelled({"train/0_real": 12, "train/1_fake": 12, "held/0_real": 2, "held/1_fake": 2})
-    config = small(root / "train", validation=(str(root / "held"),), epochs=3, save_steps=2, decay_epochs=1)
+    config = small(root / "train", validation=(str(root / "held"),), epochs=3, save_steps=2, decay_epochs=2)
     unbroken, resumed, plans = [], [], []
     train.train(config, tmp_path / "unbroken", on_step=unbroken.append)
     with pytest.raises(Killed):
