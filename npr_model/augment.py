@@ -9,6 +9,7 @@ import functools
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageFilter
 
 from npr_model import images
@@ -34,7 +35,7 @@ def augment(
     if pixels.shape[0] != config.crop_size:
         pixels = rescale(pixels, config.crop_size, INTERPOLATIONS[random.integers(len(INTERPOLATIONS))])
     if random.random() < config.flip_probability:
-        pixels = pixels[:, ::-1]
+        pixels = flip(pixels)
     if random.random() < config.blur_probability:
         pixels = blur(pixels, random.uniform(*config.blur_sigma))
     if random.random() < config.webp_probability:
@@ -71,6 +72,11 @@ def crop(pixels: np.ndarray, size: int, grid_size: int, random: np.random.Genera
 def rescale(pixels: np.ndarray, size: int, interpolation: Image.Resampling) -> np.ndarray:
     """(H, W, 3) to (size, size, 3) with Pillow's antialiased interpolation."""
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((size, size), interpolation))
+
+
+def flip(pixels: np.ndarray) -> np.ndarray:
+    """Left to right. (torch copies pixels of three bytes ten times as fast as NumPy.)"""
+    return torch.from_numpy(np.require(pixels, requirements="W")).flip(1).numpy()
 
 
 def blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
