@@ -305,6 +305,7 @@ def info(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")
 def main(arguments: list[str] | None = None) -> int:
     """Run ``npr`` and return its exit code; what is the user's to mend is one line on stderr, never a traceback."""
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; pixels that are wrong are errors
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: they take turns
     usage_error = typer.BadParameter.__base__  # click's, wherever this version of typer keeps it
     try:
         return app(arguments, standalone_mode=False) or 0

@@ -82,15 +82,17 @@ def joined(device: str) -> Iterator[Process]:
     if size == 1:
         yield Process(torch.device(device))
         return
+    backend, own = "gloo", torch.device(device)
     if device == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise InputError(f"process {local_rank} of this machine finds only {torch.cuda.device_count()} GPUs")
-        torch.cuda.set_device(local_rank)
+        backend, own = "nccl", torch.device("cuda", local_rank)
+        torch.cuda.set_device(own)
     ours = not dist.is_initialized()
     if ours:  # the first process validates while the others wait for it, which may take long
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=12))
+        dist.init_process_group(backend, timeout=timedelta(hours=12), device_id=own if device == "cuda" else None)
     try:
-        yield Process(torch.device(device, local_rank if device == "cuda" else None), rank, size)
+        yield Process(own, rank, size)
     finally:
         if ours:
             dist.destroy_process_group()
