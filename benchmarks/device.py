@@ -205,6 +205,7 @@ STEPS: dict[str, Callable[[Path, int], dict]] = {
     "racecheck": sanitize("racecheck"),
     "ops": benchmark("ops", "--seconds", "2"),
     "model": benchmark("model", "--seconds", "20", "--batch", "256"),
+    "train": benchmark("train", "--seconds", "20"),
     "profile": profile,
 }
 

@@ -189,6 +189,7 @@ COLUMNS = {  # title: key of the row, format
     "of FMA peak": ("share_of_fma_peak", ".0%"),
     "of bf16 peak": ("share_of_bf16_peak", ".0%"),
     "of bandwidth": ("share_of_bandwidth", ".0%"),
+    "peak MiB": ("peak_mib", ".0f"),
 }
 
 

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -85,6 +86,7 @@ class Metadata:
     training_data: str = ""
     calibration: Calibration | None = None
     licence: str = ""
+    training: dict[str, Any] | None = None  # the training's config, without its folders
 
     def to_json(self) -> str:
         """One JSON object: format_version, architecture, and the other fields."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from npr_model.evaluate import Evaluation
     from npr_model.metrics import Metrics
     from npr_model.screening.runner import Row, Scorer, Summary
-    from npr_model.train import Epoch
+    from npr_model.train import Epoch, Plan, Step
 
 EXIT_FAILED_INPUTS = 1
 EXIT_USAGE = 2
@@ -188,63 +188,92 @@ def evaluate(
 @app.command()
 def train(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="FOLDER...", help="Folders with 0_real and 1_fake, at any depth.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder for the checkpoints.")],
+        list[Path] | None,
+        typer.Argument(metavar="FOLDER...", help="Folders with 0_real and 1_fake, at any depth.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A new folder for the checkpoints.", show_default=False)
+    ] = None,
     validation: Annotated[
         list[Path] | None, typer.Option(help="As FOLDER, measured after every epoch; may be given more than once.")
     ] = None,
-    name: Annotated[str, typer.Option(help="What the checkpoint calls itself.")] = "",
-    training_data: Annotated[str, typer.Option(help="What it says it was trained on.")] = "",
-    licence: Annotated[str, typer.Option(help="The licence it names.")] = "",
-    epochs: Annotated[int, typer.Option(help="Passes over the larger class.")] = 50,
-    batch_size: Annotated[int, typer.Option(help="Crops in a step, half of them of either class on average.")] = 32,
-    crop_size: Annotated[int, typer.Option(help="Side of the random crops; smaller images are tiled.")] = 224,
-    learning_rate: Annotated[float, typer.Option(help="Adam's; times 0.9 every 10 epochs.")] = 2e-4,
-    jpeg_probability: Annotated[float, typer.Option(help="Share of crops, of both classes, put through JPEG.")] = 0.0,
-    jpeg_quality: Annotated[tuple[int, int], typer.Option(help="Lowest and highest quality of that.")] = (60, 100),
-    view: Annotated[str, typer.Option(help="The view to validate with and to name in the checkpoint.")] = "native",
-    workers: Annotated[int, typer.Option(help="Processes that decode and crop.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of the weights and of every draw.")] = 100,
-    device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 for the convolutions.")] = "float32",
+    preset: Annotated[
+        str | None,
+        typer.Option(help="paper (its recipe, for ForenSynths) or wild (the default).", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A config as --print-config prints it.", show_default=False)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any field of the config; may be given more than once."),
+    ] = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the config and stop.")] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with the run in this folder, with its config.", show_default=False),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the larger class.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Crops in a step, over all processes.")] = None,
+    crop_size: Annotated[int | None, typer.Option(help="Side of the random crops.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or (GPU) float16.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode and crop.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    name: Annotated[str | None, typer.Option(help="What the checkpoint calls itself.")] = None,
 ) -> None:
-    """Train a detector; writes last.safetensors and, with --validation, best.safetensors after every epoch."""
-    from npr_model import checkpoints, datasets
-    from npr_model import train as training
-    from npr_model.evaluate import collect
-    from npr_model.images import View
+    """Train a detector; writes last.safetensors and, with --validation, best.safetensors after every epoch.
 
-    options = training.TrainOptions(
-        epochs=epochs,
-        batch_size=batch_size,
-        crop_size=crop_size,
-        learning_rate=learning_rate,
-        jpeg_probability=jpeg_probability,
-        jpeg_quality=jpeg_quality,
-        view=View.parse(view),
-        workers=workers,
-        seed=seed,
-        device=_device(device),
-        dtype=_dtype(dtype),
-    )
-    samples = [sample for folder in folders for sample in datasets.find_samples(folder)]
-    held_out = collect(validation) if validation else []
-    metadata = checkpoints.Metadata(name=name, training_data=training_data, licence=licence)
-    draws = len(training.BalancedSampler([sample.label for sample in samples], seed)) * epochs
-    out.print(f"{len(samples)} training images, {len(held_out)} for validation; {draws} crops in {epochs} epochs")
+    Options go before fields of --config, and these before those of --preset. In several processes:
+    torchrun --nproc-per-node 2 -m npr_model.cli train ...
+    """
+    from npr_model import config as configs
 
-    with _progress("training", total=draws) as advance:
-        chosen = training.train(
-            samples,
-            output,
-            options,
-            metadata=metadata,
-            validation=held_out,
-            on_batch=lambda count, loss: advance(count),
-            on_epoch=_print_epoch,
-        )
-    out.print(f"checkpoint: {escape(str(chosen))}", soft_wrap=True)
+    if sum(source is not None for source in (preset, config, resume)) > 1:
+        raise InputError("give one of --preset, --config and --resume, each of which brings a whole config")
+    if resume is not None and output is not None:
+        raise InputError("a resumed run goes on in its own folder: leave out --output")
+    if resume is not None:
+        chosen = configs.load_run(resume)
+    else:
+        chosen = configs.load(config) if config is not None else configs.preset(preset or "wild")
+    given = {
+        "folders": [str(path) for path in folders or []] or None,
+        "validation": [str(path) for path in validation or []] or None,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "crop_size": crop_size,
+        "dtype": dtype,
+        "workers": workers,
+        "device": device,
+        "name": name,
+    }
+    chosen = chosen.changed(**{name: value for name, value in given.items() if value is not None})
+    chosen = chosen.overridden(settings or [])
+    if print_config:
+        print(chosen.to_json(), end="")
+        return
+    if resume is None and output is None:
+        raise InputError("Missing option '--output' / '-o', a new folder for the checkpoints")
+
+    from npr_model.train import train as run
+
+    run_folder = resume or output
+    try:
+        with _TrainingProgress() as progress:
+            checkpoint = run(
+                chosen,
+                run_folder,
+                resume=resume is not None,
+                on_read=progress.read,
+                on_start=progress.start,
+                on_step=progress.step,
+                on_epoch=_print_epoch,
+            )
+    except KeyboardInterrupt:
+        err.print(f"npr: interrupted; npr train --resume {escape(str(run_folder))} goes on from the last saved step")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if progress.started:
+        out.print(f"checkpoint: {escape(str(checkpoint))}", soft_wrap=True)
 
 
 @app.command()
@@ -276,6 +305,7 @@ def info(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")
 def main(arguments: list[str] | None = None) -> int:
     """Run ``npr`` and return its exit code; what is the user's to mend is one line on stderr, never a traceback."""
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; pixels that are wrong are errors
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: they take turns
     usage_error = typer.BadParameter.__base__  # click's, wherever this version of typer keeps it
     try:
         return app(arguments, standalone_mode=False) or 0
@@ -348,13 +378,9 @@ def _dtype(name: str | None) -> torch.dtype | None:
 
 
 def _device(name: str) -> str:
-    import torch
+    from npr_model.distributed import choose_device
 
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"no device {name!r}; give auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was asked for, but torch finds no CUDA GPU")
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+    return choose_device(name)
 
 
 @contextlib.contextmanager
@@ -468,9 +494,66 @@ def _cells(row: Metrics) -> list[str]:
     return [str(row.real), str(row.fake), *("-" if value is None else f"{100 * value:.1f}" for value in values)]
 
 
+class _TrainingProgress:
+    """A bar on stderr, on a terminal only, and the plan on stdout; what `train` calls back, in the first process."""
+
+    def __init__(self) -> None:
+        columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+        columns += [TextColumn("{task.fields[note]}"), TimeElapsedColumn()]
+        self._bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+        self._task = None
+        self.started = False
+
+    def __enter__(self) -> _TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def _begin(self, what: str, total: int, done: int = 0) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(what, total=total, completed=done, note="")
+
+    def read(self, count: int, total: int) -> None:
+        if self._task is None:
+            self._begin("reading all images once", total)
+        self._bar.advance(self._task, count)
+
+    def start(self, plan: Plan) -> None:
+        self.started = True
+        config, steps = plan.config, plan.steps * plan.config.epochs
+        shared = f" in {plan.processes} processes" if plan.processes > 1 else ""
+        out.print(
+            f"{len(plan.samples)} training images, {len(plan.validation)} for validation; {config.epochs} epochs of "
+            f"{plan.steps} steps of {config.batch_size} crops{shared}",
+            soft_wrap=True,
+        )
+        if plan.first_step:
+            out.print(f"resumed after {plan.first_step} of {steps} steps")
+        if plan.survey:
+            out.print(str(plan.survey), soft_wrap=True, highlight=False)
+            if plan.survey.classes_differ and not config.match_classes:
+                out.print(
+                    "[yellow]warning: the classes differ in file format, so the codec may be what is learned; try "
+                    "--set match_classes=true[/]",
+                    soft_wrap=True,
+                )
+        self._began = time.perf_counter(), plan.first_step
+        self._begin("training", steps, plan.first_step)
+
+    def step(self, step: Step) -> None:
+        began, first_step = self._began
+        rate = (step.number - first_step) * step.images / (time.perf_counter() - began)
+        note = f"steps  loss {step.loss:.4f}  {rate:.1f} images/s  {step.waiting:.0%} waiting for data"
+        self._bar.update(self._task, completed=step.number, note=note)
+
+
 def _print_epoch(epoch: Epoch) -> None:
     text = (
-        f"epoch {epoch.number}: loss {epoch.loss:.4f}, accuracy {100 * epoch.accuracy:.1f}, {epoch.rate:.1f} images/s"
+        f"epoch {epoch.number}: loss {epoch.loss:.4f}, accuracy {100 * epoch.accuracy:.1f}, {epoch.rate:.1f} images/s, "
+        f"{epoch.waiting:.0%} of the time waiting for data"
     )
     if epoch.score is not None:
         mean = epoch.validation.mean

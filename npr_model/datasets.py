@@ -7,7 +7,8 @@ names the group (an object class or a generator); directly below the root it is 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,27 +70,60 @@ def require_both_classes(samples: Iterable[Sample], what: str) -> None:
             raise DatasetError(f"{what} has no images in {name} folders, both classes are needed")
 
 
-def require_readable(samples: Sequence[Sample], grid_size: int, workers: int) -> list[str]:
+@dataclass(frozen=True)
+class Survey:
+    """What decoding every sample has shown: the ``decoders`` used, sorted, and each class's files by format."""
+
+    decoders: tuple[str, ...]
+    formats: dict[str, Counter[str]]
+
+    def __str__(self) -> str:
+        shares = {
+            name: ", ".join(f"{count} {format}" for format, count in counts.most_common())
+            for name, counts in self.formats.items()
+        }
+        return "; ".join(f"{name}: {share}" for name, share in shares.items())
+
+    @property
+    def classes_differ(self) -> bool:
+        """Whether a format's share differs between the classes by more than a tenth."""
+        real, fake = ({f: n / counts.total() for f, n in counts.items()} for counts in self.formats.values())
+        return any(abs(real.get(format, 0) - fake.get(format, 0)) > 0.1 for format in {**real, **fake})
+
+
+def survey(
+    samples: Sequence[Sample],
+    grid_size: int,
+    workers: int,
+    on_read: Callable[[int], None] = lambda count: None,
+) -> Survey:
     """Decode every sample once, so that a bad file is known before hours of training. Raises DatasetError.
 
-    Returns the decoders that were used, sorted.
+    ``on_read`` is given the number of images after each.
     """
 
-    def decoder_or_problem(sample: Sample) -> tuple[str | None, str | None]:
+    def format_and_decoder(sample: Sample) -> tuple[str, str] | str:
         try:
             decoded = read(sample.path)
             images.check_cell(decoded.pixels, grid_size)
-            return decoded.decoder, None
+            return decoded.format, decoded.decoder
         except images.ImageError as error:
-            return None, f"{readable_name(sample.path)}: {error}"
+            return f"{readable_name(sample.path)}: {error}"
 
+    results = []
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        results = list(pool.map(decoder_or_problem, samples))
-    problems = [problem for _, problem in results if problem]
+        for result in pool.map(format_and_decoder, samples):
+            results.append(result)
+            on_read(1)
+    problems = [result for result in results if isinstance(result, str)]
     if problems:
         shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
         raise DatasetError(f"{len(problems)} of {len(samples)} images cannot be used, repair or remove them: {shown}")
-    return sorted({decoder for decoder, _ in results})
+    formats = {name: Counter() for name in CLASS_FOLDERS}
+    names = {label: name for name, label in CLASS_FOLDERS.items()}
+    for sample, (format, _) in zip(samples, results, strict=True):
+        formats[names[sample.label]][format] += 1
+    return Survey(tuple(sorted({decoder for _, decoder in results})), formats)
 
 
 def read(path: str | os.PathLike) -> images.DecodedImage:

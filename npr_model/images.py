@@ -17,13 +17,15 @@ Plain 8-bit grey, YCbCr and RGB JPEGs go through simplejpeg, which is faster and
 from __future__ import annotations
 
 import io
+import os
 import threading
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import PIL
 import simplejpeg
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from npr_model.errors import InputError, reason
 
@@ -33,6 +35,7 @@ MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompressi
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 _SIMPLEJPEG = f"simplejpeg {simplejpeg.__version__}"
 _PILLOW = f"pillow {PIL.__version__}"
+_SUBSAMPLING = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's numbers; other kinds are rare
 _open_lock = threading.Lock()
 
 
@@ -73,11 +76,60 @@ def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, colorsubsampling="420")
 
 
+def encode_webp(pixels: np.ndarray, quality: int) -> bytes:
+    """(H, W, 3) uint8 as a lossy WebP, whose chroma is always 4:2:0; ``quality`` is libwebp's, 1 to 100."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "WEBP", quality=quality, method=2)
+    return buffer.getvalue()
+
+
 def encode_png(pixels: np.ndarray) -> bytes:
     """(H, W, 3) uint8 as a PNG, lightly compressed."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Size and lossy codec of a file, as far as its header tells.
+
+    ``quantization``: the tables of a JPEG, in Pillow's order, and ``subsampling`` its chroma's ("4:2:0", ...). A lossy
+    WebP does not tell its quality. All other formats count as lossless.
+    """
+
+    width: int
+    height: int
+    quantization: tuple[tuple[int, ...], ...] | None = None
+    subsampling: str | None = None
+    lossy_webp: bool = False
+
+
+def read_encoding(path: str | os.PathLike) -> Encoding:
+    """Read a file's header. Raises ImageError."""
+    try:
+        with open(path, "rb") as file, _open(file) as image:
+            if image.format in ("JPEG", "MPO"):
+                tables = [tuple(image.quantization[number]) for number in sorted(image.quantization)][:2]
+                subsampling = _SUBSAMPLING.get(JpegImagePlugin.get_sampling(image), "4:4:4")
+                return Encoding(image.width, image.height, (tables[0], tables[-1]), subsampling)
+            file.seek(0)
+            lossy_webp = image.format == "WEBP" and b"VP8 " in file.read(2**16)
+            return Encoding(image.width, image.height, lossy_webp=lossy_webp)
+    except Exception as error:  # a damaged file leads Pillow's readers to whatever exception they run into
+        raise ImageError(f"the header cannot be read ({reason(error)})") from error
+
+
+def encoded_as(pixels: np.ndarray, encoding: Encoding) -> np.ndarray:
+    """(H, W, 3) uint8 after the codec of another file: its JPEG tables and subsampling, or a WebP of quality 80."""
+    if encoding.lossy_webp:
+        return decode(encode_webp(pixels, 80)).pixels
+    if encoding.quantization is None:
+        return pixels
+    buffer = io.BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image.save(buffer, "JPEG", qtables=encoding.quantization, subsampling=encoding.subsampling)
+    return decode(buffer.getvalue()).pixels
 
 
 def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
@@ -100,7 +152,7 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
 
 def _decode_pillow(data: bytes, max_pixels: int) -> DecodedImage:
     try:
-        with _open(data) as image:
+        with _open(io.BytesIO(data)) as image:
             _check_size(image.width, image.height, max_pixels)
             name = image.format
             pixels = np.array(_to_rgb(image))
@@ -113,13 +165,13 @@ def _decode_pillow(data: bytes, max_pixels: int) -> DecodedImage:
     return DecodedImage(pixels, name, _PILLOW)
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(file: BinaryIO) -> Image.Image:
     """Open without Pillow's own pixel limit, of which it warns or raises; ours is checked next, before decoding."""
     Image.init()
     with _open_lock:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+            return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 

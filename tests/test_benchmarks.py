@@ -12,7 +12,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import command, device, machine, model, ops, peers
+from benchmarks import command, device, machine, model, ops, peers, train
 from benchmarks import report as readme
 from benchmarks.cases import OperatorCase
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, Unavailable, interleave, is_peer, report
@@ -20,6 +20,7 @@ from benchmarks.training import TrainingCase
 from npr_kernels import reference
 from npr_kernels.backends import extension
 from npr_model.network import NPRDetector
+from tests.model.conftest import encoded, noise
 from tests.tolerances import error
 
 CPU = torch.device("cpu")
@@ -50,6 +51,27 @@ def test_authors_layers_are_the_detector():
         truth.load_state_dict(detector.state_dict())
         assert error(peers.AuthorsDetector(detector, torch.float64)(pixels), truth(pixels)) < 1e-12
         assert error(peers.AuthorsDetector(detector)(pixels), truth(pixels)) < 1e-5
+
+
+def test_training_step_judges_losses_and_gradients():
+    case = train.benchmark(4, 32, CPU)
+    contenders = {contender.name: contender for contender in case.contenders}
+    for name in ("eager", "ours float32", "ours bfloat16"):
+        assert case.judge(contenders[name].build()(), contenders[name].dtype).green, name
+    found, details = contenders["ours float32"].build()()
+    for wrong in ({"losses": found.losses * 1.001}, {"gradients": found.gradients * 1.2}):
+        assert not case.judge((dataclasses.replace(found, **wrong), details), torch.float32).green
+
+
+def test_training_from_files_measures_the_waiting(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "FILES", 8)
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(encoded(noise(20, 30, number)))
+    for photos in (None, tmp_path):
+        rows = list(train.loading(4, 16, 1, CPU, photos, 0))
+        assert [row["contender"] for row in rows] == ["loader alone", "ours float32", "ours bfloat16"]
+        assert all(row["median_ms"] > 0 and row["images_per_second"] > 0 for row in rows)
+        assert all(0 <= row["waiting"] < 1 for row in rows[1:])
 
 
 def benchmark_of(**contenders) -> Benchmark:

@@ -158,8 +158,50 @@ def test_train_then_screen(npr, labelled, tmp_path):
     code, out, err = npr("train", root / "train", "-o", run, "--validation", root / "held", *small)
     assert code == 0 and err == "" and "epoch 2: loss" in out and "average precision" in out
     assert "best.safetensors" in out
+    assert "0_real: 4 PNG; 1_fake: 4 PNG" in out and "waiting for data" in out and "warning" not in out
     code, out, _ = npr("screen", root / "held", "--checkpoint", run / "last.safetensors")
     assert code == 0 and "4 images: " in out and "tiny@" in out
+    code, out, err = npr("train", "--resume", run, "--epochs", 3)
+    assert code == 0 and err == "" and "resumed after 4 of 6 steps" in out and "epoch 3: loss" in out
+    code, out, err = npr("train", "--resume", run, "--set", "seed=7")
+    assert code == cli.EXIT_USAGE and "was trained with seed=100, not 7" in err and err.count("\n") == 1
+
+
+def test_a_printed_config_can_be_edited_and_run(npr, labelled, tmp_path):
+    root = labelled({"0_real": 4, "1_fake": 4})
+    settings = ["--set", "batch_size=4", "--set", "crop_size=16", "--set", "workers=0", "--epochs", 1]
+    code, printed, err = npr("train", root, "--preset", "paper", "--set", "classes=", *settings, "--print-config")
+    values = json.loads(printed)
+    assert code == 0 and err == "" and values["resize"] == 256 and values["epochs"] == 1
+    (tmp_path / "mine.json").write_text(json.dumps(values | {"resize": 20, "name": "edited"}))
+    code, out, err = npr("train", "--config", tmp_path / "mine.json", "-o", tmp_path / "run", "--dtype", "bfloat16")
+    assert code == 0 and err == "" and "1 epochs of 2 steps of 4 crops" in out
+    loaded = checkpoints.load(tmp_path / "run" / "last.safetensors").metadata
+    assert (loaded.name, loaded.training["resize"], loaded.training["dtype"]) == ("edited", 20, "bfloat16")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["folders"] == [str(root)]
+
+
+def test_train_warns_of_classes_that_differ_in_format(npr, labelled, tmp_path):
+    root = labelled({"0_real": 2, "1_fake": 2})
+    for path in (root / "0_real").iterdir():
+        path.write_bytes(encoded(noise(16, 16), "JPEG"))
+    settings = ["--batch-size", 4, "--crop-size", 16, "--workers", 0, "--epochs", 1]
+    code, out, _ = npr("train", root, "-o", tmp_path / "a", *settings, "--set", "match_classes=false")
+    assert code == 0 and "warning: the classes differ in file format" in out
+    code, out, _ = npr("train", root, "-o", tmp_path / "b", *settings)
+    assert code == 0 and "0_real: 2 JPEG; 1_fake: 2 PNG" in out and "warning" not in out
+
+
+def test_an_interrupted_training_says_how_to_go_on(npr, labelled, tmp_path, monkeypatch):
+    from npr_model import train
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Trainer, "step", interrupt)
+    root, run = labelled({"0_real": 2, "1_fake": 2}), tmp_path / "run"
+    code, _, err = npr("train", root, "-o", run, "--batch-size", 4, "--crop-size", 16, "--workers", 0)
+    assert code == cli.EXIT_INTERRUPTED and f"npr train --resume {run}" in "".join(err.splitlines())
 
 
 def test_info(npr):
@@ -191,6 +233,12 @@ USAGE_ERRORS = {
     "bad codec": (["evaluate", "{folder}", "--equalise", "webp"], "no codec 'webp'"),
     "train without output": (["train", "{folder}"], "Missing option '--output'"),
     "train without classes": (["train", "{folder}", "-o", "{tmp}/run"], "has no folders named 0_real or 1_fake"),
+    "train in a used folder": (["train", "{folder}", "-o", "{tmp}", "--resume", "{tmp}"], "leave out --output"),
+    "resume nothing": (["train", "--resume", "{folder}"], "images holds no training to resume"),
+    "two configs": (["train", "--resume", "{tmp}", "--preset", "wild"], "give one of --preset, --config and --resume"),
+    "unknown preset": (["train", "{folder}", "-o", "{tmp}/run", "--preset", "tame"], "there is no preset 'tame'"),
+    "unknown field": (["train", "{folder}", "-o", "{tmp}/run", "--set", "epoch=1"], "did you mean epochs?"),
+    "absent config": (["train", "-o", "{tmp}/run", "--config", "{tmp}/absent.json"], "No such file or directory"),
     "train for no epochs": (["train", "{folder}", "-o", "{tmp}/run", "--epochs", "0"], "epochs must be at least 1"),
 }
 

@@ -1,102 +1,291 @@
-"""Training learns, is reproducible, balances the classes, and fails early in one line."""
+"""Training learns, is reproducible, survives kill -9 to the bit, and fails early in one line."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 
-from npr_model import checkpoints, datasets
+from npr_model import checkpoints, train
+from npr_model.config import TrainConfig
 from npr_model.datasets import DatasetError
+from npr_model.distributed import Process
 from npr_model.errors import InputError
-from npr_model.evaluate import collect
-from npr_model.images import View
-from npr_model.train import BalancedSampler, TrainingCrops, TrainOptions, augment, train
+from npr_model.metrics import Metrics
+from npr_model.train import Trainer
 from tests.model.conftest import noise
 
-SMALL = {"batch_size": 8, "crop_size": 24, "workers": 0}
+CPU = Process(torch.device("cpu"))
+
+
+def small(*folders: Path, **values) -> TrainConfig:
+    options = {"batch_size": 8, "crop_size": 24, "workers": 0, "device": "cpu", "epochs": 2}
+    return TrainConfig(folders=tuple(map(str, folders)), **{**options, **values})
+
+
+def history(folder: Path) -> list[dict]:
+    """The epochs without the times they took."""
+    epochs = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in e.items() if name not in ("rate", "waiting")} for e in epochs]
 
 
 def test_learns_and_writes_loadable_checkpoints(labelled, tmp_path):
     root = labelled({"train/0_real": 12, "train/1_fake": 8, "held/gan/1_fake": 4, "held/photos/0_real": 4})
-    options = TrainOptions(epochs=6, learning_rate=1e-3, view=View("crop", 24), **SMALL)
-    samples, held_out = datasets.find_samples(root / "train"), collect([root / "held"])
-    metadata = checkpoints.Metadata(name="tiny", training_data="noise")
-    epochs, seen = [], []
-    chosen = train(
-        samples,
-        tmp_path / "run",
-        options,
-        metadata=metadata,
-        validation=held_out,
-        on_batch=lambda count, loss: seen.append(count),
-        on_epoch=epochs.append,
-    )
+    config = small(root / "train", validation=(str(root / "held"),), epochs=6, learning_rate=1e-3, view="crop:24")
+    config = replace(config, name="tiny", training_data="noise", licence="none")
+    plans, steps, epochs = [], [], []
+    chosen = train.train(config, tmp_path / "run", on_start=plans.append, on_step=steps.append, on_epoch=epochs.append)
     assert chosen == tmp_path / "run" / "best.safetensors"
-    assert sum(seen) == 6 * 24
+    assert (plans[0].steps, plans[0].first_step, len(plans[0].samples), len(plans[0].validation)) == (3, 0, 20, 8)
+    assert [step.number for step in steps] == list(range(1, 19)) and all(step.images == 8 for step in steps)
+    for number, epoch in enumerate(epochs):
+        losses = [step.loss for step in steps[3 * number : 3 * number + 3]]
+        assert epoch.loss == pytest.approx(sum(losses) / 3)
+        assert 0 < epoch.waiting < 1 and epoch.rate > 0
     assert epochs[-1].loss < 0.5 * epochs[0].loss and epochs[-1].accuracy > 0.9
-    best = max(epoch.score for epoch in epochs)
-    assert best == 1.0
-    history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
-    assert [line["loss"] for line in history] == [epoch.loss for epoch in epochs]
+    assert max(epoch.score for epoch in epochs) == 1.0
+    assert [line["loss"] for line in history(tmp_path / "run")] == [epoch.loss for epoch in epochs]
     for name in ("best", "last"):
         loaded = checkpoints.load(tmp_path / "run" / f"{name}.safetensors").metadata
-        assert (loaded.name, loaded.training_data, str(loaded.view)) == ("tiny", "noise", "crop:24")
-        assert loaded.decoder.startswith("pillow ")
+        assert (loaded.name, loaded.training_data, loaded.licence, str(loaded.view)) == (
+            "tiny",
+            "noise",
+            "none",
+            "crop:24",
+        )
+        assert loaded.decoder.startswith("pillow ") and loaded.training == config.recipe()
 
 
 def test_reproducible_and_independent_of_workers(labelled, tmp_path):
     root = labelled({"0_real": 4, "1_fake": 4})
-    losses = []
     for workers in (0, 2):
-        options = TrainOptions(epochs=2, jpeg_probability=0.5, **{**SMALL, "batch_size": 4, "workers": workers})
-        run = []
-        chosen = train(datasets.find_samples(root), tmp_path / str(workers), options, on_epoch=run.append)
-        assert chosen.name == "last.safetensors"
-        losses.append([epoch.loss for epoch in run])
-    assert losses[0] == losses[1]
+        config = small(root, batch_size=4, workers=workers, jpeg_probability=0.5, match_classes=True)
+        assert train.train(config, tmp_path / str(workers)).name == "last.safetensors"
+    files = [(tmp_path / str(workers) / "last.safetensors").read_bytes() for workers in (0, 2)]
+    assert files[0] == files[1] and history(tmp_path / "0") == history(tmp_path / "2")
 
 
-def test_sampler_balances_classes_and_uses_every_sample():
-    sampler = BalancedSampler([0] * 10 + [1] * 3, seed=0)
-    epochs = [list(sampler) for _ in range(2)]
-    for draws in epochs:
-        assert len(draws) == len(sampler) == 20
-        counts = Counter(index for index, _ in draws)
-        assert all(counts[index] == 1 for index in range(10))
-        assert sorted(counts[index] for index in range(10, 13)) == [3, 3, 4]
-        assert len({seed for _, seed in draws}) == 20
-    assert epochs[0] != epochs[1]
-    assert epochs == [list(s) for s in [BalancedSampler([0] * 10 + [1] * 3, seed=0)] * 2]
+def test_best_is_the_epoch_that_validates_best(labelled, tmp_path, monkeypatch):
+    root = labelled({"train/0_real": 4, "train/1_fake": 4, "held/0_real": 2, "held/1_fake": 2})
+    scores, evaluate = iter([0.5, 0.9, 0.9, 0.7]), train.evaluate
+
+    def scripted(*arguments):
+        mean = Metrics(2, 2, 0.5, next(scores), 0.5, 0.5, 0.5, None)
+        return replace(evaluate(*arguments), mean=mean)
+
+    monkeypatch.setattr(train, "evaluate", scripted)
+    config, kept = small(root / "train", validation=(str(root / "held"),), epochs=4), []
+    run = tmp_path / "run"
+    train.train(config, run, on_epoch=lambda epoch: kept.append((run / "last.safetensors").read_bytes()))
+    assert (run / "best.safetensors").read_bytes() == kept[1] != kept[3]
 
 
-def test_augmentation():
-    pixels = noise(40, 50)
-    options = TrainOptions(crop_size=24)
-    crops = [augment(pixels, options, np.random.default_rng(seed)) for seed in range(40)]
-    windows = np.lib.stride_tricks.sliding_window_view(pixels, (24, 24, 3))[:, :, 0]
-    places, flips = set(), 0
-    for crop in crops:
-        assert crop.shape == (24, 24, 3) and crop.dtype == np.uint8
-        plain = np.argwhere((windows == crop).all(axis=(2, 3, 4)))
-        flipped = np.argwhere((windows == crop[:, ::-1]).all(axis=(2, 3, 4)))
-        assert len(plain) + len(flipped) == 1
-        flips += len(flipped)
-        places.add(tuple((plain if len(plain) else flipped)[0] % 2))
-    assert 5 < flips < 35
-    assert len(places) == 4  # every phase of the cells
-    always = TrainOptions(crop_size=24, jpeg_probability=1.0, jpeg_quality=(60, 60))
-    encoded = augment(pixels, always, np.random.default_rng(0))
-    assert not np.array_equal(encoded, crops[0]) and np.abs(encoded.astype(int) - crops[0]).mean() < 60
+def test_classes_choose_the_groups(labelled, tmp_path):
+    root = labelled({"car/0_real": 2, "car/1_fake": 2, "cat/0_real": 3, "cat/1_fake": 3})
+    samples, _ = train.find_samples(small(root, classes=("cat",)))
+    assert len(samples) == 6 and {sample.group for sample in samples} == {"cat"}
+    with pytest.raises(DatasetError, match="the training folders have no class 'dog', but car, cat"):
+        train.find_samples(small(root, classes=("cat", "dog")))
 
 
-def test_small_images_are_tiled(labelled):
-    samples = datasets.find_samples(labelled({"0_real": 1}, size=10))
-    pixels, label = TrainingCrops(samples, TrainOptions(crop_size=24), grid_size=2)[0, 7]
-    assert pixels.shape == (24, 24, 3) and label == datasets.REAL
-    np.testing.assert_array_equal(pixels[10:20], pixels[:10])
+def pixels_and_labels(count: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    pixels = torch.stack([torch.from_numpy(noise(24, 24, seed)).permute(2, 0, 1) for seed in range(count)])
+    return pixels, torch.arange(count, dtype=torch.float64)[:, None] % 2
+
+
+def test_accumulation_equals_the_large_batch():
+    """Where batch norm allows: with parts whose images, and so whose statistics, are those of the whole batch."""
+    pixels, labels = pixels_and_labels()
+    doubled = torch.cat([pixels, pixels]), torch.cat([labels, labels])
+    trained = []
+    for accumulation, parts in ((1, [doubled]), (2, [(pixels, labels)] * 2)):
+        trainer = Trainer(small(accumulation=accumulation), CPU)
+        trainer.network.double()
+        loss = trainer.step(iter(parts))
+        trained.append((loss, trainer.totals.tolist(), dict(trainer.network.named_parameters())))
+    assert trained[0][0].item() == pytest.approx(trained[1][0].item(), rel=1e-12)
+    assert trained[0][1] == pytest.approx(trained[1][1]) and trained[0][1][2] == 8
+    for name, parameter in trained[0][2].items():
+        torch.testing.assert_close(trained[1][2][name], parameter, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_a_step_is_that_of_plain_pytorch():
+    pixels, labels = pixels_and_labels()
+    trainer = Trainer(small(), CPU)
+    trainer.network.double()
+    torch.manual_seed(100)
+    network = checkpoints.Metadata().network().double().train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.9, 0.999))
+    for _ in range(2):
+        expected = torch.nn.BCEWithLogitsLoss()(network(pixels), labels)
+        optimizer.zero_grad()
+        expected.backward()
+        optimizer.step()
+        assert trainer.step(iter([(pixels, labels)])).item() == pytest.approx(expected.item(), rel=1e-12)
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(trainer.network.get_parameter(name), parameter, rtol=1e-7, atol=1e-9, msg=name)
+
+
+def test_the_rate_decays():
+    trainer, rates = Trainer(small(learning_rate=1.0, decay=0.9, decay_epochs=10), CPU), []
+    for _ in range(30):
+        rates.append(trainer.learning_rate)
+        trainer.optimizer.step()
+        trainer.totals += 1
+        assert trainer.end_epoch() == (1, 1)
+    assert rates == pytest.approx([1.0] * 10 + [0.9] * 10 + [0.81] * 10)
+
+
+def test_bfloat16_computes_in_it_and_keeps_float32_weights():
+    pixels, labels = pixels_and_labels()
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        trainer = Trainer(small(dtype=dtype), CPU)
+        losses[dtype] = [trainer.step(iter([(pixels, labels.float())])).item() for _ in range(2)]
+        assert all(parameter.dtype == torch.float32 for parameter in trainer.network.parameters())
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+    assert losses["bfloat16"] != losses["float32"]
+
+
+def test_float16_scales_the_loss(cuda):
+    pixels, labels = (tensor.to(cuda) for tensor in pixels_and_labels())
+    trainer = Trainer(small(dtype="float16", device="cuda"), Process(cuda))
+    before = trainer.network.fc1.weight.detach().clone()
+    losses = [trainer.step(iter([(pixels, labels.float())])).item() for _ in range(30)]
+    assert trainer.scaler.get_scale() > 1 and losses[-1] < losses[0]
+    assert not torch.equal(before, trainer.network.fc1.weight)
+
+
+class Killed(Exception):
+    """Stands for a run that ends between two steps."""
+
+
+def killed_after(number: int):
+    def on_step(step: train.Step) -> None:
+        if step.number == number:
+            raise Killed
+
+    return on_step
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6, 7, 9])
+def test_a_resumed_run_has_the_losses_and_weights_of_an_unbroken_one(labelled, tmp_path, stop):
+    """Ended before its first save, in the middle of epochs, and between two epochs of three steps each."""
+    root = labelled({"train/0_real": 12, "train/1_fake": 12, "held/0_real": 2, "held/1_fake": 2})
+    config = small(root / "train", validation=(str(root / "held"),), epochs=3, save_steps=2, decay_epochs=2)
+    unbroken, resumed, plans = [], [], []
+    train.train(config, tmp_path / "unbroken", on_step=unbroken.append)
+    with pytest.raises(Killed):
+        train.train(config, tmp_path / "run", on_step=killed_after(stop))
+    (tmp_path / "run" / ".state.pt.1.partial").write_bytes(b"half")
+    train.train(config, tmp_path / "run", resume=True, on_start=plans.append, on_step=resumed.append)
+    # Saved every second step and after every third; a step is reported when the next one is done.
+    assert plans[0].first_step == {1: 0, 4: 3, 6: 5, 7: 6, 9: 8}[stop]
+    assert [step.loss for step in resumed] == [step.loss for step in unbroken[plans[0].first_step :]]
+    assert not list((tmp_path / "run").glob(".*"))
+    assert history(tmp_path / "run") == history(tmp_path / "unbroken") and len(history(tmp_path / "run")) == 3
+    for name in ("best", "last"):
+        files = [(tmp_path / folder / f"{name}.safetensors").read_bytes() for folder in ("run", "unbroken")]
+        assert files[0] == files[1]
+
+
+def test_kill_9(labelled, tmp_path):
+    """`npr train` itself, killed while it trains and resumed by `npr train --resume`."""
+    root = labelled({"0_real": 12, "1_fake": 12})
+    config = small(root, epochs=5, save_steps=1, jpeg_probability=0.5, workers=1)
+    (tmp_path / "config.json").write_text(config.to_json())
+    command = [sys.executable, "-m", "npr_model.cli", "train", "--config", str(tmp_path / "config.json")]
+    run, state = tmp_path / "run", tmp_path / "run" / "state.pt"
+    process = subprocess.Popen(
+        [*command, "-o", str(run)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    while not state.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+
+    plans = []
+    train.train(replace(config, workers=0), run, resume=True, on_start=plans.append)
+    assert 1 <= plans[0].first_step < 15
+    train.train(config, tmp_path / "unbroken")
+    assert history(run) == history(tmp_path / "unbroken")
+    assert (run / "last.safetensors").read_bytes() == (tmp_path / "unbroken" / "last.safetensors").read_bytes()
+
+
+def test_what_a_resumed_run_may_change(labelled, tmp_path):
+    root, run = labelled({"0_real": 4, "1_fake": 4}), tmp_path / "run"
+    config = small(root, epochs=1)
+    train.train(config, run)
+    for change, message in (
+        ({"seed": 1}, "was trained with seed=100, not 1: resume it without the change"),
+        ({"jpeg_quality": (50, 60)}, r"was trained with jpeg_quality=\[60, 100\], not \[50, 60\]"),
+        ({"validation": (str(root),)}, r"was trained with validation=\[\], not"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train.train(replace(config, **change), run, resume=True)
+    assert len(history(run)) == 1
+    longer, plans = replace(config, epochs=2, workers=1, save_steps=1), []
+    train.train(longer, run, resume=True, on_start=plans.append)
+    assert plans[0].first_step == 1 and len(history(run)) == 2
+    assert train.load_run(run) == longer
+    train.train(longer, run, resume=True)  # nothing left to do
+    assert len(history(run)) == 2
+
+    (run / "config.json").write_text(replace(longer, seed=1).to_json())  # by hand
+    with pytest.raises(InputError, match="was trained with seed=100, not 1"):
+        train.train(train.load_run(run), run, resume=True)
+    (root / "0_real" / "3.png").unlink()
+    with pytest.raises(InputError, match="was trained on other files than the training folders hold now"):
+        train.train(longer, run, resume=True)
+    (run / "state.pt").write_bytes(b"x" * 100)
+    with pytest.raises(InputError, match=r"state\.pt cannot be read"):
+        train.train(longer, run, resume=True)
+    with pytest.raises(InputError, match=r"absent holds no training to resume: it has no config\.json"):
+        train.train(longer, tmp_path / "absent", resume=True)
+
+
+@pytest.mark.parametrize("name", ["state.pt", "last.safetensors", "history.jsonl"])
+def test_a_failed_write_leaves_the_old_file(labelled, tmp_path, monkeypatch, name):
+    root, run = labelled({"0_real": 4, "1_fake": 4}), tmp_path / "run"
+    config = small(root, epochs=1)
+    train.train(config, run)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    monkeypatch.setattr(os, "replace", failing(os.replace, name))
+    with pytest.raises(Exception, match=r"disk full|cannot be written"):
+        train.train(replace(config, epochs=2), run, resume=True)
+    monkeypatch.undo()
+    assert (run / name).read_bytes() == before[name]
+    assert {path.name for path in run.iterdir()} == set(before)
+    train.train(replace(config, epochs=2), run, resume=True)
+    train.train(replace(config, epochs=2), tmp_path / "unbroken")
+    assert history(run) == history(tmp_path / "unbroken")
+
+
+def failing(real_replace, name: str):
+    """os.replace, which fails for the second epoch's file of this name."""
+    seen = []
+
+    def replace_or_fail(source, target):
+        seen.append(Path(target).name)
+        if seen[-1] == name and seen.count(name) == (2 if name == "history.jsonl" else 1):  # resuming rewrites it
+            raise OSError(28, "disk full")
+        real_replace(source, target)
+
+    return replace_or_fail
 
 
 def test_a_file_that_breaks_during_training_is_named(labelled, tmp_path):
@@ -106,43 +295,58 @@ def test_a_file_that_breaks_during_training_is_named(labelled, tmp_path):
         (root / "0_real/1.png").write_bytes(b"")
 
     with pytest.raises(DatasetError, match=r"0_real/1\.png: the file is empty"):
-        options = TrainOptions(epochs=3, **{**SMALL, "batch_size": 2})
-        train(datasets.find_samples(root), tmp_path / "run", options, on_epoch=break_it)
+        train.train(small(root, epochs=3, batch_size=2), tmp_path / "run", on_epoch=break_it)
     assert checkpoints.load(tmp_path / "run" / "last.safetensors")
 
 
-def test_early_errors(labelled, tmp_path):
-    root = labelled({"0_real": 2, "1_fake": 2})
-    samples, options = datasets.find_samples(root), TrainOptions(**SMALL)
-    with pytest.raises(DatasetError, match="the training data has no images in 1_fake folders"):
-        train(samples[:2], tmp_path / "run", options)
+def test_a_loss_that_is_not_finite_ends_the_run(labelled, tmp_path, monkeypatch):
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, parts: step(self, parts) * math.nan)
+    with pytest.raises(InputError, match="the loss became nan in step 1; try a lower learning_rate"):
+        train.train(small(labelled({"0_real": 8, "1_fake": 8})), tmp_path / "run")
+
+
+def test_tensorboard(labelled, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    root = labelled({"train/0_real": 8, "train/1_fake": 8, "held/0_real": 2, "held/1_fake": 2})
+    config = small(root / "train", validation=(str(root / "held"),), tensorboard=True, save_steps=1)
+    steps = []
+    with pytest.raises(Killed):
+        train.train(config, tmp_path / "run", on_step=killed_after(2))
+    train.train(config, tmp_path / "run", resume=True, on_step=steps.append)
+    written = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    written.Reload()
+    losses = {event.step: event.value for event in written.Scalars("train/loss")}
+    assert sorted(losses) == [1, 2, 3, 4]
+    assert [losses[step.number] for step in steps] == pytest.approx([step.loss for step in steps], rel=1e-6)
+    assert len(written.Scalars("validation/average_precision")) == 2
+
+
+def test_early_errors(labelled, tmp_path, monkeypatch):
+    root = labelled({"0_real": 8, "1_fake": 8})
+    config = small(root)
+    with pytest.raises(DatasetError, match="no folders to train on"):
+        train.train(small(), tmp_path / "run")
+    with pytest.raises(InputError, match="dtype float16 is for GPUs; on the CPU use bfloat16"):
+        train.train(replace(config, dtype="float16"), tmp_path / "run")
+    with pytest.raises(InputError, match="less than one batch of 32: lower batch_size"):
+        train.train(replace(config, batch_size=32), tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match="it is not installed: pip install 'npr-kernels\\[tensorboard\\]'"):
+        train.train(replace(config, tensorboard=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "last.safetensors").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"already holds last\.safetensors; choose another"):
-        train(samples, tmp_path / "used", options)
+    with pytest.raises(InputError, match=r"already holds last\.safetensors; choose another, or resume that run"):
+        train.train(config, tmp_path / "used")
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match=r"output folder .* cannot be used: File exists"):
-        train(samples, tmp_path / "file", options)
+        train.train(config, tmp_path / "file")
     (root / "0_real/0.png").write_bytes(b"x")
-    with pytest.raises(DatasetError, match="1 of 4 images cannot be used, repair or remove them"):
-        train(samples, tmp_path / "run", options)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"epochs": 0},
-        {"batch_size": 1},
-        {"crop_size": 4},
-        {"learning_rate": 0.0},
-        {"learning_rate": float("nan")},
-        {"jpeg_probability": 1.5},
-        {"jpeg_quality": (90, 60)},
-        {"jpeg_quality": (0, 60)},
-        {"workers": -1},
-    ],
-    ids=str,
-)
-def test_bad_options(values):
-    with pytest.raises(InputError, match="must"):
-        TrainOptions(**values)
+    with pytest.raises(DatasetError, match="1 of 16 images cannot be used, repair or remove them"):
+        train.train(config, tmp_path / "run")
+    for path in (root / "1_fake").iterdir():
+        path.unlink()
+    with pytest.raises(DatasetError, match="the training data has no images in 1_fake folders"):
+        train.train(config, tmp_path / "run")
