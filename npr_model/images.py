@@ -17,8 +17,10 @@ Plain 8-bit grey, YCbCr and RGB JPEGs go through simplejpeg, which is faster and
 from __future__ import annotations
 
 import io
+import os
 import threading
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import PIL
@@ -68,6 +70,22 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     return _decode_pillow(data, max_pixels)
 
 
+def header_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(width, height) that the file's header claims, without decoding it. Raises ImageError."""
+    try:
+        with open(path, "rb") as file, _open(file) as image:
+            _check_size(image.width, image.height, MAX_PIXELS)
+            return image.size
+    except ImageError:
+        raise
+    except PIL.UnidentifiedImageError as error:
+        raise ImageError("not an image, or of a format that is not supported") from error
+    except OSError as error:
+        raise ImageError(f"the file cannot be read ({reason(error)})") from error
+    except Exception as error:  # as in decoding: whatever Pillow's readers run into
+        raise ImageError(f"the image is damaged or not supported ({reason(error)})") from error
+
+
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
     """(H, W, 3) uint8 as a JPEG with 4:2:0 chroma, the commonest kind; ``quality`` is libjpeg's, 1 to 100."""
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, colorsubsampling="420")
@@ -100,7 +118,7 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
 
 def _decode_pillow(data: bytes, max_pixels: int) -> DecodedImage:
     try:
-        with _open(data) as image:
+        with _open(io.BytesIO(data)) as image:
             _check_size(image.width, image.height, max_pixels)
             name = image.format
             pixels = np.array(_to_rgb(image))
@@ -113,13 +131,13 @@ def _decode_pillow(data: bytes, max_pixels: int) -> DecodedImage:
     return DecodedImage(pixels, name, _PILLOW)
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(file: BinaryIO) -> Image.Image:
     """Open without Pillow's own pixel limit, of which it warns or raises; ours is checked next, before decoding."""
     Image.init()
     with _open_lock:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+            return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
