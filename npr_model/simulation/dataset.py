@@ -54,10 +54,11 @@ class Codec:
         """From "png", "jpeg:90" or "jpeg:70-100". Raises InputError."""
         if text == "png":
             return cls()
-        name, _, range = text.partition(":")
-        low, _, high = range.partition("-")
-        if name == "jpeg" and all(part.isascii() and part.isdigit() for part in (low, high or low)):
-            codec = cls(int(low), int(high or low))
+        name, _, qualities = text.partition(":")
+        low, dash, high = qualities.partition("-")
+        high = high if dash else low
+        if name == "jpeg" and all(part.isascii() and part.isdigit() for part in (low, high)):
+            codec = cls(int(low), int(high))
             if 1 <= codec.low <= codec.high <= 100:
                 return codec
         raise InputError(f"no codec {text!r}; give png, jpeg:Q or jpeg:LOW-HIGH with qualities of 1 to 100")

@@ -174,8 +174,8 @@ def choose(names: Sequence[str], taef2: Path | None = None) -> list[Generator]:
 
 
 def check(generator: Generator) -> None:
-    """Run it once on 64x64 pixels, so that what is missing is known before the work. Raises GeneratorError."""
-    side = max(64 // generator.scale, generator.multiple)
+    """Run it once on a few pixels, so that what is missing is known before the work. Raises GeneratorError."""
+    side = -(-64 // (generator.scale * generator.multiple)) * generator.multiple
     expected = (side * generator.scale, side * generator.scale, 3)
     try:
         output = generator(np.zeros((side, side, 3), np.float32), np.random.default_rng(0))

@@ -34,7 +34,7 @@ def _weights(inputs: int, outputs: int, kernel: str) -> Tensor:
     scale = inputs / outputs
     centres = (torch.arange(outputs, dtype=torch.float64) + 0.5) * scale
     x = (torch.arange(inputs, dtype=torch.float64) + 0.5 - centres[:, None]) / max(scale, 1.0)
-    inside = (x.abs() < _SUPPORT[kernel]) | (x == -_SUPPORT[kernel])
+    inside = (x > -_SUPPORT[kernel]) & (x <= _SUPPORT[kernel])
     weights = torch.where(inside, _kernel(x, kernel), 0.0)
     return (weights / weights.sum(1, keepdim=True)).float()
 
