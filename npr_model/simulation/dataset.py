@@ -217,7 +217,7 @@ def cut(
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
     """(H, W, 3) uint8 to (1, 3, H, W) float32 in 0..1."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 255  # a copy: pixels may be read-only
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
