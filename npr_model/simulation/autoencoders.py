@@ -130,8 +130,8 @@ def fit(
 ) -> Autoencoder:
     """Train an autoencoder on windows of ``crops`` ((N, 3, H, W) uint8, of at least 32 a side) on their device.
 
-    Mean squared error, Adam with one cycle of the learning rate. 300 steps take 9 to 18 s, by depth, on one CPU core. On
-    CUDA the gradient of bicubic interpolation has no deterministic kernel.
+    Mean squared error, Adam with one cycle of the learning rate. 300 steps take 9 to 18 s, by depth, on one CPU core.
+    On CUDA the gradient of bicubic interpolation has no deterministic kernel.
     """
     side = min(64, *crops.shape[2:]) // 16 * 16
     generator = torch.Generator().manual_seed(seed)
