@@ -42,18 +42,46 @@ class CheckpointError(InputError):
 
 
 @dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold that a share ``rate`` of photographs exceed, found on so many ``photographs``.
+
+    With 95 % confidence not more than ``upper`` of photographs like those exceed it.
+    """
+
+    rate: float
+    threshold: float
+    photographs: int
+    upper: float
+
+    @property
+    def note(self) -> str:
+        """What a verdict by this threshold means."""
+        return f"{100 * self.rate:g} % false positives on {self.photographs} photographs"
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """How a logit becomes a verdict: generated above ``threshold``, but uncertain from ``low`` to ``high``."""
+    """How a logit becomes a verdict: generated above ``threshold``, but uncertain from ``low`` to ``high``.
+
+    ``points`` are thresholds at other false-positive rates, for :meth:`at`; the probability that an image was generated
+    is sigmoid(logit / ``temperature``).
+    """
 
     threshold: float = 0.0
     low: float | None = None
     high: float | None = None
     note: str = ""
+    points: tuple[OperatingPoint, ...] = ()
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         low, high = self.band
         if not all(map(math.isfinite, (low, self.threshold, high))) or not low <= self.threshold <= high:
             raise ValueError(f"need finite low <= threshold <= high, got {low}, {self.threshold}, {high}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if not all(math.isfinite(point.threshold) for point in self.points):
+            raise ValueError("the thresholds of a calibration must be finite")
 
     @property
     def band(self) -> tuple[float, float]:
@@ -62,6 +90,18 @@ class Calibration:
             self.threshold if self.low is None else float(self.low),
             self.threshold if self.high is None else float(self.high),
         )
+
+    def at(self, rate: float) -> Calibration:
+        """The same with the verdict of another of ``points``; the lower edge of the uncertain band stays, but is never
+        above the threshold. Raises CheckpointError, listing the rates there are."""
+        for point in self.points:
+            if math.isclose(point.rate, rate):
+                low = None if self.low is None else min(self.low, point.threshold)
+                return dataclasses.replace(
+                    self, threshold=point.threshold, low=low, high=point.threshold, note=point.note
+                )
+        rates = ", ".join(f"{point.rate:g}" for point in self.points) or "none"
+        raise CheckpointError(f"the checkpoint has no threshold at the false-positive rate {rate:g}; it has: {rates}")
 
     def verdict(self, logit: float) -> str:
         """One of VERDICTS."""
@@ -112,7 +152,8 @@ class Metadata:
         if "classes" in known:
             known["classes"] = tuple(known["classes"])
         if known.get("calibration") is not None:
-            known["calibration"] = Calibration(**known["calibration"])
+            points = tuple(OperatingPoint(**point) for point in known["calibration"].get("points", ()))
+            known["calibration"] = Calibration(**known["calibration"] | {"points": points})
         return cls(**known)
 
     def network(self, backend: str | None = None) -> NPRDetector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -23,6 +24,8 @@ from npr_model.errors import InputError, reason
 if TYPE_CHECKING:
     import torch
 
+    from npr_model.calibrate import Result
+    from npr_model.datasets import Sample
     from npr_model.evaluate import Evaluation
     from npr_model.metrics import Metrics
     from npr_model.screening.runner import Row, Scorer, Summary
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 EXIT_FAILED_INPUTS = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+SKIPPED_SHOWN = 10  # photographs that are named on the terminal; all of them are in skipped.csv
 TABLE_ROWS = 50  # runs of up to so many images are shown image by image
 
 app = typer.Typer(
@@ -91,6 +95,14 @@ def screen(
     dtype: DtypeOption = None,
     device: Device = "auto",
     max_pixels: Annotated[int, typer.Option(min=1, help="Larger images are an error.")] = 178_956_970,
+    false_positive_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="The share of photographs that may be called generated: one that the checkpoint was calibrated at, as "
+            "in 0.01. Default: the checkpoint's first.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Score images: one row each, with logit, probability and verdict, or with the error of a file that is not scored.
 
@@ -103,7 +115,7 @@ def screen(
     if output is not None:
         sinks.check(output)
     items = Files(paths)
-    scorer = _scorer(checkpoint, view, batch_size, workers, backend, dtype, device, max_pixels)
+    scorer = _scorer(checkpoint, view, batch_size, workers, backend, dtype, device, max_pixels, false_positive_rate)
 
     from npr_model.screening.runner import Summary
 
@@ -277,6 +289,206 @@ def train(
 
 
 @app.command()
+def simulate(
+    photographs: Annotated[
+        list[Path], typer.Argument(metavar="PHOTOS...", help="Real photographs: image files and folders of them.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder for the data set.")],
+    count: Annotated[int, typer.Option(min=1, help="Pairs of a real image and a fake of it.")] = 2000,
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            help="Ways of up-sampling, separated by commas: nearest, bilinear, bicubic, transposed, subpixel; or none. "
+            "Default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    generators: Annotated[
+        str | None,
+        typer.Option(
+            help="Packaged generators besides: realesrgan, realesr-animevideov3, span, waifu2x, realcugan, "
+            "styletransfer, dcgan, taef2, or family/model.",
+            show_default=False,
+        ),
+    ] = None,
+    taef2: Annotated[
+        Path | None, typer.Option(help="Folder of the weights of the generator taef2.", show_default=False)
+    ] = None,
+    crop_size: Annotated[int, typer.Option(help="Side of the images; smaller photographs are left out.")] = 256,
+    codec: Annotated[
+        str, typer.Option(help="What both classes are written as: png, jpeg:Q, or jpeg:LOW-HIGH, drawn for each pair.")
+    ] = "png",
+    validation_fraction: Annotated[
+        float, typer.Option(help="Share of the photographs for OUTPUT/validation; the others go to OUTPUT/train.")
+    ] = 0.0,
+    real_variety: Annotated[
+        bool, typer.Option(help="Scale, sharpen, denoise and grain some of both classes alike.")
+    ] = True,
+    decoders: Annotated[
+        Path | None, typer.Option(help="Use the decoders of this file instead of training some.", show_default=False)
+    ] = None,
+    save_decoders: Annotated[
+        Path | None, typer.Option(help="Keep the trained decoders in this .safetensors file.", show_default=False)
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each of the 3 decoders of a kind.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 100,
+    workers: Workers = 0,
+    device: Device = "auto",
+) -> None:
+    """Make a training set from photographs alone: fakes by up-sampling decoders that are trained on them, first.
+
+    Writes OUTPUT/KIND/0_real and 1_fake, and OUTPUT/manifest.csv. Exit code 0: all photographs were used or could have
+    been; 1: some could not, they are listed in OUTPUT/skipped.csv; 2: wrong usage.
+    """
+    from npr_model.simulation import dataset, simulator
+    from npr_model.simulation import generators as packaged
+    from npr_model.simulation.autoencoders import KINDS
+
+    chosen_kinds = [] if kinds == "none" else _listed(kinds) or list(KINDS)
+    for kind in chosen_kinds:
+        if kind not in KINDS:
+            raise InputError(f"no kind {kind!r} of up-sampling; give some of {', '.join(KINDS)}, or none")
+    chosen_generators = packaged.choose(_listed(generators), taef2)
+    parsed = dataset.Codec.parse(codec)
+    dataset.check_sizes(crop_size, chosen_generators)
+    if not chosen_kinds and not chosen_generators:
+        raise InputError("nothing to make fakes with: give --kinds or --generators")
+    dataset.require_apart(output, photographs)
+    dataset.prepare(output)
+    usable, problems = dataset.find_photographs(photographs, crop_size)
+    parts = dataset.split(usable, validation_fraction)
+    for generator in chosen_generators:
+        packaged.check(generator)
+    device = _device(device)
+    simulated = simulator.load(decoders).select(chosen_kinds) if decoders and chosen_kinds else None
+
+    if chosen_kinds and not decoders:
+        crops = dataset.crops_to_fit(parts.get(dataset.TRAIN) or parts[""], seed, problems).to(device)
+        out.print(f"training decoders on {len(crops)} crops of the photographs")
+        total = len(chosen_kinds) * len(simulator.DEPTHS) * steps
+        with _progress("training decoders", total=total, unit="steps") as advance:
+            simulated = simulator.fit_simulator(
+                crops,
+                kinds=chosen_kinds,
+                steps=steps,
+                seed=seed,
+                on_decoder=lambda model, psnr: out.print(f"  {model.kind} x{model.factor}: {psnr:.1f} dB"),
+                on_step=lambda: advance(1),
+            )
+        if save_decoders is not None:
+            simulator.save(save_decoders, simulated)
+    writer = dataset.DatasetWriter(
+        output,
+        simulated.to(device) if simulated else None,
+        tuple(chosen_generators),
+        crop_size=crop_size,
+        codec=parsed,
+        real_variety=real_variety,
+        seed=seed,
+        workers=workers or min(16, os.cpu_count() or 1),
+    )
+    held_out = round(count * validation_fraction)
+    counts = {"": count, dataset.TRAIN: count - held_out, dataset.VALIDATION: held_out}
+    counts = {part: counts[part] for part in parts}
+    with _termination_interrupts(), _progress("simulating", total=count) as advance:
+        written = writer.write(parts, counts, problems=problems, on_pair=lambda pair: advance(1))
+    sizes = " and ".join(f"{len(members)} {part}".rstrip() for part, members in parts.items())
+    pairs = sum(written.values())
+    out.print(f"{pairs} pairs of {', '.join(writer.kinds)} from {sizes} photographs", soft_wrap=True)
+    if written != counts:
+        out.print(f"[yellow]warning: {pairs} pairs where {count} were asked for: too few photographs can be decoded[/]")
+    out.print(f"written to {escape(str(output))}; manifest.csv says what was made from what", soft_wrap=True)
+    if problems:
+        skipped = dataset.write_skipped(output, problems)
+        out.print(f"{len(problems)} photographs were skipped, see {escape(str(skipped))}:", soft_wrap=True)
+        for name, problem in list(problems.items())[:SKIPPED_SHOWN]:
+            out.print(f"  {_printable(name)}: {_printable(problem)}", soft_wrap=True)
+        raise typer.Exit(EXIT_FAILED_INPUTS)
+
+
+@app.command()
+def calibrate(
+    checkpoint: Annotated[str, typer.Argument(help="A .safetensors file, or with --output another checkpoint.")],
+    reals: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="REALS...",
+            help="Folders of photographs that the checkpoint was not trained on; of folders with 0_real and 1_fake "
+            "both classes are used.",
+        ),
+    ],
+    fakes: Annotated[
+        list[Path] | None, typer.Option(help="Folders of generated images, for the temperature.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write to this file. Default: into the checkpoint.", show_default=False),
+    ] = None,
+    rates: Annotated[
+        str, typer.Option(help="False-positive rates for thresholds, separated by commas; the first is the default.")
+    ] = "0.05,0.01,0.001",
+    uncertain_rate: Annotated[
+        float, typer.Option(help="Verdicts are uncertain from the threshold at this rate up to that of the verdict.")
+    ] = 0.2,
+    view: ViewOption = None,
+    batch_size: BatchSize = 16,
+    workers: Workers = 0,
+    backend: Backend = None,
+    dtype: DtypeOption = None,
+    device: Device = "auto",
+) -> None:
+    """Give a checkpoint thresholds at fixed false-positive rates, an uncertain band and a temperature.
+
+    A rate for which there are too few photographs is refused. `npr screen` uses the result for its verdicts.
+    Exit code 0: all images were scored; 1: some could not be, they are listed; 2: wrong usage.
+    """
+    import dataclasses
+
+    from npr_model import calibrate as calibration
+    from npr_model import checkpoints, datasets
+    from npr_model.screening.sources import file_item
+
+    try:
+        parsed = [float(rate) for rate in _listed(rates)]
+    except ValueError:
+        raise InputError(f"no false-positive rates {rates!r}; write them as in 0.05,0.01") from None
+    destination = output or checkpoints.find(checkpoint)
+    if destination.suffix != ".safetensors" or destination.parent == checkpoints.WEIGHTS:
+        raise InputError(f"calibrating {checkpoint} needs an --output that ends in .safetensors")
+    samples = [sample for root in reals for sample in datasets.find_reals(root)]
+    samples += [sample for root in reals if datasets.has_fakes(root) for sample in datasets.find_fakes(root)]
+    samples += [sample for root in fakes or [] for sample in datasets.find_fakes(root)]
+    samples = list({sample.path.resolve(): sample for sample in samples}.values())
+    by_source = {file_item(sample.path).source: sample for sample in samples}
+    scorer = _scorer(checkpoint, view, batch_size, workers, backend, dtype, device)
+
+    scored, errors = [], {}
+    with _progress("scoring", total=len(samples)) as advance:
+        for row in scorer.score(file_item(sample.path) for sample in samples):
+            advance(1)
+            if row.error is None:
+                scored.append((by_source[row.source], row.logit))
+            else:
+                errors[row.source] = row.error
+    logits = {
+        label: [logit for sample, logit in scored if sample.label == label] for label in (datasets.REAL, datasets.FAKE)
+    }
+    result = calibration.calibrate(
+        logits[datasets.REAL], logits[datasets.FAKE], rates=parsed, uncertain_rate=uncertain_rate
+    )
+    loaded = checkpoints.load(checkpoint)
+    metadata = dataclasses.replace(loaded.metadata, calibration=result.calibration, view=scorer.view)
+    checkpoints.save(destination, loaded.model, metadata)
+    _print_calibration(result, scored, len(logits[datasets.FAKE]))
+    out.print(f"written to {escape(str(destination))}, view {scorer.view}", soft_wrap=True)
+    if errors:
+        out.print(f"{len(errors)} images could not be scored and were left out:")
+        for source, error in errors.items():
+            out.print(f"  {_printable(source)}: {_printable(error)}", soft_wrap=True)
+        raise typer.Exit(EXIT_FAILED_INPUTS)
+
+
+@app.command()
 def info(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Versions, kernels and why some cannot run here, decoders, and the bundled checkpoints."""
     import PIL
@@ -346,8 +558,9 @@ def _scorer(
     dtype: str | None,
     device: str,
     max_pixels: int | None = None,
+    false_positive_rate: float | None = None,
 ) -> Scorer:
-    """What `screen` and `evaluate` score with; usage errors before the slow parts."""
+    """What `screen`, `evaluate` and `calibrate` score with; usage errors before the slow parts."""
     from npr_model.images import MAX_PIXELS, View
 
     parsed = View.parse(view) if view else None
@@ -358,9 +571,14 @@ def _scorer(
 
     if backend is not None:
         registry.get(backend)
+    loaded = checkpoints.load(checkpoint, backend=backend)
+    calibration = loaded.metadata.calibration
+    if false_positive_rate is not None:
+        calibration = (calibration or checkpoints.Calibration()).at(false_positive_rate)
     return Scorer(
-        checkpoints.load(checkpoint, backend=backend),
+        loaded,
         view=parsed,
+        calibration=calibration,
         batch_size=batch_size,
         workers=workers,
         dtype=_dtype(dtype),
@@ -384,10 +602,10 @@ def _device(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _progress(what: str, total: int | None) -> Iterator[Any]:
-    """A bar on stderr with images/s; gives ``advance(count)``. Shown on a terminal only."""
+def _progress(what: str, total: int | None, unit: str = "images") -> Iterator[Any]:
+    """A bar on stderr with ``unit``/s; gives ``advance(count)``. Shown on a terminal only."""
     columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    columns += [TextColumn("{task.fields[rate]:.1f} images/s"), TimeElapsedColumn()]
+    columns += [TextColumn(f"{{task.fields[rate]:.1f}} {unit}/s"), TimeElapsedColumn()]
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task(what, total=total, rate=0.0)
         began = time.perf_counter()
@@ -415,6 +633,11 @@ def _termination_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _listed(text: str | None) -> list[str]:
+    """The parts of an option that takes several, separated by commas."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def _ignore(row: Row) -> None:
@@ -451,7 +674,8 @@ def _print_summary(summary: Summary, skipped: int, seconds: float, scorer: Score
     if skipped:
         out.print(f"{skipped} other files in the folders were left out: their names are not those of images")
     if scorer.calibrated:
-        out.print(f"model {escape(scorer.model_id)}, view {scorer.view}", soft_wrap=True)
+        note = f"; verdicts: {scorer.calibration.note}" if scorer.calibration.note else ""
+        out.print(f"model {escape(scorer.model_id)}, view {scorer.view}{escape(note)}", soft_wrap=True)
     else:
         out.print(
             f"model {escape(scorer.model_id)}, view {scorer.view}; not calibrated: the verdicts are those of logit 0, "
@@ -548,6 +772,38 @@ class _TrainingProgress:
         rate = (step.number - first_step) * step.images / (time.perf_counter() - began)
         note = f"steps  loss {step.loss:.4f}  {rate:.1f} images/s  {step.waiting:.0%} waiting for data"
         self._bar.update(self._task, completed=step.number, note=note)
+
+
+def _print_calibration(result: Result, scored: list[tuple[Sample, float]], fakes: int) -> None:
+    from npr_model.datasets import REAL
+
+    calibration = result.calibration
+    sources: dict[str, list[float]] = {}
+    for sample, logit in scored:
+        if sample.label == REAL:
+            sources.setdefault(sample.group, []).append(logit)
+    table = Table()
+    for column in ("false positives", "logit threshold", "photographs", "at most (95 %)", "worst source"):
+        table.add_column(column, justify="right", overflow="fold")
+    for point in calibration.points:
+        shares = {name: sum(x > point.threshold for x in logits) / len(logits) for name, logits in sources.items()}
+        worst = max(shares, key=shares.get)
+        table.add_row(
+            f"{100 * point.rate:g} %",
+            f"{point.threshold:.3f}",
+            str(point.photographs),
+            f"{100 * point.upper:.2g} %",
+            f"{_printable(worst)} {100 * shares[worst]:.1f} %",
+        )
+    out.print(table)
+    low, high = calibration.band
+    out.print(f"verdicts: {calibration.note}; uncertain between the logits {low:.3f} and {high:.3f}", soft_wrap=True)
+    if fakes:
+        out.print(f"temperature {calibration.temperature:.3g}, fitted with {fakes} generated images", soft_wrap=True)
+    else:
+        out.print("no generated images were given, so the temperature stays 1")
+    for warning in result.warnings:
+        out.print(f"[yellow]warning: {warning}[/]", soft_wrap=True)
 
 
 def _print_epoch(epoch: Epoch) -> None:

@@ -52,13 +52,28 @@ def find_samples(root: str | os.PathLike) -> list[Sample]:
 
 def find_reals(root: str | os.PathLike) -> list[Sample]:
     """All images of a plain folder as real ones; of a folder with class folders, those below 0_real."""
+    return _find_class(root, REAL, "real")
+
+
+def find_fakes(root: str | os.PathLike) -> list[Sample]:
+    """All images of a plain folder as generated ones; of a folder with class folders, those below 1_fake."""
+    return _find_class(root, FAKE, "generated")
+
+
+def has_fakes(root: str | os.PathLike) -> bool:
+    """Whether there are 1_fake folders below ``root``."""
+    root = Path(root)
+    return any(CLASS_FOLDERS[folder.name] == FAKE for folder in _class_folders(root, root))
+
+
+def _find_class(root: str | os.PathLike, label: int, name: str) -> list[Sample]:
     root = Path(root)
     if any(_class_folders(root, root)):
-        samples = [sample for sample in find_samples(root) if sample.label == REAL]
+        samples = [sample for sample in find_samples(root) if sample.label == label]
     else:
-        samples = [Sample(path, REAL, root.resolve().name) for path in _list_images(root)]
+        samples = [Sample(path, label, root.resolve().name) for path in _list_images(root)]
     if not samples:
-        raise DatasetError(f"no real images in {readable_name(root)}")
+        raise DatasetError(f"no {name} images in {readable_name(root)}")
     return samples
 
 

@@ -71,6 +71,22 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     return _decode_pillow(data, max_pixels)
 
 
+def header_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(width, height) that the file's header claims, without decoding it. Raises ImageError."""
+    try:
+        with open(path, "rb") as file, _open(file) as image:
+            _check_size(image.width, image.height, MAX_PIXELS)
+            return image.size
+    except ImageError:
+        raise
+    except PIL.UnidentifiedImageError as error:
+        raise ImageError("not an image, or of a format that is not supported") from error
+    except OSError as error:
+        raise ImageError(f"the file cannot be read ({reason(error)})") from error
+    except Exception as error:  # as in decoding: whatever Pillow's readers run into
+        raise ImageError(f"the image is damaged or not supported ({reason(error)})") from error
+
+
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
     """(H, W, 3) uint8 as a JPEG with 4:2:0 chroma, the commonest kind; ``quality`` is libjpeg's, 1 to 100."""
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, colorsubsampling="420")

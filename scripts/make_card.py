@@ -26,7 +26,10 @@ def percent(value: float | None) -> str:
 def calibrated(calibration: checkpoints.Calibration | None) -> str:
     if calibration is None:
         return "Not calibrated: verdicts are those of logit 0, take them as a ranking"
-    return f"Generated above the logit {calibration.threshold:.3f} ({calibration.note})"
+    text = f"Generated above the logit {calibration.threshold:.3f} ({calibration.note})"
+    for point in calibration.points:
+        text += f"; {percent(point.rate)} % above {point.threshold:.3f}, with 95 % confidence {percent(point.upper)} %"
+    return text
 
 
 def section(title: str, result: Evaluation) -> list[str]:

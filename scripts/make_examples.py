@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts import generators
+from npr_model.simulation import generators
 
 SIZE = 320
 
@@ -52,16 +52,21 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("examples"))
     arguments = parser.parse_args()
 
-    made_by = generators.generators(arguments.taef2)
+    made_by = generators.catalogue(arguments.taef2)
     rows = []
     for number, (origin, generator) in enumerate(PHOTOGRAPHS.items()):
         photograph = Image.open(arguments.photos / origin).convert("RGB")
-        fake = generators.recreate(made_by[generator], np.array(piece(photograph, 0.75)), np.random.default_rng(0))
+        image = np.asarray(piece(photograph, 0.75), np.float32) / 255
+        fake = generators.recreate(made_by[generator], image, np.random.default_rng(0))
         suffix, options = (".jpg", {"quality": 95}) if number % 3 == 2 else (".png", {"optimize": True})
         package = origin.partition("/")[0].removeprefix("npm-")
         for label, image, how in (
             ("real", piece(photograph, 0.25), "left part, scaled down (Lanczos)"),
-            ("generated", Image.fromarray(fake), f"right part, scaled down (Lanczos), re-created by {generator}"),
+            (
+                "generated",
+                Image.fromarray(np.rint(255 * fake).astype(np.uint8)),
+                f"right part, scaled down (Lanczos), re-created by {generator}",
+            ),
         ):
             path = arguments.output / label / f"{Path(origin).stem}{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)

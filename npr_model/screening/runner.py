@@ -27,7 +27,8 @@ BATCH_PIXELS = 2**24  # pixels in one batch, so that large images are scored a f
 class Row:
     """One scored item, or one that failed: then ``error`` says why, and what is not known is None.
 
-    ``logit`` is float32 as the network gave it, ``probability`` its sigmoid, ``width`` and ``height`` are the file's.
+    ``logit`` is float32 as the network gave it, ``probability`` its sigmoid after the calibration's temperature,
+    ``width`` and ``height`` are the file's.
     """
 
     source: str
@@ -56,9 +57,9 @@ class _Decoded:
 class Scorer:
     """Scores images with a loaded checkpoint.
 
-    ``view`` None takes the checkpoint's own. ``workers``: decoding threads (simplejpeg and Pillow work without
-    the GIL), 0 for one a core, at most 16. At most 2 * workers images are decoded ahead, and PENDING_PIXELS wait for a
-    batch, so memory stays bounded however long the listing.
+    ``view`` and ``calibration`` None take the checkpoint's own. ``workers``: decoding threads (simplejpeg and Pillow
+    work without the GIL), 0 for one a core, at most 16. At most 2 * workers images are decoded ahead, and
+    PENDING_PIXELS wait for a batch, so memory stays bounded however long the listing.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Scorer:
         checkpoint: LoadedCheckpoint,
         *,
         view: View | None = None,
+        calibration: Calibration | None = None,
         batch_size: int = 16,
         workers: int = 0,
         dtype: torch.dtype | None = None,
@@ -79,8 +81,9 @@ class Scorer:
         self.workers = workers or min(16, os.cpu_count() or 1)
         self.device = torch.device(device)
         self.max_pixels = max_pixels
-        self.calibrated = checkpoint.metadata.calibration is not None
-        self.calibration = checkpoint.metadata.calibration or Calibration()
+        calibration = calibration or checkpoint.metadata.calibration
+        self.calibrated = calibration is not None
+        self.calibration = calibration or Calibration()
         self.model_id = checkpoint.model_id
         self._grid_size = checkpoint.model.grid_size
         self._model = checkpoint.model.to(self.device).for_inference(dtype)
@@ -157,7 +160,8 @@ class Scorer:
     def _finish(self, row: Row, logit: float) -> Row:
         if not math.isfinite(logit):
             return replace(row, error=f"the network gave a logit of {logit}")
-        return replace(row, logit=logit, probability=sigmoid(logit), verdict=self.calibration.verdict(logit))
+        probability = sigmoid(logit / self.calibration.temperature)
+        return replace(row, logit=logit, probability=probability, verdict=self.calibration.verdict(logit))
 
 
 def sigmoid(logit: float) -> float:

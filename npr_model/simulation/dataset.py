@@ -1,0 +1,472 @@
+"""Training sets made from photographs: pairs of a real image and a fake of it, in the folders that training reads.
+
+``output/<kind>/{0_real,1_fake}/NNNNNN.png``, below ``output/train`` and ``output/validation`` where a part is
+split off: by photograph, never by crop. What keeps a detector from learning the wrong thing:
+
+- both classes come from the same crops, so scenes, cameras and scales agree, and go through the same codec of the same
+  quality at the same size;
+- two crops in three are scaled down from a larger piece first, so that a history of JPEG, which fakes lose and
+  photographs keep, does not mark a photograph;
+- one crop in five is enlarged by classical kernels before it becomes a real image or a fake, and both are sharpened,
+  denoised or grained equally often at the end, so that "was resized" or "is sharp" marks neither.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from npr_model import datasets, images
+from npr_model.errors import InputError, reason
+from npr_model.files import is_image_name, natural_key, readable_name, replacing, walk_images
+from npr_model.images import ImageError
+from npr_model.simulation import generators as packaged
+from npr_model.simulation import history
+from npr_model.simulation.generators import Generator
+from npr_model.simulation.simulator import Simulator
+
+TRAIN, VALIDATION = "train", "validation"
+_FIT_CROPS, _FIT_SIDE = 256, 128  # what decoders are trained on: so many crops of this side
+
+
+class SimulationError(InputError):
+    """Photographs or an output that cannot be used as asked."""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """What both images of a pair are written as: PNG, or JPEG of a quality drawn from low..high for the pair."""
+
+    low: int | None = None
+    high: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Codec:
+        """From "png", "jpeg:90" or "jpeg:70-100". Raises InputError."""
+        if text == "png":
+            return cls()
+        name, _, qualities = text.partition(":")
+        low, dash, high = qualities.partition("-")
+        high = high if dash else low
+        if name == "jpeg" and all(part.isascii() and part.isdigit() for part in (low, high)):
+            codec = cls(int(low), int(high))
+            if 1 <= codec.low <= codec.high <= 100:
+                return codec
+        raise InputError(f"no codec {text!r}; give png, jpeg:Q or jpeg:LOW-HIGH with qualities of 1 to 100")
+
+    def draw(self, random: np.random.Generator) -> int | None:
+        """The quality for one pair; None is PNG."""
+        return None if self.low is None else int(random.integers(self.low, self.high + 1))
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A usable photograph and the size that its header claims."""
+
+    path: Path
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row of manifest.csv: what was made from what.
+
+    ``real`` and ``fake`` are paths below the data set; ``left``, ``top`` and ``side`` the piece of the photograph that
+    was scaled to the crop size; ``scale`` the fake's up-sampling in all. ``strength`` and the phases are those of
+    :class:`npr_model.simulation.simulator.Draw`. ``psnr``, in dB, compares the two images before the codec, where it is
+    finite.
+    """
+
+    number: int
+    part: str
+    kind: str
+    real: str
+    fake: str
+    photograph: str
+    left: int
+    top: int
+    side: int
+    family: str
+    up_sampling: str
+    scale: int
+    strength: float
+    phase_top: int
+    phase_left: int
+    codec: str
+    psnr: float
+
+
+def find_photographs(paths: Iterable[Path], crop_size: int) -> tuple[list[Photograph], dict[str, str]]:
+    """Photographs in files and folders, and, by name, why others cannot be used: unreadable, smaller than a crop.
+
+    Only the headers are read. Raises SimulationError for a path that does not exist and where none can be used.
+    """
+    problems: dict[str, str] = {}
+    found: dict[Path, None] = {}  # in order, each once
+    for path in map(Path, paths):
+        if not path.exists():
+            raise SimulationError(f"{readable_name(path)} does not exist")
+        if path.is_dir():
+
+            def unlisted(error: OSError) -> None:
+                problems[readable_name(error.filename)] = f"the folder cannot be listed: {reason(error)}"
+
+            found |= dict.fromkeys(walk_images(path, on_error=unlisted))
+        elif is_image_name(path.name):
+            found[path] = None
+        else:
+            problems[readable_name(path)] = "not an image by its name"
+
+    def survey(path: Path) -> Photograph | ImageError:
+        try:
+            width, height = images.header_size(path)
+            if min(width, height) < crop_size:
+                return ImageError(f"{width}x{height} pixels, smaller than a crop of {crop_size}")
+            return Photograph(path, width, height)
+        except ImageError as error:
+            return error
+
+    usable = []
+    with ThreadPoolExecutor(8) as pool:
+        for path, result in zip(found, pool.map(survey, found), strict=True):
+            if isinstance(result, Photograph):
+                usable.append(result)
+            else:
+                problems[readable_name(path)] = str(result)
+    if not usable:
+        example = next((f", e.g. {name}: {problem}" for name, problem in problems.items()), "")
+        raise SimulationError(f"none of {len(found)} photographs can be used{example}")
+    return usable, problems
+
+
+def file_stem(path: Path) -> str:
+    """The scene that a file is taken to show: files of one name in several folders are one photograph."""
+    return path.stem
+
+
+def split(
+    photographs: Sequence[Photograph], fraction: float, scene: Callable[[Path], str] = file_stem
+) -> dict[str, list[Photograph]]:
+    """By part: {"": all} for the fraction 0, else train and validation, of at least one scene each.
+
+    The scenes with the smallest sha256 of their names are validation, so that it does not change with the order, the
+    folders or a seed, and little with photographs that are added. Raises SimulationError.
+    """
+    if not 0 <= fraction < 1:
+        raise SimulationError(f"the validation fraction must be in 0 .. 1, without 1, got {fraction}")
+    if not fraction:
+        return {"": list(photographs)}
+    scenes = sorted(
+        {scene(photograph.path) for photograph in photographs},
+        key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest(),
+    )
+    if len(scenes) < 2:
+        raise SimulationError("a validation part needs at least two photographs")
+    held_out = set(scenes[: min(len(scenes) - 1, max(1, round(fraction * len(scenes))))])
+    parts: dict[str, list[Photograph]] = {TRAIN: [], VALIDATION: []}
+    for photograph in photographs:
+        parts[VALIDATION if scene(photograph.path) in held_out else TRAIN].append(photograph)
+    return parts
+
+
+def crops_to_fit(photographs: Sequence[Photograph], seed: int, problems: dict[str, str]) -> Tensor:
+    """(N, 3, S, S) uint8, N about 256 or more and S up to 128: crops at many scales, to train decoders on.
+
+    What cannot be decoded is added to ``problems``.
+    """
+    side = min(_FIT_SIDE, *(min(photograph.width, photograph.height) for photograph in photographs))
+    random = np.random.default_rng(seed)
+    chosen = random.permutation(len(photographs))[:_FIT_CROPS].tolist()
+    crops: list[np.ndarray] = []
+    for index in chosen:
+        pixels = _read(photographs[index], problems)
+        if pixels is not None and min(pixels.shape[:2]) >= side:
+            crops += [cut(pixels, side, random, scale_down=True)[0] for _ in range(-(-_FIT_CROPS // len(chosen)))]
+    if not crops:
+        raise SimulationError("none of the photographs can be decoded")
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+
+def cut(
+    pixels: np.ndarray, size: int, random: np.random.Generator, *, scale_down: bool
+) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """A (size, size, 3) uint8 piece of (H, W, 3) uint8, and its left, top and side in the photograph.
+
+    With ``scale_down`` two in three are scaled down, from up to four times the side, by a kernel that is drawn.
+    """
+    side = size
+    if scale_down and random.random() > 1 / 3:
+        side = min(round(size * random.uniform(1.15, 4)), *pixels.shape[:2])
+    top, left = (int(random.integers(length - side + 1)) for length in pixels.shape[:2])
+    piece = pixels[top : top + side, left : left + side]
+    if side != size:
+        kernel = history.KERNELS[int(random.integers(len(history.KERNELS)))]
+        piece = to_pixels(history.resample(to_tensor(piece), (size, size), kernel))
+    return piece, (left, top, side)
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 to (1, 3, H, W) float32 in 0..1."""
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 255  # a copy: pixels may be read-only
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """Inverse of :func:`to_tensor`, clipped and rounded to nearest."""
+    return image[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pairs to make of one photograph: (number, kind)."""
+
+    part: str
+    photograph: Photograph
+    pairs: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
+class DatasetWriter:
+    """Makes pairs and writes them below ``output``.
+
+    ``simulator`` makes the fakes of its kinds, ``generators`` those named after them. What is drawn depends on the
+    seed alone, not on ``workers``, the number of threads.
+    """
+
+    output: Path
+    simulator: Simulator | None = None
+    generators: tuple[Generator, ...] = ()
+    crop_size: int = 256
+    codec: Codec = Codec()
+    real_variety: bool = True
+    seed: int = 100
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.kinds:
+            raise SimulationError("nothing to make fakes with: no kind of up-sampling and no generator")
+        check_sizes(self.crop_size, self.generators)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of the folders: kinds of up-sampling, then generators."""
+        simulated = self.simulator.kinds if self.simulator else ()
+        return (*simulated, *(_folder_name(generator) for generator in self.generators))
+
+    def write(
+        self,
+        parts: Mapping[str, Sequence[Photograph]],
+        counts: Mapping[str, int],
+        *,
+        shares: Mapping[str, float] | None = None,
+        problems: dict[str, str],
+        on_pair: Callable[[Pair], None] = lambda pair: None,
+    ) -> dict[str, int]:
+        """Write ``counts[part]`` pairs from the photographs of each part; returns how many were written of each.
+
+        ``shares``: of the kinds, equal by default. A photograph that cannot be decoded is added to ``problems`` and its
+        pairs are made of others. manifest.csv gets a row as soon as a pair is on the disk, so that an interrupted run
+        leaves a smaller data set. Where no photograph of a part can be decoded, it has fewer pairs than asked for.
+        Raises SimulationError for an output that holds something already.
+        """
+        prepare(self.output)
+        written = dict.fromkeys(parts, 0)
+        with (
+            open(self.output / "manifest.csv", "w", encoding="utf-8", newline="") as file,
+            ThreadPoolExecutor(max(1, self.workers), initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ):
+            table = csv.DictWriter(file, [field.name for field in fields(Pair)], lineterminator="\n")
+            table.writeheader()
+            try:
+                for pairs in self._rounds(pool, parts, counts, shares or {}, problems):
+                    for pair in pairs:
+                        table.writerow(asdict(pair))
+                        written[pair.part] += 1
+                        on_pair(pair)
+                    file.flush()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        if not any(written.values()):
+            raise SimulationError("none of the photographs can be decoded")
+        return written
+
+    def _rounds(self, pool, parts, counts, shares, problems) -> Iterator[list[Pair]]:
+        """The pairs of every photograph; those of one that fails are given to others, round by round."""
+        first = 0
+        for part, photographs in parts.items():
+            kinds = _allocate(self.kinds, counts[part], shares, np.random.default_rng((self.seed, first)))
+            pending, usable = list(enumerate(kinds, first)), list(photographs)
+            first += counts[part]
+            while pending and usable:
+                random = np.random.default_rng((self.seed, len(pending), len(usable)))
+                tasks = self._assign(part, usable, pending, random)
+                pending = []
+                for task, pairs in zip(
+                    tasks, pool.map(lambda task: self._make_all(task, problems), tasks), strict=True
+                ):
+                    if pairs is None:
+                        usable.remove(task.photograph)
+                        pending += task.pairs
+                    else:
+                        yield pairs
+
+    def _assign(
+        self,
+        part: str,
+        photographs: Sequence[Photograph],
+        pairs: Sequence[tuple[int, str]],
+        random: np.random.Generator,
+    ) -> list[Task]:
+        """Every pair a photograph: large ones get more, but none more than eight times the share of a small one."""
+        sides = np.array([min(photograph.width, photograph.height) for photograph in photographs], float)
+        weights = np.clip(sides / self.crop_size, 1, 8)
+        # Systematic sampling: every photograph within one pair of its share, so that few pairs still see many of them.
+        positions = (np.arange(len(pairs)) + random.random()) / len(pairs)
+        order = random.permutation(len(photographs))
+        chosen = order[np.searchsorted(np.cumsum(weights[order]) / weights.sum(), positions).clip(max=len(order) - 1)]
+        tasks: dict[int, list[tuple[int, str]]] = {}
+        for index, pair in zip(chosen.tolist(), pairs, strict=True):
+            tasks.setdefault(index, []).append(pair)
+        return [Task(part, photographs[index], tuple(own)) for index, own in tasks.items()]
+
+    def _make_all(self, task: Task, problems: dict[str, str]) -> list[Pair] | None:
+        """The pairs of a task, written; None where the photograph cannot be decoded, which is added to ``problems``."""
+        pixels = _read(task.photograph, problems)
+        if pixels is not None and min(pixels.shape[:2]) < self.crop_size:
+            problems[readable_name(task.photograph.path)] = "smaller than a crop, though its header says otherwise"
+            pixels = None
+        if pixels is None:
+            return None
+        return [self._make(task, pixels, number, kind) for number, kind in task.pairs]
+
+    @torch.no_grad()
+    def _make(self, task: Task, pixels: np.ndarray, number: int, kind: str) -> Pair:
+        random = np.random.default_rng((self.seed, 1, number))
+        draws = torch.Generator().manual_seed(int(random.integers(2**62)))
+        crop, (left, top, side) = cut(pixels, self.crop_size, random, scale_down=self.real_variety)
+        x = to_tensor(crop)
+        if self.real_variety:
+            x = history.enlarge(x, draws)
+        fake, facts = self._fake(x, kind, draws, random)
+        real = x
+        if self.real_variety:
+            real, fake = history.retouch(real, draws), history.retouch(fake, draws)
+        real, fake = to_pixels(real), to_pixels(fake)
+        quality = self.codec.draw(random)
+        folder = Path(task.part) / kind
+        paths = [
+            self._write(folder / name, number, image, quality) for name, image in (("0_real", real), ("1_fake", fake))
+        ]
+        return Pair(
+            number=number,
+            part=task.part,
+            kind=kind,
+            real=paths[datasets.REAL],
+            fake=paths[datasets.FAKE],
+            photograph=readable_name(task.photograph.path),
+            left=left,
+            top=top,
+            side=side,
+            codec="png" if quality is None else f"jpeg:{quality}",
+            psnr=_psnr(real, fake),
+            **facts,
+        )
+
+    def _fake(self, x: Tensor, kind: str, draws: torch.Generator, random: np.random.Generator) -> tuple[Tensor, dict]:
+        """A fake of (1, 3, S, S), and what the manifest says of it."""
+        for generator in self.generators:
+            if kind == _folder_name(generator):
+                image = packaged.recreate(generator, x[0].permute(1, 2, 0).contiguous().numpy(), random)
+                facts = {"family": generator.family, "up_sampling": generator.up_sampling, "scale": generator.scale}
+                facts |= {"strength": 1.0, "phase_top": 0, "phase_left": 0}
+                return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None], facts
+        draw = self.simulator.draw(draws, kind)
+        decoder = self.simulator.decoders[draw.decoder]
+        facts = {"family": "simulated", "up_sampling": kind, "scale": decoder.factor}
+        facts |= {"strength": round(draw.strength, 4), "phase_top": draw.phase[0], "phase_left": draw.phase[1]}
+        return self.simulator.apply(x.to(next(decoder.parameters()).device), draw).cpu(), facts
+
+    def _write(self, folder: Path, number: int, pixels: np.ndarray, quality: int | None) -> str:
+        """The image's path below the output, with slashes."""
+        suffix = "png" if quality is None else "jpg"
+        data = images.encode_png(pixels) if quality is None else images.encode_jpeg(pixels, quality)
+        path = folder / f"{number:06d}.{suffix}"
+        (self.output / folder).mkdir(parents=True, exist_ok=True)
+        with replacing(self.output / path) as temporary:
+            temporary.write_bytes(data)
+        return path.as_posix()
+
+
+def check_sizes(crop_size: int, generators: Iterable[Generator]) -> None:
+    """Raise SimulationError for a crop size that is too small or that a generator cannot make."""
+    if crop_size < 32:
+        raise SimulationError(f"the crop size must be at least 32, got {crop_size}")
+    for generator in generators:
+        multiple = generator.scale * generator.multiple
+        if crop_size % multiple:
+            raise SimulationError(
+                f"generator {generator.name} needs a crop size that is a multiple of {multiple}, got {crop_size}"
+            )
+
+
+def require_apart(output: Path, paths: Iterable[Path]) -> None:
+    """Raise SimulationError for an output inside a folder of photographs, where it would be taken for some."""
+    for path in paths:
+        if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
+            raise SimulationError(f"output folder {output} is inside the photographs' folder {path}; choose another")
+
+
+def prepare(output: Path) -> None:
+    """Make the output folder. Raises SimulationError if it holds anything but decoders, or cannot be made."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        used = next((path for path in output.iterdir() if path.suffix != ".safetensors"), None)
+    except OSError as error:
+        raise SimulationError(f"output folder {output} cannot be used: {reason(error)}") from error
+    if used:
+        raise SimulationError(f"output folder {output} already holds {used.name}; choose another")
+
+
+def _read(photograph: Photograph, problems: dict[str, str]) -> np.ndarray | None:
+    try:
+        return datasets.read(photograph.path).pixels
+    except ImageError as error:
+        problems[readable_name(photograph.path)] = str(error)
+        return None
+
+
+def _allocate(kinds: Sequence[str], count: int, shares: Mapping[str, float], random: np.random.Generator) -> list[str]:
+    """``count`` kinds in random order, each its share of them as exactly as whole numbers can be."""
+    weights = np.array([shares.get(kind, 0.0 if shares else 1.0) for kind in kinds])
+    edges = np.round(np.cumsum(weights) / weights.sum() * count).astype(int)
+    numbers = np.diff(edges, prepend=0)
+    return random.permutation(np.repeat(kinds, numbers)).tolist()
+
+
+def _folder_name(generator: Generator) -> str:
+    return generator.name.replace("/", "-")
+
+
+def _psnr(real: np.ndarray, fake: np.ndarray) -> float:
+    error = np.square(real.astype(float) - fake.astype(float)).mean()
+    return round(10 * math.log10(255**2 / error), 2) if error else math.inf
+
+
+def write_skipped(output: Path, problems: Mapping[str, str]) -> Path:
+    """skipped.csv: the photographs that were not used, and why."""
+    path = output / "skipped.csv"
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["photograph", "reason"])
+        table.writerows(sorted(problems.items(), key=lambda item: natural_key(item[0])))
+    return path
