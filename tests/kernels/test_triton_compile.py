@@ -28,6 +28,11 @@ TYPES = {
     "bfloat16": (torch.bfloat16, torch.bfloat16),
     "float32": (torch.float32, torch.float32),
 }
+OTHERS = [(90, "bfloat16"), (90, "float32"), (80, "uint8-bfloat16"), (100, "uint8-bfloat16")]  # of tiles the first
+SPILLS = {  # bytes at most, by capability, kernel and block of channels; all others have none
+    (90, "npr_stem_kernel", 64): 64,  # a candidate that only timing chooses
+    (80, "npr_stem_grad_weight_kernel", 32): 16,
+}
 REGISTERS = {  # at most, on any architecture
     "npr_kernel": 64,
     "npr_backward_kernel": 96,
@@ -41,35 +46,39 @@ REGISTERS = {  # at most, on any architecture
 }
 
 
-@pytest.fixture(params=[80, 90, 100], ids="sm_{}".format)
-def compiled(request, monkeypatch):
-    """A list of (kernel, warps, compiled kernel) that launches add to instead of running."""
-    kernels = []
-
-    class Driver:
-        def get_current_device(self):
-            return request.param  # a device of its own for each architecture, so that nothing is taken from another
-
-        def get_current_stream(self, device):
-            return 0
-
-        def get_current_target(self):
-            return GPUTarget("cuda", request.param, 32)
-
+@pytest.fixture
+def launches(monkeypatch):
+    """``launches(capability, candidates)``: a list of (kernel, keywords, compiled kernel) that launches now add to."""
     compile_and_run = JITFunction.run
 
-    def compile_only(kernel, *args, grid, warmup, **keywords):
-        result = compile_and_run(kernel, *args, grid=grid, warmup=True, **keywords)
-        kernels.append((kernel.fn.__name__, keywords["num_warps"], result))
+    def intercept(capability: int, candidates: int | None = None) -> list:
+        kernels = []
 
-    def every_tile(kernel, device, tiles, shape_class, arguments):
-        for tile in tiles:
-            launch.run(kernel, tile, arguments)
+        class Driver:
+            def get_current_device(self):
+                return capability  # a device of its own for each architecture: compiled kernels are kept by device
 
-    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
-    monkeypatch.setattr(JITFunction, "run", compile_only)
-    monkeypatch.setattr(operators, "launch", every_tile)
-    return kernels
+            def get_current_stream(self, device):
+                return 0
+
+            def get_current_target(self):
+                return GPUTarget("cuda", capability, 32)
+
+        def compile_only(kernel, *args, grid, warmup, **keywords):
+            result = compile_and_run(kernel, *args, grid=grid, warmup=True, **keywords)
+            kernels.append((kernel.fn.__name__, keywords, result))
+
+        def every_tile(kernel, device, tiles, shape_class, arguments):
+            for tile in tiles[:candidates]:
+                launch.run(kernel, tile, arguments)
+
+        monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+        monkeypatch.setattr(JITFunction, "run", compile_only)
+        monkeypatch.setattr(operators, "launch", every_tile)
+        monkeypatch.setattr(operators, "_tf32_allowed", lambda: False)
+        return kernels
+
+    return intercept
 
 
 def machine_code(kernel, tmp_path: Path) -> tuple[int, int, Counter]:
@@ -84,34 +93,50 @@ def machine_code(kernel, tmp_path: Path) -> tuple[int, int, Counter]:
     return registers, stack, Counter(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]+)", code, re.M))
 
 
-def launch_everything(image: torch.dtype, parameters: torch.dtype, channels_last: bool) -> None:
-    """Every operator in the paper's case: 3 -> 64 channels, cells of 2x2, anchor 0, 3x3 kernel, stride 2, padding 1."""
+def launch_everything(image, parameters, out_channels=64, channels_last=True, kernel=(3, 3), convolution=CONVOLUTION):
+    """Every operator, by default in the paper's case: 3 channels to 64, cells of 2x2, anchor 0, stride 2, padding 1."""
     call = operators.implementations
     format_ = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.zeros(4, 3, 256, 256, dtype=image).contiguous(memory_format=format_)
-    weight, bias = torch.zeros(64, 3, 3, 3, dtype=parameters), torch.zeros(64, dtype=parameters)
-    call["npr"](x, 2, 0, channels_last)
-    y = call["npr_conv2d"](x, weight, bias, *CONVOLUTION, channels_last)
-    call["npr_conv2d_grad_weight"](y, x, (3, 3), *CONVOLUTION)
-    call["npr_stem"](x, weight, bias, *CONVOLUTION)
-    pooled, argmax = call["npr_stem_argmax"](x, weight, bias, *CONVOLUTION)
-    call["npr_stem_grad_weight"](pooled, argmax, x, (3, 3), *CONVOLUTION)
-    call["npr_moments"](x, (3, 3), *CONVOLUTION)
-    if x.is_floating_point():
-        call["npr_conv2d_grad_input"](y, x, weight, *CONVOLUTION, channels_last)
+    weight, bias = torch.zeros(out_channels, 3, *kernel, dtype=parameters), torch.zeros(out_channels, dtype=parameters)
+    call["npr"](x, *convolution[2:4], channels_last)
+    y = call["npr_conv2d"](x, weight, bias, *convolution, channels_last)
+    call["npr_conv2d_grad_weight"](y, x, kernel, *convolution)
+    call["npr_stem"](x, weight, bias, *convolution)
+    pooled, argmax = call["npr_stem_argmax"](x, weight, bias, *convolution)
+    call["npr_stem_grad_weight"](pooled, argmax, x, kernel, *convolution)
+    call["npr_moments"](x, kernel, *convolution)
+    call["npr_conv2d_grad_input"](y, x.to(parameters), weight, *convolution, channels_last)
 
 
-@pytest.mark.parametrize("types", TYPES)
-def test_no_spills(types, compiled, tmp_path, monkeypatch):
-    monkeypatch.setattr(operators, "_tf32_allowed", lambda: False)
-    launch_everything(*TYPES[types], channels_last=True)
-    assert {name for name, *_ in compiled} >= REGISTERS.keys() - {"npr_backward_kernel", "npr_conv2d_grad_map_kernel"}
-    print()
-    for name, warps, kernel in compiled:
+@pytest.mark.parametrize(("capability", "types"), [(90, "uint8-bfloat16"), *OTHERS])
+def test_registers_and_spills(capability, types, launches, tmp_path):
+    compiled = launches(capability, candidates=None if (capability, types) not in OTHERS else 1)
+    launch_everything(*TYPES[types])
+    assert {name for name, *_ in compiled} == REGISTERS.keys()
+    for name, keywords, kernel in compiled:
         registers, stack, code = machine_code(kernel, tmp_path)
-        size = f"{sum(code.values())} instructions"
-        print(f"{name:30} {warps} warps {registers:4} registers {stack:4} bytes of stack {size}")
-        assert stack == 0, f"{name} spills {stack} bytes"
+        block, warps = keywords.get("BLOCK_O", ""), keywords["num_warps"]
+        print(f"{name:30} O {block:2} {warps} warps {registers:3} registers, {stack:3} bytes spilled")
+        assert stack <= SPILLS.get((capability, name, block), 0), f"{name} spills {stack} bytes"
         assert registers <= REGISTERS[name]
-        if types != "float32" and ("conv2d_kernel" in name or "stem" in name):
-            assert any(re.match("HMMA|HGMMA|UTCHMMA|UTC", instruction) for instruction in code), "no tensor cores"
+        if types != "float32" and ("conv2d_kernel" in name or "grad_weight" in name or "stem" in name):
+            assert any(re.match("HMMA|HGMMA|UTCHMMA", instruction) for instruction in code), f"{name}: no tensor cores"
+        if name == "npr_kernel":
+            assert any(instruction.startswith("STG.E.128") or "STG.E.64" in instruction for instruction in code)
+
+
+@pytest.mark.parametrize(
+    ("image", "parameters", "anchor"),
+    [
+        (torch.uint8, torch.float16, operators.patches.MEAN),
+        (torch.float32, torch.float32, operators.patches.MAX),
+        (torch.float64, torch.float64, 4),
+    ],
+)
+def test_every_other_geometry_compiles(image, parameters, anchor, launches):
+    """The compiler is stricter than the interpreter: types, names and shapes must agree on every path."""
+    compiled = launches(90)
+    convolution = (2, 1), (0, 2), 3, anchor, (0.5,)
+    launch_everything(image, parameters, 16, channels_last=False, kernel=(5, 3), convolution=convolution)
+    assert {name for name, *_ in compiled} == REGISTERS.keys()
