@@ -31,7 +31,8 @@ from npr_model.config import TrainConfig
 from npr_model.distributed import Process
 from npr_model.errors import InputError
 from npr_model.loading import BalancedBatches, Loader
-from npr_model.train import Trainer, find_samples
+from npr_model.train import find_samples
+from npr_model.trainer import Trainer
 from tests.tolerances import allowed, error
 
 FILES = 256  # JPEGs that the loader reads

@@ -193,12 +193,12 @@ def test_train_warns_of_classes_that_differ_in_format(npr, labelled, tmp_path):
 
 
 def test_an_interrupted_training_says_how_to_go_on(npr, labelled, tmp_path, monkeypatch):
-    from npr_model import train
+    from npr_model.trainer import Trainer
 
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.Trainer, "step", interrupt)
+    monkeypatch.setattr(Trainer, "step", interrupt)
     root, run = labelled({"0_real": 2, "1_fake": 2}), tmp_path / "run"
     code, _, err = npr("train", root, "-o", run, "--batch-size", 4, "--crop-size", 16, "--workers", 0)
     assert code == cli.EXIT_INTERRUPTED and f"npr train --resume {run}" in "".join(err.splitlines())

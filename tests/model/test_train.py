@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from npr_model import checkpoints, train
-from npr_model.config import TrainConfig
+from npr_model.config import TrainConfig, load_run
 from npr_model.datasets import DatasetError
 from npr_model.distributed import Process
 from npr_model.errors import InputError
 from npr_model.metrics import Metrics
-from npr_model.train import Trainer
+from npr_model.trainer import Trainer
 from tests.model.conftest import noise
 
 CPU = Process(torch.device("cpu"))
@@ -241,13 +241,13 @@ def test_what_a_resumed_run_may_change(labelled, tmp_path):
     longer, plans = replace(config, epochs=2, workers=1, save_steps=1), []
     train.train(longer, run, resume=True, on_start=plans.append)
     assert plans[0].first_step == 1 and len(history(run)) == 2
-    assert train.load_run(run) == longer
+    assert load_run(run) == longer
     train.train(longer, run, resume=True)  # nothing left to do
     assert len(history(run)) == 2
 
     (run / "config.json").write_text(replace(longer, seed=1).to_json())  # by hand
     with pytest.raises(InputError, match="was trained with seed=100, not 1"):
-        train.train(train.load_run(run), run, resume=True)
+        train.train(load_run(run), run, resume=True)
     (root / "0_real" / "3.png").unlink()
     with pytest.raises(InputError, match="was trained on other files than the training folders hold now"):
         train.train(longer, run, resume=True)

@@ -13,6 +13,7 @@ import torch
 from npr_model import cli, config, train
 from npr_model.distributed import joined
 from npr_model.loading import BalancedBatches, Loader
+from npr_model.trainer import Trainer
 
 
 def float64_steps(chosen: config.TrainConfig) -> dict:
@@ -20,7 +21,7 @@ def float64_steps(chosen: config.TrainConfig) -> dict:
     samples, _ = train.find_samples(chosen)
     with joined("cpu") as process:
         sampler = BalancedBatches([sample.label for sample in samples], chosen, process.rank, process.size)
-        trainer = train.Trainer(chosen, process)
+        trainer = Trainer(chosen, process)
         trainer.network.double()
         parts = ((pixels, labels.double()) for pixels, labels in Loader(samples, sampler, process.device))
         losses = [trainer.step(parts).item() for _ in range(sampler.steps)]
