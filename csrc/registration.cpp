@@ -20,5 +20,14 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
   m.def(
       "npr_stem(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int grid_size, int anchor, "
       "float[] scale, ScalarType dtype) -> Tensor");
+  m.def(
+      "npr_moments(Tensor x, int[] kernel, int[] stride, int[] padding, int grid_size, int anchor, float[] scale) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "npr_stem_argmax(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int grid_size, int anchor, "
+      "float[] scale, ScalarType dtype) -> (Tensor, Tensor)");
+  m.def(
+      "npr_stem_grad_weight(Tensor grad, Tensor argmax, Tensor x, int[] kernel, int[] stride, int[] padding, "
+      "int grid_size, int anchor, float[] scale) -> (Tensor, Tensor)");
   m.def("cpu_capability() -> str");
 }

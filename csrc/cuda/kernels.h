@@ -21,7 +21,7 @@ struct Task {
   Image x;
   int64_t batch, height, width;  // of x; height and width trimmed to whole cells
   int anchor;                    // row-major index in a cell, 0 .. 3
-  float scale[3];                // factor on the NPR map, per channel
+  double scale[3];               // factor on the NPR map, per channel
   int64_t out_channels;          // a multiple of 16
 };
 
@@ -45,7 +45,7 @@ struct Moments {
 };
 
 // grad: the pooled gradient (N, O, Hp, Wp) and its argmax, any strides. products (O, 3, 3, 3) and sums (O): float,
-// contiguous. partial: 28 * O doubles per slot.
+// contiguous. partial: kGradientPartial * O doubles per slot.
 struct StemGradWeight {
   Task task;
   Image grad;
@@ -56,7 +56,7 @@ struct StemGradWeight {
   double* partial;
 };
 
-constexpr int64_t kMomentsPartial = 28 * 28;
+constexpr int64_t kMomentsPartial = 28 * 28, kGradientPartial = 28;
 
 // Slots of partial sums that a reduction needs on the current device, the most it will write.
 int64_t slots();

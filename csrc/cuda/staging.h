@@ -303,8 +303,8 @@ inline Tiling tiling_of(const Task& task, int most_warps) {
 }
 
 // The factor on the differences as they are staged.
-inline float staged_scale(const Task& task, int channel) {
-  return task.scale[channel] * (task.x.type == Type::kUInt8 ? 256.0f : 1.0f);
+inline double staged_scale(const Task& task, int channel) {
+  return task.scale[channel] * (task.x.type == Type::kUInt8 ? 256 : 1);
 }
 
 }  // namespace npr::cuda

@@ -441,7 +441,7 @@ template <typename T, bool kArgmax>
 const char* launch_stem(const Stem& call, void* stream) {
   const Task& task = call.task;
   const Arguments arguments{source_of(task), tiling_of(task, Shape<T, kArgmax>::kWarps), call.weight, call.bias,
-                            {staged_scale(task, 0), staged_scale(task, 1), staged_scale(task, 2)},
+                            {static_cast<float>(staged_scale(task, 0)), static_cast<float>(staged_scale(task, 1)), static_cast<float>(staged_scale(task, 2))},
                             static_cast<int>(task.out_channels), call.out, call.argmax};
   const Tiling& tiling = arguments.tiling;
   const int threads = 4 * tiling.width;

@@ -14,7 +14,7 @@ namespace npr::cuda {
 namespace {
 
 constexpr int kChunk = 32;    // channels of a block
-constexpr int kEntries = 28;  // of a channel: 27 products and the sum
+constexpr int kEntries = kGradientPartial;  // of a channel: 27 products and the sum
 constexpr int kWarps = 4;
 constexpr int kFlush = 8;     // steps of eight pooled pixels that a float sums up
 
@@ -136,7 +136,7 @@ stem_grad_weight_kernel(const Arguments arguments) {
 struct Result {
   float* products;
   float* sums;
-  float scale[3];
+  double scale[3];
   int out_channels;
 };
 

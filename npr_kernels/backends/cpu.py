@@ -103,8 +103,24 @@ if not extension.FAILURE:
         return x.new_empty(x.shape)
 
     @torch.library.register_fake("npr_kernels::npr_stem")
-    def _(x, weight, bias, stride, padding, grid_size, anchor, scale, dtype):
+    def fake_stem(x, weight, bias, stride, padding, grid_size, anchor, scale, dtype):
         size = arguments.convolution_output_size(x, weight, stride, padding, grid_size)
         pooled = (arguments.output_size(n, 3, 2, 1) for n in size)
         shape = (x.shape[0], weight.shape[0], *pooled)
         return x.new_empty(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+    @torch.library.register_fake("npr_kernels::npr_stem_argmax")
+    def _(*args):
+        pooled = fake_stem(*args)
+        return pooled, torch.empty_like(pooled, dtype=torch.uint8)
+
+    @torch.library.register_fake("npr_kernels::npr_stem_grad_weight")
+    def _(grad, argmax, x, kernel, stride, padding, grid_size, anchor, scale):
+        dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        shape = (grad.shape[1], x.shape[1], *kernel)
+        return x.new_empty(shape, dtype=dtype), x.new_empty(shape[:1], dtype=dtype)
+
+    @torch.library.register_fake("npr_kernels::npr_moments")
+    def _(x, kernel, stride, padding, grid_size, anchor, scale):
+        size = x.shape[1] * kernel[0] * kernel[1]
+        return x.new_empty(size, dtype=torch.float64), x.new_empty((size, size), dtype=torch.float64)

@@ -15,7 +15,7 @@ struct CallImage {
 struct CallTask {
   CallImage x;
   int64_t batch, height, width, anchor, out_channels;
-  float scale[4];
+  double scale[3];
   Task task() const {
     return {x.image(), batch, height, width, static_cast<int>(anchor), {scale[0], scale[1], scale[2]}, out_channels};
   }
