@@ -157,5 +157,6 @@ def _prepare(operator, x, weight, bias, stride, padding, grid_size, anchor, scal
     padding = arguments.pair("padding", padding, 0)
     arguments.check_output_size(x, weight, stride, padding, grid_size)
     convolution = (stride, padding, grid_size, anchor, arguments.scale_factors(scale, x.shape[1]))
-    call = registry.Call(operator, x.device.type, x.dtype, weight.dtype, grid_size, anchor)
+    geometry = registry.Geometry(x.shape[1], weight.shape[0], tuple(weight.shape[2:]), stride, padding)
+    call = registry.Call(operator, x.device.type, x.dtype, weight.dtype, grid_size, anchor, geometry)
     return x, weight, bias, convolution, registry.select(call, backend)

@@ -217,10 +217,9 @@ struct Convolution {
     return value;
   }
 
-  // Convolution row 2s + kRow, of pair `current` and the one before it.
-  template <int kRow>
-  NPR_DEVICE void row(Pair<T> (&out)[kTiles][2], const unsigned char* before, const unsigned char* current,
-                      int pitch) const {
+  // Convolution row 2s + kRow, of pair `current` and the one before it; take(tile, even column, odd column) gets it.
+  template <int kRow, typename Take>
+  NPR_DEVICE void row(const unsigned char* before, const unsigned char* current, int pitch, const Take& take) const {
     uint32_t fragment[2][4];
 #pragma unroll
     for (int x = 0; x < 2; ++x) {
@@ -239,8 +238,7 @@ struct Convolution {
       float sum[4] = {0, 0, 0, 0};
 #pragma unroll
       for (int x = 0; x < 2; ++x) multiply<T>(sum, fragment[x], weight[x][tile][0], weight[x][tile][1]);
-      out[tile][0] = Pair<T>::of(sum[0], sum[1]);
-      out[tile][1] = Pair<T>::of(sum[2], sum[3]);
+      take(tile, Pair<T>::of(sum[0], sum[1]), Pair<T>::of(sum[2], sum[3]));
     }
   }
 };
@@ -281,9 +279,8 @@ struct Convolution<float> {
     }
   }
 
-  template <int kRow>
-  NPR_DEVICE void row(Pair<float> (&out)[kTiles][2], const unsigned char* before, const unsigned char* current,
-                      int pitch) const {
+  template <int kRow, typename Take>
+  NPR_DEVICE void row(const unsigned char* before, const unsigned char* current, int pitch, const Take& take) const {
     float sum[2][2 * kTiles];
     load(sum[0], 27);
 #pragma unroll
@@ -311,8 +308,8 @@ struct Convolution<float> {
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)
-#pragma unroll
-      for (int odd = 0; odd < 2; ++odd) out[tile][odd] = Pair<float>::of(sum[odd][2 * tile], sum[odd][2 * tile + 1]);
+      take(tile, Pair<float>::of(sum[0][2 * tile], sum[0][2 * tile + 1]),
+           Pair<float>::of(sum[1][2 * tile], sum[1][2 * tile + 1]));
   }
 };
 
@@ -364,7 +361,10 @@ stem_kernel(const Arguments arguments) {
     Pair<T> top[kTiles][2] = {};  // the row above, from the step before
     if (walk.begin > 0) {
       const unsigned char* const pair = stager.pair(walk.begin - 1);
-      convolution.template row<1>(top, pair, pair, stager.pitch);
+      convolution.template row<1>(pair, pair, stager.pitch, [&](int tile, const Pair<T>& even, const Pair<T>& odd) {
+        top[tile][0] = even;
+        top[tile][1] = odd;
+      });
     }
     for (int s = walk.begin; s < walk.end; ++s, out += int64_t{tiling.columns} * arguments.out_channels) {
       stager.advance(s + 1, walk.end);
@@ -372,17 +372,24 @@ stem_kernel(const Arguments arguments) {
       Kept best[kTiles][2];
       {
         const unsigned char *const before = stager.pair(s - 1), *const current = stager.pair(s);
-        Pair<T> middle[kTiles][2], bottom[kTiles][2] = {};
-        convolution.template row<0>(middle, before, current, stager.pitch);
-        if (2 * s + 1 < arguments.source.cell_rows)
-          convolution.template row<1>(bottom, before, current, stager.pitch);
+        Pair<T> middle[kTiles][2];
+        convolution.template row<0>(before, current, stager.pitch,
+                                    [&](int tile, const Pair<T>& even, const Pair<T>& odd) {
+                                      middle[tile][0] = even;
+                                      middle[tile][1] = odd;
+                                    });
+        const auto pool = [&](int tile, const Pair<T>& even, const Pair<T>& odd) {
+          best[tile][0] = Kept::column(top[tile][0], middle[tile][0], even);
+          best[tile][1] = Kept::column(top[tile][1], middle[tile][1], odd);
+          top[tile][0] = even;
+          top[tile][1] = odd;
+        };
+        if (2 * s + 1 < arguments.source.cell_rows) {
+          convolution.template row<1>(before, current, stager.pitch, pool);
+        } else {
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile)
-#pragma unroll
-          for (int odd = 0; odd < 2; ++odd) {
-            best[tile][odd] = Kept::column(top[tile][odd], middle[tile][odd], bottom[tile][odd]);
-            top[tile][odd] = bottom[tile][odd];
-          }
+          for (int tile = 0; tile < kTiles; ++tile) pool(tile, Pair<T>{}, Pair<T>{});
+        }
       }
       if (!all_inside) {
 #pragma unroll
