@@ -191,13 +191,12 @@ moments_kernel(const Arguments arguments) {
   stager.clear_left();
 
   Sums<T> sums;
-  int64_t next = share(tiling, block_index(), blocks());
-  const int64_t end = share(tiling, block_index() + 1, blocks());
-  Walk walk;
-  while (next_walk(tiling, next, end, walk)) {
+  Walk walk(tiling);
+  while (walk.next(tiling)) {
     stager.start(walk);
-    for (int s = walk.begin; s < walk.end; ++s) {
-      stager.advance(s + 1, walk.end);
+    for (int s = walk.begin - kLead; s < walk.end; ++s, synchronize()) {
+      stager.advance(s, walk);
+      if (s < walk.begin) continue;
       const unsigned char* const pair = stager.pair(s);
       const int pitch = stager.pitch;
       const unsigned char* const upper[3] = {stager.pair(s - 1) + 3 * pitch, pair, pair + pitch};
@@ -205,7 +204,6 @@ moments_kernel(const Arguments arguments) {
       sums.row(upper, walk, arguments.source);
       if (2 * s + 1 < arguments.source.cell_rows) sums.row(lower, walk, arguments.source);
       if ((s - walk.begin) % Sums<T>::kFlush == Sums<T>::kFlush - 1) sums.flush();
-      synchronize();
     }
     sums.flush();
   }

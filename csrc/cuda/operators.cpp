@@ -63,8 +63,9 @@ Prepared prepare(const Tensor& x, int64_t out_channels, const Ints& kernel, cons
   STD_TORCH_CHECK(grid.channels == 3 && kernel == Ints({3, 3}) && stride == Ints({2, 2}) && padding == Ints({1, 1}),
                   "the cuda kernels serve 3 channels, kernel 3, stride 2 and padding 1");
   STD_TORCH_CHECK(out_channels % 16 == 0 && out_channels <= 128, "out_channels must be a multiple of 16 up to 128");
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 4;
-  STD_TORCH_CHECK(grid.height < kMost && grid.width < kMost, "x is too high or too wide");
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // of strips of images; elements are counted in 64 bits
+  STD_TORCH_CHECK(grid.height < kMost / 4 && grid.width < kMost / 4, "x is too high or too wide");
+  STD_TORCH_CHECK(grid.batch * (grid.width / 100 + 1) < kMost, "x has too many images");
   STD_TORCH_CHECK(factors.size() == 1 || factors.size() == 3, "scale must be one factor or one per channel");
   Prepared prepared{};
   Task& task = prepared.task;

@@ -35,32 +35,35 @@ struct Tiling {
   int strips, width;  // strips in an image; width is a multiple of 8: eight pooled columns for each warp
 };
 
-// One block's walk: rows [begin, end) of a strip.
+// One block's walks: each covers rows [begin, end) of a strip, until `left` rows are gone through.
 struct Walk {
-  int64_t image;
+  int image;
   int column;  // first pooled column of the strip
   int first;   // first pooled column, counted in the strip, whose results it keeps
   int begin, end;
+  int strip, left;
+
+  NPR_DEVICE explicit Walk(const Tiling& tiling) {
+    const int64_t rows = tiling.batch * tiling.strips * tiling.rows;
+    const int64_t from = rows * block_index() / blocks(), to = rows * (block_index() + 1) / blocks();
+    strip = static_cast<int>(from / tiling.rows) - 1;
+    end = static_cast<int>(from % tiling.rows);
+    left = static_cast<int>(to - from);
+  }
+
+  NPR_DEVICE bool next(const Tiling& tiling) {
+    if (left == 0) return false;
+    ++strip;
+    begin = end < tiling.rows ? end : 0;
+    end = left < tiling.rows - begin ? begin + left : tiling.rows;
+    left -= end - begin;
+    image = strip / tiling.strips;
+    const int index = strip - image * tiling.strips;
+    column = index * (tiling.width - 1);
+    first = index > 0;
+    return true;
+  }
 };
-
-// Takes the next walk off the block's share of rows [next, end); false when there is none.
-NPR_DEVICE bool next_walk(const Tiling& tiling, int64_t& next, int64_t end, Walk& walk) {
-  if (next >= end) return false;
-  const int64_t strip = next / tiling.rows;
-  const int64_t last = end - strip * tiling.rows;
-  walk.image = strip / tiling.strips;
-  const int index = static_cast<int>(strip - walk.image * tiling.strips);
-  walk.column = index * (tiling.width - 1);
-  walk.first = index > 0;
-  walk.begin = static_cast<int>(next - strip * tiling.rows);
-  walk.end = last < tiling.rows ? static_cast<int>(last) : tiling.rows;
-  next = strip * tiling.rows + walk.end;
-  return true;
-}
-
-NPR_DEVICE int64_t share(const Tiling& tiling, int index, int count) {
-  return tiling.batch * tiling.strips * tiling.rows * index / count;
-}
 
 // Where the records of a row lie. Pixel p of a strip (-4 .. 4 * width - 1; four pixels belong to a pooled column) is in
 // group p / 4, and `spread` rotates the four within their group so that neither the writing of a group by each lane nor
@@ -93,6 +96,7 @@ NPR_DEVICE int record_offset(int pixel, int row) {
 constexpr int kPairRows = 4;   // pixel rows in a pair of cell rows
 constexpr int kPairs = 3;      // pairs in the ring
 constexpr int kRawStages = 2;  // steps whose raw pixels are on their way
+constexpr int kLead = 4;       // steps before a walk's first, in which its first pairs come in
 constexpr int kPieces = 6;     // two rows of four pixels: two times three pieces of four elements
 
 NPR_CONSTANT int element_bytes(Type type) { return type == Type::kUInt8 ? 1 : type == Type::kFloat32 ? 4 : 2; }
@@ -149,25 +153,19 @@ struct Stager {
     return stages && valid > 0 && row >= 0 && row < source.cell_rows;
   }
 
-  // Before the first step: brings pairs begin - 1 and begin into the ring, the next two on their way.
   NPR_DEVICE void start(const Walk& walk) {
     const Image& x = source.image;
     const int cells = source.cell_columns - 2 * (walk.column + column);
     valid = cells < 0 ? 0 : cells > 2 ? 2 : cells;
-    const int64_t offset = walk.image * x.stride[0] + int64_t{4} * (walk.column + column) * x.stride[3];
+    const int64_t offset = int64_t{walk.image} * x.stride[0] + int64_t{4} * (walk.column + column) * x.stride[3];
     pixels = static_cast<const unsigned char*>(x.data) + offset * element_bytes(x.type);
-    fetch(walk.begin - 1, walk.end);
-    fetch(walk.begin, walk.end);
-    advance(walk.begin - 1, walk.end);
-    advance(walk.begin, walk.end);
-    synchronize();
   }
 
-  // Writes pair s to the ring; asks for pair s + 2 if the walk comes to it.
-  NPR_DEVICE void advance(int s, int end) {
+  // Part of step s, from kLead steps before the walk's first: writes pair s + 1 to the ring, asks for pair s + 3.
+  NPR_DEVICE void advance(int s, const Walk& walk) {
     wait_copies<kRawStages - 1>();
-    if (stages && s < end) convert(s);
-    fetch(s + 2, end);
+    if (stages && s + 1 >= walk.begin - 1 && s + 1 < walk.end) convert(s + 1);
+    fetch(s + 3, walk.end);
   }
 
   NPR_DEVICE void fetch(int s, int end) {

@@ -345,46 +345,41 @@ stem_kernel(const Arguments arguments) {
   Stager<T, true> stager(arguments.source, ring, shared, width);
   stager.clear_left();
 
-  int64_t next = share(tiling, block_index(), blocks());
-  const int64_t end = share(tiling, block_index() + 1, blocks());
-  Walk walk;
-  while (next_walk(tiling, next, end, walk)) {
+  Walk walk(tiling);
+  while (walk.next(tiling)) {
     stager.start(walk);
     const int column = walk.column + 8 * warp + group;
     const bool stores = 8 * warp + group >= walk.first && column < tiling.columns;
     // An odd number of convolution columns: the last window ends at the even one.
     const bool odd_inside = 2 * column + 1 < arguments.source.cell_columns;
     const bool all_inside = 2 * (walk.column + width) <= arguments.source.cell_columns;
-    int64_t out = ((walk.image * tiling.rows + walk.begin) * tiling.columns + column) * arguments.out_channels + chunk +
+    int64_t out = ((int64_t{walk.image} * tiling.rows + walk.begin) * tiling.columns + column) * arguments.out_channels + chunk +
                   8 * t;
 
     Pair<T> top[kTiles][2] = {};  // the row above, from the step before
-    if (walk.begin > 0) {
-      const unsigned char* const pair = stager.pair(walk.begin - 1);
-      convolution.template row<1>(pair, pair, stager.pitch, [&](int tile, const Pair<T>& even, const Pair<T>& odd) {
-        top[tile][0] = even;
-        top[tile][1] = odd;
-      });
-    }
-    for (int s = walk.begin; s < walk.end; ++s, out += int64_t{tiling.columns} * arguments.out_channels) {
-      stager.advance(s + 1, walk.end);
-
+    for (int s = walk.begin - kLead; s < walk.end; ++s) {
+      stager.advance(s, walk);
+      if (s < walk.begin - 1) {
+        synchronize();
+        continue;
+      }
       Kept best[kTiles][2];
       {
         const unsigned char *const before = stager.pair(s - 1), *const current = stager.pair(s);
-        Pair<T> middle[kTiles][2];
-        convolution.template row<0>(before, current, stager.pitch,
-                                    [&](int tile, const Pair<T>& even, const Pair<T>& odd) {
-                                      middle[tile][0] = even;
-                                      middle[tile][1] = odd;
-                                    });
+        Pair<T> middle[kTiles][2] = {};
+        if (s >= walk.begin)
+          convolution.template row<0>(before, current, stager.pitch,
+                                      [&](int tile, const Pair<T>& even, const Pair<T>& odd) {
+                                        middle[tile][0] = even;
+                                        middle[tile][1] = odd;
+                                      });
         const auto pool = [&](int tile, const Pair<T>& even, const Pair<T>& odd) {
           best[tile][0] = Kept::column(top[tile][0], middle[tile][0], even);
           best[tile][1] = Kept::column(top[tile][1], middle[tile][1], odd);
           top[tile][0] = even;
           top[tile][1] = odd;
         };
-        if (2 * s + 1 < arguments.source.cell_rows) {
+        if (s >= 0 && 2 * s + 1 < arguments.source.cell_rows) {
           convolution.template row<1>(before, current, stager.pitch, pool);
         } else {
 #pragma unroll
@@ -407,6 +402,7 @@ stem_kernel(const Arguments arguments) {
           for (int i = 0; i < Kept::kWords; ++i) posted[4 * (tile * Kept::kWords + i)] = best[tile][1].word[i];
       }
       synchronize();
+      if (s < walk.begin) continue;
 
       uint32_t value[kTiles * Pair<T>::kWords];
       uint32_t position[kTiles];
@@ -440,6 +436,7 @@ stem_kernel(const Arguments arguments) {
           *reinterpret_cast<uint2*>(arguments.argmax + out + 32 * run) = uint2{p[0] | p[1] << 16, p[2] | p[3] << 16};
         }
       }
+      out += int64_t{tiling.columns} * arguments.out_channels;
     }
   }
 }

@@ -73,12 +73,10 @@ stem_grad_weight_kernel(const Arguments arguments) {
     }
   };
 
-  int64_t next = share(tiling, block_index(), blocks());
-  const int64_t end = share(tiling, block_index() + 1, blocks());
-  Walk walk;
-  while (next_walk(tiling, next, end, walk)) {
+  Walk walk(tiling);
+  while (walk.next(tiling)) {
     stager.start(walk);
-    for (int s = walk.begin; s < walk.end; ++s) {
+    for (int s = walk.begin - kLead; s < walk.end; ++s, synchronize()) {
       float gradient[8];
       uint32_t position[8];
 #pragma unroll
@@ -86,14 +84,15 @@ stem_grad_weight_kernel(const Arguments arguments) {
         const int column = 8 * warp + i;
         position[i] = 9;
         gradient[i] = 0;
-        if (!exists || column < walk.first || walk.column + column >= tiling.columns) continue;
+        if (!exists || s < walk.begin || column < walk.first || walk.column + column >= tiling.columns) continue;
         const auto index = [&](const int64_t(&stride)[4]) {
-          return walk.image * stride[0] + (chunk + lane) * stride[1] + s * stride[2] + (walk.column + column) * stride[3];
+          return int64_t{walk.image} * stride[0] + (chunk + lane) * stride[1] + s * stride[2] + (walk.column + column) * stride[3];
         };
         position[i] = load_global(arguments.argmax + index(arguments.argmax_stride));
         gradient[i] = load_gradient(arguments.grad, index(arguments.grad.stride));
       }
-      stager.advance(s + 1, walk.end);
+      stager.advance(s, walk);
+      if (s < walk.begin) continue;
 
       const unsigned char *const before = stager.pair(s - 1), *const current = stager.pair(s);
 #pragma unroll
@@ -119,7 +118,6 @@ stem_grad_weight_kernel(const Arguments arguments) {
         sum[27] += gradient[i];
       }
       if ((s - walk.begin) % kFlush == kFlush - 1) flush();
-      synchronize();
     }
     flush();
   }
