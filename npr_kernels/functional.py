@@ -175,7 +175,7 @@ def npr_batch_norm_stem(
     if process_group is None and count == 1:
         raise ValueError(f"expected more than 1 value per channel when training, got input size {shape}")
 
-    call = registry.Call("npr_batch_norm_stem", x.device.type, x.dtype, dtype, grid_size, anchor)
+    call = _call("npr_batch_norm_stem", x, weight, dtype, convolution)
     chosen, dense = registry.select(call, backend), _dense_backend(x, dtype, grid_size, anchor, backend)
     if "eager" in (chosen, dense):
         return reference.npr_batch_norm_stem(
@@ -247,8 +247,14 @@ def _prepare(operator, x, weight, bias, stride, padding, grid_size, anchor, scal
     arguments.check_image(x, grid_size, edge)
     x, weight, bias = _autocast(x, weight, bias)
     convolution = _convolution(x, weight, bias, stride, padding, grid_size, anchor, scale)
-    call = registry.Call(operator, x.device.type, x.dtype, weight.dtype, grid_size, anchor)
+    call = _call(operator, x, weight, weight.dtype, convolution)
     return x, weight, bias, convolution, registry.select(call, backend)
+
+
+def _call(operator: str, x: Tensor, weight: Tensor, dtype: torch.dtype, convolution: tuple) -> registry.Call:
+    stride, padding, grid_size, anchor, _ = convolution
+    geometry = registry.Geometry(x.shape[1], weight.shape[0], tuple(weight.shape[2:]), stride, padding)
+    return registry.Call(operator, x.device.type, x.dtype, dtype, grid_size, anchor, geometry)
 
 
 def _dense_backend(x: Tensor, dtype: torch.dtype, grid_size: int, anchor: Anchor, backend: str | None) -> str | None:

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from npr_kernels.backends import cpu, eager, triton
+from npr_kernels.backends import cpu, cuda, eager, triton
 from npr_kernels.reference import Anchor
 
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_BACKEND"
-ORDER = ("triton", "cpu", "eager")
+ORDER = ("cuda", "triton", "cpu", "eager")
 
-_BACKENDS = {"triton": triton, "cpu": cpu, "eager": eager}
+_BACKENDS = {"cuda": cuda, "triton": triton, "cpu": cpu, "eager": eager}
 _logger = logging.getLogger("npr_kernels")
 _logged: set[str] = set()
 _context = threading.local()  # of each thread: what use_backend asked for
@@ -29,6 +29,17 @@ _context = threading.local()  # of each thread: what use_backend asked for
 
 class BackendError(RuntimeError):
     """The backend asked for does not exist or cannot serve the call."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Of a convolution: what a backend that serves only some must know. Pairs are (height, width)."""
+
+    channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,7 @@ class Call:
     weight_dtype: torch.dtype
     grid_size: int
     anchor: Anchor
+    geometry: Geometry | None = None  # None: of no convolution, or one that any backend would serve
 
 
 @dataclass(frozen=True)
@@ -63,11 +75,14 @@ class Explanation:
 def backends() -> dict[str, str | None]:
     """Every backend, in the order of automatic choice, and why it is not available here (None: it is).
 
-    Judged for a plain float32 image on the device type that the backend is made for.
+    Judged for a plain float32 image on the device type that the backend is made for, and an operator that it has.
     """
     call = Call("npr_conv2d", "cpu", torch.float32, torch.float32, 2, 0)
-    devices = {"triton": triton.DEVICE}
-    return {name: _BACKENDS[name].refusal(replace(call, device=devices.get(name, "cpu"))) for name in ORDER}
+    calls = {
+        "cuda": replace(call, operator="npr_stem", device="cuda"),
+        "triton": replace(call, device=triton.DEVICE),
+    }
+    return {name: _BACKENDS[name].refusal(calls.get(name, call)) for name in ORDER}
 
 
 @contextlib.contextmanager

@@ -1,0 +1,69 @@
+// The interface between the operators (operators.cpp) and the CUDA kernels: plain data, no torch types.
+//
+// All kernels serve the network's own geometry: three channels, cells of 2x2 pixels with one of them as the anchor, a
+// 3x3 convolution of stride 2 and padding 1, and the 3x3/2 max-pool behind it. Pointers are device pointers.
+#pragma once
+
+#include <cstdint>
+
+namespace npr::cuda {
+
+enum class Type : int { kUInt8, kFloat32, kBFloat16, kFloat16 };
+
+// A tensor of shape (N, C, H, W), (strides in elements) without ownership.
+struct Image {
+  const void* data;
+  Type type;
+  int64_t stride[4];
+};
+
+struct Task {
+  Image x;
+  int64_t batch, height, width;  // of x; height and width trimmed to whole cells
+  int anchor;                    // row-major index in a cell, 0 .. 3
+  double scale[3];               // factor on the NPR map, per channel
+  int64_t out_channels;          // a multiple of 16
+};
+
+// pooled (N, O, Hp, Wp), channels_last, of type `out_type`; argmax alike in uint8, or null: nobody asks for it.
+// weight (O, 3, 3, 3) and bias (O) or null: float, contiguous.
+struct Stem {
+  Task task;
+  const float* weight;
+  const float* bias;
+  void* out;
+  Type out_type;
+  uint8_t* argmax;
+};
+
+// first (27) and second (27, 27): double, contiguous. partial: kMomentsPartial doubles per slot.
+struct Moments {
+  Task task;
+  double* first;
+  double* second;
+  double* partial;
+};
+
+// grad: the pooled gradient (N, O, Hp, Wp) and its argmax, any strides. products (O, 3, 3, 3) and sums (O): float,
+// contiguous. partial: kGradientPartial * O doubles per slot.
+struct StemGradWeight {
+  Task task;
+  Image grad;
+  const uint8_t* argmax;
+  int64_t argmax_stride[4];
+  float* products;
+  float* sums;
+  double* partial;
+};
+
+constexpr int64_t kMomentsPartial = 28 * 28, kGradientPartial = 28;
+
+// Slots of partial sums that a reduction needs on the current device, the most it will write.
+int64_t slots();
+
+// Each launches on `stream` (a cudaStream_t) of the current device and returns what went wrong, or null.
+const char* stem(const Stem& call, void* stream);
+const char* moments(const Moments& call, void* stream);
+const char* stem_grad_weight(const StemGradWeight& call, void* stream);
+
+}  // namespace npr::cuda

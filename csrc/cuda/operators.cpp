@@ -1,0 +1,175 @@
+// The CUDA operators: tensors in, calls of the kernels on the current stream of the image's device.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../common/checks.h"
+#include "kernels.h"
+
+// Declared by torch only where it was itself built with CUDA headers in reach; part of its stable ABI.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+
+namespace npr::cuda {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+Type type_of(const char* name, ScalarType type) {
+  switch (type) {
+    case ScalarType::Byte: return Type::kUInt8;
+    case ScalarType::Float: return Type::kFloat32;
+    case ScalarType::BFloat16: return Type::kBFloat16;
+    case ScalarType::Half: return Type::kFloat16;
+    default: STD_TORCH_CHECK(false, name, " has a dtype that the cuda kernels lack");
+  }
+}
+
+void check_device(const char* name, const Tensor& tensor, const Tensor& x) {
+  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == x.get_device_index(), name,
+                  " must be on x's CUDA device");
+}
+
+Image image(const char* name, const Tensor& x, const Tensor& beside) {
+  check_device(name, x, beside);
+  return {x.const_data_ptr(), type_of(name, x.scalar_type()), {x.stride(0), x.stride(1), x.stride(2), x.stride(3)}};
+}
+
+Tensor new_tensor(const Tensor& like, const Ints& shape, ScalarType dtype, MemoryFormat format = MemoryFormat::Contiguous) {
+  return torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt, format);
+}
+
+// The task, and the size of the pooled result.
+struct Prepared {
+  Task task;
+  int64_t pooled_height, pooled_width;
+};
+
+Prepared prepare(const Tensor& x, int64_t out_channels, const Ints& kernel, const Ints& stride, const Ints& padding,
+                 int64_t grid_size, int64_t anchor, const std::vector<double>& factors) {
+  const Grid grid = check_grid(x, grid_size, anchor);
+  STD_TORCH_CHECK(kernel.size() == 2, "kernel must be two numbers");
+  const Convolution convolution = check_convolution(grid, out_channels, kernel[0], kernel[1], stride, padding);
+  STD_TORCH_CHECK(grid_size == 2 && anchor >= 0, "the cuda kernels serve grid_size 2 and an anchor index");
+  STD_TORCH_CHECK(grid.channels == 3 && kernel == Ints({3, 3}) && stride == Ints({2, 2}) && padding == Ints({1, 1}),
+                  "the cuda kernels serve 3 channels, kernel 3, stride 2 and padding 1");
+  STD_TORCH_CHECK(out_channels % 16 == 0 && out_channels <= 128, "out_channels must be a multiple of 16 up to 128");
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // of strips of images; elements are counted in 64 bits
+  STD_TORCH_CHECK(grid.height < kMost / 4 && grid.width < kMost / 4, "x is too high or too wide");
+  STD_TORCH_CHECK(grid.batch * (grid.width / 100 + 1) < kMost, "x has too many images");
+  STD_TORCH_CHECK(factors.size() == 1 || factors.size() == 3, "scale must be one factor or one per channel");
+  Prepared prepared{};
+  Task& task = prepared.task;
+  task.x = image("x", x, x);
+  task.batch = grid.batch;
+  task.height = grid.height;
+  task.width = grid.width;
+  task.anchor = static_cast<int>(anchor);
+  for (size_t c = 0; c < 3; ++c) task.scale[c] = factors[factors.size() == 1 ? 0 : c];
+  task.out_channels = out_channels;
+  prepared.pooled_height = pooled_size(convolution.out_height);
+  prepared.pooled_width = pooled_size(convolution.out_width);
+  return prepared;
+}
+
+// Runs a kernel's launcher where x is, on that device's current stream.
+template <typename Call>
+void run(const Tensor& x, const char* (*launcher)(const Call&, void*), const Call& call) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  const char* const error = launcher(call, stream);
+  STD_TORCH_CHECK(error == nullptr, "CUDA: ", error);
+}
+
+using Guard = torch::stable::accelerator::DeviceGuard;
+
+std::tuple<Tensor, Tensor> stem_with(bool argmax, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                     const Ints& stride, const Ints& padding, int64_t grid_size, int64_t anchor,
+                                     const std::vector<double>& factors, ScalarType dtype) {
+  STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4, "x and weight must have four dimensions");
+  const Ints kernel{weight.size(2), weight.size(3)};
+  Prepared prepared = prepare(x, weight.size(0), kernel, stride, padding, grid_size, anchor, factors);
+  const auto parameter = [&](const char* name, const Tensor& tensor) {
+    check_device(name, tensor, x);
+    STD_TORCH_CHECK(tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Float, name,
+                    " must be float32 and contiguous");
+    return static_cast<const float*>(tensor.const_data_ptr());
+  };
+  STD_TORCH_CHECK(weight.size(1) == 3, "weight expects ", weight.size(1), " channels, x has 3");
+  if (bias) check_shape("bias", *bias, {weight.size(0)});
+  const Guard guard(x.get_device_index());
+  const Ints shape{x.size(0), weight.size(0), prepared.pooled_height, prepared.pooled_width};
+  Tensor out = new_tensor(x, shape, dtype, MemoryFormat::ChannelsLast);
+  Tensor positions = new_tensor(x, argmax ? shape : Ints{0}, ScalarType::Byte,
+                                argmax ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  run(x, stem,
+      Stem{prepared.task, parameter("weight", weight), bias ? parameter("bias", *bias) : nullptr, out.mutable_data_ptr(),
+           type_of("the result", dtype), argmax ? static_cast<uint8_t*>(positions.mutable_data_ptr()) : nullptr});
+  return {out, positions};
+}
+
+Tensor npr_stem(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
+                const Ints& padding, int64_t grid_size, int64_t anchor, const std::vector<double>& factors,
+                ScalarType dtype) {
+  return std::get<0>(stem_with(false, x, weight, bias, stride, padding, grid_size, anchor, factors, dtype));
+}
+
+std::tuple<Tensor, Tensor> npr_stem_argmax(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                           const Ints& stride, const Ints& padding, int64_t grid_size, int64_t anchor,
+                                           const std::vector<double>& factors, ScalarType dtype) {
+  return stem_with(true, x, weight, bias, stride, padding, grid_size, anchor, factors, dtype);
+}
+
+std::tuple<Tensor, Tensor> npr_moments(const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding,
+                                       int64_t grid_size, int64_t anchor, const std::vector<double>& factors) {
+  const Prepared prepared = prepare(x, 16, kernel, stride, padding, grid_size, anchor, factors);
+  const Guard guard(x.get_device_index());
+  Tensor first = new_tensor(x, {27}, ScalarType::Double), second = new_tensor(x, {27, 27}, ScalarType::Double);
+  Tensor partial = new_tensor(x, {slots(), kMomentsPartial}, ScalarType::Double);
+  run(x, moments,
+      Moments{prepared.task, static_cast<double*>(first.mutable_data_ptr()),
+              static_cast<double*>(second.mutable_data_ptr()), static_cast<double*>(partial.mutable_data_ptr())});
+  return {first, second};
+}
+
+std::tuple<Tensor, Tensor> npr_stem_grad_weight(const Tensor& grad, const Tensor& argmax, const Tensor& x,
+                                                const Ints& kernel, const Ints& stride, const Ints& padding,
+                                                int64_t grid_size, int64_t anchor, const std::vector<double>& factors) {
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.scalar_type() != ScalarType::Byte, "grad must be floating point, (N, O, H, W)");
+  const int64_t out_channels = grad.size(1);
+  const Prepared prepared = prepare(x, out_channels, kernel, stride, padding, grid_size, anchor, factors);
+  const Ints shape{x.size(0), out_channels, prepared.pooled_height, prepared.pooled_width};
+  check_shape("grad", grad, shape);
+  check_shape("argmax", argmax, shape);
+  STD_TORCH_CHECK(argmax.scalar_type() == ScalarType::Byte, "argmax must be uint8");
+  const Image gradient = image("grad", grad, x), positions = image("argmax", argmax, x);
+  const int64_t* const s = positions.stride;
+  const Guard guard(x.get_device_index());
+  Tensor products = new_tensor(x, {out_channels, 3, 3, 3}, ScalarType::Float);
+  Tensor sums = new_tensor(x, {out_channels}, ScalarType::Float);
+  Tensor partial = new_tensor(x, {slots(), out_channels, kGradientPartial}, ScalarType::Double);
+  run(x, stem_grad_weight,
+      StemGradWeight{prepared.task, gradient, static_cast<const uint8_t*>(positions.data), {s[0], s[1], s[2], s[3]},
+                     static_cast<float*>(products.mutable_data_ptr()), static_cast<float*>(sums.mutable_data_ptr()),
+                     static_cast<double*>(partial.mutable_data_ptr())});
+  return {products, sums};
+}
+
+}  // namespace
+}  // namespace npr::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(npr_kernels, CUDA, m) {
+  m.impl("npr_stem", TORCH_BOX(&npr::cuda::npr_stem));
+  m.impl("npr_stem_argmax", TORCH_BOX(&npr::cuda::npr_stem_argmax));
+  m.impl("npr_moments", TORCH_BOX(&npr::cuda::npr_moments));
+  m.impl("npr_stem_grad_weight", TORCH_BOX(&npr::cuda::npr_stem_grad_weight));
+}

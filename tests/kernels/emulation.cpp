@@ -1,0 +1,50 @@
+// The CUDA kernels on emulated threads (emulation.h), for tests/kernels/test_cuda_emulated.py.
+#include "../../csrc/cuda/kernels.h"
+#include "../../csrc/cuda/instructions.h"
+
+namespace {
+
+using namespace npr::cuda;
+
+struct CallImage {
+  const void* data;
+  int64_t type, stride[4];
+  Image image() const { return {data, static_cast<Type>(type), {stride[0], stride[1], stride[2], stride[3]}}; }
+};
+
+struct CallTask {
+  CallImage x;
+  int64_t batch, height, width, anchor, out_channels;
+  double scale[3];
+  Task task() const {
+    return {x.image(), batch, height, width, static_cast<int>(anchor), {scale[0], scale[1], scale[2]}, out_channels};
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+void emulate(int processors, unsigned seed) {
+  emulation::processors = processors;
+  emulation::random_order.seed(seed);
+}
+
+const char* emulated_stem(const CallTask* task, const float* weight, const float* bias, void* out, int out_type,
+                          uint8_t* argmax) {
+  return stem({task->task(), weight, bias, out, static_cast<Type>(out_type), argmax}, nullptr);
+}
+
+const char* emulated_moments(const CallTask* task, double* first, double* second, double* partial) {
+  return moments({task->task(), first, second, partial}, nullptr);
+}
+
+const char* emulated_stem_grad_weight(const CallTask* task, const CallImage* grad, const CallImage* argmax,
+                                      float* products, float* sums, double* partial) {
+  const Image positions = argmax->image();
+  const int64_t* const s = positions.stride;
+  return stem_grad_weight({task->task(), grad->image(), static_cast<const uint8_t*>(positions.data),
+                           {s[0], s[1], s[2], s[3]}, products, sums, partial}, nullptr);
+}
+
+}

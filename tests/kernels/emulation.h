@@ -1,0 +1,362 @@
+// The instructions of csrc/cuda/instructions.h for threads emulated on the CPU, so that the kernels' logic can be tested
+// where there is no GPU. A thread is a fiber. The warps of a block run in random order, each as far as it can get before a
+// barrier, and asynchronous copies land as late as they may: a missing barrier or wait shows as a wrong result. Shared
+// memory starts as NaN and ends at a guard page. What a warp does together (shuffles, mma, ldmatrix) takes the operands
+// of all 32 lanes, and fails where they do not meet at the same instruction.
+#pragma once
+
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <algorithm>
+#include <functional>
+#include <random>
+#include <vector>
+
+#define NPR_DEVICE inline
+#define NPR_CONSTANT constexpr
+#define NPR_KERNEL(threads, blocks) void
+
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+
+namespace npr::cuda {
+namespace emulation {
+
+constexpr int kLanes = 32;
+constexpr size_t kStack = 256 << 10, kSharedMost = 228 << 10;
+
+inline int processors = 3;  // blocks that "fit on the device"
+inline std::mt19937 random_order(0);
+
+[[noreturn]] inline void fail(const char* what) {
+  std::fprintf(stderr, "emulation: %s\n", what);
+  std::abort();
+}
+
+struct Copy {
+  unsigned char* to;
+  const unsigned char* from;
+  int bytes;
+};
+
+struct Thread {
+  int index = 0;
+  bool started = false, done = false, at_barrier = false;
+  jmp_buf state;
+  std::vector<char> stack = std::vector<char>(kStack);
+  std::vector<std::vector<Copy>> copies;  // groups under way; the last is open
+};
+
+struct Warp {  // where the lanes meet
+  int arrived = 0, generation = 0;
+  const void* instruction = nullptr;
+  uint32_t in[kLanes][10], out[kLanes][4];
+  double in_double[kLanes];
+  const unsigned char* row[kLanes];
+};
+
+struct Block {
+  int threads = 0, index = 0, row = 0, count = 0;
+  std::vector<Thread> thread;
+  std::vector<Warp> warp;
+  unsigned char* shared = nullptr;
+  std::function<void()> body;
+  Thread* current = nullptr;
+  jmp_buf scheduler;
+};
+inline Block block;
+
+inline void yield() {
+  if (_setjmp(block.current->state) == 0) _longjmp(block.scheduler, 1);
+}
+
+inline void entry() {
+  block.body();
+  block.current->done = true;
+  _longjmp(block.scheduler, 1);
+}
+
+inline void resume(Thread& thread) {
+  block.current = &thread;
+  if (_setjmp(block.scheduler) != 0) return;
+  if (thread.started) _longjmp(thread.state, 1);
+  thread.started = true;
+  static ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = thread.stack.data();
+  context.uc_stack.ss_size = kStack;
+  makecontext(&context, entry, 0);
+  setcontext(&context);
+}
+
+inline void run_block() {
+  const int warps = block.threads / kLanes;
+  for (Thread& thread : block.thread) {
+    thread.started = thread.done = thread.at_barrier = false;
+    thread.copies.assign(1, {});
+  }
+  for (Warp& warp : block.warp) warp.arrived = 0;
+  std::vector<int> order(static_cast<size_t>(warps));
+  for (int w = 0; w < warps; ++w) order[static_cast<size_t>(w)] = w;
+  for (int done = 0; done < block.threads;) {
+    std::shuffle(order.begin(), order.end(), random_order);
+    for (const int w : order) {  // each until all its lanes are at the barrier, or done
+      for (bool moving = true; moving;) {
+        moving = false;
+        const int generation = block.warp[static_cast<size_t>(w)].generation;
+        for (int lane = 0; lane < kLanes; ++lane) {
+          Thread& thread = block.thread[static_cast<size_t>(w * kLanes + lane)];
+          if (thread.done || thread.at_barrier) continue;
+          resume(thread);
+          moving = moving || thread.done || thread.at_barrier;
+          done += thread.done;
+        }
+        moving = moving || block.warp[static_cast<size_t>(w)].generation != generation;
+      }
+    }
+    int waiting = 0;
+    for (const Thread& thread : block.thread) waiting += thread.at_barrier;
+    if (done + waiting < block.threads) fail("some lanes of a warp wait for others that never come");
+    if (waiting > 0 && done > 0) fail("some threads ended while others wait at a barrier");
+    for (Thread& thread : block.thread) thread.at_barrier = false;
+  }
+}
+
+// The last lane to arrive computes for all.
+template <typename Compute>
+void together(const void* instruction, Compute compute) {
+  const int lane = block.current->index % kLanes;
+  Warp& warp = block.warp[static_cast<size_t>(block.current->index / kLanes)];
+  if (warp.arrived == 0) warp.instruction = instruction;
+  if (warp.instruction != instruction) fail("the lanes of a warp are at different instructions");
+  if (++warp.arrived == kLanes) {
+    compute(warp);
+    warp.arrived = 0;
+    ++warp.generation;
+  }
+  const int generation = warp.generation;
+  if (lane < kLanes && warp.arrived != 0)
+    while (warp.generation == generation) yield();
+}
+
+inline Warp& my_warp() { return block.warp[static_cast<size_t>(block.current->index / kLanes)]; }
+inline int my_lane() { return block.current->index % kLanes; }
+
+template <typename T>
+float to_float(uint16_t bits) {
+  if constexpr (std::is_same_v<T, BFloat16>) return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+  else return static_cast<float>(std::bit_cast<_Float16>(bits));
+}
+template <typename T>
+uint16_t to_bits(float value) {
+  if (std::isnan(value)) return 0x7fff;
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const uint32_t bits = std::bit_cast<uint32_t>(value);
+    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  } else {
+    return std::bit_cast<uint16_t>(static_cast<_Float16>(value));
+  }
+}
+
+}  // namespace emulation
+
+inline int thread_index() { return emulation::block.current->index; }
+inline int block_threads() { return emulation::block.threads; }
+inline int block_index() { return emulation::block.index; }
+inline int block_row() { return emulation::block.row; }
+inline int blocks() { return emulation::block.count; }
+inline unsigned char* shared_memory() { return emulation::block.shared; }
+
+inline void synchronize() {
+  emulation::block.current->at_barrier = true;
+  emulation::yield();
+}
+
+inline uint32_t shuffle(uint32_t value, int lane) {
+  static const char instruction = 0;
+  emulation::Warp& warp = emulation::my_warp();
+  const int me = emulation::my_lane();
+  warp.in[me][0] = value;
+  warp.in[me][1] = static_cast<uint32_t>(lane);
+  emulation::together(&instruction, [](emulation::Warp& w) {
+    for (auto i = 0; i < emulation::kLanes; ++i) w.out[i][0] = w.in[w.in[i][1]][0];
+  });
+  return warp.out[me][0];
+}
+
+inline double shuffle_xor(double value, int mask) {
+  static const char instruction = 0;
+  emulation::Warp& warp = emulation::my_warp();
+  const int me = emulation::my_lane();
+  warp.in_double[me] = value;
+  warp.in[me][0] = static_cast<uint32_t>(mask);
+  emulation::together(&instruction, [](emulation::Warp& w) {
+    double out[emulation::kLanes];
+    for (auto i = 0; i < emulation::kLanes; ++i) out[i] = w.in_double[static_cast<uint32_t>(i) ^ w.in[i][0]];
+    std::memcpy(w.in_double, out, sizeof out);
+  });
+  return warp.in_double[me];
+}
+
+inline uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
+  const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i)
+    out |= static_cast<uint32_t>(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  return out;
+}
+
+inline float as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
+inline uint32_t as_bits(float value) { return std::bit_cast<uint32_t>(value); }
+
+template <int kBytes>
+void copy_async(unsigned char* to, const unsigned char* from) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  if (reinterpret_cast<uintptr_t>(to) % kBytes || reinterpret_cast<uintptr_t>(from) % kBytes)
+    emulation::fail("an asynchronous copy is not aligned");
+  emulation::block.current->copies.back().push_back({to, from, kBytes});
+}
+inline void commit_copies() { emulation::block.current->copies.emplace_back(); }
+template <int kNewest>
+void wait_copies() {
+  auto& groups = emulation::block.current->copies;
+  while (groups.size() > kNewest + 1) {
+    for (const emulation::Copy& copy : groups.front())
+      std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
+    groups.erase(groups.begin());
+  }
+}
+
+template <typename T>
+uint32_t pack(float low, float high) {
+  return emulation::to_bits<T>(low) | static_cast<uint32_t>(emulation::to_bits<T>(high)) << 16;
+}
+inline float relu(float value) {
+  return std::isnan(value) ? std::bit_cast<float>(0x7fffffffu) : value > 0 ? value : 0.0f;
+}
+template <typename T>
+uint32_t pack_relu(float low, float high) {
+  return pack<T>(relu(low), relu(high));
+}
+template <typename T>
+float low_half(uint32_t pair) {
+  return emulation::to_float<T>(static_cast<uint16_t>(pair));
+}
+template <typename T>
+float high_half(uint32_t pair) {
+  return emulation::to_float<T>(static_cast<uint16_t>(pair >> 16));
+}
+template <typename T>
+uint32_t max_halves(uint32_t a, uint32_t b) {
+  const auto max = [](uint32_t x, uint32_t y) { return x > y ? x : y; };
+  return max(a & 0xffffu, b & 0xffffu) | max(a & 0xffff0000u, b & 0xffff0000u);
+}
+
+template <typename T>
+void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  static const char instruction = 0;
+  emulation::Warp& warp = emulation::my_warp();
+  uint32_t* const in = warp.in[emulation::my_lane()];
+  for (int i = 0; i < 4; ++i) in[i] = a[i];
+  in[4] = b0;
+  in[5] = b1;
+  for (int i = 0; i < 4; ++i) in[6 + i] = as_bits(d[i]);
+  emulation::together(&instruction, [](emulation::Warp& w) {
+    float a[16][16], b[16][8];
+    for (auto lane = 0; lane < emulation::kLanes; ++lane) {
+      const int g = lane / 4, t = lane % 4;
+      for (int i = 0; i < 4; ++i) {
+        float* const to = &a[g + i % 2 * 8][2 * t + i / 2 * 8];
+        to[0] = low_half<T>(w.in[lane][i]);
+        to[1] = high_half<T>(w.in[lane][i]);
+      }
+      for (int i = 0; i < 2; ++i) {
+        b[2 * t + 8 * i][g] = low_half<T>(w.in[lane][4 + i]);
+        b[2 * t + 8 * i + 1][g] = high_half<T>(w.in[lane][4 + i]);
+      }
+    }
+    for (auto lane = 0; lane < emulation::kLanes; ++lane)
+      for (int i = 0; i < 4; ++i) {
+        float sum = as_float(w.in[lane][6 + i]);
+        for (int k = 0; k < 16; ++k) sum += a[lane / 4 + i / 2 * 8][k] * b[k][lane % 4 * 2 + i % 2];
+        w.out[lane][i] = as_bits(sum);
+      }
+  });
+  for (int i = 0; i < 4; ++i) d[i] = as_float(warp.out[emulation::my_lane()][i]);
+}
+
+inline void load_transposed(uint32_t (&out)[4], const unsigned char* row) {
+  static const char instruction = 0;
+  if (reinterpret_cast<uintptr_t>(row) % 16) emulation::fail("a row for ldmatrix is not aligned");
+  emulation::Warp& warp = emulation::my_warp();
+  warp.row[emulation::my_lane()] = row;
+  emulation::together(&instruction, [](emulation::Warp& w) {
+    for (auto lane = 0; lane < emulation::kLanes; ++lane)
+      for (int m = 0; m < 4; ++m) {
+        uint16_t pair[2];
+        for (int i = 0; i < 2; ++i)
+          std::memcpy(&pair[i], w.row[8 * m + 2 * (lane % 4) + i] + 2 * (lane / 4), 2);
+        w.out[lane][m] = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
+      }
+  });
+  for (int i = 0; i < 4; ++i) out[i] = warp.out[emulation::my_lane()][i];
+}
+
+template <typename T>
+T load_global(const T* from) {
+  return *from;
+}
+
+template <typename... Arguments>
+const char* resident_blocks(void (*)(Arguments...), int threads, int64_t shared_bytes, int64_t& blocks) {
+  if (threads > 1024 || shared_bytes > static_cast<int64_t>(emulation::kSharedMost)) return "too much for a block";
+  blocks = emulation::processors;
+  return nullptr;
+}
+
+inline int64_t multiprocessors() { return emulation::processors; }
+
+template <typename... Arguments>
+const char* launch(void (*kernel)(Arguments...), int64_t blocks, int64_t block_rows, int threads, int64_t shared_bytes,
+                   void*, const Arguments&... arguments) {
+  emulation::Block& block = emulation::block;
+  constexpr size_t kPage = 4096, kMost = (emulation::kSharedMost + kPage - 1) / kPage * kPage;
+  static unsigned char* const memory = [] {
+    void* const pages = mmap(nullptr, kMost + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED || mprotect(static_cast<char*>(pages) + kMost, kPage, PROT_NONE)) emulation::fail("mmap");
+    return static_cast<unsigned char*>(pages);
+  }();
+  if (shared_bytes % 16) emulation::fail("the size of shared memory is not a multiple of 16");
+  block.threads = threads;
+  block.count = static_cast<int>(blocks);
+  block.thread.resize(static_cast<size_t>(threads));
+  for (int i = 0; i < threads; ++i) block.thread[static_cast<size_t>(i)].index = i;
+  block.warp.resize(static_cast<size_t>(threads / emulation::kLanes));
+  block.shared = memory + kMost - shared_bytes;
+  block.body = [&] { kernel(arguments...); };
+  for (int64_t y = 0; y < block_rows; ++y)
+    for (int64_t x = 0; x < blocks; ++x) {
+      block.index = static_cast<int>(x);
+      block.row = static_cast<int>(y);
+      std::memset(memory, 0xff, kMost);
+      emulation::run_block();
+    }
+  return nullptr;
+}
+
+}  // namespace npr::cuda
