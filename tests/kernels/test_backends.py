@@ -78,7 +78,7 @@ def test_unknown_backend():
         lambda: npr_kernels.npr_conv2d(x, weight, backend="cudnn"),
         lambda: npr_kernels.use_backend("x").__enter__(),
     ):
-        with pytest.raises(npr_kernels.BackendError, match=r"there is no backend .*; there are triton, cpu, eager"):
+        with pytest.raises(npr_kernels.BackendError, match=r"there is no backend .*; there are cuda, triton, cpu, eager"):
             call()
 
 
@@ -88,7 +88,7 @@ def test_automatic_fallback_is_logged_once(without_extension, caplog):
         first, second = npr_kernels.npr_conv2d(x, weight), npr_kernels.npr_conv2d(x, weight)
     assert torch.equal(first, second)
     (message,) = (record.getMessage() for record in caplog.records)
-    assert message.startswith("npr_conv2d runs on plain PyTorch (triton: ")
+    assert message.startswith("npr_conv2d runs on plain PyTorch (cuda: ")
     assert message.endswith("; cpu: the extension is on holiday)")
 
 
@@ -220,7 +220,7 @@ def test_info_reports_everything():
     )
     info = json.loads(result.stdout)
     assert info["torch"] == torch.__version__
-    assert set(info["backends"]) == {"triton", "cpu", "eager"}
+    assert set(info["backends"]) == {"cuda", "triton", "cpu", "eager"}
     if not extension.FAILURE:
         assert info["build"]["torch"] and info["build"]["compiler"] and info["cpu_capability"]
     text = subprocess.run(
@@ -232,7 +232,7 @@ def test_info_reports_everything():
 @pytest.mark.parametrize(
     ("choice", "path", "message"),
     [
-        ("cuda", "no nvcc", "NPR_KERNELS_BUILD=cuda needs nvcc, and none was found"),
+        ("cuda", "no nvcc", "NPR_KERNELS_BUILD=cuda cannot build the CUDA kernels: nvcc was not found"),
         ("cpu", "empty", "NPR_KERNELS_BUILD=cpu needs a C++ compiler, and none was found"),
         ("gpu", "full", "NPR_KERNELS_BUILD must be one of auto, cpu, cuda, none, got 'gpu'"),
     ],
