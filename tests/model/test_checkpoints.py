@@ -35,6 +35,7 @@ def test_round_trip(tmp_path):
         training_data="noise",
         calibration=Calibration(0.25, -1.0, 1.5, "by hand"),
         licence="CC0-1.0",
+        training={"epochs": 3, "betas": [0.9, 0.999]},
     )
     path = tmp_path / "three.safetensors"
     checkpoints.save(path, model, metadata)
@@ -43,7 +44,7 @@ def test_round_trip(tmp_path):
     assert not loaded.model.training
     assert (loaded.model.grid_size, loaded.model.anchor, loaded.model.scale) == (3, "mean", 0.5)
     assert tuple(loaded.model.pixel_std) == (0.1, 0.2, 0.3)
-    for field in ("name", "view", "decoder", "training_data", "calibration", "licence", "classes"):
+    for field in ("name", "view", "decoder", "training_data", "calibration", "licence", "classes", "training"):
         assert getattr(loaded.metadata, field) == getattr(metadata, field)
     assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert loaded.model_id == f"three@{loaded.sha256[:12]}"
