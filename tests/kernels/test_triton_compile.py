@@ -28,9 +28,8 @@ TYPES = {
     "bfloat16": (torch.bfloat16, torch.bfloat16),
     "float32": (torch.float32, torch.float32),
 }
-OTHERS = [(90, "bfloat16"), (90, "float32"), (80, "uint8-bfloat16"), (100, "uint8-bfloat16")]  # of tiles the first
 SPILLS = {  # bytes at most, by capability, kernel and block of channels; all others have none
-    (90, "npr_stem_kernel", 64): 64,  # a candidate that only timing chooses
+    (90, "npr_stem_kernel", 64): 88,  # a candidate that only timing chooses
     (80, "npr_stem_grad_weight_kernel", 32): 16,
 }
 REGISTERS = {  # at most, on any architecture
@@ -93,27 +92,47 @@ def machine_code(kernel, tmp_path: Path) -> tuple[int, int, Counter]:
     return registers, stack, Counter(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]+)", code, re.M))
 
 
-def launch_everything(image, parameters, out_channels=64, channels_last=True, kernel=(3, 3), convolution=CONVOLUTION):
+def launch_operators(
+    image: torch.dtype,
+    parameters: torch.dtype,
+    out_channels: int = 64,
+    channels_last: bool = True,
+    kernel: tuple[int, int] = (3, 3),
+    convolution: tuple = CONVOLUTION,
+    forward_only: bool = False,
+) -> None:
     """Every operator, by default in the paper's case: 3 channels to 64, cells of 2x2, anchor 0, stride 2, padding 1."""
     call = operators.implementations
     format_ = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.zeros(4, 3, 256, 256, dtype=image).contiguous(memory_format=format_)
     weight, bias = torch.zeros(out_channels, 3, *kernel, dtype=parameters), torch.zeros(out_channels, dtype=parameters)
-    call["npr"](x, *convolution[2:4], channels_last)
     y = call["npr_conv2d"](x, weight, bias, *convolution, channels_last)
-    call["npr_conv2d_grad_weight"](y, x, kernel, *convolution)
     call["npr_stem"](x, weight, bias, *convolution)
+    if forward_only:
+        return
+    call["npr"](x, *convolution[2:4], channels_last)
+    call["npr_conv2d_grad_weight"](y, x, kernel, *convolution)
     pooled, argmax = call["npr_stem_argmax"](x, weight, bias, *convolution)
     call["npr_stem_grad_weight"](pooled, argmax, x, kernel, *convolution)
     call["npr_moments"](x, kernel, *convolution)
     call["npr_conv2d_grad_input"](y, x.to(parameters), weight, *convolution, channels_last)
 
 
-@pytest.mark.parametrize(("capability", "types"), [(90, "uint8-bfloat16"), *OTHERS])
-def test_registers_and_spills(capability, types, launches, tmp_path):
-    compiled = launches(capability, candidates=None if (capability, types) not in OTHERS else 1)
-    launch_everything(*TYPES[types])
-    assert {name for name, *_ in compiled} == REGISTERS.keys()
+@pytest.mark.parametrize(
+    ("capability", "types", "candidates", "forward_only"),
+    [
+        (90, "uint8-bfloat16", None, False),
+        (80, "uint8-bfloat16", 1, False),
+        (100, "uint8-bfloat16", 1, False),
+        (90, "bfloat16", None, True),
+        (90, "float32", 1, True),
+    ],
+)
+def test_registers_and_spills(capability, types, candidates, forward_only, launches, tmp_path):
+    compiled = launches(capability, candidates)
+    launch_operators(*TYPES[types], forward_only=forward_only)
+    names = {name for name, *_ in compiled}
+    assert names == {"npr_conv2d_kernel", "npr_stem_kernel"} if forward_only else names == REGISTERS.keys()
     for name, keywords, kernel in compiled:
         registers, stack, code = machine_code(kernel, tmp_path)
         block, warps = keywords.get("BLOCK_O", ""), keywords["num_warps"]
@@ -138,5 +157,5 @@ def test_every_other_geometry_compiles(image, parameters, anchor, launches):
     """The compiler is stricter than the interpreter: types, names and shapes must agree on every path."""
     compiled = launches(90)
     convolution = (2, 1), (0, 2), 3, anchor, (0.5,)
-    launch_everything(image, parameters, 16, channels_last=False, kernel=(5, 3), convolution=convolution)
+    launch_operators(image, parameters, 16, channels_last=False, kernel=(5, 3), convolution=convolution)
     assert {name for name, *_ in compiled} == REGISTERS.keys()

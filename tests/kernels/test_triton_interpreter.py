@@ -10,6 +10,7 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,14 +38,14 @@ def _subset() -> list[Case]:
         for g, a in GRIDS
         if a in (0, 5, "mean", "max")
     ]
-    cases += [Case(batch=1, dtype=d, layout=layout) for layout in LAYOUTS for d in (torch.uint8, next(dtypes))]
+    cases += [Case(dtype=d, layout=layout) for layout in LAYOUTS for d in (torch.uint8, next(dtypes))]
     cases += [Case(dtype=torch.uint8, weight_dtype=d) for d in (torch.float64, torch.bfloat16, torch.float16)]
     cases += [Case(**LOW, height=h, width=w) for h, w in ((2, 2), (3, 2), (5, 5), (33, 66))]
     cases += [Case(**LOW, out_channels=o, bias=False) for o in (1, 130)]
     cases += [Case(dtype=torch.uint8, channels=c) for c in (1, 2, 4, 7)]
-    cases += [Case(batch=0)]
     cases += {(c.kernel, c.stride, c.padding): c for c in TABLE if c.dtype == torch.float32}.values()
-    return list(dict.fromkeys(cases))
+    cases = [replace(case, batch=1) for case in cases]
+    return [*dict.fromkeys(cases), Case(), Case(**LOW), Case(batch=0)]
 
 
 SUBSET = _subset()
@@ -119,12 +120,12 @@ STEM_CASES = [
     Case(dtype=torch.uint8),
     Case(height=14, width=18, layout="contiguous", out_channels=20),
     Case(dtype=torch.float64, height=9, width=12),
-    Case(**LOW, height=17, width=34),
+    Case(**LOW, height=17, width=34, batch=1),
     Case(dtype=torch.bfloat16),
-    Case(dtype=torch.float16, layout="sliced"),
-    Case(dtype=torch.uint8, anchor="mean"),
+    Case(dtype=torch.float16, layout="sliced", batch=1),
+    Case(dtype=torch.uint8, anchor="mean", batch=1),
     Case(dtype=torch.float64, grid_size=3, anchor="max", channels=1, kernel=(5, 3), stride=(2, 1), padding=(0, 2)),
-    Case(dtype=torch.uint8, channels=2, anchor=3),
+    Case(dtype=torch.uint8, channels=2, anchor=3, batch=1),
     Case(dtype=torch.float64, batch=0),
 ]
 

@@ -48,7 +48,7 @@ def run(kernel, tile: Tile, arguments: Arguments) -> None:
     if grid[0] > GRID_LIMIT:
         raise ValueError(f"x is too large for one launch: {grid[0]} tiles, at most {GRID_LIMIT} are possible")
     # No software pipelining: it would stage single words through shared memory. Resident programs hide latency.
-    kernel[grid](*positional, **keywords, num_warps=tile.warps, num_stages=1)
+    kernel[grid](*positional, **keywords, num_warps=tile.warps, num_stages=1, enable_fp_fusion=True)
 
 
 def _time(kernel, tile: Tile, arguments: Arguments) -> float:
