@@ -49,6 +49,13 @@ NPR_DEVICE uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) { retur
 NPR_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 NPR_DEVICE uint32_t as_bits(float value) { return __float_as_uint(value); }
 
+// One word of shared memory, never joined with its neighbour: mma wants its words in other registers.
+NPR_DEVICE uint32_t load_word(const unsigned char* from) {
+  uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(from))) : "memory");
+  return word;
+}
+
 // Asynchronous copies to shared memory of this thread's own bytes: no barrier is needed to read them back.
 template <int kBytes>
 NPR_DEVICE void copy_async(unsigned char* to, const unsigned char* from) {

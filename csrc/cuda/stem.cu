@@ -10,7 +10,7 @@
 // warp to the left through shared memory. Channels are dealt out so that each lane stores 16 neighbouring bytes.
 //
 // Cost in bfloat16 for 64 channels and uint8 pixels, in instructions of a warp for a step of eight pooled columns:
-// 32 mma, 8 loads of records, 32 conversions with ReLU, 48 maxima, 8 shuffles, about 20 for addresses, exchange and the
+// 32 mma, 16 loads of records, 32 conversions with ReLU, 48 maxima, 8 shuffles, about 20 for addresses, exchange and the
 // store; staging adds about 50: 200 in all, 25 for a pooled pixel. A 256x256 image has 4096 of them: 0.10e6 instructions,
 // 0.11 us on 132 processors x 4 schedulers x 1.7 GHz, half of the 0.23 us that its 708 KiB take at 3 TB/s. Conversions
 // and maxima issue at half rate: 0.17 us. Tensor cores: 16384 mma, 0.11 to 0.15 us.
@@ -185,13 +185,12 @@ struct Convolution {
         offset[x][odd] = record_offset<T, true>(4 * (8 * warp + lane / 4) + 2 * odd + tap.dx, tap.dy + 4);
       // The constant of a pixel in the position's own cell is 1 wherever there is a position: three taps for the bias.
       int part = -1;
-      if (tap.dy >= 0 && tap.dx >= 0) {
-        part = 0;
-        for (int other = 0; other < slot; ++other) {
-          const Tap before = tap_of(other, anchor);
-          part += before.dy >= 0 && before.dx >= 0;
-        }
+#pragma unroll
+      for (int other = 0; other < 8; ++other) {
+        const Tap before = tap_of(other, anchor);
+        part += other <= slot && before.dy >= 0 && before.dx >= 0;
       }
+      if (tap.dy < 0 || tap.dx < 0) part = -1;
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
         const int channel = chunk + channel_of(tile, lane / 4);
@@ -201,20 +200,21 @@ struct Convolution {
         for (int c = 0; c < 3; ++c)
           if (exists)
             w[c] = arguments.scale[c] * arguments.weight[(channel * 3 + c) * 9 + (tap.dy + 1) * 3 + tap.dx + 1];
-        const float bias = exists && part >= 0 && arguments.bias ? remainder(arguments.bias[channel], part) : 0;
+        const float bias = exists && arguments.bias ? part_of(arguments.bias[channel], part) : 0;
         weight[x][tile][0] = pack<T>(w[0], w[1]);
         weight[x][tile][1] = pack<T>(w[2], bias);
       }
     }
   }
 
-  // What is left of the value when its first `parts` roundings to T are taken off.
-  static NPR_DEVICE float remainder(float value, int parts) {
-    for (int i = 0; i < parts; ++i) {
-      const float rounded = low_half<T>(pack<T>(value, 0));
-      value = rounded - rounded == 0 ? value - rounded : 0;  // all of infinity and NaN is in the first part
-    }
-    return value;
+  // One of the three terms, each rounded to T, that sum up to the value; 0 for part -1.
+  static NPR_DEVICE float part_of(float value, int part) {
+    const float second = rest_of(value), third = rest_of(second);
+    return part == 0 ? value : part == 1 ? second : part == 2 ? third : 0;
+  }
+  static NPR_DEVICE float rest_of(float value) {
+    const float rounded = low_half<T>(pack<T>(value, 0));
+    return rounded - rounded == 0 ? value - rounded : 0;  // infinity and NaN have no rest
   }
 
   // Convolution row 2s + kRow, of pair `current` and the one before it; take(tile, even column, odd column) gets it.
@@ -228,18 +228,20 @@ struct Convolution {
 #pragma unroll
       for (int odd = 0; odd < 2; ++odd) {
         // Two rows further the spread has turned by two records.
-        const uint2 record = *reinterpret_cast<const uint2*>(base + (offset[x][odd] ^ (kRow * 16)));
-        fragment[x][odd] = record.x;
-        fragment[x][2 + odd] = record.y;
+        const unsigned char* const record = base + (offset[x][odd] ^ (kRow * 16));
+        fragment[x][odd] = load_word(record);
+        fragment[x][2 + odd] = load_word(record + 4);
       }
     }
+    float sum[kTiles][4] = {};
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      float sum[4] = {0, 0, 0, 0};
+    for (int x = 0; x < 2; ++x)
 #pragma unroll
-      for (int x = 0; x < 2; ++x) multiply<T>(sum, fragment[x], weight[x][tile][0], weight[x][tile][1]);
-      take(tile, Pair<T>::of(sum[0], sum[1]), Pair<T>::of(sum[2], sum[3]));
-    }
+      for (int tile = 0; tile < kTiles; ++tile)
+        multiply<T>(sum[tile], fragment[x], weight[x][tile][0], weight[x][tile][1]);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+      take(tile, Pair<T>::of(sum[tile][0], sum[tile][1]), Pair<T>::of(sum[tile][2], sum[tile][3]));
   }
 };
 

@@ -224,6 +224,8 @@ inline uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
 inline float as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline uint32_t as_bits(float value) { return std::bit_cast<uint32_t>(value); }
 
+inline uint32_t load_word(const unsigned char* from) { return *reinterpret_cast<const uint32_t*>(from); }
+
 template <int kBytes>
 void copy_async(unsigned char* to, const unsigned char* from) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
