@@ -12,7 +12,7 @@ demo: .venv/installed  ## screen the example images with the bundled checkpoint
 test: .venv/tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 bench: .venv/benchmarks
 	$(BIN)/python -m benchmarks.ops --device cpu --json benchmarks/results/cpu-ops.json

@@ -78,7 +78,7 @@ def test_unknown_backend():
         lambda: npr_kernels.npr_conv2d(x, weight, backend="cudnn"),
         lambda: npr_kernels.use_backend("x").__enter__(),
     ):
-        with pytest.raises(npr_kernels.BackendError, match=r"there is no backend .*; there are cuda, triton, cpu, eager"):
+        with pytest.raises(npr_kernels.BackendError, match=r"no backend .*; there are cuda, triton, cpu, eager"):
             call()
 
 
