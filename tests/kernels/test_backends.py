@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import npr_kernels
-from npr_kernels.backends import cpu, extension, registry
+from npr_kernels import arguments
+from npr_kernels.backends import cpu, cuda, extension, registry
 from npr_kernels.info import cpu_capability
 from tests.cases import Case
 from tests.conftest import ROOT
@@ -76,7 +77,7 @@ def test_unknown_backend():
         lambda: npr_kernels.npr_conv2d(x, weight, backend="cudnn"),
         lambda: npr_kernels.use_backend("x").__enter__(),
     ):
-        with pytest.raises(npr_kernels.BackendError, match=r"there is no backend .*; there are cpu, eager"):
+        with pytest.raises(npr_kernels.BackendError, match=r"there is no backend .*; there are .*cpu, eager"):
             call()
 
 
@@ -85,9 +86,9 @@ def test_automatic_fallback_is_logged_once(without_extension, caplog):
     with caplog.at_level(logging.WARNING, "npr_kernels"):
         first, second = npr_kernels.npr_conv2d(x, weight), npr_kernels.npr_conv2d(x, weight)
     assert torch.equal(first, second)
-    assert [record.getMessage() for record in caplog.records] == [
-        "npr_conv2d runs on plain PyTorch (cpu: the extension is on holiday)"
-    ]
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith("npr_conv2d runs on plain PyTorch (")
+    assert message.endswith("cpu: the extension is on holiday)")
 
 
 def test_explain(without_extension):
@@ -97,6 +98,33 @@ def test_explain(without_extension):
     assert "cpu" in str(explanation) and "on holiday" in str(explanation)
     with npr_kernels.use_backend("eager"):
         assert npr_kernels.explain(x).source == "use_backend"
+
+
+def test_refusals_of_cuda_name_the_argument(monkeypatch):
+    """What it serves does not depend on there being a GPU here."""
+    monkeypatch.setattr(extension, "FAILURE", None)
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda operator, key: key == "CUDA")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def refusal(case: Case, operator: str = "npr_stem", device: str = "cuda") -> str | None:
+        pairs = [arguments.pair("", value, 0) for value in (case.stride, case.padding)]
+        geometry = registry.Geometry(case.channels, case.out_channels, case.kernel, *pairs)
+        types = case.dtype, case.parameter_dtype
+        return cuda.refusal(registry.Call(operator, device, *types, case.grid_size, case.anchor, geometry))
+
+    served = Case(out_channels=64)
+    assert refusal(served) is None
+    for case, what in (
+        (Case(out_channels=8), "out_channels"),
+        (Case(out_channels=144), "out_channels"),
+        (Case(out_channels=64, channels=4), "channels"),
+        (Case(out_channels=64, anchor="mean"), "'mean'"),
+        (Case(out_channels=64, grid_size=3), "grid_size"),
+        (Case(out_channels=64, stride=1), "stride"),
+        (Case(out_channels=64, dtype=torch.float64), "float64"),
+    ):
+        assert what in refusal(case)
+    assert "npr_conv2d" in refusal(served, "npr_conv2d") and "x is on cpu" in refusal(served, device="cpu")
 
 
 @needs_extension
@@ -169,7 +197,7 @@ def test_info_reports_everything():
     )
     info = json.loads(result.stdout)
     assert info["torch"] == torch.__version__
-    assert set(info["backends"]) == {"cpu", "eager"}
+    assert tuple(info["backends"]) == registry.ORDER
     if not extension.FAILURE:
         assert info["build"]["torch"] and info["build"]["compiler"] and info["cpu_capability"]
     text = subprocess.run(
@@ -181,7 +209,7 @@ def test_info_reports_everything():
 @pytest.mark.parametrize(
     ("choice", "path", "message"),
     [
-        ("cuda", "no nvcc", "NPR_KERNELS_BUILD=cuda needs nvcc, and none was found"),
+        ("cuda", "no nvcc", "NPR_KERNELS_BUILD=cuda cannot build the CUDA kernels: nvcc was not found"),
         ("cpu", "empty", "NPR_KERNELS_BUILD=cpu needs a C++ compiler, and none was found"),
         ("gpu", "full", "NPR_KERNELS_BUILD must be one of auto, cpu, cuda, none, got 'gpu'"),
     ],
