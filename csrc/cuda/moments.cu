@@ -244,8 +244,8 @@ const char* launch_moments(const Moments& call, void* stream) {
   if (const char* error = reduction_blocks(kernel, tiling, 1, threads, shared, blocks)) return error;
   if (blocks > 0)
     if (const char* error = launch(kernel, blocks, 1, threads, shared, stream, arguments)) return error;
-  const Task& task = call.task;
-  const Result result{call.first, call.second, {staged_scale(task, 0), staged_scale(task, 1), staged_scale(task, 2)}};
+  const auto scale = staged_scale<double>(call.task);
+  const Result result{call.first, call.second, {scale[0], scale[1], scale[2]}};
   return launch(finish_moments, kMomentsPartial / kReduceWarps, 1, 32 * kReduceWarps, 0, stream,
                 static_cast<const double*>(call.partial), static_cast<int>(blocks), result);
 }

@@ -10,6 +10,8 @@
 // and `scale` times 256 leaves the weights in the range of float16.
 #pragma once
 
+#include <array>
+
 #include "instructions.h"
 #include "kernels.h"
 
@@ -300,9 +302,12 @@ inline Tiling tiling_of(const Task& task, int most_warps) {
           static_cast<int>((width + 7) / 8 * 8)};
 }
 
-// The factor on the differences as they are staged.
-inline double staged_scale(const Task& task, int channel) {
-  return task.scale[channel] * (task.x.type == Type::kUInt8 ? 256 : 1);
+// The factors on the differences as they are staged.
+template <typename Number>
+std::array<Number, 3> staged_scale(const Task& task) {
+  const double unit = task.x.type == Type::kUInt8 ? 256 : 1;
+  return {static_cast<Number>(task.scale[0] * unit), static_cast<Number>(task.scale[1] * unit),
+          static_cast<Number>(task.scale[2] * unit)};
 }
 
 }  // namespace npr::cuda

@@ -9,11 +9,12 @@
 // need no exchange, and of the horizontal ones only the odd column of the left neighbour, by one shuffle, or from the
 // warp to the left through shared memory. Channels are dealt out so that each lane stores 16 neighbouring bytes.
 //
-// Cost in bfloat16 for 64 channels and uint8 pixels, in instructions of a warp for a step of eight pooled columns:
-// 32 mma, 16 loads of records, 32 conversions with ReLU, 48 maxima, 8 shuffles, about 20 for addresses, exchange and the
-// store; staging adds about 50: 200 in all, 25 for a pooled pixel. A 256x256 image has 4096 of them: 0.10e6 instructions,
-// 0.11 us on 132 processors x 4 schedulers x 1.7 GHz, half of the 0.23 us that its 708 KiB take at 3 TB/s. Conversions
-// and maxima issue at half rate: 0.17 us. Tensor cores: 16384 mma, 0.11 to 0.15 us.
+// Cost in bfloat16 for 64 channels and uint8 pixels, as compiled for sm_90: about 290 instructions of a warp for a step of
+// eight pooled columns (32 mma, 16 loads of records, 32 conversions with ReLU, 40 maxima, 8 shuffles; the rest addresses,
+// exchange, moves and the store) and 150 in every second warp for staging: 45 for a pooled pixel. A 256x256 image has
+// 4096 of them: 0.19e6 instructions, 0.21 us on 132 processors x 4 schedulers x 1.7 GHz, beside the 0.24 us that its
+// 708 KiB take at 3 TB/s. Tensor cores: 16384 mma, 0.11 to 0.15 us. Shared memory: 0.06 us. So the traffic decides, but
+// not by much: two blocks of eight warps on a processor must keep the schedulers busy.
 #include "staging.h"
 
 namespace npr::cuda {
@@ -355,8 +356,8 @@ stem_kernel(const Arguments arguments) {
     // An odd number of convolution columns: the last window ends at the even one.
     const bool odd_inside = 2 * column + 1 < arguments.source.cell_columns;
     const bool all_inside = 2 * (walk.column + width) <= arguments.source.cell_columns;
-    int64_t out = ((int64_t{walk.image} * tiling.rows + walk.begin) * tiling.columns + column) * arguments.out_channels + chunk +
-                  8 * t;
+    const int64_t pixel = (int64_t{walk.image} * tiling.rows + walk.begin) * tiling.columns + column;
+    int64_t out = pixel * arguments.out_channels + chunk + 8 * t;
 
     Pair<T> top[kTiles][2] = {};  // the row above, from the step before
     for (int s = walk.begin - kLead; s < walk.end; ++s) {
@@ -446,9 +447,9 @@ stem_kernel(const Arguments arguments) {
 template <typename T, bool kArgmax>
 const char* launch_stem(const Stem& call, void* stream) {
   const Task& task = call.task;
+  const auto scale = staged_scale<float>(task);
   const Arguments arguments{source_of(task), tiling_of(task, Shape<T, kArgmax>::kWarps), call.weight, call.bias,
-                            {static_cast<float>(staged_scale(task, 0)), static_cast<float>(staged_scale(task, 1)), static_cast<float>(staged_scale(task, 2))},
-                            static_cast<int>(task.out_channels), call.out, call.argmax};
+                            {scale[0], scale[1], scale[2]}, static_cast<int>(task.out_channels), call.out, call.argmax};
   const Tiling& tiling = arguments.tiling;
   const int threads = 4 * tiling.width;
   const int64_t shared = Convolution<T>::kSharedBytes + ring_bytes(Record<T>::kBytes, tiling.width) +

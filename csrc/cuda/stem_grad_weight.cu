@@ -86,7 +86,8 @@ stem_grad_weight_kernel(const Arguments arguments) {
         gradient[i] = 0;
         if (!exists || s < walk.begin || column < walk.first || walk.column + column >= tiling.columns) continue;
         const auto index = [&](const int64_t(&stride)[4]) {
-          return int64_t{walk.image} * stride[0] + (chunk + lane) * stride[1] + s * stride[2] + (walk.column + column) * stride[3];
+          const int64_t row = int64_t{walk.image} * stride[0] + s * stride[2];
+          return row + (chunk + lane) * stride[1] + (walk.column + column) * stride[3];
         };
         position[i] = load_global(arguments.argmax + index(arguments.argmax_stride));
         gradient[i] = load_gradient(arguments.grad, index(arguments.grad.stride));
@@ -170,10 +171,11 @@ const char* launch_stem_grad_weight(const StemGradWeight& call, void* stream) {
   if (const char* error = reduction_blocks(kernel, tiling, chunks, threads, shared, blocks)) return error;
   if (blocks > 0)
     if (const char* error = launch(kernel, blocks, chunks, threads, shared, stream, arguments)) return error;
-  const Result result{call.products, call.sums,
-                      {staged_scale(task, 0), staged_scale(task, 1), staged_scale(task, 2)}, out_channels};
-  return launch(finish_stem_grad_weight, (out_channels * kEntries + kReduceWarps - 1) / kReduceWarps, 1,
-                32 * kReduceWarps, 0, stream, static_cast<const double*>(call.partial), static_cast<int>(blocks), result);
+  const auto scale = staged_scale<double>(task);
+  const Result result{call.products, call.sums, {scale[0], scale[1], scale[2]}, out_channels};
+  const int64_t finishing = (out_channels * kEntries + kReduceWarps - 1) / kReduceWarps;
+  return launch(finish_stem_grad_weight, finishing, 1, 32 * kReduceWarps, 0, stream,
+                static_cast<const double*>(call.partial), static_cast<int>(blocks), result);
 }
 
 }  // namespace

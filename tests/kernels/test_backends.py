@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import npr_kernels
-from npr_kernels.backends import cpu, extension, registry, triton
+from npr_kernels import arguments
+from npr_kernels.backends import cpu, cuda, extension, registry, triton
 from npr_kernels.info import cpu_capability
 from tests.cases import Case
 from tests.conftest import ROOT
@@ -111,6 +112,32 @@ def test_refusals_of_triton_name_the_reason(monkeypatch):
     assert "float8" in triton.refusal(replace(call, weight_dtype=torch.float8_e4m3fn))
     monkeypatch.setattr(triton, "_INSTALLED", False)
     assert "not installed" in triton.refusal(call)
+
+
+def test_refusals_of_cuda_name_the_argument(monkeypatch):
+    """What it serves does not depend on there being a GPU here."""
+    monkeypatch.setattr(cuda, "MISSING", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def refusal(case: Case, operator: str = "npr_stem", device: str = "cuda") -> str | None:
+        pairs = [arguments.pair("", value, 0) for value in (case.stride, case.padding)]
+        geometry = registry.Geometry(case.channels, case.out_channels, case.kernel, *pairs)
+        types = case.dtype, case.parameter_dtype
+        return cuda.refusal(registry.Call(operator, device, *types, case.grid_size, case.anchor, geometry))
+
+    served = Case(out_channels=64)
+    assert refusal(served) is None
+    for case, what in (
+        (Case(out_channels=8), "out_channels"),
+        (Case(out_channels=144), "out_channels"),
+        (Case(out_channels=64, channels=4), "channels"),
+        (Case(out_channels=64, anchor="mean"), "'mean'"),
+        (Case(out_channels=64, grid_size=3), "grid_size"),
+        (Case(out_channels=64, stride=1), "stride"),
+        (Case(out_channels=64, dtype=torch.float64), "float64"),
+    ):
+        assert what in refusal(case)
+    assert "npr_conv2d" in refusal(served, "npr_conv2d") and "x is on cpu" in refusal(served, device="cpu")
 
 
 @needs_extension

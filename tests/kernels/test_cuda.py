@@ -8,7 +8,6 @@ import torch
 import npr_kernels
 from npr_kernels import arguments, reference
 from npr_kernels.backends import cuda as backend
-from npr_kernels.backends import registry
 from tests.cases import Case
 from tests.kernels.test_cuda_emulated import CASES, convolution, exact, patches, windows
 from tests.tolerances import assert_close, error
@@ -171,26 +170,3 @@ def test_more_than_2_to_the_31_elements(device):
     products, _ = backend.npr_stem_grad_weight(grad, argmax, x, (3, 3), *options)
     alone, _ = backend.npr_stem_grad_weight(expected, positions, x[-3:], (3, 3), *options)
     assert error(products, alone) < 1e-6
-
-
-def test_refusals_name_the_argument(device):
-    def refusal(case: Case, operator: str = "npr_stem") -> str:
-        (x, weight, _), _ = call(case, device)
-        pairs = [arguments.pair("", value, 0) for value in (case.stride, case.padding)]
-        geometry = registry.Geometry(x.shape[1], weight.shape[0], case.kernel, *pairs)
-        made = registry.Call(operator, "cuda", x.dtype, weight.dtype, case.grid_size, case.anchor, geometry)
-        return backend.refusal(made)
-
-    served = Case(out_channels=64)
-    assert refusal(served) is None
-    for case, what in (
-        (Case(out_channels=8), "out_channels"),
-        (Case(out_channels=144), "out_channels"),
-        (Case(out_channels=64, channels=4), "channels"),
-        (Case(out_channels=64, anchor="mean"), "'mean'"),
-        (Case(out_channels=64, grid_size=3), "grid_size"),
-        (Case(out_channels=64, stride=1), "stride"),
-        (Case(out_channels=64, dtype=torch.float64), "float64"),
-    ):
-        assert what in refusal(case)
-    assert "npr_conv2d" in refusal(served, "npr_conv2d")
