@@ -72,7 +72,7 @@ def npr_stem_kernel(
     if GEOMETRY.paper:
         OUTSIDE: tl.constexpr = 6e4 if PRODUCT == tl.float16 else 1e18
         weights = weight_tile(weight, 0, outputs, out_channels, GEOMETRY, T, PRODUCT, BLOCK_K)
-        weights = tl.where((tl.arange(0, BLOCK_K) == 27)[:, None], -OUTSIDE, weights).to(PRODUCT)
+        weights = tl.where((tl.arange(0, BLOCK_K) == 27)[:, None], -OUTSIDE, weights.to(T)).to(PRODUCT)
         upper = cell_row(image, stride_c, stride_h, stride_w, 2 * rows - 2, columns, inside, height, width, GEOMETRY, T)
         for i in range(3):
             y = 2 * rows - 1 + i
