@@ -30,7 +30,7 @@ from npr_kernels.backends.triton.stem_grad_weight import npr_stem_grad_weight_ke
 
 # Candidates: one thread a position (fewer share their loads, more repeat them), and as many sums as fit into registers.
 CONVOLUTION_TILES = Tile(128, 64, 4), Tile(128, 32, 4)
-# The exception makes each patch once for 64 channels and spills up to 22 words on Hopper for it: timing decides.
+# Only the second of the stem's makes each patch once for 64 channels; it spills some 20 words for that: timing decides.
 STEM_TILES = Tile(128, 32, 4), Tile(128, 64, 4), Tile(64, 32, 2)
 ARGMAX_TILES = Tile(128, 32, 4), Tile(64, 32, 2)
 WARPS = 2112  # of a sum over the batch, whatever the device: 16 on each multiprocessor of an H100 or H200
@@ -101,7 +101,7 @@ def _trimmed(x: Tensor, grid_size: int) -> tuple[int, int]:
     return x.shape[2] - x.shape[2] % grid_size, x.shape[3] - x.shape[3] % grid_size
 
 
-def _blocks(tile: Tile, columns: int, rows: int) -> dict:
+def _blocks(tile: Tile, columns: int) -> dict:
     """BLOCK_Y x BLOCK_X = positions, as wide as pays: up to 32 columns (one per thread of a warp)."""
     across = min(32, tile.positions, triton.next_power_of_2(max(columns, 1)))
     return {"BLOCK_Y": tile.positions // across, "BLOCK_X": across}
@@ -213,7 +213,7 @@ def _npr_conv2d(out, x, weight, bias, stride, padding, grid_size, anchor, scale,
     across = triton.cdiv(columns, 2) if geometry.paper else columns
 
     def call(tile):
-        blocks = _blocks(tile, across, rows)
+        blocks = _blocks(tile, across)
         grid = (_tile_count(images, rows, across, blocks), triton.cdiv(out_channels, tile.outputs))
         positional = (x, weight.contiguous(), out if bias is None else bias.contiguous(), out)
         sizes = (*x.stride(), *out.stride(), *_trimmed(x, grid_size), rows, columns, out_channels)
@@ -245,7 +245,7 @@ def _grad_weight(out, grad, x, kernel, stride, padding, grid_size, anchor, scale
     across = triton.cdiv(columns, 2) if geometry.paper else columns
     arithmetic = _arithmetic(x, grad)
     tile = _sum_tile(arithmetic, out_channels)
-    blocks = _blocks(tile, across, rows)
+    blocks = _blocks(tile, across)
     count = _tile_count(images, rows, across, blocks)
     elements = out[0].numel()
     partials = _partials(out, tile, count, out_channels, elements)
@@ -262,11 +262,11 @@ def _grad_weight(out, grad, x, kernel, stride, padding, grid_size, anchor, scale
     _add_partials(partials, out.flatten(1), None, geometry, square=False)
 
 
-def _sum_tile(arithmetic: dict, out_channels: int) -> Tile:
+def _sum_tile(arithmetic: dict, out_channels: int, warps: int = 4) -> Tile:
     """One, on every device: the order of the sum depends on it. Without tensor cores a dot unrolls its positions."""
     if _plain(arithmetic):
         return Tile(32, _output_block(out_channels, 32), 1)
-    return Tile(128, _output_block(out_channels, 64), 4)
+    return Tile(32 * warps, _output_block(out_channels, 64), warps)
 
 
 def _partials(like: Tensor, tile: Tile, tiles: int, *shape: int) -> Tensor:
@@ -299,7 +299,7 @@ def _grad_input(out, grad, x, weight, stride, padding, grid_size, anchor, scale,
 
     def call(tile):
         size = triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1])
-        blocks = _blocks(tile, size[1], size[0])
+        blocks = _blocks(tile, size[1])
         grid = (_tile_count(images, *size, blocks), stride[0] * stride[1], triton.cdiv(x.shape[1], 16))
         sizes = (*grad.stride(), height, width, rows, columns, out_channels)
         constants = {"GEOMETRY": geometry, "BLOCK_O": tile.outputs, "BLOCK_C": 16}
@@ -346,7 +346,7 @@ def _stem(out, argmax, x, weight, bias, stride, padding, grid_size, anchor, scal
     convolution_size = arguments.convolution_output_size(x, weight, stride, padding, grid_size)
 
     def call(tile):
-        blocks = _blocks(tile, columns, rows)
+        blocks = _blocks(tile, columns)
         grid = (_tile_count(images, rows, columns, blocks), triton.cdiv(out_channels, tile.outputs))
         tensors = (
             x,
@@ -387,7 +387,7 @@ def _npr_moments(results, x, kernel, stride, padding, grid_size, anchor, scale):
     floating = tl.float64 if x.dtype == torch.float64 else tl.float32
     arithmetic = {"T": floating, "PRODUCT": tl.bfloat16 if exact else floating, "PRECISION": "ieee"}
     tile = _sum_tile(arithmetic, 0)
-    blocks = _blocks(tile, across, rows)
+    blocks = _blocks(tile, across)
     count = _tile_count(x.shape[0], rows, across, blocks)
     partials = _partials(first, tile, count, len(first) + 1, len(first) + 1)
 
@@ -417,8 +417,8 @@ def _stem_grad_weight(results, grad, argmax, x, kernel, stride, padding, grid_si
     arithmetic = _arithmetic(x, grad)
     if _plain(arithmetic):
         geometry = geometry._replace(paper=False)  # its patches leave too few registers
-    tile = _sum_tile(arithmetic, min(out_channels, 32))
-    blocks = _blocks(tile, columns, rows)
+    tile = _sum_tile(arithmetic, min(out_channels, 32), warps=2)  # gradients and patches fill the registers
+    blocks = _blocks(tile, columns)
     count = _tile_count(images, rows, columns, blocks)
     elements = products[0].numel()
     partials = _partials(products, tile, count, out_channels, elements + 1)

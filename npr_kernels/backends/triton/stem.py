@@ -5,9 +5,10 @@ the whole tile and the maximum kept, so that no value ever moves between threads
 windows on average and is computed for each. Scale and bias follow the maximum: they are monotone (the scale is
 positive).
 
-Bound by memory and close to it by everything else: a 256x256 image is 192 KiB of uint8 in and 512 KiB of bfloat16 out,
-0.23 us at 3 TB/s. The nine products are 151 MFLOP (0.15 to 0.25 us on tensor cores), the maxima 2.4 M (0.16 us), the
-patches' way through shared memory 4.5 MiB (0.16 us), instructions about 0.2 us: all overlap among resident programs.
+A 256x256 image is 192 KiB of uint8 in and 512 KiB of bfloat16 out, 0.23 us at 3 TB/s; the nine products are 151 MFLOP,
+0.15 to 0.25 us on tensor cores. By the machine code's instruction counts neither is the bound but issuing instructions:
+some 0.6 us an image with blocks of 64 channels and 0.9 us with 32 (patches are made for every block), of which the
+maxima are a third and the patches' way through shared memory, in halves of words, a quarter.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def npr_stem_kernel(
     if GEOMETRY.paper:
         OUTSIDE: tl.constexpr = 6e4 if PRODUCT == tl.float16 else 1e18
         weights = weight_tile(weight, 0, outputs, out_channels, GEOMETRY, T, PRODUCT, BLOCK_K)
-        weights = tl.where((tl.arange(0, BLOCK_K) == 27)[:, None], -OUTSIDE, weights).to(PRODUCT)
+        weights = tl.where((tl.arange(0, BLOCK_K) == 27)[:, None], -OUTSIDE, weights.to(T)).to(PRODUCT)
         upper = cell_row(image, stride_c, stride_h, stride_w, 2 * rows - 2, columns, inside, height, width, GEOMETRY, T)
         for i in range(3):
             y = 2 * rows - 1 + i
