@@ -67,15 +67,28 @@ class Case:
             arguments.scale_factors(self.options["scale"], self.channels),
         )
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(x, weight, bias), the same for every call."""
+    def tensors(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
+        """(x, weight, bias), the same for every call and on every device."""
         generator = torch.Generator().manual_seed(0)
         shape = (self.batch, self.channels, self.height, self.width)
         x = _laid_out(shape, self.layout, self.dtype, generator)
         weight = torch.randn(self.out_channels, self.channels, *self.kernel, generator=generator, dtype=torch.float64)
         bias = torch.randn(self.out_channels, generator=generator, dtype=torch.float64)
         dtype = self.parameter_dtype
-        return x, weight.to(dtype), bias.to(dtype) if self.bias else None
+        return on(device, x, weight.to(dtype), bias.to(dtype) if self.bias else None)
+
+
+def on(device: torch.device | str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors on ``device``; copies keep their strides, expanded ones too."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+        shape = [n if stride else 1 for n, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+        once = copy.as_strided(shape, copy.stride())  # every element of an expanded tensor only once
+        once.copy_(tensor.as_strided(shape, tensor.stride(), tensor.storage_offset()))
+        return copy
+
+    return tuple(t if t is None or t.device == torch.device(device) else moved(t) for t in tensors)
 
 
 def _laid_out(shape: tuple, layout: str, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

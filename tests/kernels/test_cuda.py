@@ -8,7 +8,7 @@ import torch
 import npr_kernels
 from npr_kernels import arguments, reference
 from npr_kernels.backends import cuda as backend
-from tests.cases import Case
+from tests.cases import Case, on
 from tests.kernels.test_cuda_emulated import CASES, convolution, exact, patches, windows
 from tests.tolerances import assert_close, error
 
@@ -19,21 +19,6 @@ def device(cuda):
     reason = npr_kernels.backends()["cuda"]
     assert reason is None, reason
     return cuda
-
-
-def on(device: torch.device, *tensors):
-    """Copies that keep their strides, expanded ones too."""
-    copies = []
-    for tensor in tensors:
-        if tensor is not None:
-            copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-            expanded = copy.as_strided(
-                [n if s else 1 for n, s in zip(copy.shape, copy.stride(), strict=True)], copy.stride()
-            )
-            expanded.copy_(tensor.as_strided(expanded.shape, tensor.stride(), tensor.storage_offset()))
-            tensor = copy
-        copies.append(tensor)
-    return copies
 
 
 def call(case: Case, device: torch.device):

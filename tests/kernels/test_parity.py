@@ -11,9 +11,11 @@ from npr_kernels.backends import registry
 from tests.cases import GRIDS, IMAGE_DTYPES, TABLE, Case
 from tests.tolerances import allowed, assert_close, error
 
+DEVICES = {"triton": "cuda", "cpu": "cpu", "eager": "cpu"}  # cuda serves the stem only: test_cuda.py
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=str(reason)))
     for name, reason in npr_kernels.backends().items()
+    if name in DEVICES
 ]
 FAST = [backend for backend in BACKENDS if backend.values[0] != "eager"]  # eager is what they are compared with
 OPERATORS = [npr_kernels.npr_conv2d, npr_kernels.npr_stem]
@@ -27,7 +29,7 @@ def double(*tensors):
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("case", TABLE, ids=str)
 def test_forward(case: Case, operator, backend: str):
-    x, weight, bias = case.tensors()
+    x, weight, bias = case.tensors(DEVICES[backend])
     truth = operator(*double(x, weight, bias), backend="eager", **case.options)
     eager = operator(x, weight, bias, backend="eager", **case.options)
     assert_close(operator(x, weight, bias, backend=backend, **case.options), eager, truth)
@@ -36,7 +38,7 @@ def test_forward(case: Case, operator, backend: str):
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("case", TABLE, ids=str)
 def test_convolution_gradients(case: Case, backend: str):
-    x, weight, bias = case.tensors()
+    x, weight, bias = case.tensors(DEVICES[backend])
     results = [
         gradients(npr_kernels.npr_conv2d, case, name, *tensors)
         for name, tensors in (
@@ -53,7 +55,7 @@ def test_convolution_gradients(case: Case, backend: str):
 @pytest.mark.parametrize("case", TABLE, ids=str)
 def test_stem_gradients(case: Case, backend: str):
     """The pooling's choice among nearly equal values depends on rounding, so the truth follows the choice made."""
-    x, weight, bias = case.tensors()
+    x, weight, bias = case.tensors(DEVICES[backend])
     if case.batch == 0:
         pytest.skip("nothing to choose from")
     pool = pool_as(backend, case, x, weight, bias)
@@ -96,7 +98,7 @@ def pool_at(argmax):
     """ReLU and pooling as a function of the convolution's output that takes the values at these positions."""
     positive = argmax != 9
     position = argmax.long().where(positive, 4)  # the middle of a window is never outside
-    row, column = (2 * torch.arange(n) - 1 for n in argmax.shape[2:])
+    row, column = (2 * torch.arange(n, device=argmax.device) - 1 for n in argmax.shape[2:])
 
     def pool(y):
         chosen = (row[:, None] + position // 3) * y.shape[3] + column + position % 3
@@ -110,7 +112,7 @@ def gradients(operator, case: Case, backend: str, *tensors):
     tensors = [None if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
     out = operator(*tensors, backend=backend, **case.options)
     generator = torch.Generator().manual_seed(1)
-    grad = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(case.parameter_dtype).to(out.dtype)
+    grad = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(case.parameter_dtype).to(out)
     return torch.autograd.grad(out, [t for t in tensors if t is not None and t.requires_grad], grad)
 
 
@@ -119,14 +121,14 @@ def gradients(operator, case: Case, backend: str, *tensors):
 @pytest.mark.parametrize(("grid_size", "anchor"), GRIDS)
 def test_npr_and_its_gradient(grid_size, anchor, dtype, backend):
     for layout in ("contiguous", "channels_last"):
-        x, *_ = Case(height=13, width=17, dtype=dtype, layout=layout).tensors()
+        x, *_ = Case(height=13, width=17, dtype=dtype, layout=layout).tensors(DEVICES[backend])
         x.requires_grad_(x.is_floating_point())
         out, eager = (npr_kernels.npr(x, grid_size, anchor, backend=b) for b in (backend, "eager"))
         exact = x.detach().double().requires_grad_()
         truth = npr_kernels.npr(exact, grid_size, anchor, backend="eager")
         assert_close(out, eager, truth)
         if x.requires_grad:
-            grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+            grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
             (result,), (of_eager,) = (torch.autograd.grad(o, x, grad) for o in (out, eager))
             (of_truth,) = torch.autograd.grad(truth, exact, grad.double())
             assert_close(result, of_eager, of_truth)
@@ -136,7 +138,9 @@ def test_npr_and_its_gradient(grid_size, anchor, dtype, backend):
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("anchor", [0, 3, "mean", "max"])
 def test_gradcheck(anchor, operator, backend):
-    x, weight, bias = Case(dtype=torch.float64, height=6, width=8, anchor=anchor, out_channels=3).tensors()
+    x, weight, bias = Case(dtype=torch.float64, height=6, width=8, anchor=anchor, out_channels=3).tensors(
+        DEVICES[backend]
+    )
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
     assert torch.autograd.gradcheck(
         lambda *tensors: operator(*tensors, anchor=anchor, backend=backend), inputs, fast_mode=False
@@ -150,7 +154,7 @@ def test_gradcheck(anchor, operator, backend):
 def test_non_finite_pixels_spread_as_in_pytorch(operator, value, anchor, backend):
     """A pooling that compares carelessly drops NaN."""
     case = Case(height=24, width=32, anchor=anchor, out_channels=20)
-    x, weight, bias = case.tensors()
+    x, weight, bias = case.tensors(DEVICES[backend])
     x[1, 0, 9, 1] = value
     truth = operator(*double(x, weight, bias), backend="eager", **case.options)
     assert error(operator(x, weight, bias, backend=backend, **case.options), truth) < 1e-5
@@ -162,7 +166,7 @@ def test_non_finite_pixels_spread_as_in_pytorch(operator, value, anchor, backend
 def test_a_nan_weight_makes_its_channel_nan(dtype, operator, backend):
     """Inside the image; at the padding it depends on the library whether zero times NaN is computed."""
     case = Case(height=24, width=32, out_channels=20, dtype=dtype)
-    x, weight, bias = case.tensors()
+    x, weight, bias = case.tensors(DEVICES[backend])
     weight[3, 0, 0, 1] = float("nan")
     out = operator(x, weight, bias, backend=backend, **case.options)
     assert out[:, 3, 1:-1, 1:-1].isnan().all()
@@ -172,7 +176,9 @@ def test_a_nan_weight_makes_its_channel_nan(dtype, operator, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_repeat_to_the_bit(backend):
     case = Case(batch=4, height=64, width=64, out_channels=64)
-    first, second = (gradients(npr_kernels.npr_conv2d, case, backend, *case.tensors()) for _ in range(2))
+    first, second = (
+        gradients(npr_kernels.npr_conv2d, case, backend, *case.tensors(DEVICES[backend])) for _ in range(2)
+    )
     assert all(map(torch.equal, first, second))
 
 
@@ -180,7 +186,7 @@ def test_gradients_repeat_to_the_bit(backend):
 def test_a_batch_equals_its_images(backend):
     """Rows are shared out over threads through the whole batch; where a share begins must not matter."""
     case = Case(batch=5, height=38, width=20, dtype=torch.uint8, out_channels=64)
-    x, weight, bias = case.tensors()
+    x, weight, bias = case.tensors(DEVICES[backend])
     whole = npr_kernels.npr_stem(x, weight, bias, backend=backend, **case.options)
     single = [npr_kernels.npr_stem(image[None], weight, bias, backend=backend, **case.options) for image in x]
     assert torch.equal(whole, torch.cat(single))
