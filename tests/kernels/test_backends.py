@@ -227,7 +227,7 @@ def test_every_instruction_set_this_machine_has(capability):
 @pytest.mark.parametrize("broken", ["missing", "garbage"])
 def test_a_failed_load_never_breaks_the_import(broken, tmp_path):
     shutil.copytree(
-        ROOT / "npr_kernels", tmp_path / "npr_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+        ROOT / "npr_kernels", tmp_path / "npr_kernels", ignore=shutil.ignore_patterns("*.so", "*.json", "__pycache__")
     )
     if broken == "garbage":
         (tmp_path / "npr_kernels" / "_C.abi3.so").write_bytes(b"this is no library")
@@ -287,7 +287,7 @@ def test_build_none_compiles_nothing(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(
-        ROOT / "npr_kernels", tmp_path / "npr_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+        ROOT / "npr_kernels", tmp_path / "npr_kernels", ignore=shutil.ignore_patterns("*.so", "*.json", "__pycache__")
     )
     subprocess.run(
         [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "installed"],
