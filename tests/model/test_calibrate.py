@@ -23,6 +23,7 @@ from npr_model.calibrate import (
     rank,
 )
 from npr_model.checkpoints import Calibration, CheckpointError, Metadata, OperatingPoint
+from npr_model.commands import terminal
 from tests.model.conftest import make_detector
 
 RATES = (0.5, 0.2, 0.1, 0.07, 0.05)
@@ -218,7 +219,7 @@ def test_calibrate_then_screen(npr, labelled, tmp_path, uncalibrated):
         expected = 1 / (1 + math.exp(-row["logit"] / loaded.calibration.temperature))
         assert row["probability"] == pytest.approx(expected, rel=1e-4)
     code, _, err = npr("screen", root, "--checkpoint", uncalibrated, "--false-positive-rate", 0.001)
-    assert code == cli.EXIT_USAGE and "it has: 0.05, 0.01" in err and err.count("\n") == 1
+    assert code == terminal.EXIT_USAGE and "it has: 0.05, 0.01" in err and err.count("\n") == 1
 
 
 def test_output_view_and_separate_fakes(npr, labelled, tmp_path, uncalibrated):
@@ -227,7 +228,7 @@ def test_output_view_and_separate_fakes(npr, labelled, tmp_path, uncalibrated):
     before, output = uncalibrated.read_bytes(), tmp_path / "new.safetensors"
     options = ["--fakes", root / "generated", "-o", output, "--view", "crop:16", "--rates", "0.1,0.05"]
     code, out, _ = npr("calibrate", uncalibrated, root / "photos", *options)
-    assert code == cli.EXIT_FAILED_INPUTS and "bad.png: the file is empty" in out
+    assert code == terminal.EXIT_FAILED_INPUTS and "bad.png: the file is empty" in out
     assert uncalibrated.read_bytes() == before
     loaded = checkpoints.load(output).metadata
     assert str(loaded.view) == "crop:16" and loaded.calibration.points[0].photographs == 30
@@ -253,4 +254,4 @@ def test_errors_are_one_line(npr, labelled, uncalibrated, name):
         code, _, err = npr("screen", root, "--checkpoint", uncalibrated, "--false-positive-rate", 0.05)
     else:
         code, _, err = npr("calibrate", *(a.format(root=root, checkpoint=uncalibrated) for a in arguments))
-    assert code == cli.EXIT_USAGE and err.startswith("npr: error: ") and err.count("\n") == 1 and message in err
+    assert code == terminal.EXIT_USAGE and err.startswith("npr: error: ") and err.count("\n") == 1 and message in err

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from npr_model import checkpoints, cli
 from npr_model.checkpoints import Calibration
+from npr_model.commands import screen, terminal
 from npr_model.screening.sources import Files
 from tests.model.conftest import encoded, make_detector, noise
 
@@ -65,7 +66,7 @@ def test_screen_mixed_folder(npr, folder, tmp_path, checkpoint, monkeypatch):
     output = tmp_path / "scores.parquet"
     monkeypatch.chdir(tmp_path)
     code, out, err = npr("screen", folder.name, "-o", output, "--checkpoint", checkpoint)
-    assert code == cli.EXIT_FAILED_INPUTS and err == ""
+    assert code == terminal.EXIT_FAILED_INPUTS and err == ""
     rows = {os.path.basename(row["source"]): row for row in pq.read_table(output).to_pylist()}
     assert set(rows) == {"a.png", "b.JPG", "empty.png", "text.jpg", "tiny.png"}
     assert {name for name, row in rows.items() if row["error"] is None} == {"a.png", "b.JPG"}
@@ -82,7 +83,7 @@ def test_screen_of_good_files_without_output(npr, folder, checkpoint):
 
 
 def test_screen_shows_no_table_of_a_long_run(npr, tmp_path, checkpoint, monkeypatch):
-    monkeypatch.setattr(cli, "TABLE_ROWS", 2)
+    monkeypatch.setattr(screen, "TABLE_ROWS", 2)
     for i in range(3):
         (tmp_path / f"file{i}.png").write_bytes(encoded(noise(8, 8)))
     code, out, _ = npr("screen", tmp_path, "--checkpoint", checkpoint)
@@ -114,7 +115,7 @@ def test_interruption_keeps_the_rows(npr, folder, tmp_path, checkpoint, monkeypa
     monkeypatch.setattr(Files, "__iter__", interrupted)
     output = tmp_path / "scores.jsonl"
     code, _, err = npr("screen", folder, "-o", output, "--checkpoint", checkpoint, "--batch-size", 1, "--workers", 1)
-    assert code == cli.EXIT_INTERRUPTED and "interrupted" in err
+    assert code == terminal.EXIT_INTERRUPTED and "interrupted" in err
     assert len(output.read_text().splitlines()) >= 3
 
 
@@ -133,7 +134,7 @@ def test_termination_keeps_the_rows(tmp_path, checkpoint):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == cli.EXIT_INTERRUPTED and "interrupted" in err and "Traceback" not in err
+    assert process.returncode == terminal.EXIT_INTERRUPTED and "interrupted" in err and "Traceback" not in err
     lines = (tmp_path / "scores.csv").read_text().splitlines()
     assert 1 < len(lines) < 3001 and f"{len(lines) - 1} images: " in out
 
@@ -148,7 +149,7 @@ def test_evaluate(npr, labelled, tmp_path, checkpoint):
     assert result["generators"]["gan"]["real"] == 4 and result["mean"]["average_precision"] > 0
     (root / "gan/1_fake/bad.png").write_bytes(b"")
     code, out, _ = npr("evaluate", root, "--checkpoint", checkpoint)
-    assert code == cli.EXIT_FAILED_INPUTS and "1 images could not be scored" in out and "bad.png" in out
+    assert code == terminal.EXIT_FAILED_INPUTS and "1 images could not be scored" in out and "bad.png" in out
 
 
 def test_train_then_screen(npr, labelled, tmp_path):
@@ -164,7 +165,7 @@ def test_train_then_screen(npr, labelled, tmp_path):
     code, out, err = npr("train", "--resume", run, "--epochs", 3)
     assert code == 0 and err == "" and "resumed after 4 of 6 steps" in out and "epoch 3: loss" in out
     code, out, err = npr("train", "--resume", run, "--set", "seed=7")
-    assert code == cli.EXIT_USAGE and "was trained with seed=100, not 7" in err and err.count("\n") == 1
+    assert code == terminal.EXIT_USAGE and "was trained with seed=100, not 7" in err and err.count("\n") == 1
 
 
 def test_a_printed_config_can_be_edited_and_run(npr, labelled, tmp_path):
@@ -201,7 +202,7 @@ def test_an_interrupted_training_says_how_to_go_on(npr, labelled, tmp_path, monk
     monkeypatch.setattr(Trainer, "step", interrupt)
     root, run = labelled({"0_real": 2, "1_fake": 2}), tmp_path / "run"
     code, _, err = npr("train", root, "-o", run, "--batch-size", 4, "--crop-size", 16, "--workers", 0)
-    assert code == cli.EXIT_INTERRUPTED and f"npr train --resume {run}" in "".join(err.splitlines())
+    assert code == terminal.EXIT_INTERRUPTED and f"npr train --resume {run}" in "".join(err.splitlines())
 
 
 def test_info(npr):
@@ -248,7 +249,7 @@ def test_usage_errors_are_one_line(npr, folder, tmp_path, checkpoint, name):
     (tmp_path / "nothing").mkdir()
     arguments, message = USAGE_ERRORS[name]
     code, _, err = npr(*(a.format(folder=folder, tmp=tmp_path, checkpoint=checkpoint) for a in arguments))
-    assert code == cli.EXIT_USAGE
+    assert code == terminal.EXIT_USAGE
     assert err.startswith("npr: error: ") and err.count("\n") == 1
     assert message in err
     assert not (tmp_path / "run").exists()
@@ -257,4 +258,4 @@ def test_usage_errors_are_one_line(npr, folder, tmp_path, checkpoint, name):
 def test_unwritable_json_is_one_line(npr, labelled, tmp_path, checkpoint):
     root = labelled({"0_real": 1, "1_fake": 1})
     code, _, err = npr("evaluate", root, "--checkpoint", checkpoint, "--json", tmp_path / "absent" / "x.json")
-    assert code == cli.EXIT_USAGE and "No such file or directory" in err and err.count("\n") == 1
+    assert code == terminal.EXIT_USAGE and "No such file or directory" in err and err.count("\n") == 1

@@ -1,0 +1,150 @@
+"""``npr screen``."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from npr_model.commands.terminal import (
+    EXIT_FAILED_INPUTS,
+    EXIT_INTERRUPTED,
+    Backend,
+    BatchSize,
+    Checkpoint,
+    Device,
+    DtypeOption,
+    ViewOption,
+    Workers,
+    err,
+    make_scorer,
+    out,
+    printable,
+    progress_bar,
+    termination_interrupts,
+)
+
+if TYPE_CHECKING:
+    from npr_model.screening.runner import Row, Scorer, Summary
+
+
+TABLE_ROWS = 50  # runs of up to so many images are shown image by image
+
+
+def screen(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Image files and folders of them.")],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="scores.parquet, .csv or .jsonl, or scores/ for a folder of Parquet parts, which a killed run keeps.",
+            show_default=False,
+        ),
+    ] = None,
+    checkpoint: Checkpoint = "preview",
+    view: ViewOption = None,
+    batch_size: BatchSize = 16,
+    workers: Workers = 0,
+    backend: Backend = None,
+    dtype: DtypeOption = None,
+    device: Device = "auto",
+    max_pixels: Annotated[int, typer.Option(min=1, help="Larger images are an error.")] = 178_956_970,
+    false_positive_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="The share of photographs that may be called generated: one that the checkpoint was calibrated at, as "
+            "in 0.01. Default: the checkpoint's first.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Score images: one row each, with logit, probability and verdict, or with the error of a file that is not scored.
+
+    Exit code 0: all were scored; 1: some failed (see the error column); 2: wrong usage, nothing was scored;
+    130: interrupted, the rows so far are kept.
+    """
+    from npr_model.screening import sinks
+    from npr_model.screening.sources import Files
+
+    if output is not None:
+        sinks.check(output)
+    items = Files(paths)
+    scorer = make_scorer(checkpoint, view, batch_size, workers, backend, dtype, device, max_pixels, false_positive_rate)
+
+    from npr_model.screening.runner import Summary
+
+    summary, shown = Summary(), []
+    interrupted = False
+    began = time.perf_counter()
+    try:
+        with (
+            termination_interrupts(),
+            sinks.open_sink(output) if output is not None else contextlib.nullcontext(_ignore) as write,
+            progress_bar("screening", total=None) as advance,
+        ):
+            for row in scorer.score(items):
+                write(row)
+                summary.add(row)
+                if len(shown) <= TABLE_ROWS:
+                    shown.append(row)
+                advance(1)
+    except KeyboardInterrupt:
+        interrupted = True
+    seconds = time.perf_counter() - began
+    if len(shown) <= TABLE_ROWS:
+        out.print(_row_table(shown))
+    _print_summary(summary, items.skipped, seconds, scorer, output)
+    if interrupted:
+        err.print(
+            "npr: interrupted; the rows above are kept" if summary.scored + summary.failed else "npr: interrupted"
+        )
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if summary.failed:
+        raise typer.Exit(EXIT_FAILED_INPUTS)
+
+
+def _ignore(row: Row) -> None:
+    """Where rows go without an output."""
+
+
+def _row_table(rows: list[Row]) -> Table:
+    from npr_model.files import natural_key
+
+    styles = {"generated": "red", "real": "green", "uncertain": "yellow"}
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))  # narrow, so that names fit on 80 columns
+    table.add_column("file", overflow="fold")
+    for column in ("verdict", "probability", "size", "format"):
+        table.add_column(column, justify="right" if column == "probability" else "left", no_wrap=column != "verdict")
+    for row in sorted(rows, key=lambda row: natural_key(row.source)):
+        size = f"{row.width}x{row.height}" if row.width else ""
+        if row.error is None:
+            verdict, probability = f"[{styles[row.verdict]}]{row.verdict}[/]", f"{row.probability:.3f}"
+        else:
+            verdict, probability = f"[magenta]error: {printable(row.error)}[/]", ""
+        table.add_row(printable(row.source), verdict, probability, size, row.format or "")
+    return table
+
+
+def _print_summary(summary: Summary, skipped: int, seconds: float, scorer: Scorer, output: str | None) -> None:
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in summary.verdicts.items())
+    total = summary.scored + summary.failed
+    out.print(f"{total} images: {verdicts}, {summary.failed} failed; {total / seconds:.1f} images/s", soft_wrap=True)
+    if skipped:
+        out.print(f"{skipped} other files in the folders were left out: their names are not those of images")
+    if scorer.calibrated:
+        note = f"; verdicts: {scorer.calibration.note}" if scorer.calibration.note else ""
+        out.print(f"model {escape(scorer.model_id)}, view {scorer.view}{escape(note)}", soft_wrap=True)
+    else:
+        out.print(
+            f"model {escape(scorer.model_id)}, view {scorer.view}; not calibrated: the verdicts are those of logit 0, "
+            "take them as a ranking",
+            soft_wrap=True,
+        )
+    if output is not None and total:
+        out.print(f"rows written to {escape(output)}", soft_wrap=True)

@@ -1,0 +1,174 @@
+"""``npr train``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from npr_model.commands.terminal import EXIT_INTERRUPTED, err, out
+from npr_model.errors import InputError
+
+if TYPE_CHECKING:
+    from npr_model.train import Epoch, Plan, Step
+
+
+def train(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FOLDER...", help="Folders with 0_real and 1_fake, at any depth.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A new folder for the checkpoints.", show_default=False)
+    ] = None,
+    validation: Annotated[
+        list[Path] | None, typer.Option(help="As FOLDER, measured after every epoch; may be given more than once.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="paper (its recipe, for ForenSynths) or wild (the default).", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A config as --print-config prints it.", show_default=False)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any field of the config; may be given more than once."),
+    ] = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the config and stop.")] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with the run in this folder, with its config.", show_default=False),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the larger class.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Crops in a step, over all processes.")] = None,
+    crop_size: Annotated[int | None, typer.Option(help="Side of the random crops.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or (GPU) float16.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode and crop.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    name: Annotated[str | None, typer.Option(help="What the checkpoint calls itself.")] = None,
+) -> None:
+    """Train a detector; writes last.safetensors and, with --validation, best.safetensors after every epoch.
+
+    Options go before fields of --config, and these before those of --preset. In several processes:
+    torchrun --nproc-per-node 2 -m npr_model.cli train ...
+    """
+    from npr_model import config as configs
+
+    if sum(source is not None for source in (preset, config, resume)) > 1:
+        raise InputError("give one of --preset, --config and --resume, each of which brings a whole config")
+    if resume is not None and output is not None:
+        raise InputError("a resumed run goes on in its own folder: leave out --output")
+    if resume is not None:
+        chosen = configs.load_run(resume)
+    else:
+        chosen = configs.load(config) if config is not None else configs.preset(preset or "wild")
+    given = {
+        "folders": [str(path) for path in folders or []] or None,
+        "validation": [str(path) for path in validation or []] or None,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "crop_size": crop_size,
+        "dtype": dtype,
+        "workers": workers,
+        "device": device,
+        "name": name,
+    }
+    chosen = chosen.changed(**{name: value for name, value in given.items() if value is not None})
+    chosen = chosen.overridden(settings or [])
+    if print_config:
+        print(chosen.to_json(), end="")
+        return
+    if resume is None and output is None:
+        raise InputError("Missing option '--output' / '-o', a new folder for the checkpoints")
+
+    from npr_model.train import train as run
+
+    run_folder = resume or output
+    try:
+        with _TrainingProgress() as progress:
+            checkpoint = run(
+                chosen,
+                run_folder,
+                resume=resume is not None,
+                on_read=progress.read,
+                on_start=progress.start,
+                on_step=progress.step,
+                on_epoch=_print_epoch,
+            )
+    except KeyboardInterrupt:
+        err.print(f"npr: interrupted; npr train --resume {escape(str(run_folder))} goes on from the last saved step")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if progress.started:
+        out.print(f"checkpoint: {escape(str(checkpoint))}", soft_wrap=True)
+
+
+class _TrainingProgress:
+    """A bar on stderr, on a terminal only, and the plan on stdout; what `train` calls back, in the first process."""
+
+    def __init__(self) -> None:
+        columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+        columns += [TextColumn("{task.fields[note]}"), TimeElapsedColumn()]
+        self._bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+        self._task = None
+        self.started = False
+
+    def __enter__(self) -> _TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def _begin(self, what: str, total: int, done: int = 0) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(what, total=total, completed=done, note="")
+
+    def read(self, count: int, total: int) -> None:
+        if self._task is None:
+            self._begin("reading all images once", total)
+        self._bar.advance(self._task, count)
+
+    def start(self, plan: Plan) -> None:
+        self.started = True
+        config, steps = plan.config, plan.steps * plan.config.epochs
+        shared = f" in {plan.processes} processes" if plan.processes > 1 else ""
+        out.print(
+            f"{len(plan.samples)} training images, {len(plan.validation)} for validation; {config.epochs} epochs of "
+            f"{plan.steps} steps of {config.batch_size} crops{shared}",
+            soft_wrap=True,
+        )
+        if plan.first_step:
+            out.print(f"resumed after {plan.first_step} of {steps} steps")
+        if plan.survey:
+            out.print(str(plan.survey), soft_wrap=True, highlight=False)
+            if plan.survey.classes_differ and not config.match_classes:
+                out.print(
+                    "[yellow]warning: the classes differ in file format, so the codec may be what is learned; try "
+                    "--set match_classes=true[/]",
+                    soft_wrap=True,
+                )
+        self._began = time.perf_counter(), plan.first_step
+        self._begin("training", steps, plan.first_step)
+
+    def step(self, step: Step) -> None:
+        began, first_step = self._began
+        rate = (step.number - first_step) * step.images / (time.perf_counter() - began)
+        note = f"steps  loss {step.loss:.4f}  {rate:.1f} images/s  {step.waiting:.0%} waiting for data"
+        self._bar.update(self._task, completed=step.number, note=note)
+
+
+def _print_epoch(epoch: Epoch) -> None:
+    text = (
+        f"epoch {epoch.number}: loss {epoch.loss:.4f}, accuracy {100 * epoch.accuracy:.1f}, {epoch.rate:.1f} images/s, "
+        f"{epoch.waiting:.0%} of the time waiting for data"
+    )
+    if epoch.score is not None:
+        mean = epoch.validation.mean
+        text += f"; validation accuracy {100 * mean.accuracy:.1f}, average precision {100 * epoch.score:.1f}"
+    out.print(text, soft_wrap=True, highlight=False)
