@@ -33,7 +33,8 @@ class TrainConfig:
 
     Data: ``folders`` and ``validation`` hold 0_real and 1_fake at any depth; ``classes`` names the groups (first
     folder below the root) to train on, all of them if empty. ``name``, ``training_data`` and ``licence`` go into the
-    checkpoint. Network: ``grid_size`` and ``anchor`` as in :class:`npr_model.NPRDetector`.
+    checkpoint. Network: ``grid_size`` and ``anchor`` as in :class:`npr_model.NPRDetector`; ``start``, a bundled
+    checkpoint's name or a file whose weights to begin with (fine-tuning), random ones if empty.
 
     A crop, in the order of what happens to it; a range is (lowest, highest), a probability is a share of the crops of
     either class:
@@ -64,6 +65,7 @@ class TrainConfig:
     licence: str = ""
     grid_size: int = 2
     anchor: int | str = 0
+    start: str = ""
     match_classes: bool = False
     resize: int | None = None
     rescale_probability: float = 0.0
@@ -126,9 +128,11 @@ class TrainConfig:
         return "{\n" + ",\n".join(fields) + "\n}\n"
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the result, as JSON values: all but the folders (paths of one machine) and MACHINE_FIELDS."""
+        """What decides the result, as JSON values: all but MACHINE_FIELDS and paths of one machine, the file's name
+        for ``start``."""
         private = (MACHINE_FIELDS - {"epochs"}) | {"folders", "validation"}
-        return {name: value for name, value in json.loads(self.to_json()).items() if name not in private}
+        values = json.loads(self.to_json()) | {"start": Path(self.start).name}
+        return {name: value for name, value in values.items() if name not in private}
 
     def changed(self, **values: Any) -> TrainConfig:
         """With other values of some fields, lists as tuples. Raises InputError for unknown names and wrong types."""

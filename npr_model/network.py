@@ -107,8 +107,8 @@ class NPRDetector(nn.Module):
         return self.fc1(x.mean((2, 3)))
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str) -> NPRDetector:
-        """The network of a bundled checkpoint ("preview") or of a .safetensors or .pth file, in evaluation mode."""
+    def from_pretrained(cls, name_or_path: str = "preview") -> NPRDetector:
+        """The network of a bundled checkpoint, or of a .safetensors or .pth file, in evaluation mode."""
         from npr_model import checkpoints
 
         return checkpoints.load(name_or_path).model

@@ -25,6 +25,7 @@ from npr_model.errors import InputError
 from npr_model.evaluate import Evaluation, collect, evaluate
 from npr_model.images import View
 from npr_model.loading import BalancedBatches, Loader
+from npr_model.network import NPRDetector
 from npr_model.run_folder import BEST, LAST, Run, open_run
 from npr_model.screening.runner import Scorer
 from npr_model.trainer import Trainer
@@ -108,6 +109,8 @@ def train(
     if config.tensorboard:
         _summary_writer()
     samples, validation = find_samples(config)
+    if config.start and not resume:
+        starting_point(config)  # before all images are read
     with joined(config.device) as process:
         if config.dtype == "float16" and process.device.type == "cpu":
             raise InputError("dtype float16 is for GPUs; on the CPU use bfloat16")
@@ -120,6 +123,8 @@ def train(
         if run.trainer is not None:
             trainer.load(run.trainer)
             run.trainer = None
+        elif config.start:
+            trainer.start_from(starting_point(config))
         loader = Loader(samples, batches, process.device)
         first_step = run.epoch * batches.steps + run.step
         with _scalars(config, folder, process, first_step) as write_scalars:
@@ -156,6 +161,18 @@ def find_samples(config: TrainConfig) -> tuple[list[Sample], list[Sample]]:
         samples = [sample for sample in samples if sample.group in config.classes]
     datasets.require_both_classes(samples, "the training data")
     return samples, collect(config.validation) if config.validation else []
+
+
+def starting_point(config: TrainConfig) -> NPRDetector:
+    """The network of ``config.start``. Raises InputError where it cannot be read or differs in architecture."""
+    network = checkpoints.load(config.start).model
+    for name in ("grid_size", "anchor"):
+        if getattr(network, name) != getattr(config, name):
+            raise InputError(
+                f"start {config.start} has {name} {getattr(network, name)}, not {getattr(config, name)}: "
+                f"set {name}={getattr(network, name)}, or start from another"
+            )
+    return network
 
 
 def _steps(run: Run, trainer: Trainer, loader: Loader, folder: Path) -> Iterator[Step]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from npr_model.checkpoints import Metadata
 from npr_model.config import TrainConfig
 from npr_model.distributed import Process, SyncBatchNorm
+from npr_model.network import NPRDetector
 
 
 class Trainer:
@@ -28,6 +29,10 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, config.decay_epochs, config.decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def start_from(self, network: NPRDetector) -> None:
+        """Begin with the weights and running averages of ``network``, of the same architecture."""
+        self.network.load_state_dict(network.state_dict())
 
     @property
     def learning_rate(self) -> float:

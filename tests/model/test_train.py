@@ -89,6 +89,22 @@ def test_best_is_the_epoch_that_validates_best(labelled, tmp_path, monkeypatch):
     assert (run / "best.safetensors").read_bytes() == kept[1] != kept[3]
 
 
+def test_starts_from_a_checkpoint(labelled, checkpoint, tmp_path):
+    root = labelled({"0_real": 4, "1_fake": 4})
+    config = small(root, start=str(checkpoint), learning_rate=1e-12, epochs=1)
+    tuned = checkpoints.load(train.train(config, tmp_path / "run"))
+    start = checkpoints.load(checkpoint).model
+    for (name, parameter), begun in zip(tuned.model.named_parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(parameter, begun, rtol=0, atol=1e-9, msg=name)
+    assert not torch.equal(tuned.model.bn1.running_mean, start.bn1.running_mean)
+    assert tuned.metadata.training["start"] == checkpoint.name
+    with pytest.raises(InputError, match="has anchor 0, not 1: set anchor=0"):
+        train.train(small(root, start=str(checkpoint), anchor=1), tmp_path / "other")
+    with pytest.raises(InputError, match=r"gone\.pth does not exist"):
+        train.train(small(root, start=str(tmp_path / "gone.pth")), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_classes_choose_the_groups(labelled, tmp_path):
     root = labelled({"car/0_real": 2, "car/1_fake": 2, "cat/0_real": 3, "cat/1_fake": 3})
     samples, _ = train.find_samples(small(root, classes=("cat",)))
