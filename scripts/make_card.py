@@ -1,22 +1,43 @@
-"""The card of a checkpoint: what it says of itself, and how it scores on a validation folder, as Markdown.
+"""The card of a bundled checkpoint: measured into a results file, printed from it as Markdown.
 
-    python scripts/make_card.py --checkpoint preview --validation VALIDATION --output npr_model/weights/preview.md
+    python scripts/make_card.py measure VALIDATION --held-out HELD_OUT --results benchmarks/results/checkpoint.json
+    python scripts/make_card.py print benchmarks/results/checkpoint.json > npr_model/weights/preview.md
 
-Measures the folder three times: as the files are, and with both classes re-encoded as JPEG of quality 90 and 75.
+VALIDATION is measured three times: as the files are, and with both classes re-encoded as JPEG of quality 90 and 75;
+HELD_OUT (what scripts/make_training_data.py makes of other photographs) as it is and at JPEG 90.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from npr_model import checkpoints
 from npr_model.evaluate import Codec, Evaluation, collect, evaluate
+from npr_model.metrics import Metrics
 from npr_model.screening.runner import Scorer
 
-CODECS = {"files as they are": None, "all re-encoded, JPEG 90": "jpeg:90", "all re-encoded, JPEG 75": "jpeg:75"}
+LOSSLESS, CODECS = "files as they are", ("jpeg:90", "jpeg:75")
+
+
+def measure(checkpoint: str, validation: list[Path], held_out: list[Path]) -> dict:
+    """Everything the card says, as JSON values."""
+    loaded = checkpoints.load(checkpoint)
+    scorer = Scorer(loaded)
+
+    def section(folders: list[Path], codec: str | None) -> dict:
+        result = evaluate(scorer, collect(folders), equalise=Codec.parse(codec) if codec else None)
+        return result.as_dict() | {"codec": codec, "errors": len(result.errors)}  # sources are paths of one machine
+
+    return {
+        "checkpoint": {"sha256": loaded.sha256} | json.loads(loaded.metadata.to_json()),
+        "validation": [section(validation, codec) for codec in (None, *CODECS)],
+        "held_out": [section(held_out, codec) for codec in (None, CODECS[0])] if held_out else [],
+    }
 
 
 def percent(value: float | None) -> str:
@@ -32,50 +53,83 @@ def calibrated(calibration: checkpoints.Calibration | None) -> str:
     return text
 
 
-def section(title: str, result: Evaluation) -> list[str]:
-    lines = [f"## {title}", "", f"{result.comparison}.", ""]
-    if result.warning:
+def table(section: dict, warn: bool) -> list[str]:
+    names = {field.name for field in dataclasses.fields(Evaluation)}
+    result = Evaluation(**{name: value for name, value in section.items() if name in names})
+    title = LOSSLESS if section["codec"] is None else f"all re-encoded, {section['codec'].replace(':', ' ').upper()}"
+    lines = [f"### {title.capitalize() if section['codec'] is None else title[0].upper() + title[1:]}", ""]
+    lines += [f"{result.comparison}.", ""]
+    if result.warning and warn:
         lines += [f"Warning: {result.warning}.", ""]
-    lines += ["| generator | real | generated | AUC | average precision | accuracy |", "|---|---|---|---|---|---|"]
-    for name, row in {**result.generators, "**mean**": result.mean}.items():
-        numbers = (row.roc_auc, row.average_precision, row.accuracy)
+    lines += ["| generator | real | generated | AUC | average precision | found (%) |", "|---|---|---|---|---|---|"]
+    for name, values in {**result.generators, "**mean**": result.mean}.items():
+        row = Metrics(**values)
+        numbers = (row.roc_auc, row.average_precision, row.accuracy_fake)
         lines.append(f"| {name} | {row.real} | {row.fake} | {' | '.join(map(percent, numbers))} |")
-    lines += ["", "| real photographs | images | called generated (%) |", "|---|---|---|"]
-    for name, row in result.reals.items():
-        lines.append(f"| {name} | {row.real} | {percent(1 - row.accuracy_real)} |")
-    if result.errors:
-        lines += ["", f"{len(result.errors)} images could not be scored."]
+    if result.reals:
+        lines += ["", "| real photographs | images | called generated (%) |", "|---|---|---|"]
+        for name, values in result.reals.items():
+            row = Metrics(**values)
+            lines.append(f"| {name} | {row.real} | {percent(1 - row.accuracy_real)} |")
+    if section["errors"]:
+        lines += ["", f"{section['errors']} images could not be scored."]
     return [*lines, ""]
+
+
+def card(results: dict) -> str:
+    """The Markdown of :func:`measure`'s results."""
+    metadata = checkpoints.Metadata.from_json(json.dumps(results["checkpoint"]))
+    training = metadata.training or {}
+    lines = [
+        f"# Checkpoint `{metadata.name}`",
+        "",
+        f"- sha256 `{results['checkpoint']['sha256']}`",
+        f"- Trained on: {metadata.training_data}.",
+        f"- View: {metadata.view}. Decoder: {metadata.decoder}. Licence: {metadata.licence}.",
+        f"- {calibrated(metadata.calibration)}.",
+        "- Training: " + ", ".join(f"{name} {json.dumps(value)}" for name, value in training.items() if value != "")
+        if training
+        else "- Training: not recorded",
+        "",
+        "It is an aid, no proof: it misses images, and calls photographs generated. It was trained on the output of",
+        "autoencoders, super-resolution and the like, not on the ProGAN images of the paper. Do not rely on it.",
+        "",
+        "## Generators that it has never seen",
+        "",
+        "No image of theirs was trained on. In percent; a generator is measured against all real",
+        'photographs below; "found" is the share above the threshold.',
+        "",
+    ]
+    for section in results["validation"]:
+        lines += table(section, warn=True)
+    if results["held_out"]:
+        lines += [
+            "## Re-creations of photographs that were not trained on",
+            "",
+            "Mostly by generators whose output, from other photographs, was trained on; each against its originals.",
+            "",
+        ]
+        for section in results["held_out"]:
+            lines += table(section, warn=False)
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="preview")
-    parser.add_argument("--validation", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--note", default="", help="a paragraph of Markdown for the top of the card")
+    commands = parser.add_subparsers(dest="command", required=True)
+    measuring = commands.add_parser("measure")
+    measuring.add_argument("validation", type=Path, nargs="+")
+    measuring.add_argument("--held-out", type=Path, nargs="*", default=[])
+    measuring.add_argument("--checkpoint", default="preview")
+    measuring.add_argument("--results", type=Path, required=True)
+    printing = commands.add_parser("print")
+    printing.add_argument("results", type=Path)
     arguments = parser.parse_args()
-
-    loaded = checkpoints.load(arguments.checkpoint)
-    metadata = loaded.metadata
-    samples = collect([arguments.validation])
-    scorer = Scorer(loaded)
-    lines = [
-        f"# Checkpoint `{metadata.name}`",
-        "",
-        *([arguments.note, ""] if arguments.note else []),
-        f"- sha256 `{loaded.sha256}`",
-        f"- Trained on: {metadata.training_data}.",
-        f"- View: {metadata.view}. Decoder: {metadata.decoder}. Licence: {metadata.licence}.",
-        f"- {calibrated(metadata.calibration)}.",
-        "",
-        f"Scores on {len(samples)} images that were neither trained on nor chosen by, in percent. A generator without "
-        "real images of its own is measured against all real photographs below.",
-        "",
-    ]
-    for title, codec in CODECS.items():
-        lines += section(title.capitalize(), evaluate(scorer, samples, equalise=Codec.parse(codec) if codec else None))
-    arguments.output.write_text("\n".join(lines).rstrip() + "\n")
+    if arguments.command == "measure":
+        results = measure(arguments.checkpoint, arguments.validation, arguments.held_out)
+        arguments.results.write_text(json.dumps(results, indent=1) + "\n")
+    else:
+        print(card(json.loads(arguments.results.read_text())), end="")
 
 
 if __name__ == "__main__":

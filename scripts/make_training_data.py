@@ -1,38 +1,52 @@
-"""The training set of the preview checkpoint: what `npr simulate` makes, with shares of its own.
+"""A training set for a checkpoint to ship: what `npr simulate` makes, with shares of its own.
 
-    python scripts/make_preview_data.py --photos PHOTOS --taef2 TAEF2 --output DIR
+    python scripts/make_training_data.py --photos PHOTOS --taef2 TAEF2 --output DIR
 
-Writes DIR/{train,validation}/<generator>/{0_real,1_fake}/*.png and DIR/manifest.csv. Validation is split off by
-photograph, and the photographs of examples/ are in neither part.
+Writes DIR/{packaged,simulated}/{train,validation}/<generator>/{0_real,1_fake}/*.png and a manifest.csv beside either
+pair of parts. Validation is split off by photograph, and the photographs of examples/ are in neither part. The
+checkpoint `preview` was trained on the packaged part of an earlier version, scripts/make_preview_data.py in the
+repository's history up to b11a737.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from npr_model import simulation
 from npr_model.errors import InputError
 from npr_model.simulation import dataset, generators
 from scripts.make_examples import PHOTOGRAPHS as HELD_OUT
 
+CROP_SIZE = 256
 VALIDATION_SHARE = 0.15
+FIT_STEPS = 450
 
-# Generators and their shares of the pairs; the slowest super-resolution network is left out.
+# Generators and their shares of the pairs.
 SHARES = {
-    "taef2/autoencoder": 40,
-    "realesrgan/x4plus-anime": 3,
+    "taef2/autoencoder": 30,
+    "realesrgan/x4plus": 3,
+    "realesrgan/x4plus-anime": 4,
     "realesr-animevideov3/x2": 6,
     "realesr-animevideov3/x4": 6,
     "span/x2-ch48": 8,
     "span/ClearReality4x": 6,
     "span/4xSPANkendata": 6,
-    "waifu2x/upconv_7_photo": 8,
+    "waifu2x/upconv_7_photo": 7,
+    "waifu2x/upconv_7_photo-noise1": 3,
     "waifu2x/cunet": 6,
     "realcugan/up2x": 5,
-    "styletransfer/multistyle26": 4,
-    "dcgan/faces": 2,
+    "styletransfer/multistyle26": 6,
+    "dcgan/faces": 3,
 }
 
 
@@ -41,34 +55,58 @@ def scene(photograph: Path) -> str:
     return photograph.stem.removesuffix("-square")
 
 
+def simulator(crops: Tensor, workers: int, seed: int) -> simulation.Simulator:
+    """Decoders of every kind and depth, fitted on one core for each of the ``workers``."""
+    fit = functools.partial(simulation.fit_simulator, crops, steps=FIT_STEPS)
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        fitted = [pool.submit(fit, kinds=(kind,), seed=seed + i) for i, kind in enumerate(simulation.KINDS)]
+        return simulation.Simulator([decoder for future in fitted for decoder in future.result().decoders])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder of real photographs")
     parser.add_argument("--taef2", type=Path, required=True, help="folder with taef2_encoder.pth and taef2_decoder.pth")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--crops", type=int, default=2400)
+    parser.add_argument("--packaged", type=int, default=5400, help="pairs from the generators that packages ship")
+    parser.add_argument("--simulated", type=int, default=3600, help="pairs from simulated decoders")
     parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-
-    def report(pair: dataset.Pair) -> None:
-        if pair.number % 100 == 99:
-            print(f"pair {pair.number + 1} of {arguments.crops}", flush=True)
-
+    problems: dict[str, str] = {}
     try:
-        chosen = tuple(generators.choose(list(SHARES), arguments.taef2))
-        for generator in chosen:
-            generators.check(generator)
-        writer = dataset.DatasetWriter(
-            arguments.output, generators=chosen, seed=arguments.seed, workers=arguments.workers
-        )
-        photographs, problems = dataset.find_photographs([arguments.photos], writer.crop_size)
+        photographs, problems = dataset.find_photographs([arguments.photos], CROP_SIZE)
         held_out = {arguments.photos / name for name in HELD_OUT}
         parts = dataset.split([p for p in photographs if p.path not in held_out], VALIDATION_SHARE, scene)
-        validation = round(VALIDATION_SHARE * arguments.crops)
-        counts = {dataset.TRAIN: arguments.crops - validation, dataset.VALIDATION: validation}
-        shares = dict(zip(writer.kinds, (SHARES[generator.name] for generator in chosen), strict=True))
-        writer.write(parts, counts, shares=shares, problems=problems, on_pair=report)
+
+        def write(writer: dataset.DatasetWriter, pairs: int, shares: dict[str, float] | None = None) -> None:
+            validation = round(VALIDATION_SHARE * pairs)
+            counts = {dataset.TRAIN: pairs - validation, dataset.VALIDATION: validation}
+            with Progress() as progress:
+                task = progress.add_task(writer.output.name, total=pairs)
+                advance = functools.partial(progress.advance, task)
+                writer.write(parts, counts, shares=shares, problems=problems, on_pair=lambda pair: advance())
+
+        common = {"crop_size": CROP_SIZE, "workers": arguments.workers}
+        if arguments.packaged:
+            chosen = tuple(generators.choose(list(SHARES), arguments.taef2))
+            for generator in chosen:
+                generators.check(generator)
+            writer = dataset.DatasetWriter(
+                arguments.output / "packaged", generators=chosen, seed=arguments.seed, **common
+            )
+            write(writer, arguments.packaged, dict(zip(writer.kinds, SHARES.values(), strict=True)))
+        if arguments.simulated:
+            seed = arguments.seed + 1  # other crops than the packaged generators'
+            crops = dataset.crops_to_fit(parts[dataset.TRAIN], seed, problems)
+            fitted = simulator(crops, arguments.workers, seed)
+            write(
+                dataset.DatasetWriter(arguments.output / "simulated", simulator=fitted, seed=seed, **common),
+                arguments.simulated,
+            )
+            simulation.save(arguments.output / "simulated" / "decoders.safetensors", fitted)
     except InputError as error:
         parser.error(str(error))
     if problems:
