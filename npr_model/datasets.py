@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,19 +34,28 @@ class Sample:
     group: str
 
 
-def find_samples(root: str | os.PathLike) -> list[Sample]:
-    """All samples below ``root``, in a stable natural order. Raises DatasetError where there is none."""
+def find_samples(root: str | os.PathLike, classes: Mapping[str, int] = CLASS_FOLDERS) -> list[Sample]:
+    """All samples below ``root``, in a stable natural order; ``classes``: labels by the names of their folders.
+
+    Raises DatasetError where there is none.
+    """
     root = Path(root)
-    folders = list(_class_folders(root, root))
-    if not folders:
-        raise DatasetError(f"{readable_name(root)} has no folders named 0_real or 1_fake")
+    if not has_class_folders(root, classes):
+        raise DatasetError(f"{readable_name(root)} has no folders named {' or '.join(classes)}")
+    samples = list_samples(root, classes)
+    if not samples:
+        raise DatasetError(f"no images in the {' and '.join(classes)} folders of {readable_name(root)}")
+    return samples
+
+
+def list_samples(root: str | os.PathLike, classes: Mapping[str, int] = CLASS_FOLDERS) -> list[Sample]:
+    """As :func:`find_samples`, but none is no error."""
+    root = Path(root)
     samples = []
-    for folder in folders:
+    for folder in _class_folders(root, root, classes):
         inner = folder.relative_to(root).parts[:-1]
         group = inner[0] if inner else root.resolve().name
-        samples += [Sample(path, CLASS_FOLDERS[folder.name], group) for path in _list_images(folder)]
-    if not samples:
-        raise DatasetError(f"no images in the 0_real and 1_fake folders of {readable_name(root)}")
+        samples += [Sample(path, classes[folder.name], group) for path in _list_images(folder)]
     return samples
 
 
@@ -66,9 +75,14 @@ def has_fakes(root: str | os.PathLike) -> bool:
     return any(CLASS_FOLDERS[folder.name] == FAKE for folder in _class_folders(root, root))
 
 
+def has_class_folders(root: str | os.PathLike, classes: Mapping[str, int] = CLASS_FOLDERS) -> bool:
+    """Whether there are folders of either class below ``root``."""
+    return any(_class_folders(Path(root), Path(root), classes))
+
+
 def _find_class(root: str | os.PathLike, label: int, name: str) -> list[Sample]:
     root = Path(root)
-    if any(_class_folders(root, root)):
+    if has_class_folders(root):
         samples = [sample for sample in find_samples(root) if sample.label == label]
     else:
         samples = [Sample(path, label, root.resolve().name) for path in _list_images(root)]
@@ -150,8 +164,8 @@ def read(path: str | os.PathLike) -> images.DecodedImage:
     return images.decode(data)
 
 
-def _class_folders(folder: Path, root: Path) -> Iterator[Path]:
-    if folder == root and folder.name in CLASS_FOLDERS:
+def _class_folders(folder: Path, root: Path, classes: Mapping[str, int] = CLASS_FOLDERS) -> Iterator[Path]:
+    if folder == root and folder.name in classes:
         raise DatasetError(f"{readable_name(root)} is a class folder; give the folder that holds it")
     try:
         with os.scandir(folder) as entries:
@@ -159,10 +173,10 @@ def _class_folders(folder: Path, root: Path) -> Iterator[Path]:
     except OSError as error:
         raise DatasetError(f"folder {readable_name(folder)} cannot be listed: {reason(error)}") from error
     for name in sorted(names, key=natural_key):
-        if name in CLASS_FOLDERS:
+        if name in classes:
             yield folder / name
         elif not (folder / name).is_symlink():
-            yield from _class_folders(folder / name, root)
+            yield from _class_folders(folder / name, root, classes)
 
 
 def _list_images(folder: Path) -> list[Path]:

@@ -4,45 +4,38 @@ from __future__ import annotations
 
 import functools
 import os
-import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
-from npr_model import images, metrics
+import numpy as np
+
+from npr_model import bootstrap, images, metrics
 from npr_model.datasets import FAKE, REAL, DatasetError, Sample, find_reals, find_samples
-from npr_model.errors import InputError
+from npr_model.images import View
 from npr_model.metrics import Metrics
+from npr_model.perturbations import Perturbation
 from npr_model.screening.runner import Row, Scorer
 from npr_model.screening.sources import Item, file_item
 
 CLASS_NAMES = {REAL: "real", FAKE: "generated"}
+SMALL_SHARE = 0.05  # of the images may be smaller than what --equalise cuts the others to
 
 
 @dataclass(frozen=True)
-class Codec:
-    """Re-encoding in memory that gives both classes the same last codec: "png", or "jpeg:Q" with a quality Q.
+class Scores:
+    """The logits of one generator and of the real images it is measured against: float64, either sorted."""
 
-    It can only add traces: what an earlier JPEG took from one class stays taken.
-    """
+    real: np.ndarray
+    fake: np.ndarray
 
-    name: str
-    quality: int | None = None
+    @property
+    def labels(self) -> np.ndarray:
+        return np.concatenate([np.full(len(self.real), REAL), np.full(len(self.fake), FAKE)])
 
-    @classmethod
-    def parse(cls, text: str) -> Codec:
-        """From its text. Raises InputError."""
-        name, _, quality = text.partition(":")
-        if text == "png":
-            return cls("png")
-        if name == "jpeg" and quality.isascii() and quality.isdigit() and 1 <= int(quality) <= 100:
-            return cls("jpeg", int(quality))
-        raise InputError(f"no codec {text!r}; give png, or jpeg:Q with a quality Q of 1 to 100, as in jpeg:90")
-
-    def encode(self, data: bytes) -> bytes:
-        """An image file re-encoded. Raises ImageError where it cannot be decoded."""
-        pixels = images.decode(data).pixels
-        return images.encode_png(pixels) if self.name == "png" else images.encode_jpeg(pixels, self.quality)
+    @property
+    def logits(self) -> np.ndarray:
+        return np.concatenate([self.real, self.fake])
 
 
 @dataclass(frozen=True)
@@ -51,6 +44,8 @@ class Evaluation:
 
     ``mean`` is over generators that have both classes. ``errors``: images that were not scored, by source.
     ``comparison``: how the classes were encoded and how large they are; ``warning``: why the numbers may measure that.
+    ``protocol``, ``missing`` and ``unused`` are those of a :class:`npr_model.protocols.Found`. ``scores``, by
+    generator, are what all was computed from; they are in no file.
     """
 
     view: str
@@ -59,11 +54,20 @@ class Evaluation:
     generators: dict[str, Metrics]
     reals: dict[str, Metrics]
     mean: Metrics | None
+    temperature: float = 1.0
     errors: dict[str, str] = field(default_factory=dict)
     comparison: str = ""
     warning: str | None = None
+    protocol: str | None = None
+    missing: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    scores: Mapping[str, Scores] = field(default_factory=dict, repr=False, compare=False)
 
-    as_dict = asdict
+    def as_dict(self) -> dict:
+        """As JSON values."""
+        values = asdict(replace(self, scores={}))
+        del values["scores"]
+        return values
 
 
 def collect(roots: Iterable[str | os.PathLike], reals: Iterable[str | os.PathLike] = ()) -> list[Sample]:
@@ -73,7 +77,12 @@ def collect(roots: Iterable[str | os.PathLike], reals: Iterable[str | os.PathLik
     """
     samples = [sample for root in roots for sample in find_samples(root)]
     samples += [sample for root in reals for sample in find_reals(root)]
-    samples = list({sample.path.resolve(): sample for sample in samples}.values())  # roots may overlap
+    return require_classes(samples)
+
+
+def require_classes(samples: Iterable[Sample]) -> list[Sample]:
+    """``samples``, each file once. Raises DatasetError where there is no real or no generated image."""
+    samples = list({(sample.path.resolve(), sample.group): sample for sample in samples}.values())
     for label, hint in ((REAL, "; give a folder of them with --real"), (FAKE, "")):
         if not any(sample.label == label for sample in samples):
             raise DatasetError(f"no {CLASS_NAMES[label]} images to evaluate on{hint}")
@@ -84,76 +93,162 @@ def evaluate(
     scorer: Scorer,
     samples: Sequence[Sample],
     *,
-    equalise: Codec | None = None,
+    equalise: Perturbation | None = None,
+    perturbation: Perturbation | None = None,
+    threshold: float | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> Evaluation:
     """Score every sample once; ``on_row`` is given each row as it comes.
 
     A generator with real images of its own is measured against them; one with generated images alone against the real
-    images of all groups that have no generated ones.
+    images of all groups that have no generated ones. ``equalise``: a codec with which both classes are written, cut to
+    one size, in memory; it can only add traces: what an earlier JPEG took from one class stays taken. ``perturbation``
+    is done to every image before that. ``threshold`` is the calibration's by default.
     """
-    items = [file_item(sample.path) for sample in samples]
-    if equalise:
-        items = [Item(item.source, functools.partial(_reencoded, item, equalise)) for item in items]
-    by_source = dict(zip((item.source for item in items), samples, strict=True))
-    scored: list[tuple[Sample, Row]] = []
+    threshold = scorer.calibration.threshold if threshold is None else threshold
+    size = common_size(samples) if equalise else None
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(str(sample.path), []).append(sample)
+
+    def items() -> Iterable[Item]:
+        for members in groups.values():
+            item = file_item(members[0].path)
+            if equalise or perturbation:
+                item = Item(item.source, functools.partial(_changed, item, perturbation, equalise, size))
+            yield item
+
+    by_source = {file_item(members[0].path).source: members for members in groups.values()}
+    logits: dict[tuple[str, int], list[float]] = {}
+    survey = _Survey()
     errors = {}
-    for row in scorer.score(items):
+    for row in scorer.score(items()):
         on_row(row)
-        if row.error is None:
-            scored.append((by_source[row.source], row))
-        else:
+        if row.error is not None:
             errors[row.source] = row.error
-    if not scored:
+            continue
+        survey.add(by_source[row.source][0].label, row)
+        for sample in by_source[row.source]:
+            logits.setdefault((sample.group, sample.label), []).append(row.logit)
+    if not logits:
         raise DatasetError(f"none of {len(samples)} images could be scored, e.g. {next(iter(errors.items()))}")
 
-    threshold = scorer.calibration.threshold
-    labels_of = {}
-    for sample in samples:
-        labels_of.setdefault(sample.group, set()).add(sample.label)
-    pool = [(s, row) for s, row in scored if FAKE not in labels_of[s.group]]
-    generators, real_groups = {}, {}
-    for group, labels in labels_of.items():
-        own = [(s, row) for s, row in scored if s.group == group]
-        rows = own + pool if labels == {FAKE} else own
-        measured = metrics.measure([s.label for s, _ in rows], [row.logit for _, row in rows], threshold)
-        (generators if FAKE in labels else real_groups)[group] = measured
-    comparison, warning = _compare(scored, equalise)
+    scores, reals = _groups(samples, logits)
+    generators = {name: _measured(found, threshold) for name, found in scores.items()}
     return Evaluation(
         view=str(scorer.view),
         model=scorer.model_id,
         threshold=threshold,
+        temperature=scorer.calibration.temperature,
         generators=generators,
-        reals=real_groups,
-        mean=metrics.mean(list(generators.values())),
+        reals={name: metrics.measure([REAL] * len(found), found, threshold) for name, found in reals.items()},
+        mean=mean(scores.values(), threshold),
         errors=errors,
-        comparison=comparison,
-        warning=warning,
+        comparison=survey.text + _treatment(perturbation, equalise, size),
+        warning=None if equalise else survey.warning,
+        scores=scores,
     )
 
 
-def _reencoded(item: Item, codec: Codec) -> bytes:
-    return codec.encode(item.load())
+def mean(scores: Iterable[Scores], threshold: float) -> Metrics | None:
+    """The unweighted mean over generators that have both classes, with its intervals; None of none."""
+    complete = [found for found in scores if len(found.real) and len(found.fake)]
+    if not complete:
+        return None
+    rows = metrics.mean([metrics.measure(found.labels, found.logits, threshold) for found in complete])
+    replicates = np.mean([bootstrap.replicates(found.real, found.fake, threshold) for found in complete], axis=0)
+    return replace(rows, intervals=bootstrap.intervals(replicates))
 
 
-def _compare(scored: Sequence[tuple[Sample, Row]], equalise: Codec | None) -> tuple[str, str | None]:
-    """What the two classes went through, in words, and a warning where it differs."""
-    described, formats = [], []
-    for label, name in CLASS_NAMES.items():
-        rows = [row for sample, row in scored if sample.label == label]
-        if not rows:
+def common_size(samples: Iterable[Sample]) -> int:
+    """The side of the square that all but a few (SMALL_SHARE) of the images hold; unreadable ones do not count."""
+    sides = []
+    for sample in samples:
+        try:
+            sides.append(min(images.header_size(sample.path)))
+        except images.ImageError:
             continue
-        counts = Counter(row.format for row in rows)
-        formats.append({format: count / len(rows) for format, count in counts.items()})
-        shares = ", ".join(f"{count} {format}" for format, count in counts.most_common())
-        width, height = (round(statistics.median(getattr(row, side) for row in rows)) for side in ("width", "height"))
-        described.append(f"{name}: {shares}, median size {width}x{height}")
-    text = "; ".join(described)
+    return max(2, int(np.quantile(sides, SMALL_SHARE, method="lower"))) if sides else 2
+
+
+def _groups(
+    samples: Iterable[Sample], logits: Mapping[tuple[str, int], list[float]]
+) -> tuple[dict[str, Scores], dict[str, np.ndarray]]:
+    """By generator its scores, and by group without generated images the logits of its real ones."""
+    labels: dict[str, set[int]] = {}
+    for sample in samples:
+        labels.setdefault(sample.group, set()).add(sample.label)
+    found = {key: np.sort(np.array(values)) for key, values in logits.items()}  # in no order but that of the values
+    nothing = np.empty(0)
+    reals = {group: found.get((group, REAL), nothing) for group in labels if FAKE not in labels[group]}
+    pool = np.sort(np.concatenate([nothing, *reals.values()]))
+    scores = {}
+    for group in labels:
+        if FAKE in labels[group]:
+            real = found.get((group, REAL), nothing) if REAL in labels[group] else pool
+            scores[group] = Scores(real, found.get((group, FAKE), nothing))
+    return scores, reals
+
+
+def _measured(found: Scores, threshold: float) -> Metrics:
+    measured = metrics.measure(found.labels, found.logits, threshold)
+    if measured.reason is not None:
+        return measured
+    return replace(measured, intervals=bootstrap.intervals(bootstrap.replicates(found.real, found.fake, threshold)))
+
+
+def _changed(item: Item, perturbation: Perturbation | None, equalise: Perturbation | None, size: int | None) -> bytes:
+    data = item.load()
+    if perturbation:
+        data = perturbation.apply(data)
     if equalise:
-        return f"{text} (all re-encoded as {equalise.name}{f':{equalise.quality}' if equalise.quality else ''})", None
-    # A tenth of a class in another format is enough to move an accuracy by percents.
-    if len(formats) == 2 and any(
-        abs(formats[0].get(f, 0) - formats[1].get(f, 0)) > 0.1 for f in {**formats[0], **formats[1]}
-    ):
-        return text, "the classes differ in file format, so the numbers may measure the codec; try --equalise jpeg:90"
-    return text, None
+        data = equalise.apply(data, lambda pixels: View("crop", size).apply(pixels, 2))
+    return data
+
+
+def _treatment(perturbation: Perturbation | None, equalise: Perturbation | None, size: int | None) -> str:
+    parts = [f"after {perturbation.text}"] if perturbation else []
+    if equalise:
+        parts.append(f"all cut to {size}x{size} at most and written as {equalise.text}")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+class _Survey:
+    """What the scored files of either class are: how many of each format, how large."""
+
+    def __init__(self) -> None:
+        self._formats = {label: Counter() for label in CLASS_NAMES}
+        self._sizes = {label: Counter() for label in CLASS_NAMES}
+
+    def add(self, label: int, row: Row) -> None:
+        self._formats[label][row.format] += 1
+        self._sizes[label][(row.width, row.height)] += 1
+
+    @property
+    def text(self) -> str:
+        described = []
+        for label, name in CLASS_NAMES.items():
+            if self._formats[label]:
+                shares = ", ".join(f"{count} {format}" for format, count in self._formats[label].most_common())
+                width, height = (_median(self._sizes[label], axis) for axis in (0, 1))
+                described.append(f"{name}: {shares}, median size {width}x{height}")
+        return "; ".join(described)
+
+    @property
+    def warning(self) -> str | None:
+        """A tenth of a class in another format is enough to move an accuracy by percents."""
+        if not all(self._formats.values()):
+            return None
+        real, fake = (
+            {format: count / counts.total() for format, count in counts.items()} for counts in self._formats.values()
+        )
+        if any(abs(real.get(format, 0) - fake.get(format, 0)) > 0.1 for format in {**real, **fake}):
+            return "the classes differ in file format, so the numbers may measure the codec; try --equalise jpeg:90"
+        return None
+
+
+def _median(sizes: Counter, axis: int) -> int:
+    values = [size[axis] for size in sizes]
+    order = np.argsort(values)
+    below = np.cumsum(np.array(list(sizes.values()))[order])
+    return int(values[order[np.searchsorted(below, below[-1] / 2)]])

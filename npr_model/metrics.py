@@ -1,13 +1,28 @@
-"""How well logits tell two classes apart: the paper's accuracy and average precision, and ROC AUC."""
+"""How well logits tell two classes apart: accuracy and average precision as in the paper, ROC AUC, thresholds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
+
+RATES = (0.05, 0.01)  # false-positive rates at which the generated images found are counted
+
+
+@dataclass(frozen=True)
+class AtRate:
+    """At the threshold that at most a share ``rate`` of the real images exceed: accuracy, and the share found.
+
+    A mean over several generators has no threshold.
+    """
+
+    rate: float
+    threshold: float | None
+    accuracy: float
+    found: float
 
 
 @dataclass(frozen=True)
@@ -15,6 +30,8 @@ class Metrics:
     """All between 0 and 1; None where a class they need has no images, with ``reason`` saying which.
 
     ``accuracy`` counts a logit above the threshold as generated; on unequal class sizes the larger one dominates it.
+    ``best_accuracy`` is that of the threshold which suits these very images best: it flatters. ``intervals``: the
+    bootstrap's, low and high, by the name of a field.
     """
 
     real: int
@@ -25,6 +42,10 @@ class Metrics:
     accuracy_real: float | None
     accuracy_fake: float | None
     reason: str | None
+    best_accuracy: float | None = None
+    best_threshold: float | None = None
+    at_rates: tuple[AtRate, ...] = ()
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def measure(labels: Sequence[int], logits: Sequence[float], threshold: float = 0.0) -> Metrics:
@@ -35,6 +56,7 @@ def measure(labels: Sequence[int], logits: Sequence[float], threshold: float = 0
     verdicts = logits > threshold
     real, fake = int((labels == 0).sum()), int((labels == 1).sum())
     missing = [name for name, count in (("real", real), ("generated", fake)) if not count]
+    best_accuracy, best_threshold = (None, None) if missing else _best(labels, logits)
     return Metrics(
         real=real,
         fake=fake,
@@ -44,11 +66,17 @@ def measure(labels: Sequence[int], logits: Sequence[float], threshold: float = 0
         accuracy_real=float((~verdicts[labels == 0]).mean()) if real else None,
         accuracy_fake=float(verdicts[labels == 1].mean()) if fake else None,
         reason=f"no {' and no '.join(missing)} images" if missing else None,
+        best_accuracy=best_accuracy,
+        best_threshold=best_threshold,
+        at_rates=() if missing else tuple(_at_rate(labels, logits, rate) for rate in RATES),
     )
 
 
 def mean(rows: Sequence[Metrics]) -> Metrics | None:
-    """The unweighted mean over rows that have both classes, as the paper averages over generators; None of none."""
+    """The unweighted mean over rows that have both classes, as the paper averages over generators; None of none.
+
+    Thresholds are not averaged, and intervals are not those of a mean: both are left out.
+    """
     rows = [row for row in rows if row.reason is None]
     if not rows:
         return None
@@ -56,10 +84,31 @@ def mean(rows: Sequence[Metrics]) -> Metrics | None:
     def average(name: str) -> float:
         return math.fsum(getattr(row, name) for row in rows) / len(rows)
 
-    names = ("accuracy", "average_precision", "roc_auc", "accuracy_real", "accuracy_fake")
+    names = ("accuracy", "average_precision", "roc_auc", "accuracy_real", "accuracy_fake", "best_accuracy")
+    at_rates = []
+    for points in zip(*(row.at_rates for row in rows), strict=True):
+        accuracy, found = (math.fsum(getattr(p, name) for p in points) / len(rows) for name in ("accuracy", "found"))
+        at_rates.append(AtRate(points[0].rate, None, accuracy, found))
     return Metrics(
         real=sum(row.real for row in rows),
         fake=sum(row.fake for row in rows),
         reason=None,
+        at_rates=tuple(at_rates),
         **{name: average(name) for name in names},
     )
+
+
+def _best(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
+    """The highest accuracy that any threshold gives, and the lowest threshold that gives it."""
+    thresholds = np.unique(logits)
+    thresholds = np.concatenate([[np.nextafter(thresholds[0], -np.inf)], thresholds])
+    fakes, reals = (np.sort(logits[labels == label]) for label in (1, 0))
+    right = len(fakes) - np.searchsorted(fakes, thresholds, "right") + np.searchsorted(reals, thresholds, "right")
+    return float(right.max() / len(labels)), float(thresholds[right.argmax()])
+
+
+def _at_rate(labels: np.ndarray, logits: np.ndarray, rate: float) -> AtRate:
+    reals = np.sort(logits[labels == 0])[::-1]
+    threshold = reals[min(len(reals) - 1, math.floor(rate * len(reals)))]
+    verdicts = logits > threshold
+    return AtRate(rate, float(threshold), float((verdicts == labels).mean()), float(verdicts[labels == 1].mean()))

@@ -17,8 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from npr_model import checkpoints
-from npr_model.evaluate import Codec, Evaluation, collect, evaluate
+from npr_model.evaluate import Evaluation, collect, evaluate
 from npr_model.metrics import Metrics
+from npr_model.perturbations import codec as parse_codec
 from npr_model.screening.runner import Scorer
 
 LOSSLESS, CODECS = "files as they are", ("jpeg:90", "jpeg:75")
@@ -30,7 +31,7 @@ def measure(checkpoint: str, validation: list[Path], held_out: list[Path]) -> di
     scorer = Scorer(loaded)
 
     def section(folders: list[Path], codec: str | None) -> dict:
-        result = evaluate(scorer, collect(folders), equalise=Codec.parse(codec) if codec else None)
+        result = evaluate(scorer, collect(folders), equalise=parse_codec(codec) if codec else None)
         return result.as_dict() | {"codec": codec, "errors": len(result.errors)}  # sources are paths of one machine
 
     return {

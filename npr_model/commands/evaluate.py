@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from npr_model.commands.terminal import (
@@ -19,31 +19,62 @@ from npr_model.commands.terminal import (
     DtypeOption,
     ViewOption,
     Workers,
+    err,
     make_scorer,
     out,
     printable,
     progress_bar,
 )
+from npr_model.errors import InputError
 
 if TYPE_CHECKING:
-    from npr_model.evaluate import Evaluation
-    from npr_model.metrics import Metrics
+    from npr_model import report
+    from npr_model.protocols import Found, Protocol
+    from npr_model.screening.runner import Scorer
+
+Folders = Annotated[
+    list[Path], typer.Argument(metavar="FOLDER...", help="Folders with 0_real and 1_fake, at any depth.")
+]
+Real = Annotated[
+    list[Path] | None,
+    typer.Option(help="Real images for generators without any of their own; may be given more than once."),
+]
+Equalise = Annotated[
+    str | None,
+    typer.Option(
+        help="Cut both classes to one size and write them with one codec, in memory: png, jpeg:Q or webp:Q.",
+        show_default=False,
+    ),
+]
 
 
 def evaluate(
-    folders: Annotated[
-        list[Path], typer.Argument(metavar="FOLDER...", help="Folders with 0_real and 1_fake, at any depth.")
-    ],
-    real: Annotated[
-        list[Path] | None,
-        typer.Option(help="Real images for generators without any of their own; may be given more than once."),
-    ] = None,
-    equalise: Annotated[
+    folders: Folders,
+    real: Real = None,
+    preset: Annotated[
         str | None,
-        typer.Option(help="Re-encode both classes in memory: png, or jpeg:Q as in jpeg:90.", show_default=False),
+        typer.Option(
+            help="A benchmark set in FOLDER, with the view and threshold its numbers are published for: forensynths, "
+            "gangen-detection, diffusionforensics, universalfakedetect, diffusion1kstep, aigcdetectbenchmark or "
+            "genimage; paper is the first five.",
+            show_default=False,
+        ),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the result to this file, too.", show_default=False)
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(help="A method of the paper's tables to stand beside a preset's numbers. Default: NPR."),
+    ] = None,
+    equalise: Equalise = None,
+    perturb: Annotated[
+        str | None,
+        typer.Option(help="What is done to every image first, as in resize:0.5+jpeg:90.", show_default=False),
+    ] = None,
+    output: Annotated[
+        list[Path] | None,
+        typer.Option("-o", "--output", help="A report: .json, .csv, .md or .tex; may be given more than once."),
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Folder for ROC and reliability plots, as PNG.", show_default=False)
     ] = None,
     checkpoint: Checkpoint = "preview",
     view: ViewOption = None,
@@ -58,52 +89,97 @@ def evaluate(
     A generator without real images is measured against those of all folders that have only real ones.
     Exit code 0: all images were scored; 1: some could not be, they are listed; 2: wrong usage.
     """
-    from npr_model.evaluate import Codec, collect
+    from npr_model import perturbations, protocols, published
+    from npr_model.evaluate import collect, evaluate, require_classes
+    from npr_model.images import View
+    from npr_model.plots import require_matplotlib
+    from npr_model.report import SUFFIXES, Report
 
-    codec = Codec.parse(equalise) if equalise else None
-    samples = collect(folders, real or [])
+    changes = {
+        "equalise": perturbations.codec(equalise) if equalise else None,
+        "perturbation": perturbations.Perturbation.parse(perturb) if perturb else None,
+    }
+    for path in output or []:
+        if path.suffix.lower() not in SUFFIXES:
+            raise InputError(f"{path} has no suffix of a report; give one of {', '.join(SUFFIXES)}")
+    if compare and not preset:
+        raise InputError("--compare needs --preset: the paper's numbers are those of its sets")
+    if plots:
+        require_matplotlib()
+    methods = tuple(map(published.find_method, compare or ["NPR"])) if preset else ()
+    found = []
+    if preset:
+        if len(folders) != 1 or real:
+            raise InputError("--preset takes one FOLDER and no --real: a set brings its own real images")
+        found = _find(protocols.choose(preset), folders[0])
+    samples = [require_classes(sets.samples) for sets in found] or [collect(folders, real or [])]
     scorer = make_scorer(checkpoint, view, batch_size, workers, backend, dtype, device)
+    for sets in found:
+        _warn_of_view(scorer, view, sets.protocol)
 
-    from npr_model.evaluate import evaluate as run
-    from npr_model.files import replacing
+    evaluations = []
+    with progress_bar("scoring", total=sum(map(len, samples))) as advance:
+        run = functools.partial(evaluate, on_row=lambda row: advance(1), **changes)
+        if not preset:
+            evaluations.append(run(scorer, samples[0]))
+        for sets, own in zip(found, samples, strict=False):
+            seen = scorer if view else scorer.with_view(View.parse(sets.protocol.view))
+            result = run(seen, own, threshold=0.0)  # published accuracies are those at a probability of 0.5
+            evaluations.append(replace(result, protocol=sets.protocol.name, missing=sets.missing, unused=sets.unused))
+    result = Report(tuple(evaluations), methods)
+    for table in result.tables(brief=True):
+        _print(table)
+    errors = {source: error for evaluation in evaluations for source, error in evaluation.errors.items()}
+    for source, error in errors.items():
+        out.print(f"  {printable(source)}: {printable(error)}", soft_wrap=True)
+    for path in output or []:
+        result.write(path)
+    if plots:
+        from npr_model.plots import plot_evaluation
 
-    with progress_bar("scoring", total=len(samples)) as advance:
-        result = run(scorer, samples, equalise=codec, on_row=lambda row: advance(1))
-    _print_evaluation(result)
-    if json_file is not None:
-        with replacing(json_file) as temporary:
-            temporary.write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
-    if result.errors:
+        for path in plot_evaluation(result, plots):
+            out.print(printable(str(path)), soft_wrap=True)
+    if errors:
         raise typer.Exit(EXIT_FAILED_INPUTS)
 
 
-def _print_evaluation(result: Evaluation) -> None:
-    table = Table(title=f"{escape(result.model)}, view {result.view}, logit threshold {result.threshold:g}")
-    table.add_column("generator", overflow="fold")
-    for column in ("real", "gen.", "accuracy", "acc. real", "acc. gen.", "AP", "ROC AUC"):
-        table.add_column(column, justify="right")
-    for group, row in result.generators.items():
-        table.add_row(printable(group), *_cells(row))
-    if result.mean and len(result.generators) > 1:
-        table.add_section()
-        table.add_row("mean", "", "", *_cells(result.mean)[2:])
-    if result.reals:
-        table.add_section()
-        for group, row in result.reals.items():
-            table.add_row(printable(group), *_cells(row))
-    out.print(table)
-    for group, row in result.generators.items():
-        if row.reason:
-            out.print(f"{printable(group)}: {row.reason}, so no average precision and no ROC AUC")
-    out.print(result.comparison, soft_wrap=True, highlight=False)
-    if result.warning:
-        out.print(f"[yellow]warning: {result.warning}[/]", soft_wrap=True)
-    if result.errors:
-        out.print(f"{len(result.errors)} images could not be scored and are in no number above:")
-        for source, error in result.errors.items():
-            out.print(f"  {printable(source)}: {printable(error)}", soft_wrap=True)
+def _find(chosen: list[Protocol], folder: Path) -> list[Found]:
+    from npr_model import protocols
+
+    if len(chosen) == 1:
+        return [protocols.find(chosen[0], folder)]
+    found, absent = protocols.find_all(chosen, folder)
+    for protocol in absent:
+        err.print(
+            f"npr: warning: {protocol.title} is not in {printable(str(folder))} and is in no number", soft_wrap=True
+        )
+    return found
 
 
-def _cells(row: Metrics) -> list[str]:
-    values = (row.accuracy, row.accuracy_real, row.accuracy_fake, row.average_precision, row.roc_auc)
-    return [str(row.real), str(row.fake), *("-" if value is None else f"{100 * value:.1f}" for value in values)]
+def _warn_of_view(scorer: Scorer, view: str | None, protocol: Protocol) -> None:
+    """A protocol's numbers are those of its view, a checkpoint's those of its own."""
+    if view and view != protocol.view:
+        err.print(
+            f"npr: warning: {protocol.title} is published for the view {protocol.view}, measured here is {view}",
+            soft_wrap=True,
+        )
+    elif not view and str(scorer.view) != protocol.view:
+        err.print(
+            f"npr: warning: {protocol.title} is measured in its view {protocol.view}; the checkpoint was trained for "
+            f"{scorer.view} (--view {scorer.view} takes that)",
+            soft_wrap=True,
+        )
+
+
+def _print(table: report.Table) -> None:
+    shown = Table(title=printable(table.title), title_justify="left")
+    for number, column in enumerate(table.columns):
+        shown.add_column(column, justify="right" if number else "left", overflow="fold")
+    for number, row in enumerate(table.rows):
+        if number in table.emphasised:
+            shown.add_section()
+        shown.add_row(*map(printable, row), end_section=number in table.emphasised)
+    out.print(shown)
+    for note in table.notes:
+        style = "yellow" if note.startswith("Warning") else ""
+        out.print(printable(note), soft_wrap=True, highlight=False, style=style)

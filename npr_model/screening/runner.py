@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections import deque
@@ -87,6 +88,12 @@ class Scorer:
         self.model_id = checkpoint.model_id
         self._grid_size = checkpoint.model.grid_size
         self._model = checkpoint.model.to(self.device).for_inference(dtype)
+
+    def with_view(self, view: View) -> Scorer:
+        """The same network, not copied, that sees other pixels."""
+        other = copy.copy(self)
+        other.view = view
+        return other
 
     def score(self, items: Iterable[Item]) -> Iterator[Row]:
         """One row an item, as soon as it is known: in batches of equal size, so not in the order of the items.

@@ -12,6 +12,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from npr_model import checkpoints, cli
@@ -142,14 +143,39 @@ def test_termination_keeps_the_rows(tmp_path, checkpoint):
 def test_evaluate(npr, labelled, tmp_path, checkpoint):
     root = labelled({"gan/1_fake": 3, "photos/0_real": 4})
     output = tmp_path / "result.json"
-    code, out, err = npr("evaluate", root, "--checkpoint", checkpoint, "--json", output, "--equalise", "jpeg:90")
+    code, out, err = npr("evaluate", root, "--checkpoint", checkpoint, "-o", output, "--equalise", "jpeg:90")
     assert code == 0 and err == ""
-    assert "gan" in out and "photos" in out and "all re-encoded as jpeg:90" in out
-    result = json.loads(output.read_text())
+    assert "gan" in out and "photos" in out and "all cut to 32x32 at most and written as jpeg:90" in out
+    result = json.loads(output.read_text())["sets"][0]
     assert result["generators"]["gan"]["real"] == 4 and result["mean"]["average_precision"] > 0
     (root / "gan/1_fake/bad.png").write_bytes(b"")
     code, out, _ = npr("evaluate", root, "--checkpoint", checkpoint)
     assert code == terminal.EXIT_FAILED_INPUTS and "1 images could not be scored" in out and "bad.png" in out
+
+
+def test_evaluate_a_set(npr, tmp_path, checkpoint):
+    root = tmp_path / "ForenSynths" / "test"
+    for folder in ("progan/cat/0_real", "progan/cat/1_fake", "biggan/0_real", "biggan/1_fake", "crn/1_fake"):
+        (root / folder).mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(noise(20, 24, number + len(folder))).save(root / folder / f"{number}.png")
+    outputs = [tmp_path / f"report{suffix}" for suffix in (".json", ".csv", ".md", ".tex")]
+    options = [argument for output in outputs for argument in ("-o", output)]
+    code, out, err = npr(
+        "evaluate", tmp_path, "--preset", "ForenSynths", "--checkpoint", checkpoint, *options, "--plots", tmp_path / "p"
+    )
+    assert code == 0
+    assert "is measured in its view resize:256; the checkpoint was trained for native" in err
+    assert "Missing, and in no number: StyleGAN, StyleGAN2, CycleGAN" in out
+    assert "left out: crn" in out and "99.8" in out
+    result = json.loads(outputs[0].read_text())["sets"][0]
+    assert result["view"] == "resize:256" and list(result["generators"]) == ["ProGAN", "BigGAN"]
+    assert result["published"]["NPR"]["BigGAN"] == {"accuracy": 87.5, "average_precision": 94.5}
+    assert "| BigGAN | 2 | 2 |" in outputs[2].read_text() and "87.5 (" in outputs[2].read_text()
+    assert len(outputs[1].read_text().splitlines()) == 3 and "toprule" in outputs[3].read_text()
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {"roc.png", "reliability.png"}
+    code, _, err = npr("evaluate", tmp_path, "--preset", "paper", "--checkpoint", checkpoint, "--view", "native")
+    assert code == 0 and "GANGen-Detection is not in" in err and "published for the view resize:256" in err
 
 
 def test_train_then_screen(npr, labelled, tmp_path):
@@ -231,7 +257,12 @@ USAGE_ERRORS = {
     "bad batch size": (["screen", "{folder}", "--batch-size", "0"], "Invalid value for '--batch-size'"),
     "evaluate without classes": (["evaluate", "{folder}"], "has no folders named 0_real or 1_fake"),
     "evaluate absent folder": (["evaluate", "{tmp}/absent"], "cannot be listed: No such file or directory"),
-    "bad codec": (["evaluate", "{folder}", "--equalise", "webp"], "no codec 'webp'"),
+    "bad codec": (["evaluate", "{folder}", "--equalise", "webp"], "no perturbation 'webp'"),
+    "bad report": (["evaluate", "{folder}", "-o", "{tmp}/x.docx"], "give one of .json, .csv, .md, .tex"),
+    "unknown set": (["evaluate", "{folder}", "--preset", "forensynth"], "did you mean forensynths?"),
+    "set that is not there": (["evaluate", "{folder}", "--preset", "genimage"], "has no folder of GenImage"),
+    "unknown method": (["evaluate", "{folder}", "--preset", "paper", "--compare", "nrp"], "did you mean NPR?"),
+    "numbers of no set": (["evaluate", "{folder}", "--compare", "NPR"], "--compare needs --preset"),
     "train without output": (["train", "{folder}"], "Missing option '--output'"),
     "train without classes": (["train", "{folder}", "-o", "{tmp}/run"], "has no folders named 0_real or 1_fake"),
     "train in a used folder": (["train", "{folder}", "-o", "{tmp}", "--resume", "{tmp}"], "leave out --output"),
@@ -257,5 +288,5 @@ def test_usage_errors_are_one_line(npr, folder, tmp_path, checkpoint, name):
 
 def test_unwritable_json_is_one_line(npr, labelled, tmp_path, checkpoint):
     root = labelled({"0_real": 1, "1_fake": 1})
-    code, _, err = npr("evaluate", root, "--checkpoint", checkpoint, "--json", tmp_path / "absent" / "x.json")
+    code, _, err = npr("evaluate", root, "--checkpoint", checkpoint, "-o", tmp_path / "absent" / "x.json")
     assert code == terminal.EXIT_USAGE and "No such file or directory" in err and err.count("\n") == 1

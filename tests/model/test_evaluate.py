@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,10 +14,10 @@ from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_sco
 
 from npr_model import checkpoints
 from npr_model.datasets import DatasetError
-from npr_model.errors import InputError
-from npr_model.evaluate import Codec, collect, evaluate
-from npr_model.screening.runner import Scorer
-from tests.model.conftest import make_detector
+from npr_model.evaluate import collect, common_size, evaluate
+from npr_model.perturbations import Perturbation, codec
+from npr_model.screening.runner import Row, Scorer
+from tests.model.conftest import encoded, make_detector, noise
 
 
 @pytest.fixture
@@ -99,18 +101,73 @@ def test_classes_in_different_formats(labelled, scorer):
     assert "the classes differ in file format" in result.warning
     assert result.comparison == "real: 3 JPEG, median size 32x32; generated: 3 PNG, median size 32x32"
     plain = {}
-    for codec in ("jpeg:90", "png"):
+    for text in ("jpeg:90", "png"):
         rows = []
-        equal = evaluate(scorer, collect([root]), equalise=Codec.parse(codec), on_row=rows.append)
-        assert equal.warning is None and f"all re-encoded as {codec}" in equal.comparison
-        assert {row.format for row in rows} == {codec.partition(":")[0].upper()}
-        plain[codec] = [row.logit for row in sorted(rows, key=lambda row: row.source)]
+        equal = evaluate(scorer, collect([root]), equalise=codec(text), on_row=rows.append)
+        assert equal.warning is None and f"all cut to 32x32 at most and written as {text}" in equal.comparison
+        assert {row.format for row in rows} == {text.partition(":")[0].upper()}
+        plain[text] = [row.logit for row in sorted(rows, key=lambda row: row.source)]
     assert plain["png"] != plain["jpeg:90"]
     _, logits = plain_scores(root, ["a/0_real", "a/1_fake"])
     np.testing.assert_allclose(plain["png"], logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("text", ["", "jpeg", "jpeg:0", "jpeg:101", "jpeg:x", "webp", "png:3"])
-def test_bad_codec(text):
-    with pytest.raises(InputError, match="no codec"):
-        Codec.parse(text)
+def test_equalise_matches_sizes(labelled, scorer):
+    root = labelled({"a/0_real": 20})
+    for number in range(20):
+        (root / "a/1_fake").mkdir(exist_ok=True)
+        Image.fromarray(noise(41, 50, number)).save(root / f"a/1_fake/{number}.png")
+    samples, rows = collect([root]), []
+    assert common_size(samples) == 32
+    evaluate(scorer, samples, equalise=codec("png"), on_row=rows.append)
+    assert {(row.width, row.height) for row in rows} == {(32, 32)}
+    rows.clear()
+    result = evaluate(scorer, samples, perturbation=Perturbation.parse("resize:0.5"), on_row=rows.append)
+    assert {(row.width, row.height) for row in rows} == {
+        (16, 16),
+        (25, 20),
+    } and "(after resize:0.5)" in result.comparison
+
+
+class Coin:
+    """A scorer that gives random logits at once."""
+
+    view, model_id, calibration = "native", "coin", checkpoints.Calibration()
+
+    def score(self, items):
+        random = np.random.default_rng(0)
+        for item in items:
+            assert item.load()
+            yield Row(item.source, logit=float(np.float32(random.normal())), width=8, height=8, format="PNG")
+
+
+def test_intervals_hold_the_values(labelled):
+    root = labelled({"a/0_real": 90, "a/1_fake": 80, "b/0_real": 70, "b/1_fake": 60}, size=4)
+    result = evaluate(Coin(), collect([root]))
+    for row in (*result.generators.values(), result.mean):
+        assert set(row.intervals) == {"accuracy", "average_precision", "roc_auc"}
+        for name, (low, high) in row.intervals.items():
+            assert 0 <= low <= getattr(row, name) <= high <= 1
+    means = [found.intervals["roc_auc"] for found in result.generators.values()]
+    low, high = result.mean.intervals["roc_auc"]
+    assert high - low < max(high - low for low, high in means)  # an average is firmer than its parts
+
+
+def test_many_images_in_constant_memory(tmp_path):
+    """10,000 images need little beyond their names and logits; their files alone have 120 MB."""
+    data = encoded(noise(64, 64))
+    for number in range(10_000):
+        folder = tmp_path / f"gan{number % 10}" / ("0_real", "1_fake")[number % 20 // 10]
+        folder.mkdir(parents=True, exist_ok=True)
+        if number < 20:
+            (folder / "0.png").write_bytes(data)
+        else:
+            os.link(folder / "0.png", folder / f"{number}.png")
+    samples = collect([tmp_path])
+    assert len(samples) == 10_000
+    tracemalloc.start()
+    result = evaluate(Coin(), samples)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * 2**20
+    assert result.mean.real == 5000 and 0.4 < result.mean.roc_auc < 0.6

@@ -47,3 +47,28 @@ def test_mean_leaves_out_rows_of_one_class():
     rows = [metrics.measure([0, 1], [-1, 1]), metrics.measure([0, 1], [1, -1]), metrics.measure([1], [1])]
     assert metrics.mean(rows).accuracy == 0.5
     assert metrics.mean(rows[2:]) is None
+
+
+def test_thresholds_by_brute_force():
+    random = np.random.default_rng(1)
+    labels = random.integers(0, 2, 90)
+    logits = np.round(random.normal(size=90) + 1.2 * labels, 1)  # with ties
+    measured = metrics.measure(labels, logits)
+    accuracies = {t: ((logits > t) == labels).mean() for t in np.concatenate([[-99], logits])}
+    assert measured.best_accuracy == pytest.approx(max(accuracies.values()))
+    assert ((logits > measured.best_threshold) == labels).mean() == pytest.approx(measured.best_accuracy)
+    reals, fakes = logits[labels == 0], logits[labels == 1]
+    for point in measured.at_rates:
+        assert (reals > point.threshold).mean() <= point.rate
+        lower = logits[logits < point.threshold]
+        assert not len(lower) or (reals > lower.max()).mean() > point.rate  # no lower one would do
+        assert point.found == pytest.approx((fakes > point.threshold).mean())
+        assert point.accuracy == pytest.approx(((logits > point.threshold) == labels).mean())
+
+
+def test_perfect_and_useless():
+    perfect = metrics.measure([0, 0, 1, 1], [0.0, 1.0, 2.0, 3.0], threshold=9)
+    assert perfect.best_accuracy == 1 and perfect.accuracy == 0.5
+    assert [point.found for point in perfect.at_rates] == [1, 1]
+    useless = metrics.measure([0, 1], [5.0, 5.0])
+    assert useless.best_accuracy == 0.5 and [point.found for point in useless.at_rates] == [0, 0]

@@ -1,0 +1,77 @@
+"""The numbers that Tan et al. (CVPR 2024) print in Tables 1 to 7, to stand beside measured ones. In percent."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from npr_model.errors import InputError
+
+MEAN = "Mean"  # the paper's own row of averages
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Result:
+    """Accuracy at a probability of 0.5 and average precision, in percent; None where the paper gives none."""
+
+    accuracy: float | None
+    average_precision: float | None
+
+
+@functools.cache
+def results() -> dict[tuple[int, str], dict[str, Result]]:
+    """Tables 1 to 5: by (table, method) the result on every generator, and on MEAN."""
+    tables: dict[tuple[int, str], dict[str, Result]] = {}
+    for row in _rows("results.csv"):
+        tables.setdefault((int(row["table"]), row["method"]), {})[row["generator"]] = _result(row)
+    return tables
+
+
+@functools.cache
+def notes() -> dict[tuple[int, str], str]:
+    """What is to be known of a row of :func:`results`: a number that cannot be read, a contradiction in the paper."""
+    return {(int(row["table"]), row["method"]): row["note"] for row in _rows("results.csv") if row["note"]}
+
+
+@functools.cache
+def mean_accuracies() -> dict[str, float]:
+    """Table 6: by method the mean accuracy over all 38 sub-sets."""
+    return {row["method"]: float(row["mean_acc_38_subsets"]) for row in _rows("table6.csv")}
+
+
+@functools.cache
+def ablation() -> dict[tuple[int, str], dict[str, Result]]:
+    """Table 7: by (grid size, anchor as the paper writes it: w_1 .. w_4, mean, max) the result on every generator."""
+    tables: dict[tuple[int, str], dict[str, Result]] = {}
+    for row in _rows("table7.csv"):
+        tables.setdefault((int(row["grid"]), row["anchor"]), {})[row["generator"]] = _result(row)
+    return tables
+
+
+def methods() -> list[str]:
+    """All methods of the tables, in the paper's order."""
+    return list(dict.fromkeys(method for _, method in results()))
+
+
+def find_method(name: str) -> str:
+    """A method by its name in any case. Raises InputError, with what was perhaps meant."""
+    by_name = {method.casefold(): method for method in methods()}
+    if name.casefold() not in by_name:
+        close = difflib.get_close_matches(name.casefold(), by_name, 1)
+        hint = f"did you mean {by_name[close[0]]}?" if close else f"there are {', '.join(methods())}"
+        raise InputError(f"the paper has no method {name!r}; {hint}")
+    return by_name[name.casefold()]
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    with open(_FOLDER / name, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _result(row: dict[str, str]) -> Result:
+    accuracy, precision = (float(row[name]) if row[name] else None for name in ("acc", "ap"))
+    return Result(accuracy, precision)
