@@ -7,6 +7,7 @@ import warnings
 
 import typer
 
+from npr_model.commands.audit import audit
 from npr_model.commands.calibrate import calibrate
 from npr_model.commands.evaluate import evaluate
 from npr_model.commands.info import info
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (screen, evaluate, train, simulate, calibrate, info):
+for command in (screen, evaluate, audit, train, simulate, calibrate, info):
     app.command()(command)
 
 

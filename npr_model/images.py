@@ -108,7 +108,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 @dataclass(frozen=True)
 class Encoding:
-    """Size and lossy codec of a file, as far as its header tells.
+    """Size and lossy codec of a file, as far as its header tells; ``format`` as Pillow names it, MPO counts as JPEG.
 
     ``quantization``: the tables of a JPEG, in Pillow's order, and ``subsampling`` its chroma's ("4:2:0", ...). A lossy
     WebP does not tell its quality. All other formats count as lossless.
@@ -119,6 +119,7 @@ class Encoding:
     quantization: tuple[tuple[int, ...], ...] | None = None
     subsampling: str | None = None
     lossy_webp: bool = False
+    format: str = ""
 
 
 def read_encoding(path: str | os.PathLike) -> Encoding:
@@ -128,10 +129,10 @@ def read_encoding(path: str | os.PathLike) -> Encoding:
             if image.format in ("JPEG", "MPO"):
                 tables = [tuple(image.quantization[number]) for number in sorted(image.quantization)][:2]
                 subsampling = _SUBSAMPLING.get(JpegImagePlugin.get_sampling(image), "4:4:4")
-                return Encoding(image.width, image.height, (tables[0], tables[-1]), subsampling)
+                return Encoding(image.width, image.height, (tables[0], tables[-1]), subsampling, format="JPEG")
             file.seek(0)
             lossy_webp = image.format == "WEBP" and b"VP8 " in file.read(2**16)
-            return Encoding(image.width, image.height, lossy_webp=lossy_webp)
+            return Encoding(image.width, image.height, lossy_webp=lossy_webp, format=image.format)
     except Exception as error:  # a damaged file leads Pillow's readers to whatever exception they run into
         raise ImageError(f"the header cannot be read ({reason(error)})") from error
 

@@ -13,8 +13,9 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from npr_model import checkpoints, datasets
 from npr_model.checkpoints import Metadata
@@ -78,6 +79,11 @@ class Epoch:
     def score(self) -> float | None:
         """What "best" means: the mean average precision over the validation generators, as it needs no threshold."""
         return self.validation.mean.average_precision if self.validation and self.validation.mean else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON values: a line of the run's history."""
+        measured = self.validation.as_dict() if self.validation else None
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"validation": measured}
 
     def scalars(self) -> dict[str, float]:
         """Its numbers by the names they have in TensorBoard."""
@@ -226,7 +232,7 @@ def _finish_epoch(
     if epoch.score is not None and (run.best is None or epoch.score > run.best):
         run.best = epoch.score
         checkpoints.save(folder / BEST, trainer.network, metadata)
-    run.history.append(asdict(epoch))
+    run.history.append(epoch.as_dict())
     run.next_epoch()
     run.write_history(folder)
     run.save(trainer, folder)

@@ -144,7 +144,7 @@ def test_a_lossless_partner_only_cuts(tmp_path, format):
     path = tmp_path / "partner"
     options = {"lossless": True} if format == "WEBP lossless" else {}
     path.write_bytes(encoded(noise(30, 100), format.split()[0], **options))
-    assert augment.encoding_of(path) == Encoding(100, 30)
+    assert augment.encoding_of(path) == Encoding(100, 30, format=format.split()[0])
     pixels = noise(40, 50)
     found = match(pixels, augment.encoding_of(path), random())
     windows = np.lib.stride_tricks.sliding_window_view(pixels, (30, 50, 3))[:, :, 0]
