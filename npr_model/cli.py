@@ -7,10 +7,12 @@ import warnings
 
 import typer
 
+from npr_model.commands.ablate import ablate
 from npr_model.commands.audit import audit
 from npr_model.commands.calibrate import calibrate
 from npr_model.commands.evaluate import evaluate
 from npr_model.commands.info import info
+from npr_model.commands.robustness import robustness
 from npr_model.commands.screen import screen
 from npr_model.commands.simulate import simulate
 from npr_model.commands.terminal import EXIT_INTERRUPTED, EXIT_USAGE, err
@@ -25,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (screen, evaluate, audit, train, simulate, calibrate, info):
+for command in (screen, evaluate, robustness, ablate, audit, train, simulate, calibrate, info):
     app.command()(command)
 
 

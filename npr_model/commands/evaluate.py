@@ -128,7 +128,7 @@ def evaluate(
             evaluations.append(replace(result, protocol=sets.protocol.name, missing=sets.missing, unused=sets.unused))
     result = Report(tuple(evaluations), methods)
     for table in result.tables(brief=True):
-        _print(table)
+        print_table(table)
     errors = {source: error for evaluation in evaluations for source, error in evaluation.errors.items()}
     for source, error in errors.items():
         out.print(f"  {printable(source)}: {printable(error)}", soft_wrap=True)
@@ -171,7 +171,8 @@ def _warn_of_view(scorer: Scorer, view: str | None, protocol: Protocol) -> None:
         )
 
 
-def _print(table: report.Table) -> None:
+def print_table(table: report.Table) -> None:
+    """With its notes below."""
     shown = Table(title=printable(table.title), title_justify="left")
     for number, column in enumerate(table.columns):
         shown.add_column(column, justify="right" if number else "left", overflow="fold")

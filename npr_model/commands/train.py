@@ -90,7 +90,7 @@ def train(
 
     run_folder = resume or output
     try:
-        with _TrainingProgress() as progress:
+        with TrainingProgress() as progress:
             checkpoint = run(
                 chosen,
                 run_folder,
@@ -98,7 +98,7 @@ def train(
                 on_read=progress.read,
                 on_start=progress.start,
                 on_step=progress.step,
-                on_epoch=_print_epoch,
+                on_epoch=print_epoch,
             )
     except KeyboardInterrupt:
         err.print(f"npr: interrupted; npr train --resume {escape(str(run_folder))} goes on from the last saved step")
@@ -107,7 +107,7 @@ def train(
         out.print(f"checkpoint: {escape(str(checkpoint))}", soft_wrap=True)
 
 
-class _TrainingProgress:
+class TrainingProgress:
     """A bar on stderr, on a terminal only, and the plan on stdout; what `train` calls back, in the first process."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class _TrainingProgress:
         self._task = None
         self.started = False
 
-    def __enter__(self) -> _TrainingProgress:
+    def __enter__(self) -> TrainingProgress:
         self._bar.start()
         return self
 
@@ -163,7 +163,8 @@ class _TrainingProgress:
         self._bar.update(self._task, completed=step.number, note=note)
 
 
-def _print_epoch(epoch: Epoch) -> None:
+def print_epoch(epoch: Epoch) -> None:
+    """A line on stdout."""
     text = (
         f"epoch {epoch.number}: loss {epoch.loss:.4f}, accuracy {100 * epoch.accuracy:.1f}, {epoch.rate:.1f} images/s, "
         f"{epoch.waiting:.0%} of the time waiting for data"
