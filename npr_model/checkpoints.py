@@ -103,6 +103,13 @@ class Calibration:
         rates = ", ".join(f"{point.rate:g}" for point in self.points) or "none"
         raise CheckpointError(f"the checkpoint has no threshold at the false-positive rate {rate:g}; it has: {rates}")
 
+    def probability(self, logit: float) -> float:
+        """That the image was generated, were real and generated ones equally frequent as in training."""
+        logit /= self.temperature
+        if logit >= 0:
+            return 1 / (1 + math.exp(-logit))
+        return math.exp(logit) / (1 + math.exp(logit))
+
     def verdict(self, logit: float) -> str:
         """One of VERDICTS."""
         low, high = self.band

@@ -11,6 +11,7 @@ from npr_model.commands.ablate import ablate
 from npr_model.commands.audit import audit
 from npr_model.commands.calibrate import calibrate
 from npr_model.commands.evaluate import evaluate
+from npr_model.commands.explain import explain
 from npr_model.commands.info import info
 from npr_model.commands.robustness import robustness
 from npr_model.commands.screen import screen
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (screen, evaluate, robustness, ablate, audit, train, simulate, calibrate, info):
+for command in (screen, evaluate, explain, robustness, ablate, audit, train, simulate, calibrate, info):
     app.command()(command)
 
 

@@ -167,15 +167,8 @@ class Scorer:
     def _finish(self, row: Row, logit: float) -> Row:
         if not math.isfinite(logit):
             return replace(row, error=f"the network gave a logit of {logit}")
-        probability = sigmoid(logit / self.calibration.temperature)
+        probability = self.calibration.probability(logit)
         return replace(row, logit=logit, probability=probability, verdict=self.calibration.verdict(logit))
-
-
-def sigmoid(logit: float) -> float:
-    """Probability that the image was generated, were real and generated ones equally frequent as in training."""
-    if logit >= 0:
-        return 1 / (1 + math.exp(-logit))
-    return math.exp(logit) / (1 + math.exp(logit))
 
 
 def _describe(row: Row, decoded: DecodedImage) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pickle
 
@@ -219,3 +220,10 @@ def test_verdicts(calibration, verdicts):
 def test_bad_calibration(values):
     with pytest.raises(ValueError, match="low <= threshold <= high"):
         Calibration(*values)
+
+
+def test_probability():
+    calibration = Calibration(temperature=2.0)
+    assert [calibration.probability(logit) for logit in (-1e5, 0.0, 1e5)] == [0.0, 0.5, 1.0]
+    assert calibration.probability(2.0) == pytest.approx(1 / (1 + math.exp(-1)))
+    assert calibration.probability(-2.0) == pytest.approx(1 / (1 + math.exp(1)))

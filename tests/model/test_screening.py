@@ -19,7 +19,7 @@ from npr_model import checkpoints
 from npr_model.checkpoints import Calibration
 from npr_model.images import View
 from npr_model.screening import runner, sinks
-from npr_model.screening.runner import Row, Scorer, Summary, sigmoid
+from npr_model.screening.runner import Row, Scorer, Summary
 from npr_model.screening.sinks import SinkError
 from npr_model.screening.sources import Files, Item, SourceError
 from tests.model.conftest import encoded, make_detector, noise
@@ -164,10 +164,6 @@ def test_view_and_calibration_of_the_checkpoint(tmp_path):
     assert row.logit == pytest.approx(reference_logit(pixels[4:20, 4:20]), abs=1e-4)
     (row,) = Scorer(checkpoints.load(path), view=View("native"), dtype=torch.float32).score(items)
     assert row.logit == pytest.approx(reference_logit(pixels), abs=1e-4) and row.view == "native"
-
-
-def test_sigmoid_does_not_overflow():
-    assert (sigmoid(-1000), sigmoid(0), sigmoid(1000)) == (0.0, 0.5, 1.0)
 
 
 def test_files_and_folders_in_natural_order(tmp_path):
