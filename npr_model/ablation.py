@@ -81,6 +81,8 @@ def ablate(
     A variant that was begun is resumed, one that is done is read. Evaluated is the checkpoint of the last epoch, as no
     validation may choose among variants. Raises InputError, also where a folder holds a run of another config.
     """
+    if config.detector != "npr":
+        raise InputError(f"the detector {config.detector} has no grid size and no anchor to vary")
     outcomes = []
     for variant in chosen:
         run = folder / str(variant)

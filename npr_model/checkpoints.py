@@ -23,6 +23,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from npr_model.detectors import detector_class
+from npr_model.detectors.base import Detector
 from npr_model.errors import InputError, reason
 from npr_model.files import natural_key, replacing
 from npr_model.images import View
@@ -33,6 +35,8 @@ VERDICTS = ("real", "generated", "uncertain")
 WEIGHTS = Path(__file__).parent / "weights"
 
 _HEADER_KEY = "npr_model"  # the one key of the safetensors header that is ours; its value is JSON
+_NPR_ARCHITECTURE = ("grid_size", "anchor", "scale", "pixel_std")
+_WHOLE_RESNET = frozenset(("layer4.2.conv3.weight", "fc.weight"))  # CNNDetection's .pth files, which say nothing else
 _NAMED = 3  # offenders that an error message names
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -123,6 +127,7 @@ class Metadata:
     """What a checkpoint says of itself. A .pth file says nothing and gets these defaults, the authors' network."""
 
     name: str = ""
+    detector: str = "npr"
     grid_size: int = 2
     anchor: int | str = 0
     scale: float = 2 / 3
@@ -138,7 +143,7 @@ class Metadata:
     def to_json(self) -> str:
         """One JSON object: format_version, architecture, and the other fields."""
         values = dataclasses.asdict(self) | {"view": str(self.view)}
-        architecture = {name: values.pop(name) for name in ("grid_size", "anchor", "scale", "pixel_std")}
+        architecture = {name: values.pop(name) for name in ("detector", *_NPR_ARCHITECTURE)}
         return json.dumps({"format_version": FORMAT_VERSION, "architecture": architecture} | values)
 
     @classmethod
@@ -163,22 +168,18 @@ class Metadata:
             known["calibration"] = Calibration(**known["calibration"] | {"points": points})
         return cls(**known)
 
-    def network(self, backend: str | None = None) -> NPRDetector:
-        """A freshly initialised network of this architecture."""
-        return NPRDetector(
-            grid_size=self.grid_size,
-            anchor=self.anchor,
-            scale=self.scale,
-            pixel_std=self.pixel_std,
-            backend=backend,
-        )
+    def network(self, backend: str | None = None) -> NPRDetector | Detector:
+        """A freshly initialised network of this architecture; ``backend`` is for NPR. Raises InputError."""
+        if self.detector != NPRDetector.detector:
+            return detector_class(self.detector)()
+        return NPRDetector(backend=backend, **{name: getattr(self, name) for name in _NPR_ARCHITECTURE})
 
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
     """``model`` is in evaluation mode on the CPU; ``sha256`` is that of the whole file, in hex."""
 
-    model: NPRDetector
+    model: NPRDetector | Detector
     metadata: Metadata
     sha256: str
     path: Path
@@ -212,7 +213,8 @@ def find(name_or_path: str | os.PathLike) -> Path:
 
 
 def load(name_or_path: str | os.PathLike, *, backend: str | None = None) -> LoadedCheckpoint:
-    """Read "preview" (or another bundled name), a .safetensors file, or a .pth file of the authors' layout.
+    """Read "preview" (or another bundled name), a .safetensors file, or a .pth file of the layout of NPR's authors or
+    CNNDetection's.
 
     A .pth file is a state dict, bare or under the key ``model``, with or without the prefix ``module.``; it is read
     weights-only. Names and shapes must all match (``strict=True``). Raises CheckpointError, one line.
@@ -227,20 +229,20 @@ def load(name_or_path: str | os.PathLike, *, backend: str | None = None) -> Load
     state, metadata = (_read_safetensors if path.suffix == ".safetensors" else _read_pickle)(path, data)
     try:
         model = metadata.network(backend)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (InputError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"checkpoint {path} has a bad architecture in its metadata: {reason(error)}") from error
     _check(path, state, model.state_dict())
     model.load_state_dict(state, strict=True)
     return LoadedCheckpoint(model.eval(), metadata, hashlib.sha256(data).hexdigest(), path)
 
 
-def save(path: str | os.PathLike, model: NPRDetector, metadata: Metadata) -> None:
+def save(path: str | os.PathLike, model: NPRDetector | Detector, metadata: Metadata) -> None:
     """Write a .safetensors file in one step; the architecture is taken from ``model``. Raises CheckpointError."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"checkpoints are written as .safetensors files, not {path.name}")
-    architecture = {name: getattr(model, name) for name in ("grid_size", "anchor", "scale", "pixel_std")}
-    metadata = dataclasses.replace(metadata, **architecture)
+    described = _NPR_ARCHITECTURE if model.detector == NPRDetector.detector else ()
+    metadata = dataclasses.replace(metadata, **{name: getattr(model, name) for name in ("detector", *described)})
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     data = safetensors.torch.save(state, metadata={_HEADER_KEY: metadata.to_json()})
     try:
@@ -288,7 +290,8 @@ def _read_pickle(path: Path, data: bytes) -> tuple[dict[str, Tensor], Metadata]:
     strangers = [key for key, value in content.items() if not isinstance(value, Tensor)]
     if strangers:
         raise CheckpointError(f"checkpoint {path} is not a state dict: {_some(strangers)} not a tensor")
-    return {key.removeprefix("module."): value for key, value in content.items()}, Metadata()
+    state = {key.removeprefix("module."): value for key, value in content.items()}
+    return state, Metadata(detector="cnndetection") if state.keys() >= _WHOLE_RESNET else Metadata()
 
 
 def _check(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ import typer
 from npr_model.commands.ablate import ablate
 from npr_model.commands.audit import audit
 from npr_model.commands.calibrate import calibrate
+from npr_model.commands.compare import compare
 from npr_model.commands.evaluate import evaluate
 from npr_model.commands.explain import explain
 from npr_model.commands.info import info
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (screen, evaluate, explain, robustness, ablate, audit, train, simulate, calibrate, info):
+for command in (screen, evaluate, compare, explain, robustness, ablate, audit, train, simulate, calibrate, info):
     app.command()(command)
 
 

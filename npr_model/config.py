@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from npr_model import detectors
 from npr_model.errors import InputError, reason
 from npr_model.images import View
 
@@ -33,8 +34,9 @@ class TrainConfig:
 
     Data: ``folders`` and ``validation`` hold 0_real and 1_fake at any depth; ``classes`` names the groups (first
     folder below the root) to train on, all of them if empty. ``name``, ``training_data`` and ``licence`` go into the
-    checkpoint. Network: ``grid_size`` and ``anchor`` as in :class:`npr_model.NPRDetector`; ``start``, a bundled
-    checkpoint's name or a file whose weights to begin with (fine-tuning), random ones if empty.
+    checkpoint. Network: ``detector``, one of :data:`npr_model.detectors.NAMES`; ``grid_size`` and ``anchor`` as in
+    :class:`npr_model.NPRDetector`; ``start``, a bundled checkpoint's name or a file whose weights to begin with
+    (fine-tuning), random ones if empty.
 
     A crop, in the order of what happens to it; a range is (lowest, highest), a probability is a share of the crops of
     either class:
@@ -47,11 +49,12 @@ class TrainConfig:
     - ``blur_probability``, ``blur_sigma`` (pixels): Gaussian;
     - ``webp_probability``, ``webp_quality``, then ``jpeg_probability``, ``jpeg_quality``: re-encoded.
 
-    Optimisation: Adam with ``learning_rate`` and ``betas``; the rate times ``decay`` every ``decay_epochs``. An epoch
-    draws as many images of either class as the larger one has. ``batch_size``: images of one step, over all processes
-    and all its ``accumulation`` parts (batch norm sees one part at a time). ``seed``: of the weights and every draw.
-    ``dtype``: bfloat16 (autocast) or float16 (with loss scaling, on a GPU) for the convolutions; weights and
-    statistics stay float32. ``view``: the one to validate with, and which the checkpoints name.
+    Optimisation: Adam with ``learning_rate``, ``betas`` and ``weight_decay`` (an L2 penalty; the paper has none); the
+    rate times ``decay`` every ``decay_epochs``. An epoch draws as many images of either class as the larger one has.
+    ``batch_size``: images of one step, over all processes and all its ``accumulation`` parts (batch norm sees one part
+    at a time). ``seed``: of the weights and every draw. ``dtype``: bfloat16 (autocast) or float16 (with loss scaling,
+    on a GPU) for the convolutions; weights and statistics stay float32. ``view``: the one to validate with, and which
+    the checkpoints name.
 
     The run: ``device``; ``workers``, processes that decode, for each process that trains; the state to resume from is
     saved every ``save_steps`` steps and after every epoch; ``tensorboard``: scalars for TensorBoard.
@@ -63,6 +66,7 @@ class TrainConfig:
     name: str = ""
     training_data: str = ""
     licence: str = ""
+    detector: str = "npr"
     grid_size: int = 2
     anchor: int | str = 0
     start: str = ""
@@ -83,6 +87,7 @@ class TrainConfig:
     accumulation: int = 1
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
     decay: float = 0.9
     decay_epochs: int = 10
     seed: int = 100
@@ -95,6 +100,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         View.parse(self.view)
+        detectors.require(self.detector)
         qualities = (*self.webp_quality, *self.jpeg_quality)
         ranges = (self.rescale_factor, self.blur_sigma, self.webp_quality, self.jpeg_quality)
         shares = [name for name in FIELDS if name.endswith("_probability")]
@@ -108,12 +114,15 @@ class TrainConfig:
             "batch_size must be a multiple of accumulation": self.batch_size % max(1, self.accumulation) != 0,
             "resize must be at least crop_size": self.resize is not None and self.resize < self.crop_size,
             "learning_rate must be positive": not 0 < self.learning_rate < math.inf,
+            "weight_decay must be at least 0": not 0 <= self.weight_decay < math.inf,
             "decay must be positive": not 0 < self.decay < math.inf,
             "betas must be in 0 .. 1, below 1": not all(0 <= beta < 1 for beta in self.betas),
             "rescale_factor must be in 0.1 .. 10": not all(0.1 <= factor <= 10 for factor in self.rescale_factor),
             "blur_sigma must be in 0 .. 100": not all(0 <= sigma <= 100 for sigma in self.blur_sigma),
             "qualities must be in 1 .. 100": not all(1 <= quality <= 100 for quality in qualities),
             "of a range the lower end must come first": any(low > high for low, high in ranges),
+            "grid_size and anchor are of the detector npr alone": self.detector != "npr"
+            and (self.grid_size, self.anchor) != (2, 0),
             f"dtype must be one of {', '.join(DTYPES)}": self.dtype not in DTYPES,
             f"device must be one of {', '.join(DEVICES)}": self.device not in DEVICES,
         }

@@ -109,15 +109,20 @@ class SyncBatchNorm(nn.SyncBatchNorm):
             return super().forward(x)
         self.num_batches_tracked.add_(1)
         group = self.process_group or dist.group.WORLD
+        momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        weight, bias = self.weight, self.bias
+        if not self.affine:
+            weight, bias = torch.ones_like(self.running_mean), torch.zeros_like(self.running_mean)
         running = self.running_mean, self.running_var
-        return _SynchronisedBatchNorm.apply(x, self.weight, self.bias, *running, self.momentum, self.eps, group)
+        return _SynchronisedBatchNorm.apply(x, weight, bias, *running, momentum, self.eps, group)
 
     @classmethod
     def replace(cls, module: nn.Module) -> None:
         """Put it in the place of every ``nn.BatchNorm2d`` inside ``module``, with the same parameters and buffers."""
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
-                new = cls(child.num_features, child.eps, child.momentum, device=child.weight.device)
+                device = child.running_mean.device
+                new = cls(child.num_features, child.eps, child.momentum, child.affine, device=device)
                 new._parameters, new._buffers = child._parameters, child._buffers
                 setattr(module, name, new.train(child.training))
             else:

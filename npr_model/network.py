@@ -44,7 +44,8 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(y)) + shortcut)
 
 
-def _stage(in_channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+def resnet_stage(in_channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+    """A stage of ResNet-50: (N, in_channels, H, W) -> (N, 4 * width, ceil(H / stride), ceil(W / stride))."""
     first = Bottleneck(in_channels, width, stride)
     rest = (Bottleneck(width * Bottleneck.expansion, width) for _ in range(blocks - 1))
     return nn.Sequential(first, *rest)
@@ -60,6 +61,8 @@ class NPRDetector(nn.Module):
     :func:`npr_kernels.npr_conv2d`.
     """
 
+    detector, in_the_paper, fitted = "npr", "NPR", False
+
     def __init__(
         self,
         *,
@@ -74,8 +77,8 @@ class NPRDetector(nn.Module):
             3, 64, 3, grid_size=grid_size, anchor=anchor, scale=scale, pixel_std=pixel_std, backend=backend
         )
         self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = _stage(64, 64, blocks=3, stride=1)
-        self.layer2 = _stage(256, 128, blocks=4, stride=2)
+        self.layer1 = resnet_stage(64, 64, blocks=3, stride=1)
+        self.layer2 = resnet_stage(256, 128, blocks=4, stride=2)
         self.fc1 = nn.Linear(512, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | NPRConv2d):

@@ -140,9 +140,9 @@ def _cells(row: Metrics) -> tuple[str, ...]:
     return (
         str(row.real),
         str(row.fake),
-        _interval(row, "accuracy"),
-        _interval(row, "average_precision"),
-        _interval(row, "roc_auc"),
+        interval(row, "accuracy"),
+        interval(row, "average_precision"),
+        interval(row, "roc_auc"),
         percent(row.best_accuracy),
         percent(row.accuracy_real),
         percent(row.accuracy_fake),
@@ -163,7 +163,8 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _interval(row: Metrics, name: str) -> str:
+def interval(row: Metrics, name: str) -> str:
+    """A field of ``row`` in percent, and in brackets its bootstrap interval where it has one."""
     value = getattr(row, name)
     if name not in row.intervals:
         return percent(value)

@@ -26,6 +26,7 @@ from npr_model.config import CONFIG, FIELDS, MACHINE_FIELDS, TrainConfig, load_r
 from npr_model.datasets import Sample, Survey
 from npr_model.errors import InputError, reason
 from npr_model.files import replacing
+from npr_model.fitter import Fitter
 from npr_model.trainer import Trainer
 
 STATE, HISTORY, BEST, LAST = "state.pt", "history.jsonl", "best.safetensors", "last.safetensors"
@@ -49,7 +50,7 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
     trainer: dict[str, Any] | None = None
 
-    def save(self, trainer: Trainer, folder: Path) -> None:
+    def save(self, trainer: Trainer | Fitter, folder: Path) -> None:
         with replacing(folder / STATE) as temporary:
             torch.save(vars(self) | {"trainer": trainer.state()}, temporary)
 

@@ -21,9 +21,12 @@ from npr_model import checkpoints, datasets
 from npr_model.checkpoints import Metadata
 from npr_model.config import TrainConfig
 from npr_model.datasets import DatasetError, Sample, Survey
+from npr_model.detectors import detector_class
+from npr_model.detectors.base import Detector
 from npr_model.distributed import Process, joined
 from npr_model.errors import InputError
 from npr_model.evaluate import Evaluation, collect, evaluate
+from npr_model.fitter import Fitter
 from npr_model.images import View
 from npr_model.loading import BalancedBatches, Loader
 from npr_model.network import NPRDetector
@@ -121,11 +124,12 @@ def train(
         if config.dtype == "float16" and process.device.type == "cpu":
             raise InputError("dtype float16 is for GPUs; on the CPU use bfloat16")
         batches = BalancedBatches([sample.label for sample in samples], config, process.rank, process.size)
+        crops = config.epochs * batches.steps * config.batch_size
+        trainer = Fitter(config, process, crops) if detector_class(config.detector).fitted else Trainer(config, process)
         run = survey = None
         if process.first:
             run, survey = open_run(folder, config, samples, validation, resume, on_read)
         run = process.from_first(run)
-        trainer = Trainer(config, process)
         if run.trainer is not None:
             trainer.load(run.trainer)
             run.trainer = None
@@ -169,19 +173,18 @@ def find_samples(config: TrainConfig) -> tuple[list[Sample], list[Sample]]:
     return samples, collect(config.validation) if config.validation else []
 
 
-def starting_point(config: TrainConfig) -> NPRDetector:
+def starting_point(config: TrainConfig) -> NPRDetector | Detector:
     """The network of ``config.start``. Raises InputError where it cannot be read or differs in architecture."""
     network = checkpoints.load(config.start).model
-    for name in ("grid_size", "anchor"):
-        if getattr(network, name) != getattr(config, name):
+    for name in ("detector", "grid_size", "anchor"):
+        if (theirs := getattr(network, name, None)) not in (None, ours := getattr(config, name)):
             raise InputError(
-                f"start {config.start} has {name} {getattr(network, name)}, not {getattr(config, name)}: "
-                f"set {name}={getattr(network, name)}, or start from another"
+                f"start {config.start} has {name} {theirs}, not {ours}: set {name}={theirs}, or start from another"
             )
     return network
 
 
-def _steps(run: Run, trainer: Trainer, loader: Loader, folder: Path) -> Iterator[Step]:
+def _steps(run: Run, trainer: Trainer | Fitter, loader: Loader, folder: Path) -> Iterator[Step]:
     """The steps that are left of an epoch; in the first process they are yielded.
 
     A step is reported when the next one is on its way, so that a GPU never waits for the loss to be read.
@@ -211,7 +214,7 @@ def _steps(run: Run, trainer: Trainer, loader: Loader, folder: Path) -> Iterator
 
 
 def _finish_epoch(
-    run: Run, trainer: Trainer, loss: float, accuracy: float, validation: Sequence[Sample], folder: Path
+    run: Run, trainer: Trainer | Fitter, loss: float, accuracy: float, validation: Sequence[Sample], folder: Path
 ) -> Epoch:
     """Checkpoints, validation and history of the epoch whose steps are done, and the state to resume from."""
     config, images = trainer.config, run.step * trainer.config.batch_size

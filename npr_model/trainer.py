@@ -11,6 +11,7 @@ from torch import Tensor
 
 from npr_model.checkpoints import Metadata
 from npr_model.config import TrainConfig
+from npr_model.detectors.base import Detector
 from npr_model.distributed import Process, SyncBatchNorm
 from npr_model.network import NPRDetector
 
@@ -21,16 +22,19 @@ class Trainer:
     def __init__(self, config: TrainConfig, process: Process) -> None:
         self.config, self.process, device = config, process, process.device
         torch.manual_seed(config.seed)
-        self.network = Metadata(grid_size=config.grid_size, anchor=config.anchor).network()
+        architecture = {"detector": config.detector, "grid_size": config.grid_size, "anchor": config.anchor}
+        self.network = Metadata(**architecture).network()
         if process.size > 1:
             SyncBatchNorm.replace(self.network)
         self.network.to(device, memory_format=torch.channels_last).train()
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, betas=config.betas)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, config.decay_epochs, config.decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
 
-    def start_from(self, network: NPRDetector) -> None:
+    def start_from(self, network: NPRDetector | Detector) -> None:
         """Begin with the weights and running averages of ``network``, of the same architecture."""
         self.network.load_state_dict(network.state_dict())
 
@@ -45,10 +49,10 @@ class Trainer:
         for _ in range(accumulation):
             pixels, labels = next(parts)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                logits = self.network(pixels).to(labels.dtype)
-            loss = F.binary_cross_entropy_with_logits(logits, labels)
+                logits = self.network(pixels).to(labels.dtype)  # (N, 1), or one for each patch
+            loss = F.binary_cross_entropy_with_logits(logits, labels.expand_as(logits))
             self.scaler.scale(loss / accumulation).backward()
-            right = ((logits > 0) == (labels > 0)).sum()
+            right = ((logits.mean(1, keepdim=True) > 0) == (labels > 0)).sum()
             count = torch.full_like(right, len(labels))
             sums += torch.stack([loss.detach().double() * len(labels), right.double(), count.double()])
         self.process.average(parameter.grad for parameter in self.network.parameters())

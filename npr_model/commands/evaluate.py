@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +30,8 @@ from npr_model.errors import InputError
 
 if TYPE_CHECKING:
     from npr_model import report
+    from npr_model.evaluate import Evaluation
+    from npr_model.perturbations import Perturbation
     from npr_model.protocols import Found, Protocol
     from npr_model.screening.runner import Scorer
 
@@ -45,6 +48,11 @@ Equalise = Annotated[
         help="Cut both classes to one size and write them with one codec, in memory: png, jpeg:Q or webp:Q.",
         show_default=False,
     ),
+]
+
+Perturb = Annotated[
+    str | None,
+    typer.Option(help="What is done to every image first, as in resize:0.5+jpeg:90.", show_default=False),
 ]
 
 
@@ -65,10 +73,7 @@ def evaluate(
         typer.Option(help="A method of the paper's tables to stand beside a preset's numbers. Default: NPR."),
     ] = None,
     equalise: Equalise = None,
-    perturb: Annotated[
-        str | None,
-        typer.Option(help="What is done to every image first, as in resize:0.5+jpeg:90.", show_default=False),
-    ] = None,
+    perturb: Perturb = None,
     output: Annotated[
         list[Path] | None,
         typer.Option("-o", "--output", help="A report: .json, .csv, .md or .tex; may be given more than once."),
@@ -89,16 +94,13 @@ def evaluate(
     A generator without real images is measured against those of all folders that have only real ones.
     Exit code 0: all images were scored; 1: some could not be, they are listed; 2: wrong usage.
     """
-    from npr_model import perturbations, protocols, published
+    from npr_model import protocols, published
     from npr_model.evaluate import collect, evaluate, require_classes
     from npr_model.images import View
     from npr_model.plots import require_matplotlib
     from npr_model.report import SUFFIXES, Report
 
-    changes = {
-        "equalise": perturbations.codec(equalise) if equalise else None,
-        "perturbation": perturbations.Perturbation.parse(perturb) if perturb else None,
-    }
+    changes = parsed_changes(equalise, perturb)
     for path in output or []:
         if path.suffix.lower() not in SUFFIXES:
             raise InputError(f"{path} has no suffix of a report; give one of {', '.join(SUFFIXES)}")
@@ -129,9 +131,7 @@ def evaluate(
     result = Report(tuple(evaluations), methods)
     for table in result.tables(brief=True):
         print_table(table)
-    errors = {source: error for evaluation in evaluations for source, error in evaluation.errors.items()}
-    for source, error in errors.items():
-        out.print(f"  {printable(source)}: {printable(error)}", soft_wrap=True)
+    errors = print_errors(evaluations)
     for path in output or []:
         result.write(path)
     if plots:
@@ -169,6 +169,24 @@ def _warn_of_view(scorer: Scorer, view: str | None, protocol: Protocol) -> None:
             f"{scorer.view} (--view {scorer.view} takes that)",
             soft_wrap=True,
         )
+
+
+def parsed_changes(equalise: str | None, perturb: str | None) -> dict[str, Perturbation | None]:
+    """What --equalise and --perturb ask for, as the arguments of :func:`npr_model.evaluate.evaluate`."""
+    from npr_model import perturbations
+
+    return {
+        "equalise": perturbations.codec(equalise) if equalise else None,
+        "perturbation": perturbations.Perturbation.parse(perturb) if perturb else None,
+    }
+
+
+def print_errors(evaluations: Iterable[Evaluation]) -> dict[str, str]:
+    """The images that were not scored, each with the reason; they are returned."""
+    errors = {source: error for evaluation in evaluations for source, error in evaluation.errors.items()}
+    for source, error in errors.items():
+        out.print(f"  {printable(source)}: {printable(error)}", soft_wrap=True)
+    return errors
 
 
 def print_table(table: report.Table) -> None:

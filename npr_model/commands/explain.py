@@ -51,6 +51,8 @@ def explain(
     if backend is not None:
         registry.get(backend)
     loaded = checkpoints.load(checkpoint, backend=backend)
+    if loaded.model.detector != "npr":
+        raise InputError(f"checkpoint {checkpoint} is of the detector {loaded.model.detector}: only npr has NPR maps")
     chosen_view = chosen_view or loaded.metadata.view
     pictures = [_read(path, chosen_view, loaded.model.grid_size) for path in (image, *([other] if other else []))]
     if len({pixels.shape for _, pixels in pictures}) > 1:

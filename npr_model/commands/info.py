@@ -9,15 +9,16 @@ import typer
 
 
 def info(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Versions, kernels and why some cannot run here, decoders, and the bundled checkpoints."""
+    """Versions, kernels and why some cannot run here, decoders, detectors to train, and the bundled checkpoints."""
     import PIL
     import simplejpeg
 
     from npr_kernels.info import collect
-    from npr_model import checkpoints
+    from npr_model import checkpoints, detectors
 
     facts = collect()
     facts["decoders"] = {"simplejpeg": simplejpeg.__version__, "pillow": PIL.__version__}
+    facts["detectors"] = ", ".join(detectors.NAMES)
     facts["checkpoints"] = {}
     for name in checkpoints.available():
         loaded = checkpoints.load(name)

@@ -52,9 +52,10 @@ def train(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     name: Annotated[str | None, typer.Option(help="What the checkpoint calls itself.")] = None,
 ) -> None:
-    """Train a detector; writes last.safetensors and, with --validation, best.safetensors after every epoch.
+    """Train NPR, or with --set detector=NAME another detector of the paper's tables (npr info lists them).
 
-    Options go before fields of --config, and these before those of --preset. In several processes:
+    Writes last.safetensors and, with --validation, best.safetensors after every epoch. Options go before fields of
+    --config, and these before those of --preset. In several processes:
     torchrun --nproc-per-node 2 -m npr_model.cli train ...
     """
     from npr_model import config as configs

@@ -21,10 +21,11 @@ from tests.model import two_processes
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def test_two_processes_give_the_losses_and_weights_of_one(labelled, tmp_path, capsys):
+@pytest.mark.parametrize("detector", ["npr", "frank"])  # batch norm with and without parameters
+def test_two_processes_give_the_losses_and_weights_of_one(detector, labelled, tmp_path, capsys):
     """In float64 to rounding; then `npr train` itself, in float32."""
     root = labelled({"0_real": 8, "1_fake": 8})
-    config = TrainConfig(folders=(str(root),), crop_size=24, batch_size=8, accumulation=2, workers=0)
+    config = TrainConfig(folders=(str(root),), detector=detector, crop_size=24, batch_size=8, accumulation=2, workers=0)
     path = tmp_path / "config.json"
     path.write_text(config.to_json())
     command = ["--config", str(path), "--set", "accumulation=1", "--epochs", "2", "--device", "cpu", "-o"]

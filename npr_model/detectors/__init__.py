@@ -1,0 +1,33 @@
+"""The other detectors of the paper's tables that need nothing but training data, for comparisons on the same files.
+
+Each is a :class:`npr_model.detectors.base.Detector`. Importing this package loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from npr_model.errors import InputError
+
+_CLASSES = {
+    "npr": "npr_model.network:NPRDetector",
+    "cnndetection": "npr_model.detectors.cnndetection:CNNDetection",
+    "durall": "npr_model.detectors.durall:Durall",
+    "f3net": "npr_model.detectors.f3net:F3Net",
+    "frank": "npr_model.detectors.frank:Frank",
+    "patchfor": "npr_model.detectors.patchfor:Patchfor",
+}
+NAMES = tuple(_CLASSES)
+
+
+def require(name: str) -> str:
+    """``name``. Raises InputError where it is none of NAMES."""
+    if name not in _CLASSES:
+        raise InputError(f"there is no detector {name!r}; there are {', '.join(NAMES)}")
+    return name
+
+
+def detector_class(name: str) -> type:
+    """The class of one of NAMES. Raises InputError for any other."""
+    module, _, attribute = _CLASSES[require(name)].partition(":")
+    return getattr(importlib.import_module(module), attribute)

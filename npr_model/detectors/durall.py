@@ -1,0 +1,73 @@
+"""Durall: Durall et al., "Watch your up-convolution: CNN based generative deep neural networks are failing to reproduce
+spectral distributions" (CVPR 2020)."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from npr_model.detectors.base import Detector
+
+RINGS = 88  # the length of the authors' spectra
+_LUMA = (0.299, 0.587, 0.114)
+_EPSILON = 1e-8  # the authors'; far below the spectrum of any image of 8 bits
+
+
+class Durall(Detector):
+    """Logistic regression on an image's azimuthally averaged power spectrum, as scikit-learn fits it.
+
+    The spectrum of the luma in decibels, averaged over rings of equal width in cycles a pixel, less its first ring: the
+    authors' one-dimensional spectrum, in which images of any size have the same frequencies at the same place.
+    """
+
+    detector, in_the_paper, fitted = "durall", "Durall", True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(RINGS, 1).requires_grad_(False)
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, RINGS)."""
+        with torch.autocast(images.device.type, enabled=False):  # as a logarithm it needs all digits
+            pixels = self.unit_pixels(images)
+            luma = torch.einsum("nchw,c->nhw", pixels, pixels.new_tensor(_LUMA))
+            decibels = 20 * torch.log10(torch.fft.fft2(luma).abs() + _EPSILON)
+            rings, counts = (torch.from_numpy(array).to(luma.device) for array in _rings(*luma.shape[1:]))
+            sums = decibels.new_zeros(len(luma), len(counts)).index_add_(1, rings, decibels.flatten(1))
+            means = (sums / counts)[:, torch.from_numpy(_filled(*luma.shape[1:])).to(luma.device)]
+            return means - means[:, :1]
+
+    def fit(self, features: np.ndarray, labels: np.ndarray) -> None:
+        """Set the weights from (N, RINGS) features and (N,) labels, 1 for generated; both must occur."""
+        scaler = StandardScaler().fit(features)
+        regression = LogisticRegression(max_iter=10_000).fit(scaler.transform(features), labels)
+        weight = regression.coef_[0] / scaler.scale_
+        self.fc.weight.copy_(torch.from_numpy(weight)[None])
+        self.fc.bias.copy_(torch.from_numpy(regression.intercept_ - weight @ scaler.mean_))
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            return self.fc(self.features(images))
+
+
+@functools.lru_cache(maxsize=8)
+def _rings(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of every frequency the number of its ring, (H * W), and of every ring its size, at least 1, (RINGS)."""
+    vertical, horizontal = np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)
+    radius = np.hypot(vertical, horizontal) / np.hypot(0.5, 0.5)
+    rings = np.minimum((radius * RINGS).astype(np.int64), RINGS - 1).ravel()
+    return rings, np.maximum(np.bincount(rings, minlength=RINGS), 1).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def _filled(height: int, width: int) -> np.ndarray:
+    """Of every ring the nearest one that has a frequency: small images have fewer frequencies than rings."""
+    present = np.unique(_rings(height, width)[0])
+    return present[np.abs(present - np.arange(RINGS)[:, None]).argmin(1)]

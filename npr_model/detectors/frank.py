@@ -1,0 +1,57 @@
+"""Frank: Frank et al., "Leveraging frequency analysis for deep fake image recognition" (ICML 2020)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from npr_model.detectors.base import Detector
+from npr_model.detectors.frequency import EPSILON, dct_2d
+
+TILE = 128  # pixels; the authors' crops
+_AT_ONCE = 64  # tiles: 12 MiB of coefficients
+
+
+class Frank(Detector):
+    """A linear classifier on the logarithms of the DCT coefficients of 128x128 tiles, each standardised.
+
+    Every tile is trained on its own; an image's logit is the mean over its whole tiles, which lie in its centre. A
+    smaller side is extended by mirroring.
+    49,153 parameters; ``weight_decay`` of :class:`npr_model.config.TrainConfig` is the authors' L2 penalty.
+    """
+
+    detector, in_the_paper = "frank", "Frank"
+
+    def __init__(self) -> None:
+        super().__init__()
+        coefficients = 3 * TILE * TILE
+        self.standardise = nn.BatchNorm2d(coefficients, affine=False, momentum=None)
+        self.fc = nn.Linear(coefficients, 1)
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tiles = _tiles(self.unit_pixels(images))
+        parts = [tiles.flatten(0, 1)] if self.training else tiles.flatten(0, 1).split(_AT_ONCE)
+        logits = torch.cat([self._score(part) for part in parts]).view(tiles.shape[:2])
+        return logits if self.training else logits.mean(1, keepdim=True)
+
+    def _score(self, tiles: Tensor) -> Tensor:
+        with torch.autocast(tiles.device.type, enabled=False):  # coefficients span more than bfloat16 can tell apart
+            logarithms = torch.log(dct_2d(tiles).abs() + EPSILON)
+            standardised = self.standardise(logarithms.flatten(1)[..., None, None])
+            return self.fc(standardised.flatten(1))
+
+
+def _tiles(images: Tensor) -> Tensor:
+    """(N, 3, H, W) -> (N, tiles, 3, TILE, TILE)."""
+    for axis in (2, 3):
+        if (size := images.shape[axis]) < TILE:
+            positions = torch.arange(TILE, device=images.device) % (2 * size)
+            images = images.index_select(axis, torch.minimum(positions, 2 * size - 1 - positions))
+    rows, columns = (size // TILE for size in images.shape[2:])
+    top, left = ((size % TILE) // 2 for size in images.shape[2:])
+    images = images[:, :, top : top + rows * TILE, left : left + columns * TILE]
+    tiles = F.pixel_unshuffle(images, TILE)  # (N, 3 * TILE * TILE, rows, columns)
+    return tiles.flatten(2).transpose(1, 2).unflatten(2, (3, TILE, TILE))
