@@ -6,11 +6,13 @@ here is a classifier that knows nothing but what the files' headers say; what it
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
@@ -19,9 +21,10 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from npr_model import images
 from npr_model.datasets import FAKE, REAL, Sample
-from npr_model.errors import reason
-from npr_model.files import readable_name
+from npr_model.errors import InputError, reason
+from npr_model.files import readable_name, replacing
 from npr_model.images import Encoding, ImageError
+from npr_model.report import Table
 
 FOLDS = 5
 SUSPICIOUS_AUC = 0.7  # a baseline above this is reason to equalise
@@ -72,8 +75,8 @@ class File:
 
 @dataclass(frozen=True)
 class Side:
-    """One class. ``sizes``: minimum, quartiles and maximum of (width, height); ``qualities``: libjpeg's that is nearest
-    to a JPEG's table, as "75 to 84"; ``tables``: how many different ones there are."""
+    """One class. ``widths``, ``heights``: minimum, quartiles and maximum; ``qualities``: libjpeg's that is nearest to a
+    JPEG's table, as "76 to 80"; ``tables``: how many different ones there are."""
 
     files: int
     formats: dict[str, int]
@@ -112,6 +115,51 @@ class Audit:
         if overall is not None and overall > SUSPICIOUS_AUC:
             found.append(f"headers alone tell the classes apart with a ROC AUC of {100 * overall:.1f} %")
         return found
+
+    def tables(self) -> list[Table]:
+        """What the files of either class are, and the baseline, with the findings as notes."""
+        facts = {
+            "files": lambda side: str(side.files),
+            "formats": lambda side: _counts(side.formats),
+            "width: least, quartiles, most": lambda side: " ".join(map(str, side.widths)),
+            "height": lambda side: " ".join(map(str, side.heights)),
+            "JPEG quality": lambda side: _counts(side.qualities),
+            "chroma subsampling": lambda side: _counts(side.subsampling),
+            "different JPEG tables": lambda side: str(side.tables),
+            "bits per pixel": lambda side: f"{side.bits_per_pixel:.2f}",
+        }
+        rows = tuple((name, *map(text, self.sides.values())) for name, text in facts.items())
+        baseline = tuple(
+            (name or "all", "too few files" if value is None else f"{100 * value:.1f}")
+            for name, value in self.baseline.items()
+        )
+        notes = [f"Warning: {finding}." for finding in self.findings]
+        if notes:
+            notes.append("A detector's numbers on these files may measure that; --equalise jpeg:90 evens it out.")
+        if self.errors:
+            notes.append(f"{len(self.errors)} files have no header that can be read and are in no number.")
+        return [
+            Table("Files", ("", *self.sides), rows),
+            Table("Baseline without pixels", ("generator", "ROC AUC of headers alone (%)"), baseline, tuple(notes)),
+        ]
+
+    def write(self, path: Path) -> None:
+        """As Markdown or JSON. Raises InputError for any other suffix than SUFFIXES."""
+        if path.suffix.lower() not in SUFFIXES:
+            raise InputError(f"{path} has no suffix of an audit; give one of {', '.join(SUFFIXES)}")
+        with replacing(path) as temporary:
+            temporary.write_text(SUFFIXES[path.suffix.lower()](self), encoding="utf-8")
+
+
+def _json(found: Audit) -> str:
+    return json.dumps(asdict(found) | {"findings": found.findings}, indent=2) + "\n"
+
+
+SUFFIXES = {".json": _json, ".md": lambda found: "\n".join(table.markdown() for table in found.tables())}
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "-"
 
 
 def audit(samples: Sequence[Sample], workers: int = 4, on_read: Callable[[int], None] = lambda count: None) -> Audit:
@@ -169,7 +217,7 @@ def _side(files: Sequence[File]) -> Side:
         formats=dict(Counter(file.format for file in files).most_common()),
         widths=quantiles([file.encoding.width for file in files]),
         heights=quantiles([file.encoding.height for file in files]),
-        qualities=dict(sorted(Counter(_decade(file.quality) for file in jpegs).items())),
+        qualities=dict(Counter(_decade(quality) for quality in sorted(file.quality for file in jpegs))),
         subsampling=dict(Counter(file.encoding.subsampling for file in jpegs).most_common()),
         tables=len({file.encoding.quantization for file in jpegs}),
         bits_per_pixel=8 * sum(file.bytes for file in files) / pixels if pixels else 0.0,
@@ -178,7 +226,7 @@ def _side(files: Sequence[File]) -> Side:
 
 def _decade(quality: int) -> str:
     low = (quality - 1) // 5 * 5 + 1
-    return f"{low:3d} to {low + 4}"
+    return f"{low} to {low + 4}"
 
 
 def _baselines(files: Sequence[File]) -> dict[str, float | None]:

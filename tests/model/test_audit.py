@@ -45,7 +45,7 @@ def test_a_set_that_a_codec_tells_apart(tmp_path):
     result = run(collect([root]))
     real, fake = result.sides["real"], result.sides["generated"]
     assert real.formats == {"JPEG": 20} and fake.formats == {"PNG": 15}
-    assert real.qualities == {" 76 to 80": 20} and real.subsampling == {"4:2:0": 20} and real.tables == 1
+    assert real.qualities == {"76 to 80": 20} and real.subsampling == {"4:2:0": 20} and real.tables == 1
     assert fake.qualities == {} and fake.tables == 0
     assert (real.widths[0], real.widths[-1]) == (30, 49) and set(real.heights) == {40} and set(fake.widths) == {32}
     total = sum(path.stat().st_size for path in root.glob("gan/1_fake/*"))
@@ -82,8 +82,11 @@ def test_command(tmp_path, capsys):
         (lambda n: encoded(noise(16, 16)) if n else b"broken", 7),
     )
     output = tmp_path / "audit.json"
-    code = cli.main(["audit", str(root), "-o", str(output)])
+    assert cli.main(["audit", str(root), "-o", "audit.txt"]) == 2
+    assert "audit.txt has no suffix of an audit; give one of .json, .md" in capsys.readouterr().err
+    code = cli.main(["audit", str(root), "-o", str(output), "-o", str(output.with_suffix(".md"))])
     out, err = capsys.readouterr()
-    assert code == 1 and err == "" and "6 JPEG" in out and "0.img.png" in out and "warning: file format differs" in out
+    assert code == 1 and err == "" and "6 JPEG" in out and "0.img.png" in out and "Warning: file format differs" in out
+    assert "| formats | 6 JPEG | 6 PNG |" in output.with_suffix(".md").read_text()
     values = json.loads(output.read_text())
     assert values["sides"]["generated"]["files"] == 6 and values["baseline"]["gan"] == 1.0 and values["findings"]
