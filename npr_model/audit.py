@@ -24,22 +24,12 @@ from npr_model.datasets import FAKE, REAL, Sample
 from npr_model.errors import InputError, reason
 from npr_model.files import readable_name, replacing
 from npr_model.images import Encoding, ImageError
+from npr_model.jpeg_quality import estimate_quality
 from npr_model.report import Table
 
 FOLDS = 5
 SUSPICIOUS_AUC = 0.7  # a baseline above this is reason to equalise
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
-# Luminance quantisation of ITU-T T.81, Table K.1, which libjpeg scales by its quality; in reading order.
-_LUMINANCE = np.array((
-    16, 11, 10, 16, 24, 40, 51, 61,
-    12, 12, 14, 19, 26, 58, 60, 55,
-    14, 13, 16, 24, 40, 57, 69, 56,
-    14, 17, 22, 29, 51, 87, 80, 62,
-    18, 22, 37, 56, 68, 109, 103, 77,
-    24, 35, 55, 64, 81, 104, 113, 92,
-    49, 64, 78, 87, 103, 121, 120, 101,
-    72, 92, 95, 98, 112, 100, 103, 99,
-))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -189,21 +179,6 @@ def read(sample: Sample) -> File | ImageError:
         return ImageError(f"the file cannot be read ({reason(error)})")
     quality = estimate_quality(encoding.quantization[0]) if encoding.quantization else None
     return File(sample.label, sample.group, size, encoding, quality)
-
-
-def estimate_quality(table: Sequence[int]) -> int:
-    """libjpeg's quality, 1 to 100, whose luminance table is nearest to ``table`` (64 numbers in reading order).
-
-    Exact for files that libjpeg wrote; other encoders have tables of their own.
-    """
-    return int(np.abs(_scaled() - np.asarray(table)).sum(1).argmin()) + 1
-
-
-def _scaled() -> np.ndarray:
-    """(100, 64): the luminance table at every quality."""
-    quality = np.arange(1, 101)[:, None]
-    scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
-    return ((_LUMINANCE * scale + 50) // 100).clip(1, 255)
 
 
 def _side(files: Sequence[File]) -> Side:

@@ -15,8 +15,9 @@ from npr_model.datasets import FAKE, REAL, DatasetError, Sample, find_reals, fin
 from npr_model.images import View
 from npr_model.metrics import Metrics
 from npr_model.perturbations import Perturbation
+from npr_model.screening.items import Item
 from npr_model.screening.runner import Row, Scorer
-from npr_model.screening.sources import Item, file_item
+from npr_model.screening.sources import file_item
 
 CLASS_NAMES = {REAL: "real", FAKE: "generated"}
 SMALL_SHARE = 0.05  # of the images may be smaller than what --equalise cuts the others to

@@ -40,7 +40,14 @@ _open_lock = threading.Lock()
 
 
 class ImageError(InputError):
-    """An image that cannot be decoded, or not be viewed as asked; the message is one line without the file's name."""
+    """An image that cannot be decoded, or not be viewed as asked; the message is one line without the file's name.
+
+    ``code``: empty, not_an_image, unsupported, damaged, too_large or too_small.
+    """
+
+    def __init__(self, message: str, code: str = "damaged") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class DecodedImage:
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     """Decode by the module's rules. Raises ImageError, also (before decoding) for more than ``max_pixels`` pixels."""
     if not data:
-        raise ImageError("the file is empty")
+        raise ImageError("the file is empty", "empty")
     if data[:3] == b"\xff\xd8\xff":
         pixels = _decode_jpeg(data, max_pixels)
         if pixels is not None:
@@ -80,7 +87,7 @@ def header_size(path: str | os.PathLike) -> tuple[int, int]:
     except ImageError:
         raise
     except PIL.UnidentifiedImageError as error:
-        raise ImageError("not an image, or of a format that is not supported") from error
+        raise ImageError("not an image, or of a format that is not supported", "not_an_image") from error
     except OSError as error:
         raise ImageError(f"the file cannot be read ({reason(error)})") from error
     except Exception as error:  # as in decoding: whatever Pillow's readers run into
@@ -122,10 +129,10 @@ class Encoding:
     format: str = ""
 
 
-def read_encoding(path: str | os.PathLike) -> Encoding:
-    """Read a file's header. Raises ImageError."""
+def read_encoding(file: str | os.PathLike | bytes) -> Encoding:
+    """Read the header of a file, or of its bytes. Raises ImageError."""
     try:
-        with open(path, "rb") as file, _open(file) as image:
+        with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as file, _open(file) as image:
             if image.format in ("JPEG", "MPO"):
                 tables = [tuple(image.quantization[number]) for number in sorted(image.quantization)][:2]
                 subsampling = _SUBSAMPLING.get(JpegImagePlugin.get_sampling(image), "4:4:4")
@@ -176,7 +183,7 @@ def _decode_pillow(data: bytes, max_pixels: int) -> DecodedImage:
     except ImageError:
         raise
     except PIL.UnidentifiedImageError as error:
-        raise ImageError("not an image, or of a format that is not supported") from error
+        raise ImageError("not an image, or of a format that is not supported", "not_an_image") from error
     except Exception as error:  # a damaged file leads Pillow's readers to whatever exception they run into
         raise ImageError(f"the image is truncated, damaged or not supported ({reason(error)})") from error
     return DecodedImage(pixels, name, _PILLOW)
@@ -198,7 +205,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ImageError(f"pixels of mode {image.mode!r} (32 bits) have no agreed range; convert the file to 8 bits")
+        raise ImageError(
+            f"pixels of mode {image.mode!r} (32 bits) have no agreed range; convert the file to 8 bits", "unsupported"
+        )
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours, but Pillow warns of the direct way
     return image.convert("RGB")
@@ -208,7 +217,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"the image has no pixels ({width}x{height})")
     if width * height > max_pixels:
-        raise ImageError(f"the image claims {width}x{height} pixels, more than the limit of {max_pixels}")
+        raise ImageError(f"the image claims {width}x{height} pixels, more than the limit of {max_pixels}", "too_large")
 
 
 @dataclass(frozen=True)
@@ -279,4 +288,6 @@ def check_cell(pixels: np.ndarray, grid_size: int) -> None:
     """Raise ImageError for an image that has not one whole cell."""
     height, width = pixels.shape[:2]
     if height < grid_size or width < grid_size:
-        raise ImageError(f"the image is {width}x{height} pixels, smaller than one cell of {grid_size}x{grid_size}")
+        raise ImageError(
+            f"the image is {width}x{height} pixels, smaller than one cell of {grid_size}x{grid_size}", "too_small"
+        )

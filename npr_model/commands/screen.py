@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,6 +27,7 @@ from npr_model.commands.terminal import (
     progress_bar,
     termination_interrupts,
 )
+from npr_model.errors import InputError
 
 if TYPE_CHECKING:
     from npr_model.screening.runner import Row, Scorer, Summary
@@ -37,15 +37,32 @@ TABLE_ROWS = 50  # runs of up to so many images are shown image by image
 
 
 def screen(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Image files and folders of them.")],
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PATH...",
+            help="Image files, folders of them, tar, zip and Parquet files, patterns such as 'shards/*.tar', and URLs "
+            "of all of these (s3://, gs://, https://).",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(
             "--output",
             "-o",
-            help="scores.parquet, .csv or .jsonl, or scores/ for a folder of Parquet parts, which a killed run keeps.",
+            help="scores.parquet, .csv or .jsonl, or scores/ for a folder of Parquet parts: the same command goes on "
+            "with a run that was killed.",
             show_default=False,
         ),
+    ] = None,
+    files_from: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="More of them, one a line; - is standard input.", show_default=False),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="Of Parquet files the column with the images. Default: the only one of bytes."),
     ] = None,
     checkpoint: Checkpoint = "preview",
     view: ViewOption = None,
@@ -66,46 +83,54 @@ def screen(
 ) -> None:
     """Score images: one row each, with logit, probability and verdict, or with the error of a file that is not scored.
 
+    A folder's images are found by their names at all depths; archives inside it must be named. Identical files are
+    scored once.
     Exit code 0: all were scored; 1: some failed (see the error column); 2: wrong usage, nothing was scored;
     130: interrupted, the rows so far are kept.
     """
     from npr_model.screening import sinks
-    from npr_model.screening.sources import Files
+    from npr_model.screening.sources import Sources
 
+    if not paths and files_from is None:
+        raise InputError("Missing argument 'PATH...', or --files-from")
     if output is not None:
         sinks.check(output)
-    items = Files(paths)
+    items = Sources(paths or [], files_from=files_from, column=column)
     scorer = make_scorer(checkpoint, view, batch_size, workers, backend, dtype, device, max_pixels, false_positive_rate)
 
     from npr_model.screening.runner import Summary
+    from npr_model.screening.sinks import Sink
 
     summary, shown = Summary(), []
-    interrupted = False
+    interrupted, kept, failed_before = False, 0, 0
     began = time.perf_counter()
     try:
         with (
             termination_interrupts(),
-            sinks.open_sink(output) if output is not None else contextlib.nullcontext(_ignore) as write,
+            sinks.open_sink(output, scorer.identity) if output else contextlib.nullcontext(Sink(_ignore)) as sink,
             progress_bar("screening", total=None) as advance,
         ):
-            for row in scorer.score(items):
-                write(row)
+            kept, failed_before = sink.finished.count, sink.finished.failed
+            for row in scorer.score(sink.finished.remaining(items)):
+                sink.write(row)
                 summary.add(row)
                 if len(shown) <= TABLE_ROWS:
                     shown.append(row)
-                advance(1)
+                advance(1, scorer.rates.text)
     except KeyboardInterrupt:
         interrupted = True
     seconds = time.perf_counter() - began
     if len(shown) <= TABLE_ROWS:
         out.print(_row_table(shown))
     _print_summary(summary, items.skipped, seconds, scorer, output)
+    if kept:
+        out.print(f"{kept} rows of earlier runs were there already, {failed_before} of them failed")
     if interrupted:
         err.print(
             "npr: interrupted; the rows above are kept" if summary.scored + summary.failed else "npr: interrupted"
         )
         raise typer.Exit(EXIT_INTERRUPTED)
-    if summary.failed:
+    if summary.failed or failed_before:
         raise typer.Exit(EXIT_FAILED_INPUTS)
 
 
@@ -135,6 +160,8 @@ def _print_summary(summary: Summary, skipped: int, seconds: float, scorer: Score
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in summary.verdicts.items())
     total = summary.scored + summary.failed
     out.print(f"{total} images: {verdicts}, {summary.failed} failed; {total / seconds:.1f} images/s", soft_wrap=True)
+    if scorer.rates.text:
+        out.print(f"each alone: {scorer.rates.text}", highlight=False)
     if skipped:
         out.print(f"{skipped} other files in the folders were left out: their names are not those of images")
     if scorer.calibrated:

@@ -108,16 +108,20 @@ def chosen_device(name: str) -> str:
 
 @contextlib.contextmanager
 def progress_bar(what: str, total: int | None, unit: str = "images") -> Iterator[Any]:
-    """A bar on stderr with ``unit``/s; gives ``advance(count)``. Shown on a terminal only."""
+    """A bar on stderr with ``unit``/s; gives ``advance(count, note="")``. Shown on a terminal only."""
     columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    columns += [TextColumn(f"{{task.fields[rate]:.1f}} {unit}/s"), TimeElapsedColumn()]
+    columns += [
+        TextColumn(f"{{task.fields[rate]:.1f}} {unit}/s"),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+    ]
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task(what, total=total, rate=0.0)
+        task = progress.add_task(what, total=total, rate=0.0, note="")
         began = time.perf_counter()
 
-        def advance(count: int) -> None:
+        def advance(count: int, note: str = "") -> None:
             done = progress.tasks[0].completed + count
-            progress.update(task, advance=count, rate=done / (time.perf_counter() - began))
+            progress.update(task, advance=count, rate=done / (time.perf_counter() - began), note=note)
 
         yield advance
 

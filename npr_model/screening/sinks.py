@@ -11,29 +11,39 @@ import csv
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from npr_model.errors import InputError, reason
+from npr_model.errors import reason
 from npr_model.files import replacing
+from npr_model.screening import parts
+from npr_model.screening.parts import Finished, SinkError
 from npr_model.screening.runner import Row
 
 SCHEMA = pa.schema(
     [
         ("source", pa.string()),
+        ("sha256", pa.string()),
         ("logit", pa.float32()),
         ("probability", pa.float32()),
         ("verdict", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("format", pa.string()),
+        ("jpeg_quality", pa.int32()),
+        ("subsampling", pa.string()),
+        ("flags", pa.string()),
         ("decoder", pa.string()),
         ("view", pa.string()),
         ("error", pa.string()),
+        ("error_code", pa.string()),
+        ("milliseconds", pa.float32()),
         ("model", pa.string()),
     ]
 )
@@ -41,21 +51,23 @@ ROWS_A_PART = 50_000
 SECONDS_A_PART = 300
 _ROWS_A_GROUP = 10_000
 
-Write = Callable[[Row], None]
+Put = Callable[[Row], None]
 
 
-class SinkError(InputError):
-    """An output that cannot be written."""
+@dataclass
+class Sink:
+    """``write`` takes one row; ``finished`` says which sources have rows by an earlier run into the same folder."""
+
+    write: Put
+    finished: Finished = field(default_factory=Finished)
+    interrupted: bool = False  # whether rows will be missing
 
 
 def check(output: str | os.PathLike) -> None:
     """Raise SinkError for an output that will not work, before anything is computed."""
     path = Path(output)
-    if _is_folder(output):
-        if path.exists() and not path.is_dir():
-            raise SinkError(f"output {path} exists and is not a folder")
-        if path.is_dir() and any(path.iterdir()):
-            raise SinkError(f"output folder {path} is not empty; choose another, or remove what it holds")
+    if is_folder(output):
+        parts.check(path)
     elif path.suffix.lower() not in _FORMATS:
         raise SinkError(f"output {path} must end in {', '.join(_FORMATS)}, or in / for a folder of Parquet parts")
     elif path.is_dir():
@@ -67,29 +79,34 @@ def check(output: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def open_sink(output: str | os.PathLike) -> Iterator[Write]:
-    """Gives ``write(row)``; at the end of the block the output is complete.
+def open_sink(output: str | os.PathLike, identity: Mapping[str, str] = MappingProxyType({})) -> Iterator[Sink]:
+    """Gives a :class:`Sink`; at the end of the block the output is complete.
 
     ``output`` ends in .parquet (zstd), .csv or .jsonl, or in "/" for a folder of Parquet parts, of which each is
-    complete after ROWS_A_PART rows or SECONDS_A_PART seconds: what a killed run leaves. If the block raises (Ctrl-C,
-    too), the rows written so far are kept; without any, nothing is changed. Raises SinkError.
+    complete after ROWS_A_PART rows or SECONDS_A_PART seconds, and which a run of the same ``identity`` goes on with
+    (:class:`npr_model.screening.parts.Parts`). If the block raises (Ctrl-C, too), the rows written so far are kept;
+    without any, nothing is changed. Raises SinkError.
     """
     check(output)
     path, written = Path(output), 0
-    opened = _parquet_parts if _is_folder(output) else _FORMATS[path.suffix.lower()]
     failure: BaseException | None = None
     try:
-        with opened(path) as put:
+        with _parquet_parts(path, identity) if is_folder(output) else _FORMATS[path.suffix.lower()](path) as sink:
+            put = sink.write
 
             def write(row: Row) -> None:
                 nonlocal written
-                put(row)
+                try:
+                    put(row)
+                except OSError as error:
+                    raise SinkError(f"output {path} cannot be written: {reason(error)}") from error
                 written += 1
 
+            sink.write = write
             try:
-                yield write
+                yield sink
             except BaseException as error:
-                failure = error
+                failure, sink.interrupted = error, True
                 if not written:
                     raise
     except OSError as error:
@@ -99,7 +116,7 @@ def open_sink(output: str | os.PathLike) -> Iterator[Write]:
 
 
 @contextlib.contextmanager
-def _parquet(path: Path) -> Iterator[Write]:
+def _parquet(path: Path) -> Iterator[Sink]:
     rows: list[Row] = []
 
     def flush() -> None:
@@ -113,51 +130,52 @@ def _parquet(path: Path) -> Iterator[Write]:
             flush()
 
     with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-        yield put
+        yield Sink(put)
         flush()
 
 
 @contextlib.contextmanager
-def _parquet_parts(folder: Path) -> Iterator[Write]:
-    folder.mkdir(parents=True, exist_ok=True)
+def _parquet_parts(folder: Path, identity: Mapping[str, str]) -> Iterator[Sink]:
     rows: list[Row] = []
-    number, began = 0, time.monotonic()
+    began = time.monotonic()
 
     def flush() -> None:
-        nonlocal number, began
-        with replacing(folder / f"part-{number:05}.parquet") as temporary:
-            pq.write_table(_table(rows), temporary, compression="zstd")
+        nonlocal began
+        written.add(_table(rows))
         rows.clear()
-        number, began = number + 1, time.monotonic()
+        began = time.monotonic()
 
     def put(row: Row) -> None:
         rows.append(row)
         if len(rows) >= ROWS_A_PART or time.monotonic() - began > SECONDS_A_PART:
             flush()
 
-    yield put
-    if rows or not number:
-        flush()
+    with parts.opened(folder, identity) as written:
+        yield (sink := Sink(put, written.finished()))
+        if rows or not written.count:
+            flush()
+        if not sink.interrupted:
+            written.finish()
 
 
 @contextlib.contextmanager
-def _csv(path: Path) -> Iterator[Write]:
+def _csv(path: Path) -> Iterator[Sink]:
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, SCHEMA.names)
         writer.writeheader()
-        yield lambda row: writer.writerow(_rounded(row))
+        yield Sink(lambda row: writer.writerow(_rounded(row)))
 
 
 @contextlib.contextmanager
-def _json_lines(path: Path) -> Iterator[Write]:
+def _json_lines(path: Path) -> Iterator[Sink]:
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        yield lambda row: file.write(json.dumps(_rounded(row), ensure_ascii=False) + "\n")
+        yield Sink(lambda row: file.write(json.dumps(_rounded(row), ensure_ascii=False) + "\n"))
 
 
 _FORMATS = {".parquet": _parquet, ".csv": _csv, ".jsonl": _json_lines}
 
 
-def _is_folder(output: str | os.PathLike) -> bool:
+def is_folder(output: str | os.PathLike) -> bool:
     return os.fspath(output).endswith(("/", os.sep))
 
 
@@ -168,7 +186,7 @@ def _table(rows: list[Row]) -> pa.Table:
 def _rounded(row: Row) -> dict:
     """The row with the fewest digits that still give the same float32."""
     values = row.as_dict()
-    for name in ("logit", "probability"):
+    for name in ("logit", "probability", "milliseconds"):
         if values[name] is not None:
             values[name] = float(str(np.float32(values[name])))
     return values

@@ -1,67 +1,120 @@
-"""Where images come from: a source is an iterable of items, listed while the run goes on."""
+"""Where images come from: whatever a command line names, listed while the run goes on."""
 
 from __future__ import annotations
 
 import functools
+import glob
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from npr_model.errors import InputError, reason
 from npr_model.files import readable_name, walk_images
+from npr_model.screening import archives
+from npr_model.screening.items import MAX_BYTES, Item, failing, too_large
+from npr_model.screening.remote import Remote, is_url
+
+STANDARD_INPUT = "-"
 
 
 class SourceError(InputError):
     """A path that cannot be screened at all."""
 
 
-@dataclass(frozen=True)
-class Item:
-    """One image to score: ``source`` says what it is, ``load()`` gives its encoded bytes or raises OSError."""
+class Sources:
+    """Files, folders, glob patterns, archives (tar, zip, Parquet) and URLs, in the order given.
 
-    source: str
-    load: Callable[[], bytes]
+    A folder's images (by suffix, any case) come at all depths in natural order; archives inside it are left alone, but
+    those that are named or match a pattern are read. A file that is named is always an item. What cannot be listed or
+    read is an item whose load fails, so that it shows. ``files_from``: a file that names further files, archives or
+    URLs, one a line, or "-" for standard input; of these, too, what is not there is an item that fails. ``column`` as
+    in :func:`npr_model.screening.archives.members`. ``skipped`` counts the files left out so far, because their names
+    are not those of images.
 
-
-class Files:
-    """Files and folders, in the order given; a folder's images (by suffix, any case) at all depths in natural order.
-
-    A file that is named is always an item. A folder that cannot be listed is an item whose load fails, so that it
-    shows. ``skipped`` counts the files left out so far, because their names are not those of images.
-    Raises SourceError at once for a path that does not exist, and for a folder without any image.
+    Raises SourceError at once for a path that does not exist, a pattern that nothing matches, and a folder without any
+    image; InputError for a URL that cannot be reached.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike]) -> None:
+    def __init__(
+        self, paths: Sequence[str | os.PathLike], *, files_from: str | None = None, column: str | None = None
+    ) -> None:
         self.skipped = 0
-        self._paths = [Path(path) for path in paths]
-        for path in self._paths:
-            if not path.exists():
-                raise SourceError(f"{readable_name(path)} does not exist")
-            if path.is_dir() and next(self._walk(path), None) is None:
-                raise SourceError(f"no images in folder {readable_name(path)}")
+        self._column = column
+        self._files_from = files_from
+        if files_from not in (None, STANDARD_INPUT) and not os.path.isfile(files_from):
+            raise SourceError(f"the list {readable_name(files_from)} does not exist or is no file")
+        self._parts = [self._checked(os.fspath(path)) for path in paths]
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Item]:
         self.skipped = 0
-        for path in self._paths:
-            if path.is_dir():
-                yield from self._walk(path)
+        for part in self._parts:
+            yield from self._of_remote(part) if isinstance(part, Remote) else self._of_path(part)
+        for name in _lines(self._files_from) if self._files_from is not None else ():
+            yield from self._of_name(name)
+
+    def _checked(self, path: str) -> str | Remote:
+        if is_url(path):
+            return Remote(path)
+        if os.path.isdir(path):
+            if next(self._walk(path), None) is None:
+                inside = "; its archives must be named, as in 'FOLDER/*.tar'" if _has_archive(path) else ""
+                raise SourceError(f"no images in folder {readable_name(path)}{inside}")
+        elif not os.path.lexists(path):
+            if not glob.has_magic(path):
+                raise SourceError(f"{readable_name(path)} does not exist")
+            if next(glob.iglob(path, recursive=True), None) is None:
+                raise SourceError(f"nothing matches {readable_name(path)}")
+        return path
+
+    def _of_path(self, path: str) -> Iterator[Item]:
+        if os.path.isdir(path):
+            yield from self._walk(path)
+        elif not os.path.lexists(path) and glob.has_magic(path):
+            for match in sorted(glob.iglob(path, recursive=True)):
+                if not os.path.isdir(match):
+                    yield from self._of_path(match)
+        elif archives.is_archive(path):
+            yield from self._members(functools.partial(open, path, "rb"), readable_name(path))
+        else:
+            yield file_item(path)
+
+    def _of_remote(self, remote: Remote) -> Iterator[Item]:
+        if remote.is_folder:
+            yield from remote.walk(self._skip)
+            return
+        for path in remote.paths():
+            if archives.is_archive(path):
+                yield from self._members(functools.partial(remote.open, path), remote.name(path))
             else:
-                yield file_item(path)
+                yield remote.item(path)
 
-    def _walk(self, folder: Path) -> Iterator[Item]:
+    def _of_name(self, name: str) -> Iterator[Item]:
+        """Of a line of ``files_from``: of a billion lines some are wrong, and must not stop the others."""
+        if is_url(name):
+            try:
+                yield from self._of_remote(Remote(name))
+            except InputError as error:
+                yield failing(name, str(error))
+        else:
+            yield from self._of_path(name)
+
+    def _members(self, opened: Callable[[], BinaryIO], name: str) -> Iterator[Item]:
+        return archives.members(opened, name, skip=self._skip, column=self._column)
+
+    def _walk(self, folder: str) -> Iterator[Item]:
         problems: list[OSError] = []
-
-        def skip(path: Path) -> None:
-            self.skipped += 1
-
-        for path in walk_images(folder, on_error=problems.append, on_other=skip):
+        for path in walk_images(folder, on_error=problems.append, on_other=self._skip):
             while problems:
                 yield _unlisted(problems.pop(0))
             yield file_item(path)
         yield from map(_unlisted, problems)
+
+    def _skip(self, name: object) -> None:
+        self.skipped += 1
 
 
 def file_item(path: str | os.PathLike) -> Item:
@@ -70,13 +123,29 @@ def file_item(path: str | os.PathLike) -> Item:
 
 
 def _read(path: str | os.PathLike) -> bytes:
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device would block
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):  # a pipe or a device would block
         raise OSError("it is not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise OSError(too_large(status.st_size))
     return Path(path).read_bytes()
 
 
 def _unlisted(error: OSError) -> Item:
-    def load() -> bytes:
-        raise OSError(f"the folder cannot be listed: {reason(error)}")
+    return failing(readable_name(error.filename), f"the folder cannot be listed: {reason(error)}")
 
-    return Item(readable_name(error.filename), load)
+
+def _has_archive(folder: str) -> bool:
+    return any(archives.is_archive(name) for name in os.listdir(folder))
+
+
+def _lines(name: str) -> Iterator[str]:
+    """The lines of a file, or of standard input, without those that are empty."""
+    file = sys.stdin.buffer if name == STANDARD_INPUT else open(name, "rb")  # noqa: SIM115 - one of them stays open
+    try:
+        for line in file:
+            if name_in_it := line.rstrip(b"\r\n"):
+                yield os.fsdecode(name_in_it)
+    finally:
+        if file is not sys.stdin.buffer:
+            file.close()

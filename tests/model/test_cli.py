@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from npr_model import checkpoints, cli
 from npr_model.checkpoints import Calibration
 from npr_model.commands import screen, terminal
-from npr_model.screening.sources import Files
+from npr_model.screening.sources import Sources
 from tests.model.conftest import encoded, make_detector, noise
 
 
@@ -107,13 +107,13 @@ def test_screen_says_that_a_model_is_calibrated(npr, folder, tmp_path):
 
 
 def test_interruption_keeps_the_rows(npr, folder, tmp_path, checkpoint, monkeypatch):
-    listed = Files.__iter__
+    listed = Sources.__iter__
 
     def interrupted(self):
         yield from listed(self)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Files, "__iter__", interrupted)
+    monkeypatch.setattr(Sources, "__iter__", interrupted)
     output = tmp_path / "scores.jsonl"
     code, _, err = npr("screen", folder, "-o", output, "--checkpoint", checkpoint, "--batch-size", 1, "--workers", 1)
     assert code == terminal.EXIT_INTERRUPTED and "interrupted" in err

@@ -151,6 +151,16 @@ def test_inference_in_bfloat16_is_as_good_as_eager_bfloat16(detector):
     assert (detector.for_inference(torch.bfloat16)(raw) - truth).abs().max() <= limit
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_logit_depends_on_no_other_image_of_the_batch(detector, dtype):
+    frozen = detector.for_inference(dtype)
+    if frozen.engine != "fused":
+        pytest.skip("other libraries' convolutions promise nothing of the kind")
+    images = torch.randint(0, 256, (7, 3, 48, 64), dtype=torch.uint8)
+    together, alone = frozen(images), torch.cat([frozen(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
+
+
 def test_inference_is_frozen(detector):
     fast = detector.for_inference()
     assert fast.dtype == default_dtype(torch.device("cpu"))

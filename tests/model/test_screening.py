@@ -19,9 +19,10 @@ from npr_model import checkpoints
 from npr_model.checkpoints import Calibration
 from npr_model.images import View
 from npr_model.screening import runner, sinks
+from npr_model.screening.items import Item
 from npr_model.screening.runner import Row, Scorer, Summary
 from npr_model.screening.sinks import SinkError
-from npr_model.screening.sources import Files, Item, SourceError
+from npr_model.screening.sources import SourceError, Sources
 from tests.model.conftest import encoded, make_detector, noise
 from tests.model.test_images import png_claiming
 
@@ -100,7 +101,7 @@ def test_listing_is_read_ahead_a_little_only(scorer, monkeypatch):
         nonlocal listed
         while True:
             listed += 1
-            yield item(str(listed), encoded(noise(16, 16)))
+            yield item(str(listed), encoded(noise(16, 16, seed=listed)))
 
     rows = scorer(batch_size=1000, workers=2).score(endless())
     next(rows)
@@ -114,7 +115,7 @@ def test_batches_are_bounded_in_pixels(scorer, monkeypatch):
     sizes = []
     inner = made._logits
     monkeypatch.setattr(made, "_logits", lambda pixels: sizes.append(len(pixels)) or inner(pixels))
-    assert len(list(made.score([item(str(i), encoded(noise(16, 16))) for i in range(8)]))) == 8
+    assert len(list(made.score([item(str(i), encoded(noise(16, 16, seed=i))) for i in range(8)]))) == 8
     assert sizes == [3, 3, 2]
 
 
@@ -171,7 +172,7 @@ def test_files_and_folders_in_natural_order(tmp_path):
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    source = Files([tmp_path / "notes.txt", tmp_path])
+    source = Sources([tmp_path / "notes.txt", tmp_path])
     listed = [os.path.relpath(i.source, tmp_path) for i in source]
     assert listed == ["notes.txt", "img2.PNG", "img10.png", "b/c.jpg", "b/a/x.webp"]
     assert source.skipped == 1
@@ -181,15 +182,15 @@ def test_files_and_folders_in_natural_order(tmp_path):
 def test_links_to_folders_are_not_followed(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     (tmp_path / "loop").symlink_to(tmp_path)
-    assert len(list(Files([tmp_path]))) == 1
+    assert len(list(Sources([tmp_path]))) == 1
 
 
 def test_paths_that_cannot_be_screened(tmp_path):
     with pytest.raises(SourceError, match="absent does not exist"):
-        Files([tmp_path / "absent"])
+        Sources([tmp_path / "absent"])
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(SourceError, match="no images in folder"):
-        Files([tmp_path])
+        Sources([tmp_path])
 
 
 def test_what_cannot_be_read_is_an_item_that_fails(tmp_path, monkeypatch, scorer):
@@ -204,7 +205,7 @@ def test_what_cannot_be_read_is_an_item_that_fails(tmp_path, monkeypatch, scorer
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", closed)  # permissions do not bind the superuser
-    items = list(Files([tmp_path]))
+    items = list(Sources([tmp_path]))
     (tmp_path / "gone.png").unlink()
     errors = {os.path.basename(row.source): row.error for row in scorer().score(items)}
     assert set(errors) == {"pipe.png", "closed", "gone.png"}
@@ -224,9 +225,9 @@ def test_odd_names_survive(tmp_path, suffix, scorer):
         with open(os.path.join(os.fsencode(folder), name), "wb") as file:
             file.write(encoded(noise(8, 8, seed=i)))
     output = tmp_path / f"scores{suffix}"
-    with sinks.open_sink(output) as write:
-        for row in scorer().score(Files([folder])):
-            write(row)
+    with sinks.open_sink(output) as sink:
+        for row in scorer().score(Sources([folder])):
+            sink.write(row)
     rows = read(output)
     expected = {name.decode("utf-8", "backslashreplace") for name in ODD_NAMES}
     assert {os.path.relpath(row["source"], folder) for row in rows} == expected
@@ -243,15 +244,15 @@ def read(output: Path) -> list[dict]:
 
 
 LOGIT = float(np.float32(0.1))
-GOOD = Row("a.png", LOGIT, 0.525, "generated", 4, 5, "PNG", "pillow 1", "native", None, "m@1")
-FAILED = Row("b.png", error="the file is empty", view="native", model="m@1")
+GOOD = Row("a.png", "00ff", LOGIT, 0.525, "generated", 4, 5, "PNG", view="native", milliseconds=0.1, model="m@1")
+FAILED = Row("b.png", error="the file is empty", error_code="empty", view="native", model="m@1")
 
 
 def test_parquet_schema_and_compression(tmp_path):
     output = tmp_path / "scores.parquet"
-    with sinks.open_sink(output) as write:
-        write(GOOD)
-        write(FAILED)
+    with sinks.open_sink(output) as sink:
+        sink.write(GOOD)
+        sink.write(FAILED)
     file = pq.ParquetFile(output)
     assert file.schema_arrow.equals(sinks.SCHEMA)
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
@@ -263,9 +264,9 @@ def test_parquet_schema_and_compression(tmp_path):
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_text_formats_round_to_float32(tmp_path, suffix):
     output = tmp_path / f"scores{suffix}"
-    with sinks.open_sink(output) as write:
-        write(GOOD)
-        write(FAILED)
+    with sinks.open_sink(output) as sink:
+        sink.write(GOOD)
+        sink.write(FAILED)
     first, second = read(output)
     assert str(first["logit"]) == "0.1"
     assert second["logit"] in (None, "")
@@ -275,20 +276,21 @@ def test_text_formats_round_to_float32(tmp_path, suffix):
 def test_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(sinks, "ROWS_A_PART", 2)
     output = f"{tmp_path}/scores/"
-    with sinks.open_sink(output) as write:
+    with sinks.open_sink(output) as sink:
         for i in range(5):
-            write(GOOD)
-            assert len(os.listdir(output)) == (i + 1) // 2
-    assert sorted(os.listdir(output)) == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+            sink.write(GOOD)
+            assert len(list(Path(output).glob("*.parquet"))) == (i + 1) // 2
+    names = [f"part-0000{number}.parquet" for number in range(3)]
+    assert sorted(os.listdir(output)) == [".lock", "_manifest.json", *names]
     assert pq.read_table(output).num_rows == 5
-    with pytest.raises(SinkError, match="not empty"):
-        sinks.check(output)
+    manifest = json.loads((Path(output) / "_manifest.json").read_text())
+    assert manifest["complete"] and manifest["rows"] == 5 and list(manifest["parts"]) == names
 
 
 def test_parts_are_closed_after_a_while(tmp_path, monkeypatch):
     monkeypatch.setattr(sinks, "SECONDS_A_PART", -1)
-    with sinks.open_sink(f"{tmp_path}/scores/") as write:
-        write(GOOD)
+    with sinks.open_sink(f"{tmp_path}/scores/") as sink:
+        sink.write(GOOD)
         assert pq.read_table(tmp_path / "scores").num_rows == 1
 
 
@@ -299,9 +301,9 @@ OUTPUTS = ["scores.parquet", "scores.csv", "scores.jsonl", "scores/"]
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, BackendError])
 def test_rows_before_a_failure_are_kept(tmp_path, name, failure):
     output = f"{tmp_path}/{name}"
-    with pytest.raises(failure), sinks.open_sink(output) as write:
-        write(GOOD)
-        write(FAILED)
+    with pytest.raises(failure), sinks.open_sink(output) as sink:
+        sink.write(GOOD)
+        sink.write(FAILED)
         raise failure
     assert len(read(Path(output))) == 2
     assert os.listdir(tmp_path) == [name.rstrip("/")]
@@ -331,11 +333,14 @@ def test_a_run_without_rows_is_an_empty_table(tmp_path, name):
         ("absent/scores.csv", "in a folder that does not exist"),
         ("folder.csv", "is a folder"),
         ("file/", "exists and is not a folder"),
+        ("used/", "holds something else than rows"),
     ],
 )
 def test_unusable_outputs(tmp_path, name, message):
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "file").write_text("x")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").write_text("x")
     with pytest.raises(SinkError, match=message):
         sinks.check(f"{tmp_path}/{name}")
 

@@ -1,0 +1,35 @@
+"""What is screened: a name and a way to its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MAX_BYTES = 2**30  # of one encoded image; what is larger is no photograph and would fill the memory
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to score: ``source`` says what it is, ``load()`` gives its encoded bytes or raises OSError."""
+
+    source: str
+    load: Callable[[], bytes]
+
+
+def too_large(size: int) -> str:
+    """What is wrong with an encoded image of more than MAX_BYTES."""
+    return f"it is {size} bytes, more than the limit of {MAX_BYTES}"
+
+
+def in_memory(source: str, data: bytes) -> Item:
+    """An item whose bytes are there already."""
+    return Item(source, lambda: data)
+
+
+def failing(source: str, message: str) -> Item:
+    """An item that cannot be read, so that it shows as one."""
+
+    def load() -> bytes:
+        raise OSError(message)
+
+    return Item(source, load)
