@@ -47,13 +47,20 @@ def walk_images(
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             folders.append(entry.path)
-        elif not entry.is_dir():
+        elif not _leads_to_folder(entry):
             if is_image_name(entry.name):
                 yield Path(entry.path)
             else:
                 on_other(Path(entry.path))
     for folder in folders:
         yield from walk_images(folder, on_error=on_error, on_other=on_other)
+
+
+def _leads_to_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: reading it will say so
+        return False
 
 
 def readable_name(path: str | os.PathLike) -> str:
