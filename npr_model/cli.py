@@ -14,6 +14,7 @@ from npr_model.commands.compare import compare
 from npr_model.commands.evaluate import evaluate
 from npr_model.commands.explain import explain
 from npr_model.commands.info import info
+from npr_model.commands.report import report
 from npr_model.commands.robustness import robustness
 from npr_model.commands.screen import screen
 from npr_model.commands.simulate import simulate
@@ -29,7 +30,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (screen, evaluate, compare, explain, robustness, ablate, audit, train, simulate, calibrate, info):
+for command in (
+    screen,
+    report,
+    evaluate,
+    compare,
+    explain,
+    robustness,
+    ablate,
+    audit,
+    train,
+    simulate,
+    calibrate,
+    info,
+):
     app.command()(command)
 
 

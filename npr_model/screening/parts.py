@@ -158,6 +158,12 @@ def check(folder: Path) -> None:
         raise SinkError(f"output folder {folder} holds something else than rows; choose another, or empty it")
 
 
+def threshold(folder: Path) -> float | None:
+    """The threshold of the verdicts in a folder of parts; None where it does not say. Raises SinkError."""
+    text = ((_manifest(folder) or {}).get("identity") or {}).get("threshold")
+    return None if text is None else float(text)
+
+
 def _manifest(folder: Path) -> dict | None:
     try:
         values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

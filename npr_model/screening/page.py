@@ -1,0 +1,92 @@
+"""The report on a screening as one HTML file that needs nothing else, and opens anywhere."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from npr_kernels import npr
+from npr_model import images
+from npr_model.errors import InputError
+from npr_model.files import replacing
+from npr_model.images import ImageError, View
+from npr_model.screening.digest import Digest, edges, group
+from npr_model.screening.sources import Sources
+
+THUMBNAIL = 160  # pixels of the longer side, and of the NPR map's crop
+_TEMPLATE = Path(__file__).with_name("page.html")
+_FULL_SCALE = 24  # grey levels of a difference that is shown as white
+
+
+def write_page(path: Path, title: str, found: Digest, on_image: Callable[[int], None] = lambda count: None) -> None:
+    """Write ``found`` with the thumbnails of its gallery; images that are not at hand any more are shown as such."""
+    thumbnails = {}
+    for source, data in fetch({row["source"] for row in found.gallery}).items():
+        thumbnails[source] = thumbnail(data)
+        on_image(1)
+    gallery = [row | {"group": group(row["source"])} | thumbnails.get(row["source"], {}) for row in found.gallery]
+    values = {
+        "total": found.total,
+        "verdicts": dict(found.verdicts),
+        "models": [f"{model}, view {view}" for (model, view), _ in found.models.most_common()],
+        "threshold": found.threshold,
+        "edges": edges().tolist(),
+        "histograms": [
+            {"group": group, "format": format, "counts": counts.tolist()}
+            for (group, format), counts in sorted(found.histograms.items())
+        ],
+        "errors": [
+            {"code": code, "count": count, "examples": examples} for code, (count, examples) in found.errors.items()
+        ],
+        "gallery": gallery,
+    }
+    data = json.dumps(values, allow_nan=False).replace("</", "<\\/").replace("<!--", "<\\!--")
+    text = _TEMPLATE.read_text(encoding="utf-8").replace("{{title}}", html.escape(title)).replace("{{data}}", data)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def fetch(sources: Iterable[str]) -> dict[str, bytes]:
+    """The encoded bytes of those of ``sources`` (names of rows) that can be read; an archive is read once."""
+    found, inside = {}, {}
+    for source in sources:
+        inside.setdefault(source.partition("::")[0], set()).add(source)
+    for path, wanted in inside.items():
+        try:
+            for item in Sources([path]):
+                if item.source in wanted:
+                    found[item.source] = item.load()
+                    if wanted <= found.keys():
+                        break
+        except (InputError, OSError):  # moved, or on another machine: the rest of the report stands without it
+            continue
+    return found
+
+
+def thumbnail(data: bytes) -> dict[str, str]:
+    """Data URLs: "picture", at most THUMBNAIL pixels, and "npr", the central THUMBNAIL x THUMBNAIL of the NPR map."""
+    try:
+        pixels = images.decode(data).pixels
+    except ImageError as error:
+        return {"lost": str(error)}
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    crop = View("crop", THUMBNAIL).apply(pixels) if min(pixels.shape[:2]) >= 2 else pixels
+    planes = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)[None].float()
+    magnitude = npr(planes)[0].abs().mean(0).numpy() if min(crop.shape[:2]) >= 2 else np.zeros((1, 1))
+    shown = Image.fromarray(np.clip(magnitude * (255 / _FULL_SCALE), 0, 255).astype(np.uint8))
+    return {"picture": _data_url(picture), "npr": _data_url(shown)}
+
+
+def _data_url(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=75)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
