@@ -185,6 +185,7 @@ COLUMNS = {  # title: key of the row, format
     "ms": ("median_ms", ".3f"),
     "±": ("iqr_ms", ".3f"),
     "x eager": ("ratio_to_reference", ".2f"),
+    "images/s": ("images_per_second", ".1f"),
     "GFLOP/s": ("gflops", ".0f"),
     "of FMA peak": ("share_of_fma_peak", ".0%"),
     "of bf16 peak": ("share_of_bf16_peak", ".0%"),

@@ -22,6 +22,7 @@ README = ROOT / "README.md"
 MARK = re.compile(r"(<!-- table (?P<file>\S+): (?P<case>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 COLUMNS = {  # title: key of the row, factor, format
     "ms": ("median_ms", 1, "{:.3g}"),
+    "images/s": ("images_per_second", 1, "{:.3g}"),
     "x eager": ("ratio_to_reference", 1, "{:.1f}"),
     "of FMA peak": ("share_of_fma_peak", 100, "{:.0f} %"),
     "of bf16 peak": ("share_of_bf16_peak", 100, "{:.0f} %"),

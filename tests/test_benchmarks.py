@@ -12,7 +12,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import command, device, machine, model, ops, peers, train
+from benchmarks import command, device, machine, model, ops, peers, screening, train
 from benchmarks import report as readme
 from benchmarks.cases import OperatorCase
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, Unavailable, interleave, is_peer, report
@@ -51,6 +51,22 @@ def test_authors_layers_are_the_detector():
         truth.load_state_dict(detector.state_dict())
         assert error(peers.AuthorsDetector(detector, torch.float64)(pixels), truth(pixels)) < 1e-12
         assert error(peers.AuthorsDetector(detector)(pixels), truth(pixels)) < 1e-5
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_screening_judges_logits_and_pixels(format, tmp_path):
+    paths = screening.make_files(tmp_path, format, 32, 10)
+    case = screening.benchmark(model.random_detector(), format, paths, 1, CPU)
+    for contender in case.contenders:
+        parity = case.judge(contender.build()(), contender.dtype)
+        assert parity.green, contender.name
+        assert contender.name != screening.DECODING or parity.error == 0
+    pixels = next(c for c in case.contenders if c.name == screening.DECODING).build()()
+    pixels[3, 4, 5, 1] ^= 1
+    assert not case.judge(pixels, torch.float32).green
+    rows = [{"contender": c.name, "median_ms": ms} for c, ms in zip(case.contenders, (100, 20, 40, 5, 16), strict=True)]
+    rows = {row["contender"]: row for row in screening.with_rates(rows, 10)}
+    assert rows[OURS]["images_per_second"] == 500 and rows[OURS]["share_of_slower_half"] == pytest.approx(0.8)
 
 
 def test_training_step_judges_losses_and_gradients():

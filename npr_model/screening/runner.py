@@ -10,7 +10,8 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +25,12 @@ from npr_model.jpeg_quality import estimate_quality
 from npr_model.screening.items import Item
 
 TINY = 64  # pixels of the shorter side, below which a verdict rests on a few cells
-KNOWN_ROWS = 2**16  # of identical files, so that each is scored once: about 64 MiB
+KNOWN_ROWS = 2**14  # of identical files, so that each is scored once: about 10 MiB
 PENDING_PIXELS = 2**26  # decoded pixels that may wait for a batch of their size: 192 MiB
 BATCH_PIXELS = 2**24  # pixels in one batch, so that large images are scored a few at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One scored item, or one that failed: then ``error`` says why, and what is not known is None.
 
@@ -59,7 +60,9 @@ class Row:
     milliseconds: float | None = None
     model: str | None = None
 
-    as_dict = asdict
+    def as_dict(self) -> dict[str, Any]:
+        """By the names of the columns."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True)

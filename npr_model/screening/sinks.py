@@ -50,6 +50,7 @@ SCHEMA = pa.schema(
 ROWS_A_PART = 50_000
 SECONDS_A_PART = 300
 _ROWS_A_GROUP = 10_000
+_ROWS_A_TABLE = 1000  # as columns rows take a fifth of the memory
 
 Put = Callable[[Row], None]
 
@@ -137,22 +138,27 @@ def _parquet(path: Path) -> Iterator[Sink]:
 @contextlib.contextmanager
 def _parquet_parts(folder: Path, identity: Mapping[str, str]) -> Iterator[Sink]:
     rows: list[Row] = []
+    tables: list[pa.Table] = []
     began = time.monotonic()
 
     def flush() -> None:
         nonlocal began
-        written.add(_table(rows))
+        written.add(pa.concat_tables([*tables, _table(rows)]))
         rows.clear()
+        tables.clear()
         began = time.monotonic()
 
     def put(row: Row) -> None:
         rows.append(row)
-        if len(rows) >= ROWS_A_PART or time.monotonic() - began > SECONDS_A_PART:
+        if len(rows) + sum(map(len, tables)) >= ROWS_A_PART or time.monotonic() - began > SECONDS_A_PART:
             flush()
+        elif len(rows) >= _ROWS_A_TABLE:
+            tables.append(_table(rows))
+            rows.clear()
 
     with parts.opened(folder, identity) as written:
         yield (sink := Sink(put, written.finished()))
-        if rows or not written.count:
+        if rows or tables or not written.count:
             flush()
         if not sink.interrupted:
             written.finish()

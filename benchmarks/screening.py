@@ -1,0 +1,186 @@
+"""``python -m benchmarks.screening``: files on disk to rows, against decoding or the network alone, and a plain loop.
+
+End to end can be no faster than the slower of its two halves; the share of that is what the runner loses. The reference
+is what the authors' code does: Pillow in a DataLoader's workers, and the network in plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks import command, machine, peers
+from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, run, table
+from benchmarks.model import FLOAT32_LIMIT, needed_flops, random_detector, random_pixels
+from npr_model import images
+from npr_model.checkpoints import LoadedCheckpoint, Metadata
+from npr_model.inference import default_dtype
+from npr_model.network import NPRDetector
+from npr_model.screening.runner import Scorer
+from npr_model.screening.sources import Sources
+from tests.tolerances import allowed, error
+
+CASES = (("JPEG", 256, 64), ("JPEG", 512, 32), ("JPEG", 1024, 16), ("PNG", 512, 32), ("WEBP", 512, 32))
+BATCH = 8
+DECODING, NETWORK = f"{OURS}, decoding alone", f"{OURS}, network alone"
+
+
+class PlainFiles(Dataset):
+    """Files as Pillow opens them, (3, H, W) uint8."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> Tensor:
+        pixels = np.array(Image.open(self.paths[number]).convert("RGB"))
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def make_files(folder: Path, format: str, size: int, count: int) -> list[Path]:
+    """Different images of smooth patches and noise: JPEG and WebP of quality 90."""
+    encode = {
+        "JPEG": functools.partial(images.encode_jpeg, quality=90),
+        "WEBP": functools.partial(images.encode_webp, quality=90),
+        "PNG": images.encode_png,
+    }[format]
+    paths = []
+    for number, pixels in enumerate(random_pixels(count, size).permute(0, 2, 3, 1).numpy()):
+        paths.append(folder / f"{number:04}.{format.lower()}")
+        paths[-1].write_bytes(encode(pixels))
+    return paths
+
+
+def benchmark(
+    detector: NPRDetector, format: str, paths: Sequence[Path], workers: int, device: torch.device
+) -> Benchmark:
+    """All files once: the logits in the order of ``paths``, or for decoding alone the pixels."""
+    decoded = np.stack([np.array(Image.open(path).convert("RGB")) for path in paths])
+    pixels = torch.from_numpy(decoded).permute(0, 3, 1, 2)
+    detector, dtype = detector.to(device), default_dtype(device)
+    wide = peers.AuthorsDetector(detector, torch.float64).to(device)
+    low = peers.AuthorsDetector(detector, dtype).to(device)
+
+    def logits(network: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([network(batch.to(device)).cpu() for batch in batches])
+
+    parts = pixels.split(BATCH)
+    truth = logits(wide, pixels[: 2 * BATCH].split(2))  # float64 takes its time
+    largest = truth.abs().max().item()
+    limits = {torch.float32: FLOAT32_LIMIT}
+    limits[torch.bfloat16] = allowed(error(logits(low, parts[:2]), truth), torch.bfloat16) * largest
+
+    def judge(result: Tensor | np.ndarray, computed_in: torch.dtype) -> Parity:
+        if isinstance(result, np.ndarray):
+            return Parity(float(np.abs(result.astype(int) - decoded).max()), 0.0)
+        return Parity(error(result[: len(truth)], truth) * largest, limits[computed_in])
+
+    def plain_loop() -> Callable[[], Tensor]:
+        network = peers.AuthorsDetector(detector).to(device)
+        options = {"batch_size": BATCH, "num_workers": workers, "pin_memory": device.type == "cuda"}
+        return lambda: logits(network, DataLoader(PlainFiles(paths), **options))
+
+    def end_to_end(computed_in: torch.dtype) -> Callable[[], Tensor]:
+        loaded = LoadedCheckpoint(detector, Metadata(), "0" * 64, Path("random"))
+        scorer = Scorer(loaded, batch_size=BATCH, workers=workers, dtype=computed_in, device=device)
+
+        def call() -> Tensor:
+            found = {row.source: row.logit for row in scorer.score(Sources(paths))}
+            return torch.tensor([[found[str(path)]] for path in paths])
+
+        return call
+
+    def decoding() -> Callable[[], np.ndarray]:
+        def decode(path: Path) -> np.ndarray:
+            return images.decode(path.read_bytes()).pixels
+
+        def call() -> np.ndarray:
+            with ThreadPoolExecutor(workers) as pool:
+                return np.stack(list(pool.map(decode, paths)))
+
+        return call
+
+    def network() -> Callable[[], Tensor]:
+        frozen = detector.for_inference(dtype)
+        return lambda: logits(frozen, parts)
+
+    contenders = [
+        Contender(REFERENCE, plain_loop),
+        Contender(OURS, lambda: end_to_end(dtype), dtype),
+        Contender(f"{OURS} float32", lambda: end_to_end(torch.float32)),
+        Contender(DECODING, decoding),
+        Contender(NETWORK, network, dtype),
+    ]
+    name = f"screening {len(paths)} {format} files of {decoded.shape[2]}x{decoded.shape[1]}"
+    flops = needed_flops(peers.AuthorsDetector(detector).to(device), pixels[:1].to(device))
+    return Benchmark(name, contenders, judge, len(paths) * flops)
+
+
+def with_rates(rows: list[dict], count: int) -> list[dict]:
+    """``rows`` of a case with images a second, and of end to end the share of the slower half's."""
+    for row in rows:
+        if row["median_ms"]:
+            row["images_per_second"] = count / row["median_ms"] * 1e3
+        if row["contender"] == DECODING:  # which does none of the operations
+            row.update({name: None for name in ("gflops", "share_of_fma_peak", "share_of_bf16_peak") if name in row})
+    rates = {row["contender"]: row.get("images_per_second") for row in rows}
+    if rates[OURS] and rates[DECODING] and rates[NETWORK]:
+        next(row for row in rows if row["contender"] == OURS)["share_of_slower_half"] = rates[OURS] / min(
+            rates[DECODING], rates[NETWORK]
+        )
+    return rows
+
+
+def main(
+    device: command.Device = "cpu",
+    json_file: command.JsonFile = None,
+    seconds: command.Seconds = 30.0,
+    workers: Annotated[int, typer.Option(min=0, help="Decoding threads, and the plain loop's processes.")] = 0,
+    only: Annotated[str, typer.Option(help="Cases whose name has this in it, as in JPEG or 512.")] = "",
+) -> None:
+    """Screening end to end; fails if a logit or a pixel of ours is wrong."""
+    target = command.checked_device(device)
+    command.checked_json(json_file)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    described, rows, red = machine.describe(target), [], False
+    detector = random_detector()
+    workers = workers or min(16, described["cores"])
+    for format, size, count in CASES:
+        if only not in f"{format} {size}":
+            continue
+        with tempfile.TemporaryDirectory() as name:
+            paths = make_files(Path(name), format, size, count)
+            case = benchmark(detector, format, paths, workers, target)
+            new = with_rates(run(case, described, target, seconds), count)
+        console.print(table(new))
+        for row in new:
+            if "share_of_slower_half" in row:
+                console.print(f"end to end: {row['share_of_slower_half']:.0%} of the slower of decoding and network")
+            red |= row["parity"] == "red"
+        rows += new
+        if json_file:
+            json_file.write_text(json.dumps({"machine": described, "rows": rows}, indent=1) + "\n")
+    if not rows:
+        command.refuse(f"--only {only}: no case has that in its name")
+    raise typer.Exit(1 if red else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
