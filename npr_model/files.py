@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 _JPEG_SUFFIXES = (".jfif", ".jpe", ".jpeg", ".jpg")
 _OTHER_SUFFIXES = (".apng", ".avif", ".bmp", ".gif", ".j2k", ".jp2", ".png", ".tga", ".tif", ".tiff", ".webp")
 _NETPBM_SUFFIXES = (".pbm", ".pgm", ".pnm", ".ppm")
+AT_ONCE = 100_000  # entries of a folder that are sorted together
+T = TypeVar("T")
 IMAGE_SUFFIXES = frozenset((*_JPEG_SUFFIXES, *_NETPBM_SUFFIXES, *_OTHER_SUFFIXES))
 
 
@@ -19,6 +23,13 @@ def natural_key(name: str) -> tuple:
     parts = re.split(r"([0-9]+)", name)
     parts[1::2] = [int(digits) for digits in parts[1::2]]
     return [part.casefold() if isinstance(part, str) else part for part in parts], name
+
+
+def in_natural_order(things: Iterable[T], name: Callable[[T], str]) -> Iterator[T]:
+    """``things`` sorted by their names, AT_ONCE at a time: a folder of ten million files is never held whole."""
+    things = iter(things)
+    while run := list(itertools.islice(things, AT_ONCE)):
+        yield from sorted(run, key=lambda thing: natural_key(name(thing)))
 
 
 def is_image_name(name: str) -> bool:
@@ -32,26 +43,26 @@ def walk_images(
     on_error: Callable[[OSError], None],
     on_other: Callable[[Path], None] = lambda path: None,
 ) -> Iterator[Path]:
-    """Image files (by suffix) below ``root``, folder by folder in natural order; only one folder is held at a time.
+    """Image files (by suffix) below ``root``, folder by folder in natural order (:func:`in_natural_order`).
 
     Hidden entries (a leading dot) are left out and links to folders are not followed, so that a loop of links ends.
     ``on_error`` is given what a folder that cannot be listed raises, ``on_other`` every file that is no image by name.
     """
+    folders = []
     try:
         with os.scandir(root) as entries:
-            entries = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: natural_key(e.name))
+            shown = (entry for entry in entries if not entry.name.startswith("."))
+            for entry in in_natural_order(shown, lambda entry: entry.name):
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif not _leads_to_folder(entry):
+                    if is_image_name(entry.name):
+                        yield Path(entry.path)
+                    else:
+                        on_other(Path(entry.path))
     except OSError as error:
         on_error(error)
         return
-    folders = []
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            folders.append(entry.path)
-        elif not _leads_to_folder(entry):
-            if is_image_name(entry.name):
-                yield Path(entry.path)
-            else:
-                on_other(Path(entry.path))
     for folder in folders:
         yield from walk_images(folder, on_error=on_error, on_other=on_other)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from npr_model.errors import InputError, reason
-from npr_model.files import readable_name, walk_images
+from npr_model.files import in_natural_order, readable_name, walk_images
 from npr_model.screening import archives
 from npr_model.screening.items import MAX_BYTES, Item, failing, too_large
 from npr_model.screening.remote import Remote, is_url
@@ -52,7 +52,7 @@ class Sources:
     def __iter__(self) -> Iterator[Item]:
         self.skipped = 0
         for part in self._parts:
-            yield from self._of_remote(part) if isinstance(part, Remote) else self._of_path(part)
+            yield from self._of_remote(part) if isinstance(part, Remote) else self._of_argument(part)
         for name in _lines(self._files_from) if self._files_from is not None else ():
             yield from self._of_name(name)
 
@@ -70,13 +70,17 @@ class Sources:
                 raise SourceError(f"nothing matches {readable_name(path)}")
         return path
 
+    def _of_argument(self, path: str) -> Iterator[Item]:
+        if os.path.lexists(path) or not glob.has_magic(path):
+            yield from self._of_path(path)
+            return
+        for match in in_natural_order(glob.iglob(path, recursive=True), str):
+            if not os.path.isdir(match):
+                yield from self._of_path(match)
+
     def _of_path(self, path: str) -> Iterator[Item]:
         if os.path.isdir(path):
             yield from self._walk(path)
-        elif not os.path.lexists(path) and glob.has_magic(path):
-            for match in sorted(glob.iglob(path, recursive=True)):
-                if not os.path.isdir(match):
-                    yield from self._of_path(match)
         elif archives.is_archive(path):
             yield from self._members(functools.partial(open, path, "rb"), readable_name(path))
         else:

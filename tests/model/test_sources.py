@@ -127,19 +127,22 @@ def test_lists_of_names(tmp_path, monkeypatch):
     (tmp_path / "b c.png").write_bytes(b"b")
     odd = os.fsencode(tmp_path) + b"/\xff.png"
     Path(os.fsdecode(odd)).write_bytes(b"odd")
-    lines = b"\n".join([b"b c.png\r", b"", b"gone.png", b"a.tar", b"gone.tar", b"memory://gone/x.png", odd]) + b"\n"
+    lines = (
+        b"\n".join([b"b c.png\r", b"", b"gone.png", b"gone[1].png", b"a.tar", b"gone.tar", b"memory://gone/x.png", odd])
+        + b"\n"
+    )
     (tmp_path / "list.txt").write_bytes(lines)
     monkeypatch.chdir(tmp_path)
     expected = {f"a.tar::{member}": data for member, data in PICTURES.items()} | {"b c.png": b"b"}
     expected[f"{tmp_path}/\\xff.png"] = b"odd"
     found = loaded(Sources([], files_from="list.txt"))
     assert {name: found.pop(name) for name in expected} == expected
-    assert sorted(found) == ["gone.png", "gone.tar", "memory://gone/x.png"]
-    assert all("No such file" in found[name] for name in ("gone.png", "gone.tar"))
+    assert sorted(found) == ["gone.png", "gone.tar", "gone[1].png", "memory://gone/x.png"]
+    assert all("No such file" in found[name] for name in ("gone.png", "gone.tar", "gone[1].png"))
     assert "does not exist" in found["memory://gone/x.png"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
     assert loaded(Sources([tmp_path / "b c.png"], files_from="-")).keys() == {
-        *expected, *found, "gone.png", "gone.tar", "memory://gone/x.png", f"{tmp_path}/b c.png"
+        *expected, *found, f"{tmp_path}/b c.png"
     }  # fmt: skip
     with pytest.raises(SourceError, match="the list nope does not exist"):
         Sources([], files_from="nope")
@@ -338,3 +341,35 @@ def test_a_long_tar_is_not_kept_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(tarfile, "open", watching)
     assert {len(lengths[0]) <= 2 for _ in Sources([tmp_path / "a.tar"])} == {True}
     assert len(list(Sources([tmp_path / "a.tar"]))) == 2000
+
+
+def test_a_folder_is_never_held_whole(tmp_path, monkeypatch):
+    from npr_model import files
+
+    monkeypatch.setattr(files, "AT_ONCE", 4)
+    for number in range(11):
+        (tmp_path / f"{number}.png").write_bytes(b"x")
+    listed, scandir = [], os.scandir
+
+    class Watching:
+        def __init__(self, path):
+            self.entries = scandir(path)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            self.entries.close()
+
+        def __iter__(self):
+            for entry in self.entries:
+                listed.append(entry.name)
+                yield entry
+
+    source = Sources([tmp_path])
+    monkeypatch.setattr(os, "scandir", Watching)
+    items = iter(source)
+    names = [next(items).source]
+    assert len(listed) == 4
+    names += [item.source for item in items]
+    assert len(set(names)) == len(listed) == 11
