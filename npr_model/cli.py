@@ -17,6 +17,7 @@ from npr_model.commands.info import info
 from npr_model.commands.report import report
 from npr_model.commands.robustness import robustness
 from npr_model.commands.screen import screen
+from npr_model.commands.serve import serve
 from npr_model.commands.simulate import simulate
 from npr_model.commands.terminal import EXIT_INTERRUPTED, EXIT_USAGE, err
 from npr_model.commands.train import train
@@ -33,6 +34,7 @@ app = typer.Typer(
 for command in (
     screen,
     report,
+    serve,
     evaluate,
     compare,
     explain,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,12 +16,12 @@ from npr_model import images
 from npr_model.errors import InputError
 from npr_model.files import replacing
 from npr_model.images import ImageError, View
+from npr_model.pictures import data_url, npr_picture
 from npr_model.screening.digest import Digest, edges, group
 from npr_model.screening.sources import Sources
 
 THUMBNAIL = 160  # pixels of the longer side, and of the NPR map's crop
 _TEMPLATE = Path(__file__).with_name("page.html")
-_FULL_SCALE = 24  # grey levels of a difference that is shown as white
 
 
 def write_page(path: Path, title: str, found: Digest, on_image: Callable[[int], None] = lambda count: None) -> None:
@@ -81,12 +79,5 @@ def thumbnail(data: bytes) -> dict[str, str]:
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     crop = View("crop", THUMBNAIL).apply(pixels) if min(pixels.shape[:2]) >= 2 else pixels
     planes = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)[None].float()
-    magnitude = npr(planes)[0].abs().mean(0).numpy() if min(crop.shape[:2]) >= 2 else np.zeros((1, 1))
-    shown = Image.fromarray(np.clip(magnitude * (255 / _FULL_SCALE), 0, 255).astype(np.uint8))
-    return {"picture": _data_url(picture), "npr": _data_url(shown)}
-
-
-def _data_url(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=75)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    differences = npr(planes)[0].numpy() if min(crop.shape[:2]) >= 2 else np.zeros((3, 1, 1))
+    return {"picture": data_url(picture), "npr": data_url(npr_picture(differences))}
