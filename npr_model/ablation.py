@@ -17,7 +17,8 @@ from npr_model.files import replacing
 from npr_model.images import View
 from npr_model.metrics import Metrics
 from npr_model.report import Table, percent
-from npr_model.screening.runner import Row, Scorer
+from npr_model.screening.rows import Row
+from npr_model.screening.runner import Scorer
 from npr_model.train import train
 
 GRID_SIZES = (2, 3)

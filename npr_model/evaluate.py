@@ -16,7 +16,8 @@ from npr_model.images import View
 from npr_model.metrics import Metrics
 from npr_model.perturbations import Perturbation
 from npr_model.screening.items import Item
-from npr_model.screening.runner import Row, Scorer
+from npr_model.screening.rows import Row
+from npr_model.screening.runner import Scorer
 from npr_model.screening.sources import file_item
 
 CLASS_NAMES = {REAL: "real", FAKE: "generated"}

@@ -15,7 +15,8 @@ from npr_model.files import replacing
 from npr_model.metrics import Metrics
 from npr_model.perturbations import Perturbation
 from npr_model.report import Table, percent
-from npr_model.screening.runner import Row, Scorer
+from npr_model.screening.rows import Row
+from npr_model.screening.runner import Scorer
 
 UNCHANGED = "png"  # decoded and written without loss: the files' own pixels
 RESULTS = "robustness.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,7 +31,8 @@ from npr_model.commands.terminal import (
 from npr_model.errors import InputError
 
 if TYPE_CHECKING:
-    from npr_model.screening.runner import Row, Scorer, Summary
+    from npr_model.screening.rows import Row, Summary
+    from npr_model.screening.runner import Scorer
 
 
 TABLE_ROWS = 50  # runs of up to so many images are shown image by image
@@ -72,6 +74,14 @@ def screen(
     dtype: DtypeOption = None,
     device: Device = "auto",
     max_pixels: Annotated[int, typer.Option(min=1, help="Larger images are an error.")] = 178_956_970,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file, made if there is none, that remembers scores by the bytes of the images: what any run with "
+            "it has scored is not scored again.",
+            show_default=False,
+        ),
+    ] = None,
     false_positive_rate: Annotated[
         float | None,
         typer.Option(
@@ -96,9 +106,11 @@ def screen(
     if output is not None:
         sinks.check(output)
     items = Sources(paths or [], files_from=files_from, column=column)
-    scorer = make_scorer(checkpoint, view, batch_size, workers, backend, dtype, device, max_pixels, false_positive_rate)
+    scorer = make_scorer(
+        checkpoint, view, batch_size, workers, backend, dtype, device, max_pixels, false_positive_rate, cache
+    )
 
-    from npr_model.screening.runner import Summary
+    from npr_model.screening.rows import Summary
     from npr_model.screening.sinks import Sink
 
     summary, shown = Summary(), []

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -64,6 +65,7 @@ def make_scorer(
     device: str,
     max_pixels: int | None = None,
     false_positive_rate: float | None = None,
+    cache: Path | None = None,
 ) -> Scorer:
     """What `screen`, `evaluate` and `calibrate` score with; usage errors before the slow parts."""
     from npr_model.images import MAX_PIXELS, View
@@ -89,6 +91,7 @@ def make_scorer(
         dtype=_dtype(dtype),
         device=chosen_device(device),
         max_pixels=max_pixels or MAX_PIXELS,
+        cache=cache,
     )
 
 

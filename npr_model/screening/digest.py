@@ -17,7 +17,7 @@ import pyarrow.dataset as ds
 
 from npr_model.errors import InputError, reason
 from npr_model.screening import parts
-from npr_model.screening.sinks import SCHEMA
+from npr_model.screening.rows import SCHEMA
 
 BINS, LIMIT = 240, 12.0  # of the histograms: logits from -LIMIT to LIMIT, what is beyond counts at the edge
 EXAMPLES = 5  # of sources for each error code

@@ -24,29 +24,8 @@ from npr_model.errors import reason
 from npr_model.files import replacing
 from npr_model.screening import parts
 from npr_model.screening.parts import Finished, SinkError
-from npr_model.screening.runner import Row
+from npr_model.screening.rows import SCHEMA, Row, as_table
 
-SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("sha256", pa.string()),
-        ("logit", pa.float32()),
-        ("probability", pa.float32()),
-        ("verdict", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("format", pa.string()),
-        ("jpeg_quality", pa.int32()),
-        ("subsampling", pa.string()),
-        ("flags", pa.string()),
-        ("decoder", pa.string()),
-        ("view", pa.string()),
-        ("error", pa.string()),
-        ("error_code", pa.string()),
-        ("milliseconds", pa.float32()),
-        ("model", pa.string()),
-    ]
-)
 ROWS_A_PART = 50_000
 SECONDS_A_PART = 300
 _ROWS_A_GROUP = 10_000
@@ -122,7 +101,7 @@ def _parquet(path: Path) -> Iterator[Sink]:
 
     def flush() -> None:
         if rows:
-            writer.write_table(_table(rows))
+            writer.write_table(as_table(rows))
             rows.clear()
 
     def put(row: Row) -> None:
@@ -143,7 +122,7 @@ def _parquet_parts(folder: Path, identity: Mapping[str, str]) -> Iterator[Sink]:
 
     def flush() -> None:
         nonlocal began
-        written.add(pa.concat_tables([*tables, _table(rows)]))
+        written.add(pa.concat_tables([*tables, as_table(rows)]))
         rows.clear()
         tables.clear()
         began = time.monotonic()
@@ -153,7 +132,7 @@ def _parquet_parts(folder: Path, identity: Mapping[str, str]) -> Iterator[Sink]:
         if len(rows) + sum(map(len, tables)) >= ROWS_A_PART or time.monotonic() - began > SECONDS_A_PART:
             flush()
         elif len(rows) >= _ROWS_A_TABLE:
-            tables.append(_table(rows))
+            tables.append(as_table(rows))
             rows.clear()
 
     with parts.opened(folder, identity) as written:
@@ -183,10 +162,6 @@ _FORMATS = {".parquet": _parquet, ".csv": _csv, ".jsonl": _json_lines}
 
 def is_folder(output: str | os.PathLike) -> bool:
     return os.fspath(output).endswith(("/", os.sep))
-
-
-def _table(rows: list[Row]) -> pa.Table:
-    return pa.Table.from_pylist([row.as_dict() for row in rows], SCHEMA)
 
 
 def _rounded(row: Row) -> dict:

@@ -16,7 +16,8 @@ from npr_model import checkpoints
 from npr_model.datasets import DatasetError
 from npr_model.evaluate import collect, common_size, evaluate
 from npr_model.perturbations import Perturbation, codec
-from npr_model.screening.runner import Row, Scorer
+from npr_model.screening.rows import Row
+from npr_model.screening.runner import Scorer
 from tests.model.conftest import encoded, make_detector, noise
 
 

@@ -16,7 +16,7 @@ from npr_model.errors import InputError
 from npr_model.screening import digest as digests
 from npr_model.screening.digest import digest
 from npr_model.screening.page import THUMBNAIL, fetch, thumbnail
-from npr_model.screening.runner import Row
+from npr_model.screening.rows import Row
 from npr_model.screening.sinks import open_sink
 from tests.model.conftest import encoded, noise
 from tests.model.test_sources import PICTURES, tar

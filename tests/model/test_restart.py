@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from npr_model import cli
-from npr_model.screening import parts, runner, sinks
+from npr_model.screening import known, parts, runner, sinks
 from npr_model.screening.parts import Finished, SinkError
-from npr_model.screening.runner import Row
+from npr_model.screening.rows import Row
 from npr_model.screening.sinks import open_sink
 from tests.model.conftest import encoded, noise
 from tests.model.test_screening import item
@@ -212,7 +212,7 @@ def test_identical_files_are_scored_once(checkpoint, monkeypatch):
 def test_what_is_known_of_files_is_bounded(checkpoint, monkeypatch):
     from npr_model import checkpoints
 
-    monkeypatch.setattr(runner, "KNOWN_ROWS", 2)
+    monkeypatch.setattr(known, "KNOWN_ROWS", 2)
     scorer = runner.Scorer(checkpoints.load(checkpoint), batch_size=1, workers=1)
     scored, logits = [], scorer._logits
     monkeypatch.setattr(scorer, "_logits", lambda pixels: scored.append(len(pixels)) or logits(pixels))

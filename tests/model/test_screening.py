@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import functools
+import itertools
 import json
 import math
 import os
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +21,10 @@ from npr_kernels import BackendError
 from npr_model import checkpoints
 from npr_model.checkpoints import Calibration
 from npr_model.images import View
-from npr_model.screening import runner, sinks
+from npr_model.screening import decoding, runner, sinks
 from npr_model.screening.items import Item
-from npr_model.screening.runner import Row, Scorer, Summary
+from npr_model.screening.rows import Row, Summary
+from npr_model.screening.runner import Scorer
 from npr_model.screening.sinks import SinkError
 from npr_model.screening.sources import SourceError, Sources
 from tests.model.conftest import encoded, make_detector, noise
@@ -93,19 +97,30 @@ def test_order_depends_on_the_items_alone(scorer):
     assert orders[0] == orders[1]
 
 
-def test_listing_is_read_ahead_a_little_only(scorer, monkeypatch):
+def test_listing_and_decoding_go_ahead_a_little_only(scorer, monkeypatch):
     monkeypatch.setattr(runner, "PENDING_PIXELS", 2000)  # seven images of 16x16
-    listed = 0
+    monkeypatch.setattr(decoding, "AHEAD_PIXELS", 2000)
+    listed = loaded = 0
 
     def endless():
         nonlocal listed
         while True:
             listed += 1
-            yield item(str(listed), encoded(noise(16, 16, seed=listed)))
+            yield Item(str(listed), functools.partial(load, listed))
 
-    rows = scorer(batch_size=1000, workers=2).score(endless())
+    def load(number):
+        nonlocal loaded
+        loaded += 1
+        return encoded(noise(16, 16, seed=number))
+
+    rows = scorer(batch_size=100, workers=2).score(endless())
     next(rows)
-    assert 7 < listed <= 8 + 2 * 2
+    time.sleep(0.2)
+    assert 7 < listed <= 8 + 2 * 100
+    assert 8 <= loaded <= 8 + 8 + 2
+    seen = 1 + len(list(itertools.islice(rows, 500)))
+    time.sleep(0.2)
+    assert seen == 501 and loaded <= 501 + 8 + 8 + 2
     rows.close()
 
 
@@ -124,7 +139,7 @@ def test_what_fails_alone_is_an_error_row(scorer, monkeypatch):
     inner = made._logits
 
     def short_of_memory(pixels):
-        if (pixels == 255).all(axis=(1, 2, 3)).any():
+        if (np.stack(pixels) == 255).all(axis=(1, 2, 3)).any():
             raise RuntimeError("[enforce fail at alloc_cpu.cpp]\nDefaultCPUAllocator: can't allocate memory")
         return inner(pixels)
 

@@ -1,0 +1,129 @@
+"""From an item's bytes to the pixels that are scored, in threads (simplejpeg and Pillow work without the GIL)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from npr_model import images
+from npr_model.errors import reason
+from npr_model.images import DecodedImage, ImageError, View
+from npr_model.jpeg_quality import estimate_quality
+from npr_model.screening.items import Item
+from npr_model.screening.rows import Row
+
+AHEAD_PIXELS = 2**26  # that may wait decoded: 192 MiB
+TINY = 64  # pixels of the shorter side, below which a verdict rests on a few cells
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A row still without score, and the pixels to score, (H, W, 3) uint8; None where the row is finished already."""
+
+    row: Row
+    pixels: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Reads and decodes for the network ``model`` (its id) of ``grid_size``; whatever is wrong becomes an error row."""
+
+    view: View
+    model: str
+    grid_size: int
+    max_pixels: int = images.MAX_PIXELS
+
+    def decode(self, item: Item, find: Callable[[Row], Row | None] = lambda row: None) -> Decoded:
+        """``find`` gives the finished row of the same bytes, where there is one: then nothing is decoded."""
+        began = time.perf_counter()
+        row = Row(item.source, view=str(self.view), model=self.model)
+        pixels = None
+        try:
+            data = item.load()
+            row = replace(row, sha256=hashlib.sha256(data).hexdigest())
+            if twin := find(row):
+                row = twin
+            else:
+                decoded = images.decode(data, max_pixels=self.max_pixels)
+                row = _describe(row, data, decoded, self.grid_size)
+                pixels = self.view.apply(decoded.pixels, self.grid_size)
+                if self.view.kind == "resize" and self.view.size < min(decoded.width, decoded.height):
+                    row = replace(row, flags=" ".join(filter(None, (row.flags, "resized"))))
+        except ImageError as error:
+            row = replace(row, error=str(error), error_code=error.code)
+        except (OSError, MemoryError) as error:
+            row = replace(row, error=f"the file cannot be read ({reason(error)})", error_code="unreadable")
+        return Decoded(replace(row, milliseconds=1000 * (time.perf_counter() - began)), pixels)
+
+
+def decode_ahead(
+    decode: Callable[[Item], Decoded], items: Iterable[Item], workers: int, most: int
+) -> Iterator[Decoded]:
+    """``items`` in their order, decoded by threads: up to ``most`` of them ahead, and no more than AHEAD_PIXELS (but
+    for one image a worker)."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="npr-decode")
+    ahead: deque[Future[Decoded]] = deque()
+    gate, waiting_pixels, taken, closed = threading.Condition(), 0, 0, False
+
+    def work(item: Item, number: int) -> Decoded:
+        nonlocal waiting_pixels
+        with gate:  # the item that is asked for next must pass, or nothing would make room
+            gate.wait_for(lambda: waiting_pixels < AHEAD_PIXELS or number == taken or closed)
+        decoded = decode(item)
+        with gate:
+            waiting_pixels += _pixels(decoded)
+        return decoded
+
+    def take() -> Decoded:
+        nonlocal waiting_pixels, taken
+        decoded = ahead.popleft().result()
+        with gate:
+            waiting_pixels -= _pixels(decoded)
+            taken += 1
+            gate.notify_all()
+        return decoded
+
+    try:
+        for number, item in enumerate(items):
+            ahead.append(pool.submit(work, item, number))
+            if len(ahead) >= most:
+                yield take()
+        while ahead:
+            yield take()
+    finally:
+        with gate:
+            closed = True
+            gate.notify_all()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _pixels(decoded: Decoded) -> int:
+    return 0 if decoded.pixels is None else math.prod(decoded.pixels.shape[:2])
+
+
+def _describe(row: Row, data: bytes, decoded: DecodedImage, grid_size: int) -> Row:
+    """``row`` with what its file is."""
+    quality = subsampling = None
+    if decoded.format in ("JPEG", "MPO"):
+        encoding = images.read_encoding(data)
+        quality, subsampling = estimate_quality(encoding.quantization[0]), encoding.subsampling
+    height, width = decoded.height, decoded.width
+    flags = {"tiny": min(height, width) < TINY, "odd": height % grid_size or width % grid_size}
+    return replace(
+        row,
+        width=width,
+        height=height,
+        format=decoded.format,
+        jpeg_quality=quality,
+        subsampling=subsampling,
+        flags=" ".join(name for name, is_so in flags.items() if is_so),
+        decoder=decoded.decoder,
+    )

@@ -1,0 +1,103 @@
+"""What is known of files already: identical bytes are scored once, within a run and, with a cache, across runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+
+from npr_model.errors import InputError, reason
+from npr_model.screening.rows import Row
+
+KNOWN_ROWS = 2**14  # of identical files in one run: about 10 MiB
+_VERSION = 1
+ROWS_A_COMMIT = 1000
+_SECONDS_OF_PATIENCE = 60  # while another run commits to the same cache
+_OF_THE_RUN = ("source", "sha256", "view", "model", "probability", "verdict", "milliseconds", "error", "error_code")
+
+
+class Known:
+    """The rows of the last KNOWN_ROWS different files, by the sha256 of their bytes; threads may look them up."""
+
+    def __init__(self) -> None:
+        self._rows: OrderedDict[str, Row] = OrderedDict()
+
+    def add(self, row: Row) -> None:
+        """Remember a scored row."""
+        self._rows[row.sha256] = row
+        if len(self._rows) > KNOWN_ROWS:
+            self._rows.popitem(last=False)
+
+    def find(self, row: Row) -> Row | None:
+        """What is known of the same bytes, for the source of ``row``."""
+        found = self._rows.get(row.sha256)
+        return found and replace(found, source=row.source, milliseconds=row.milliseconds)
+
+
+class Cache:
+    """Logits of earlier runs in a SQLite file at ``path``, made if there is none, by sha256, model and view.
+
+    Several runs may use it at once. ``finish(row, logit)`` gives a row its probability and verdict, which are not kept:
+    they are of a run's threshold. Raises InputError for a file that is no such cache.
+    """
+
+    def __init__(self, path: str | os.PathLike, finish: Callable[[Row, float], Row]) -> None:
+        self._path, self._finish, self._lock = path, finish, threading.Lock()
+        self._pending: list[tuple] = []  # written together: an open transaction would hold up the other runs
+        try:
+            self._database = sqlite3.connect(path, timeout=_SECONDS_OF_PATIENCE, check_same_thread=False)
+            version, tables = self._one("PRAGMA user_version"), self._one("SELECT count(*) FROM sqlite_master")
+            if (version, tables) == (0, 0):
+                with self._database:
+                    self._database.execute(
+                        "CREATE TABLE IF NOT EXISTS rows (sha256 BLOB, model TEXT, view TEXT, row TEXT, "
+                        "PRIMARY KEY (sha256, model, view)) WITHOUT ROWID"
+                    )
+                    self._database.execute(f"PRAGMA user_version = {_VERSION}")
+            elif version != _VERSION:
+                raise InputError(f"cache {path} is a database of something else, or of another version")
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+
+    def add(self, row: Row) -> None:
+        """Keep a scored row; it may be found after ROWS_A_COMMIT of them. Raises InputError."""
+        values = {name: value for name, value in row.as_dict().items() if name not in _OF_THE_RUN}
+        self._pending.append((*_key(row), json.dumps(values, separators=(",", ":"))))
+        if len(self._pending) >= ROWS_A_COMMIT:
+            self.commit()
+
+    def find(self, row: Row) -> Row | None:
+        """What an earlier run found of the same bytes, for the source of ``row``. Raises InputError."""
+        query = "SELECT row FROM rows WHERE sha256 = ? AND model = ? AND view = ?"
+        try:
+            with self._lock:
+                found = self._database.execute(query, _key(row)).fetchone()
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+        if found is None:
+            return None
+        values = json.loads(found[0])
+        return self._finish(replace(row, **values), values["logit"])
+
+    def commit(self) -> None:
+        """Write what is not written yet. Raises InputError."""
+        try:
+            with self._lock, self._database:
+                self._database.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?)", self._pending)
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+        self._pending.clear()
+
+    def _one(self, query: str) -> int:
+        return self._database.execute(query).fetchone()[0]
+
+    def _failure(self, error: sqlite3.Error) -> InputError:
+        return InputError(f"cache {os.fspath(self._path)} cannot be used: {reason(error)}")
+
+
+def _key(row: Row) -> tuple[bytes, str, str]:
+    return bytes.fromhex(row.sha256), row.model, row.view

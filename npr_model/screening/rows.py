@@ -1,0 +1,96 @@
+"""What comes out: one row for every input, scored or failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from npr_model.checkpoints import VERDICTS
+
+SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("sha256", pa.string()),
+        ("logit", pa.float32()),
+        ("probability", pa.float32()),
+        ("verdict", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("jpeg_quality", pa.int32()),
+        ("subsampling", pa.string()),
+        ("flags", pa.string()),
+        ("decoder", pa.string()),
+        ("view", pa.string()),
+        ("error", pa.string()),
+        ("error_code", pa.string()),
+        ("milliseconds", pa.float32()),
+        ("model", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One scored item, or one that failed: then ``error`` says why, and what is not known is None.
+
+    ``sha256``, in hex, is that of the encoded bytes. ``logit`` is float32 as the network gave it, ``probability`` its
+    sigmoid after the calibration's temperature. ``width`` and ``height`` are the file's; ``jpeg_quality`` (the nearest
+    of libjpeg's) and ``subsampling`` of the chroma are of JPEGs alone. ``flags``, separated by spaces: "tiny" (a side
+    below TINY pixels), "odd" (not of whole cells), "resized" (made smaller by the view). ``error_code``: "unreadable",
+    that of an :class:`npr_model.images.ImageError`, or "not_scored". ``milliseconds``: of reading and decoding, and its
+    share of its batch's scoring.
+    """
+
+    source: str
+    sha256: str | None = None
+    logit: float | None = None
+    probability: float | None = None
+    verdict: str | None = None
+    width: int | None = None
+    height: int | None = None
+    format: str | None = None
+    jpeg_quality: int | None = None
+    subsampling: str | None = None
+    flags: str | None = None
+    decoder: str | None = None
+    view: str | None = None
+    error: str | None = None
+    error_code: str | None = None
+    milliseconds: float | None = None
+    model: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """By the names of the columns."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def unscored(row: Row, error: str) -> Row:
+    """``row``, decoded but without a score."""
+    return replace(row, error=error, error_code="not_scored")
+
+
+def as_table(rows: Iterable[Row]) -> pa.Table:
+    """Rows as columns, of SCHEMA."""
+    return pa.Table.from_pylist([row.as_dict() for row in rows], SCHEMA)
+
+
+@dataclass
+class Summary:
+    """Running totals over rows."""
+
+    failed: int = 0
+    verdicts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VERDICTS, 0))
+
+    @property
+    def scored(self) -> int:
+        return sum(self.verdicts.values())
+
+    def add(self, row: Row) -> None:
+        if row.error is None:
+            self.verdicts[row.verdict] += 1
+        else:
+            self.failed += 1
