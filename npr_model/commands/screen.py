@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,20 +23,24 @@ from npr_model.commands.terminal import (
     DtypeOption,
     ViewOption,
     Workers,
+    chosen_device,
     err,
-    make_scorer,
     out,
     printable,
     progress_bar,
+    scorer_maker,
     termination_interrupts,
 )
 from npr_model.errors import InputError
 
 if TYPE_CHECKING:
+    from npr_model.screening.parts import Finished
     from npr_model.screening.rows import Row, Summary
     from npr_model.screening.runner import Scorer
+    from npr_model.screening.sources import Sources
 
 
+ENGINES = ("local", "ray")
 TABLE_ROWS = 50  # runs of up to so many images are shown image by image
 
 
@@ -74,6 +80,17 @@ def screen(
     dtype: DtypeOption = None,
     device: Device = "auto",
     max_pixels: Annotated[int, typer.Option(min=1, help="Larger images are an error.")] = 178_956_970,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="local, or ray: on the Ray cluster that RAY_ADDRESS names or this machine belongs to, else on one "
+            "started for the run, with a process for each GPU."
+        ),
+    ] = "local",
+    actors: Annotated[
+        int,
+        typer.Option(min=0, help="Of the engine ray, copies of the network; 0 is one a GPU, without GPUs one a node."),
+    ] = 0,
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -106,10 +123,15 @@ def screen(
     if output is not None:
         sinks.check(output)
     items = Sources(paths or [], files_from=files_from, column=column)
-    scorer = make_scorer(
-        checkpoint, view, batch_size, workers, backend, dtype, device, max_pixels, false_positive_rate, cache
+    if engine not in ENGINES:
+        raise InputError(f"no engine {engine!r}; there are {' and '.join(ENGINES)}")
+    if engine == "ray" and (workers or cache is not None):
+        raise InputError(f"{'--workers' if workers else '--cache'} is for the engine local alone")
+    if engine == "local" and actors:
+        raise InputError("--actors is for the engine ray alone")
+    make_scorer = scorer_maker(
+        checkpoint, view, batch_size, workers, backend, dtype, max_pixels, false_positive_rate, cache
     )
-
     from npr_model.screening.rows import Summary
     from npr_model.screening.sinks import Sink
 
@@ -119,11 +141,12 @@ def screen(
     try:
         with (
             termination_interrupts(),
+            _engine(engine, make_scorer, items, device, actors) as (scorer, score),
             sinks.open_sink(output, scorer.identity) if output else contextlib.nullcontext(Sink(_ignore)) as sink,
             progress_bar("screening", total=None) as advance,
         ):
             kept, failed_before = sink.finished.count, sink.finished.failed
-            for row in scorer.score(sink.finished.remaining(items)):
+            for row in score(sink.finished):
                 sink.write(row)
                 summary.add(row)
                 if len(shown) <= TABLE_ROWS:
@@ -144,6 +167,23 @@ def screen(
         raise typer.Exit(EXIT_INTERRUPTED)
     if summary.failed or failed_before:
         raise typer.Exit(EXIT_FAILED_INPUTS)
+
+
+@contextlib.contextmanager
+def _engine(
+    name: str, make_scorer: functools.partial[Scorer], items: Sources, device: str, actors: int
+) -> Iterator[tuple[Scorer, Callable[[Finished], Iterator[Row]]]]:
+    """A scorer to ask for model, view and rates, and what gives the rows that are not there yet."""
+    if name == "local":
+        scorer = make_scorer(device=chosen_device(device))
+        yield scorer, lambda finished: scorer.score(finished.remaining(items))
+        return
+    from npr_model.screening.ray_engine import RayEngine
+
+    scorer = make_scorer(device="cpu")
+    with contextlib.closing(RayEngine(make_scorer, device=device, actors=actors)) as cluster:
+        err.print(f"Ray: {len(cluster.nodes)} nodes, {cluster.actors} actors", highlight=False)
+        yield scorer, functools.partial(cluster.score, items, scorer.decoder)
 
 
 def _ignore(row: Row) -> None:

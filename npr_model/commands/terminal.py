@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import time
 from collections.abc import Iterator
@@ -64,10 +65,24 @@ def make_scorer(
     dtype: str | None,
     device: str,
     max_pixels: int | None = None,
+) -> Scorer:
+    """What `evaluate` and `calibrate` score with; usage errors before the slow parts."""
+    make = scorer_maker(checkpoint, view, batch_size, workers, backend, dtype, max_pixels)
+    return make(device=chosen_device(device))
+
+
+def scorer_maker(
+    checkpoint: str,
+    view: str | None,
+    batch_size: int,
+    workers: int,
+    backend: str | None,
+    dtype: str | None,
+    max_pixels: int | None = None,
     false_positive_rate: float | None = None,
     cache: Path | None = None,
-) -> Scorer:
-    """What `screen`, `evaluate` and `calibrate` score with; usage errors before the slow parts."""
+) -> functools.partial[Scorer]:
+    """The scorer but for its device; it can be pickled. Usage errors before the slow parts."""
     from npr_model.images import MAX_PIXELS, View
 
     parsed = View.parse(view) if view else None
@@ -82,14 +97,14 @@ def make_scorer(
     calibration = loaded.metadata.calibration
     if false_positive_rate is not None:
         calibration = (calibration or checkpoints.Calibration()).at(false_positive_rate)
-    return Scorer(
+    return functools.partial(
+        Scorer,
         loaded,
         view=parsed,
         calibration=calibration,
         batch_size=batch_size,
         workers=workers,
         dtype=_dtype(dtype),
-        device=chosen_device(device),
         max_pixels=max_pixels or MAX_PIXELS,
         cache=cache,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -25,29 +26,37 @@ Skip = Callable[[str], None]
 
 
 def is_archive(name: str) -> bool:
-    """Whether :func:`members` reads it, by its suffix in any case."""
+    """Whether :class:`Archive` reads it, by its suffix in any case."""
     return name.lower().endswith((*_TAR_SUFFIXES, ".zip", ".parquet"))
 
 
-def members(opened: Callable[[], BinaryIO], name: str, *, skip: Skip, column: str | None = None) -> Iterator[Item]:
-    """The images of an archive that ``opened`` opens; ``skip`` is given every member that is none by name.
+@dataclass(frozen=True)
+class Archive:
+    """An archive that ``opened`` opens, read from its beginning each time.
 
     ``column``: of a Parquet file the one with the encoded images, where there are several of bytes.
     """
-    lower = name.lower()
-    read = _zip if lower.endswith(".zip") else _tar
-    try:
-        with opened() as file:
-            if lower.endswith(".parquet"):
-                yield from _parquet(file, name, column)
-            else:
-                yield from read(file, name, skip)
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        yield failing(name, reason(error))
-    except Exception as error:  # a damaged archive leads its readers to whatever exception they run into
-        yield failing(name, f"the archive is cut off or damaged ({reason(error)})")
+
+    name: str
+    opened: Callable[[], BinaryIO]
+    column: str | None = None
+
+    def items(self, skip: Skip) -> Iterator[Item]:
+        """Its images; ``skip`` is given every member that is none by name."""
+        lower = self.name.lower()
+        read = _zip if lower.endswith(".zip") else _tar
+        try:
+            with self.opened() as file:
+                if lower.endswith(".parquet"):
+                    yield from _parquet(file, self.name, self.column)
+                else:
+                    yield from read(file, self.name, skip)
+        except InputError:
+            raise
+        except FileNotFoundError as error:
+            yield failing(self.name, reason(error))
+        except Exception as error:  # a damaged archive leads its readers to whatever exception they run into
+            yield failing(self.name, f"the archive is cut off or damaged ({reason(error)})")
 
 
 def _tar(file: BinaryIO, name: str, skip: Skip) -> Iterator[Item]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,13 +24,13 @@ def too_large(size: int) -> str:
 
 def in_memory(source: str, data: bytes) -> Item:
     """An item whose bytes are there already."""
-    return Item(source, lambda: data)
+    return Item(source, functools.partial(bytes, data))
 
 
 def failing(source: str, message: str) -> Item:
     """An item that cannot be read, so that it shows as one."""
+    return Item(source, functools.partial(_fail, message))
 
-    def load() -> bytes:
-        raise OSError(message)
 
-    return Item(source, load)
+def _fail(message: str) -> bytes:
+    raise OSError(message)

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,26 +45,33 @@ class Finished:
         self.failed = 0
         digests = np.frombuffer(b"".join(map(_digest, sources)), np.uint64).reshape(-1, 2)
         self.count = len(digests)
-        unique, self._left = np.unique(digests, axis=0, return_counts=True)
+        unique, self._copies = np.unique(digests, axis=0, return_counts=True)
         self._first, self._second = unique.T
 
     def remaining(self, items: Iterable[Item]) -> Iterator[Item]:
         """``items`` without those that have rows: of a source that is listed twice, as many as have none."""
-        if not self.count:
-            yield from items
-            return
-        for item in items:
-            if not self._take(_digest(item.source)):
-                yield item
+        has_row = self.taker()
+        return (item for item in items if not has_row(item.source)) if self.count else iter(items)
 
-    def _take(self, digest: bytes) -> bool:
-        first, second = np.frombuffer(digest, np.uint64)
-        low, high = np.searchsorted(self._first, first, "left"), np.searchsorted(self._first, first, "right")
-        for place in range(low, high):
-            if self._second[place] == second and self._left[place]:
-                self._left[place] -= 1
-                return True
-        return False
+    def taker(self, earlier: int = 0) -> Callable[[str], bool]:
+        """Says of one source after another whether it has a row, of each as often as there are rows of it.
+
+        ``earlier``: how often all of them have been asked for elsewhere.
+        """
+        if not self.count:
+            return lambda source: False
+        taken = np.zeros(len(self._first), np.uint32)  # pages of it come to be when they are written to
+
+        def take(source: str) -> bool:
+            first, second = np.frombuffer(_digest(source), np.uint64)
+            low, high = np.searchsorted(self._first, first, "left"), np.searchsorted(self._first, first, "right")
+            for place in range(low, high):
+                if self._second[place] == second and earlier + taken[place] < self._copies[place]:
+                    taken[place] += 1
+                    return True
+            return False
+
+        return take
 
 
 def _digest(source: str) -> bytes:

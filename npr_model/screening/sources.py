@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import glob
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from npr_model.errors import InputError, reason
 from npr_model.files import in_natural_order, readable_name, walk_images
-from npr_model.screening import archives
+from npr_model.screening.archives import Archive, is_archive
 from npr_model.screening.items import MAX_BYTES, Item, failing, too_large
 from npr_model.screening.remote import Remote, is_url
 
@@ -31,7 +31,7 @@ class Sources:
     those that are named or match a pattern are read. A file that is named is always an item. What cannot be listed or
     read is an item whose load fails, so that it shows. ``files_from``: a file that names further files, archives or
     URLs, one a line, or "-" for standard input; of these, too, what is not there is an item that fails. ``column`` as
-    in :func:`npr_model.screening.archives.members`. ``skipped`` counts the files left out so far, because their names
+    in :class:`npr_model.screening.archives.Archive`. ``skipped`` counts the files left out so far, because their names
     are not those of images.
 
     Raises SourceError at once for a path that does not exist, a pattern that nothing matches, and a folder without any
@@ -43,17 +43,28 @@ class Sources:
     ) -> None:
         self.skipped = 0
         self._column = column
-        self._files_from = files_from
+        self.files_from = files_from
         if files_from not in (None, STANDARD_INPUT) and not os.path.isfile(files_from):
             raise SourceError(f"the list {readable_name(files_from)} does not exist or is no file")
         self._parts = [self._checked(os.fspath(path)) for path in paths]
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Item]:
+        for entry in self.entries():
+            yield from entry.items(self._skip) if isinstance(entry, Archive) else (entry,)
+
+    def listed_in(self, files_from: str) -> Sources:
+        """The same, but with this list."""
+        other = copy.copy(self)
+        other.files_from = files_from
+        return other
+
+    def entries(self) -> Iterator[Item | Archive]:
+        """The same with archives unopened, for those who open them elsewhere; everything can be pickled."""
         self.skipped = 0
         for part in self._parts:
             yield from self._of_remote(part) if isinstance(part, Remote) else self._of_argument(part)
-        for name in _lines(self._files_from) if self._files_from is not None else ():
+        for name in _lines(self.files_from) if self.files_from is not None else ():
             yield from self._of_name(name)
 
     def _checked(self, path: str) -> str | Remote:
@@ -70,7 +81,7 @@ class Sources:
                 raise SourceError(f"nothing matches {readable_name(path)}")
         return path
 
-    def _of_argument(self, path: str) -> Iterator[Item]:
+    def _of_argument(self, path: str) -> Iterator[Item | Archive]:
         if os.path.lexists(path) or not glob.has_magic(path):
             yield from self._of_path(path)
             return
@@ -78,25 +89,25 @@ class Sources:
             if not os.path.isdir(match):
                 yield from self._of_path(match)
 
-    def _of_path(self, path: str) -> Iterator[Item]:
+    def _of_path(self, path: str) -> Iterator[Item | Archive]:
         if os.path.isdir(path):
             yield from self._walk(path)
-        elif archives.is_archive(path):
-            yield from self._members(functools.partial(open, path, "rb"), readable_name(path))
+        elif is_archive(path):
+            yield Archive(readable_name(path), functools.partial(open, os.path.abspath(path), "rb"), self._column)
         else:
             yield file_item(path)
 
-    def _of_remote(self, remote: Remote) -> Iterator[Item]:
+    def _of_remote(self, remote: Remote) -> Iterator[Item | Archive]:
         if remote.is_folder:
             yield from remote.walk(self._skip)
             return
         for path in remote.paths():
-            if archives.is_archive(path):
-                yield from self._members(functools.partial(remote.open, path), remote.name(path))
+            if is_archive(path):
+                yield Archive(remote.name(path), functools.partial(remote.open, path), self._column)
             else:
                 yield remote.item(path)
 
-    def _of_name(self, name: str) -> Iterator[Item]:
+    def _of_name(self, name: str) -> Iterator[Item | Archive]:
         """Of a line of ``files_from``: of a billion lines some are wrong, and must not stop the others."""
         if is_url(name):
             try:
@@ -105,9 +116,6 @@ class Sources:
                 yield failing(name, str(error))
         else:
             yield from self._of_path(name)
-
-    def _members(self, opened: Callable[[], BinaryIO], name: str) -> Iterator[Item]:
-        return archives.members(opened, name, skip=self._skip, column=self._column)
 
     def _walk(self, folder: str) -> Iterator[Item]:
         problems: list[OSError] = []
@@ -123,7 +131,7 @@ class Sources:
 
 def file_item(path: str | os.PathLike) -> Item:
     """The item of a file."""
-    return Item(readable_name(path), functools.partial(_read, path))
+    return Item(readable_name(path), functools.partial(_read, os.path.abspath(path)))  # wherever it is loaded
 
 
 def _read(path: str | os.PathLike) -> bytes:
@@ -140,7 +148,7 @@ def _unlisted(error: OSError) -> Item:
 
 
 def _has_archive(folder: str) -> bool:
-    return any(archives.is_archive(name) for name in os.listdir(folder))
+    return any(is_archive(name) for name in os.listdir(folder))
 
 
 def _lines(name: str) -> Iterator[str]:

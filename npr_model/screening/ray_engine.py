@@ -1,0 +1,297 @@
+"""A run on a cluster, by Ray Data: the same sources, decoding, network and rows as on one machine.
+
+One task, where the command runs, lists. Tasks on all nodes read and decode, an archive or a few files each. Actors, one
+a GPU, or one a node where there is none, score what comes. The rows go to the command, which writes them. What a worker
+or a node did that is lost, Ray does again elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from npr_kernels import BackendError
+from npr_model.errors import InputError, reason
+from npr_model.screening.archives import Archive
+from npr_model.screening.decoding import Decoded, Decoder, decode_ahead
+from npr_model.screening.items import Item
+from npr_model.screening.known import Known
+from npr_model.screening.parts import Finished
+from npr_model.screening.rows import SCHEMA, Row, as_table
+from npr_model.screening.runner import Scorer
+from npr_model.screening.sources import STANDARD_INPUT, Sources
+
+try:
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext, Datasource
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import ReadTask
+except ImportError as error:
+    raise InputError("the engine ray is not installed: pip install 'npr-kernels[ray]'") from error
+
+FILES_A_UNIT = 128
+BLOCK_BYTES = 2**25  # of decoded pixels that travel together, and of names
+DECODING_THREADS = 4  # of a task, so that it need not wait for files that are far away
+_PIXELS = (("pixels", pa.large_binary()), ("pixel_height", pa.int32()), ("pixel_width", pa.int32()))
+
+MakeScorer = Callable[..., Scorer]  # takes device=
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What one task decodes: files, or an archive, whose rows may be there ``earlier`` times from the same run.
+
+    ``skipped``: files that the listing left out since the unit before.
+    """
+
+    entries: list[Item] | Archive
+    earlier: int = 0
+    skipped: int = 0
+
+    def items(self, skip: Callable[[str], None], finished: Finished) -> Iterator[Item]:
+        """Those that have no row yet."""
+        if isinstance(self.entries, list):
+            return iter(self.entries)
+        has_row = finished.taker(self.earlier)
+        return (item for item in self.entries.items(skip) if not has_row(item.source))
+
+
+class RayEngine:
+    """Scores ``sources`` on the cluster that this process belongs to, is told of (RAY_ADDRESS), or else starts here.
+
+    ``make_scorer(device=...)`` makes the scorer of an actor, and must be one that can be pickled; ``device`` as in
+    ``npr screen``, of the actors. ``actors``: 0 is one a GPU, or, where there is none, one a node. Raises InputError
+    where the cluster cannot serve or fails.
+    """
+
+    def __init__(self, make_scorer: MakeScorer, *, device: str = "auto", actors: int = 0) -> None:
+        self._started = not ray.is_initialized()
+        if self._started:
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it reports plans, and what it raises as well
+            try:
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+            except Exception as error:  # whatever keeps it from the cluster
+                raise InputError(f"Ray cannot be reached or started: {reason(error)}") from error
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        if device == "cuda" and not (gpus or actors):
+            raise InputError("device cuda was asked for, but the Ray cluster has no GPU; --actors waits for some")
+        self._on_gpu = device == "cuda" or (device == "auto" and gpus > 0)
+        self.nodes = [node for node in ray.nodes() if node["Alive"]]
+        with_cores = [node for node in self.nodes if node["Resources"].get("CPU")]
+        self.actors = actors or (gpus if self._on_gpu else len(with_cores)) or 1
+        self._make_scorer = ray.put(make_scorer)
+
+    def score(self, sources: Sources, decoder: Decoder, finished: Finished) -> Iterator[Row]:
+        """A row for every input that has none yet; ``sources.skipped`` counts as the rows come."""
+        context = DataContext.get_current()
+        before = context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start
+        context.target_max_block_size = BLOCK_BYTES
+        context.enable_progress_bars = context.print_on_execution_start = False
+        sources.skipped = 0
+        with _standard_input_as_file(sources) as listed:
+            try:
+                for batch in self._rows(listed, decoder, finished).iter_batches(
+                    batch_size=None, batch_format="pyarrow"
+                ):
+                    for values in batch.to_pylist():
+                        if (skipped := values.pop("skipped")) is not None:
+                            sources.skipped += skipped
+                        else:
+                            yield Row(**values)
+            except ray.exceptions.RayError as error:
+                raise _cause(error) from error
+            finally:
+                context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start = before
+
+    def close(self) -> None:
+        """Leave the cluster, if it was joined here."""
+        if self._started:
+            ray.shutdown()
+
+    def _rows(self, sources: Sources, decoder: Decoder, finished: Finished) -> ray.data.Dataset:
+        rows_there = [ray.put(finished)]  # in a list, or Ray would hold a copy for every task
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        listing = ray.data.read_datasource(
+            _Listing(sources, rows_there), override_num_blocks=1, num_cpus=0, label_selector=here
+        )
+        # Half a core for a task and none for an actor on a CPU, which shares the cores with the tasks: so a node of
+        # one core serves, too, and waiting for files does not idle the others.
+        decoded = listing.repartition(target_num_rows_per_block=1).map_batches(
+            _decode,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={"decoder": decoder, "rows_there": rows_there},
+            num_cpus=0.5,
+        )
+        return decoded.map_batches(
+            _Actor,
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ActorPoolStrategy(size=self.actors),
+            fn_constructor_args=([self._make_scorer], -(-self.actors // max(1, len(self.nodes)))),
+            num_cpus=0,
+            num_gpus=1 if self._on_gpu else 0,
+        )
+
+
+class _Listing(Datasource):
+    """Units, pickled, a row each; listed in the working folder of the process that makes this."""
+
+    def __init__(self, sources: Sources, rows_there: list[ray.ObjectRef]) -> None:
+        self._read = partial(_list, sources, rows_there, os.getcwd())
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *_: object, **__: object) -> list[ReadTask]:
+        return [ReadTask(self._read, BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None))]
+
+
+def _list(sources: Sources, rows_there: list[ray.ObjectRef], folder: str) -> Iterator[pa.Table]:
+    os.chdir(folder)
+    with _expected_errors():
+        for unit in _units(sources, ray.get(rows_there[0])):
+            yield pa.table({"unit": pa.array([pickle.dumps(unit)], pa.large_binary())})
+
+
+def _units(sources: Sources, finished: Finished) -> Iterator[_Unit]:
+    has_row, archives, files, skipped = finished.taker(), Counter(), [], 0
+
+    def unit(entries: list[Item] | Archive, earlier: int = 0) -> _Unit:
+        nonlocal skipped
+        skipped, before = sources.skipped, skipped
+        return _Unit(entries, earlier, sources.skipped - before)
+
+    for entry in sources.entries():
+        if isinstance(entry, Archive):
+            yield unit(entry, archives[entry.name])
+            if finished.count:
+                archives[entry.name] += 1
+        elif not has_row(entry.source):
+            files.append(entry)
+            if len(files) == FILES_A_UNIT:
+                yield unit(files)
+                files = []
+    yield unit(files)
+
+
+def _decode(table: pa.Table, *, decoder: Decoder, rows_there: list[ray.ObjectRef]) -> Iterator[pa.Table]:
+    """Of every image a row without score, and its pixels; of what is no image by name the number."""
+    finished = ray.get(rows_there[0])
+    for pickled in table.column("unit"):
+        unit: _Unit = pickle.loads(pickled.as_py())
+        skipped: list[str] = []
+        with _expected_errors():
+            items = unit.items(skipped.append, finished)
+            decoded = decode_ahead(decoder.decode, items, DECODING_THREADS, 2 * DECODING_THREADS)
+            while some := list(islice(decoded, 16)):
+                yield _packed(some)
+        yield _count_of_skipped(unit.skipped + len(skipped), with_pixels=True)
+
+
+def _packed(decoded: list[Decoded]) -> pa.Table:
+    table = _not_skipped(as_table(one.row for one in decoded))
+    pixels = [one.pixels for one in decoded]
+    columns = (
+        [None if array is None else array.tobytes() for array in pixels],
+        *([None if array is None else array.shape[axis] for array in pixels] for axis in (0, 1)),
+    )
+    for (name, kind), values in zip(_PIXELS, columns, strict=True):
+        table = table.append_column(name, pa.array(values, kind))
+    return table
+
+
+def _not_skipped(table: pa.Table) -> pa.Table:
+    return table.append_column("skipped", pa.nulls(len(table), pa.int32()))
+
+
+def _count_of_skipped(count: int, with_pixels: bool) -> pa.Table:
+    fields = [*SCHEMA, pa.field("skipped", pa.int32()), *(pa.field(*pair) for pair in _PIXELS if with_pixels)]
+    return pa.Table.from_pylist([{"skipped": count}], pa.schema(fields))
+
+
+def _unpacked(table: pa.Table) -> Iterator[Decoded]:
+    columns = [table.column(name) for name, _ in _PIXELS]
+    for values, skipped, pixels, height, width in zip(
+        table.select(SCHEMA.names).to_pylist(), table.column("skipped").to_pylist(), *columns, strict=True
+    ):
+        if skipped is None:
+            array = None
+            if pixels.is_valid:
+                array = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(height.as_py(), width.as_py(), 3)
+            yield Decoded(Row(**values), array)
+
+
+class _Actor:
+    """Holds the network."""
+
+    def __init__(self, make_scorer: list[ray.ObjectRef], actors_a_node: int) -> None:
+        on_gpu = bool(ray.get_gpu_ids())
+        if not on_gpu:  # Ray would leave it one thread
+            torch.set_num_threads(max(1, _cores_of_node() // actors_a_node))
+        with _expected_errors():
+            self._scorer: Scorer = ray.get(make_scorer[0])(device="cuda" if on_gpu else "cpu")
+        self._known = Known()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        with _expected_errors():
+            rows = list(self._scorer.score_decoded(_unpacked(table), self._known))
+        skipped = pc.sum(table.column("skipped")).as_py()
+        return pa.concat_tables([_not_skipped(as_table(rows)), _count_of_skipped(skipped or 0, with_pixels=False)])
+
+
+def _cores_of_node() -> int:
+    """That Ray may use, and that there are."""
+    here = ray.get_runtime_context().get_node_id()
+    promised = next(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["NodeID"] == here)
+    return int(min(promised, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+@contextlib.contextmanager
+def _standard_input_as_file(sources: Sources) -> Iterator[Sources]:
+    """``sources`` with standard input, which no task can read, copied to a file."""
+    if sources.files_from != STANDARD_INPUT:
+        yield sources
+        return
+    with tempfile.NamedTemporaryFile(prefix="npr-files-") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        yield sources.listed_in(file.name)
+
+
+class _Expected(Exception):
+    """Carries what the user should read in a tuple: to a text Ray would add advice of its own."""
+
+
+@contextlib.contextmanager
+def _expected_errors() -> Iterator[None]:
+    try:
+        yield
+    except (InputError, BackendError) as error:
+        raise _Expected((str(error),)) from None
+
+
+def _cause(error: BaseException) -> InputError:
+    """What is wrong, without Ray's account of where."""
+    while type(error) is not _Expected:  # Ray derives classes from it on the way
+        inner = getattr(error, "cause", None) or error.__cause__
+        if inner is None:
+            return InputError(f"the Ray cluster failed: {reason(error)}")
+        error = inner
+    return InputError(error.args[0][0])
