@@ -21,15 +21,13 @@ from benchmarks import command, machine
 from benchmarks.harness import OURS
 from npr_model import images
 
-IMAGES_A_TAR = 20_000
 
-
-def make_tars(folder: Path, count: int) -> None:
-    """``count`` different PNGs of 16x16 in tars of IMAGES_A_TAR."""
+def make_tars(folder: Path, count: int, images_a_tar: int = 20_000) -> None:
+    """``count`` different PNGs of 16x16."""
     generator = np.random.default_rng(0)
-    for first in range(0, count, IMAGES_A_TAR):
+    for first in range(0, count, images_a_tar):
         with tarfile.open(folder / f"{first:09}.tar", "w") as archive:
-            for number in range(first, min(count, first + IMAGES_A_TAR)):
+            for number in range(first, min(count, first + images_a_tar)):
                 data = images.encode_png(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8))
                 member = tarfile.TarInfo(f"{number:09}.png")
                 member.size = len(data)

@@ -1,0 +1,44 @@
+"""Screening as a Spark job: a row of `npr screen` for every image below PHOTOS (any URL that Spark reads).
+
+    spark-submit scripts/screen_spark.py PHOTOS SCORES
+
+npr-kernels must be installed on the workers. Spark reads the images, and starts failed tasks again; the tasks of one
+machine share its cores, so that `--conf spark.task.cpus` should be what a network is to have.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+CHECKPOINT = "preview"
+
+
+def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Rows of columns "path" and "content" to rows of :data:`npr_model.screening.rows.SCHEMA`."""
+    from npr_model import checkpoints
+    from npr_model.screening.items import in_memory
+    from npr_model.screening.rows import as_table
+    from npr_model.screening.runner import Scorer
+
+    scorer = Scorer(checkpoints.load(CHECKPOINT))  # once a task
+    for batch in batches:
+        items = map(in_memory, batch.column("path").to_pylist(), batch.column("content").to_pylist())
+        yield from as_table(scorer.score(items)).to_batches()
+
+
+def main(photographs: str, scores: str) -> None:
+    from pyspark.sql import SparkSession
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    from npr_model.screening.rows import SCHEMA
+
+    spark = SparkSession.builder.appName("npr screen").getOrCreate()
+    files = spark.read.format("binaryFile").option("recursiveFileLookup", True).load(photographs)
+    files.select("path", "content").mapInArrow(score, from_arrow_schema(SCHEMA)).write.parquet(scores)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
