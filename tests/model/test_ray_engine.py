@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -41,7 +43,8 @@ class Cluster:
         self.address = f"127.0.0.1:{port}"
         self.environment = os.environ | {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"}
         self._log = open(folder / "ray.log", "wb")  # noqa: SIM115 - open as long as the nodes
-        self.head = self._start("--head", f"--port={port}", f"--temp-dir=/tmp/npr-ray-{port}")
+        self._folder = tempfile.mkdtemp(prefix="npr-ray-")  # short: names of sockets are limited
+        self.head = self._start("--head", f"--port={port}", f"--temp-dir={self._folder}")
         self.second = self.add()
 
     def add(self) -> subprocess.Popen:
@@ -89,6 +92,7 @@ class Cluster:
             if node.poll() is None:
                 self.stop(node)
         self._log.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

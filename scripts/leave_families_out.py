@@ -1,0 +1,66 @@
+"""How well a generator family is found that was left out of training: every family in turn, a fold of them at a time.
+
+    python scripts/leave_families_out.py TRAINING VALIDATION --config CONFIG -o RUNS --results RESULTS.json
+
+TRAINING and VALIDATION are parts of what scripts/make_training_data.py makes; a family is a generator's name up to the
+first "-". For each fold a run with CONFIG (of npr train), on the other families, goes into a folder below RUNS; one
+that is complete is not trained again. What CONFIG starts from must not have seen any of the families.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from npr_model import checkpoints, config
+from npr_model.evaluate import collect, evaluate
+from npr_model.perturbations import codec
+from npr_model.run_folder import LAST
+from npr_model.screening.runner import Scorer
+from npr_model.train import train
+
+
+def family(generator: str) -> str:
+    return generator.partition("-")[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("training", type=Path)
+    parser.add_argument("validation", type=Path)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--folds", type=int, default=4)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--results", type=Path, required=True)
+    arguments = parser.parse_args()
+    generators = sorted(path.name for path in arguments.training.iterdir() if path.is_dir())
+    families = sorted({family(name) for name in generators})
+    samples = collect([arguments.validation])
+    found: dict[str, dict] = {}
+    for fold in range(arguments.folds):
+        left_out = families[fold :: arguments.folds]
+        run = arguments.output / "-".join(left_out)
+        kept = tuple(name for name in generators if family(name) not in left_out)
+        settings = config.load(arguments.config).changed(folders=(str(arguments.training),), classes=kept)
+        if not (run / LAST).exists() or len((run / "history.jsonl").read_text().splitlines()) < settings.epochs:
+            train(
+                settings, run, resume=run.exists(), on_epoch=lambda epoch: print(epoch.number, epoch.loss, flush=True)
+            )
+        scorer = Scorer(checkpoints.load(run / LAST))
+        unseen = [sample for sample in samples if family(sample.group) in left_out]
+        for setting in (None, "jpeg:90"):
+            result = evaluate(scorer, unseen, equalise=codec(setting) if setting else None)
+            for name, values in result.generators.items():
+                row = found.setdefault(name, {"family": family(name), "images": values.fake})
+                row["auc_jpeg_90" if setting else "auc"] = values.roc_auc
+        print({name: row for name, row in found.items() if row["family"] in left_out}, flush=True)
+    epochs = config.load(arguments.config).epochs
+    content = {"epochs": epochs, "folds": arguments.folds, "generators": dict(sorted(found.items()))}
+    arguments.results.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
