@@ -13,6 +13,7 @@ from npr_model.commands.calibrate import calibrate
 from npr_model.commands.compare import compare
 from npr_model.commands.evaluate import evaluate
 from npr_model.commands.explain import explain
+from npr_model.commands.export import export
 from npr_model.commands.info import info
 from npr_model.commands.report import report
 from npr_model.commands.robustness import robustness
@@ -44,6 +45,7 @@ for command in (
     train,
     simulate,
     calibrate,
+    export,
     info,
 ):
     app.command()(command)

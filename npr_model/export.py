@@ -1,0 +1,106 @@
+"""The detector for other engines: one ONNX file of plain operators, from uint8 pixels to logits."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from npr_kernels import fold_batch_norm, reference
+from npr_model.checkpoints import Calibration, LoadedCheckpoint
+from npr_model.errors import InputError
+from npr_model.files import replacing
+from npr_model.network import Bottleneck, NPRDetector
+
+INPUT, OUTPUT = "pixels", "logit"
+OPSET = 18
+
+
+class PlainDetector(nn.Module):
+    """A float32 copy of ``detector`` in plain PyTorch, batch norm folded: (N, 3, H, W) uint8 -> (N, 1) logits.
+
+    H and W are at least the grid size; as everywhere, trailing rows and columns that fill no cell are left out.
+    """
+
+    def __init__(self, detector: NPRDetector) -> None:
+        super().__init__()
+        detector = copy.deepcopy(detector).eval().requires_grad_(False)
+        conv = detector.conv1
+        self.grid_size, self.anchor, self.stride, self.padding = conv.grid_size, conv.anchor, conv.stride, conv.padding
+        weight, bias = fold_batch_norm(conv.weight, None, detector.bn1)
+        # Of differences of pixels the mean cancels, and scale and deviation can be the weights'.
+        factors = torch.tensor([conv.scale / (255 * std) for std in conv.pixel_std]).view(1, -1, 1, 1)
+        self.register_buffer("weight", weight.float() * factors)
+        self.register_buffer("bias", bias.float())
+        self.trunk = nn.Sequential(*map(_folded, (*detector.layer1, *detector.layer2)))
+        self.head = detector.fc1.float()
+        self.eval().requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        npr = reference.npr(pixels, self.grid_size, self.anchor, torch.float32)
+        x = F.conv2d(npr, self.weight, self.bias, self.stride, self.padding)
+        x = self.trunk(F.max_pool2d(F.relu(x), 3, 2, 1))
+        return self.head(x.mean((2, 3)))
+
+
+def _folded(block: Bottleneck) -> Bottleneck:
+    for number in (1, 2, 3):
+        conv, bn = getattr(block, f"conv{number}"), getattr(block, f"bn{number}")
+        setattr(block, f"conv{number}", fuse_conv_bn_eval(conv, bn))
+        setattr(block, f"bn{number}", nn.Identity())
+    if block.downsample is not None:
+        block.downsample = nn.Sequential(fuse_conv_bn_eval(*block.downsample))
+    return block.float()
+
+
+def export_onnx(checkpoint: LoadedCheckpoint, output: str | os.PathLike) -> None:
+    """Write ``output``, an ONNX file with the input "pixels", (batch, 3, height, width) uint8, all but the 3 dynamic,
+    and the output "logit", (batch, 1) float32.
+
+    Its metadata say name, view, threshold and temperature. Raises InputError for detectors other than NPR's, and where
+    onnx or onnxscript is missing.
+    """
+    if not isinstance(checkpoint.model, NPRDetector):
+        raise InputError(f"only the detector npr can be exported, not {checkpoint.metadata.detector}")
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 - torch.onnx needs it, and would say so in many lines
+    except ImportError as error:
+        raise InputError("ONNX is not installed: pip install 'npr-kernels[export]'") from error
+    sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", min=2)}
+    pixels = torch.zeros(2, 3, 66, 70, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)  # of every operator that torchvision would add
+        try:
+            program = torch.onnx.export(
+                PlainDetector(checkpoint.model),
+                (pixels,),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=(sizes,),
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+    model = program.model_proto
+    calibration = checkpoint.metadata.calibration or Calibration()
+    facts = {
+        "model": checkpoint.model_id,
+        "view": str(checkpoint.metadata.view),
+        "threshold": repr(calibration.threshold),
+        "temperature": repr(calibration.temperature),
+        "licence": checkpoint.metadata.licence,
+    }
+    onnx.helper.set_model_props(model, facts)
+    with replacing(Path(output)) as temporary:
+        onnx.save(model, temporary)
