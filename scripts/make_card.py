@@ -1,10 +1,12 @@
 """The card of a bundled checkpoint: measured into a results file, printed from it as Markdown.
 
-    python scripts/make_card.py measure VALIDATION --held-out HELD_OUT --results benchmarks/results/checkpoint.json
+    python scripts/make_card.py measure VALIDATION --held-out HELD_OUT --left-out LEFT_OUT.json \
+        --results benchmarks/results/checkpoint.json
     python scripts/make_card.py print benchmarks/results/checkpoint.json > npr_model/weights/preview.md
 
 VALIDATION is measured three times: as the files are, and with both classes re-encoded as JPEG of quality 90 and 75;
-HELD_OUT (what scripts/make_training_data.py makes of other photographs) as it is and at JPEG 90.
+HELD_OUT (what scripts/make_training_data.py makes of other photographs) as it is and at JPEG 90. LEFT_OUT is a results
+file of scripts/leave_families_out.py.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from npr_model.screening.runner import Scorer
 LOSSLESS, CODECS = "files as they are", ("jpeg:90", "jpeg:75")
 
 
-def measure(checkpoint: str, validation: list[Path], held_out: list[Path]) -> dict:
+def measure(checkpoint: str, validation: list[Path], held_out: list[Path], left_out: Path | None = None) -> dict:
     """Everything the card says, as JSON values."""
     loaded = checkpoints.load(checkpoint)
     scorer = Scorer(loaded)
@@ -38,6 +40,7 @@ def measure(checkpoint: str, validation: list[Path], held_out: list[Path]) -> di
         "checkpoint": {"sha256": loaded.sha256} | json.loads(loaded.metadata.to_json()),
         "validation": [section(validation, codec) for codec in (None, *CODECS)],
         "held_out": [section(held_out, codec) for codec in (None, CODECS[0])] if held_out else [],
+        "left_out": json.loads(left_out.read_text()) if left_out else None,
     }
 
 
@@ -112,6 +115,19 @@ def card(results: dict) -> str:
         ]
         for section in results["held_out"]:
             lines += table(section, warn=False)
+    if left_out := results.get("left_out"):
+        lines += [
+            "## Families that were left out of training",
+            "",
+            "What to expect of a generator of a new kind: AUC, in percent, of other checkpoints, each on the families that",
+            f"it was not trained on ({left_out['folds']} folds, {left_out['epochs']} epochs each).",
+            "",
+            "| generator | family | images | files as they are | all JPEG 90 |",
+            "|---|---|---|---|---|",
+        ]
+        for name, row in left_out["generators"].items():
+            numbers = f"{percent(row['auc'])} | {percent(row['auc_jpeg_90'])}"
+            lines.append(f"| {name} | {row['family']} | {row['images']} | {numbers} |")
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -121,13 +137,14 @@ def main() -> None:
     measuring = commands.add_parser("measure")
     measuring.add_argument("validation", type=Path, nargs="+")
     measuring.add_argument("--held-out", type=Path, nargs="*", default=[])
+    measuring.add_argument("--left-out", type=Path)
     measuring.add_argument("--checkpoint", default="preview")
     measuring.add_argument("--results", type=Path, required=True)
     printing = commands.add_parser("print")
     printing.add_argument("results", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "measure":
-        results = measure(arguments.checkpoint, arguments.validation, arguments.held_out)
+        results = measure(arguments.checkpoint, arguments.validation, arguments.held_out, arguments.left_out)
         arguments.results.write_text(json.dumps(results, indent=1) + "\n")
     else:
         print(card(json.loads(arguments.results.read_text())), end="")
