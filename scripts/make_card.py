@@ -119,7 +119,7 @@ def card(results: dict) -> str:
         lines += [
             "## Families that were left out of training",
             "",
-            "What to expect of a generator of a new kind: AUC, in percent, of other checkpoints, each on the families that",
+            "What to expect of a new kind of generator: AUC, in percent, of other checkpoints, each on families that",
             f"it was not trained on ({left_out['folds']} folds, {left_out['epochs']} epochs each).",
             "",
             "| generator | family | images | files as they are | all JPEG 90 |",
