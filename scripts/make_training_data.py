@@ -3,9 +3,8 @@
     python scripts/make_training_data.py --photos PHOTOS --taef2 TAEF2 --output DIR
 
 Writes DIR/{packaged,simulated}/{train,validation}/<generator>/{0_real,1_fake}/*.png and a manifest.csv beside either
-pair of parts. Validation is split off by photograph, and the photographs of examples/ are in neither part. The
-checkpoint `preview` was trained on the packaged part of an earlier version, scripts/make_preview_data.py in the
-repository's history up to b11a737.
+pair of parts. Validation is split off by photograph, and the photographs of examples/ are in neither part.
+scripts/make_checkpoint.sh trains on both.
 """
 
 from __future__ import annotations
