@@ -1,0 +1,38 @@
+"""A fine-tuned network averaged with the one it started from, which forgets less (Wortsman et al., CVPR 2022).
+
+    python scripts/average_checkpoints.py FINE_TUNED STARTED_FROM --share 0.25 -o OUTPUT
+
+Weights and batch-norm statistics are (1 - share) * FINE_TUNED + share * STARTED_FROM; all else is FINE_TUNED's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from npr_model import checkpoints
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("fine_tuned")
+    parser.add_argument("started_from")
+    parser.add_argument("--share", type=float, required=True)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    if not 0 <= arguments.share <= 1:
+        parser.error(f"--share must be in 0 .. 1, not {arguments.share}")
+    ours, theirs = checkpoints.load(arguments.fine_tuned), checkpoints.load(arguments.started_from)
+    others = theirs.model.state_dict()
+    averaged = {
+        name: ((1 - arguments.share) * tensor.double() + arguments.share * others[name].double()).to(tensor.dtype)
+        for name, tensor in ours.model.state_dict().items()
+    }
+    ours.model.load_state_dict(averaged)
+    checkpoints.save(arguments.output, ours.model, ours.metadata)
+
+
+if __name__ == "__main__":
+    main()
