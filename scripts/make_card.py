@@ -24,6 +24,7 @@ from npr_model.metrics import Metrics
 from npr_model.perturbations import codec as parse_codec
 from npr_model.screening.runner import Scorer
 
+_ELSEWHERE = ("name", "training_data", "licence")  # of a training's settings, what the card says already
 LOSSLESS, CODECS = "files as they are", ("jpeg:90", "jpeg:75")
 
 
@@ -91,7 +92,12 @@ def card(results: dict) -> str:
         f"- Trained on: {metadata.training_data}.",
         f"- View: {metadata.view}. Decoder: {metadata.decoder}. Licence: {metadata.licence}.",
         f"- {calibrated(metadata.calibration)}.",
-        "- Training: " + ", ".join(f"{name} {json.dumps(value)}" for name, value in training.items() if value != "")
+        "- Training: "
+        + ", ".join(
+            f"{name} {json.dumps(value)}"
+            for name, value in training.items()
+            if value not in ("", []) and name not in _ELSEWHERE
+        )
         if training
         else "- Training: not recorded",
         "",

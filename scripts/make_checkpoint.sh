@@ -31,7 +31,7 @@ python scripts/average_checkpoints.py "$RUNS/third/last.safetensors" "$RUNS/seco
 
 # What to expect of generators of a new kind: each family left out, after training on simulated fakes alone.
 LIKE_THIRD=(--dtype bfloat16 --set jpeg_probability=0.4 --set jpeg_quality=65,100 --set decay=0.65 --set decay_epochs=1)
-run simulated 3 "$SIMULATED/train" --set learning_rate=0.001 "${LIKE_THIRD[@]}"
+run simulated 2 "$SIMULATED/train" --set learning_rate=0.001 "${LIKE_THIRD[@]}"
 npr train --print-config --epochs 1 --crop-size 128 --set blur_probability=0 --set webp_probability=0 \
     --set rescale_probability=0 --set learning_rate=0.0006 --set start="$RUNS/simulated/last.safetensors" \
     "${LIKE_THIRD[@]}" > "$RUNS/leave_families_out.json"
