@@ -58,7 +58,7 @@ def make_app(checkpoint: LoadedCheckpoint, scorer: Scorer, *, max_bytes: int) ->
             (row,) = scorer.score([in_memory("", data)])
             answer = row.as_dict() | {"note": _note(scorer)}
             if row.error is None and checkpoint.model.detector == "npr":
-                answer |= _maps(checkpoint, images.decode(data, max_pixels=scorer.max_pixels).pixels)
+                answer |= _maps(checkpoint, images.decode(data, max_pixels=scorer.decoder.max_pixels).pixels)
             return answer
 
     return app
