@@ -144,8 +144,10 @@ def _fill(
     if reference and row["parity"] == "green":
         row["ratio_to_reference"] = reference / median
     gflops = benchmark.flops / median / 1e9
-    peak = "bf16_peak" if dtype.itemsize == 2 else "fma_peak"  # the peak of what it computes in
-    row |= {"gflops": gflops, f"share_of_{peak}": gflops / machine[peak]["gflops"]}
+    row["gflops"] = gflops
+    if dtype.itemsize > 1:
+        peak = "bf16_peak" if dtype.itemsize == 2 else "fma_peak"  # the peak of what it computes in
+        row[f"share_of_{peak}"] = gflops / machine[peak]["gflops"]
     if benchmark.bytes is not None:
         row["share_of_bandwidth"] = benchmark.bytes / median / 1e9 / machine["copy_bandwidth_gb_s"]
 

@@ -14,10 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import command, peers
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity
+from npr_model import quantisation
 from npr_model.errors import InputError
 from npr_model.network import IMAGENET_STD, NPRDetector
 from tests.tolerances import allowed, error
 
+INT8_FACTOR = 10  # of what bfloat16 may be off; on images, and in ranks: benchmarks.precision
 FLOAT32_LIMIT = 1e-4  # largest difference of a logit from float64, for those that compute in float32
 
 
@@ -48,7 +50,9 @@ def benchmark(detector: NPRDetector, batch: int, size: int, device: torch.device
     pixels = random_pixels(batch, size).to(device)
     decoded = pixels.contiguous(memory_format=torch.channels_last)  # as decoders give them
     detector = detector.to(device).eval()
-    bf16, f32 = torch.bfloat16, torch.float32
+    bf16, f32, int8 = torch.bfloat16, torch.float32, torch.int8
+    if not detector.activation_steps:
+        detector.activation_steps = quantisation.measure_steps(detector, pixels.split(1))
 
     def authors(dtype: torch.dtype) -> nn.Module:
         return peers.AuthorsDetector(detector, dtype).to(device)
@@ -57,6 +61,7 @@ def benchmark(detector: NPRDetector, batch: int, size: int, device: torch.device
         truth = authors(torch.float64)(pixels)
         largest = truth.abs().max().item()
         limits = {f32: FLOAT32_LIMIT, bf16: allowed(error(authors(bf16)(pixels), truth), bf16) * largest}
+        limits[int8] = INT8_FACTOR * limits[bf16]
 
     def judge(logits: Tensor, dtype: torch.dtype) -> Parity:
         difference = error(logits, truth) * largest
@@ -76,6 +81,10 @@ def benchmark(detector: NPRDetector, batch: int, size: int, device: torch.device
     def onnx_file() -> bytes:
         return peers.exported(authors(f32), pixels)
 
+    @functools.cache
+    def int8_file() -> bytes:
+        return peers.quantised(onnx_file(), pixels)
+
     def frozen(dtype: torch.dtype) -> Callable[[], nn.Module]:
         return lambda: peers.compiled(authors(dtype).to(memory_format=torch.channels_last), device, frozen=True)
 
@@ -87,6 +96,7 @@ def benchmark(detector: NPRDetector, batch: int, size: int, device: torch.device
         Contender("eager bfloat16", calling(lambda: authors(bf16), pixels), bf16),
         Contender(f"{OURS} float32", calling(lambda: detector.for_inference(f32), decoded), f32),
         Contender(f"{OURS} bfloat16", calling(lambda: detector.for_inference(bf16), decoded), bf16),
+        Contender(f"{OURS} int8", calling(lambda: detector.for_inference(int8), decoded), int8),
         Contender(
             f"{OURS} bfloat16, compile=True", calling(lambda: detector.for_inference(bf16, compile=True), decoded), bf16
         ),
@@ -96,6 +106,8 @@ def benchmark(detector: NPRDetector, batch: int, size: int, device: torch.device
         Contender("ONNX Runtime bfloat16", onnx_runtime_bf16, bf16),
         Contender("OpenVINO float32", lambda: peers.openvino(onnx_file(), pixels, "f32"), f32),
         Contender("OpenVINO bfloat16", lambda: peers.openvino(onnx_file(), pixels, "bf16"), bf16),
+        Contender("ONNX Runtime int8", lambda: peers.onnx_runtime(int8_file(), pixels), int8),
+        Contender("OpenVINO int8", lambda: peers.openvino(int8_file(), pixels, "bf16"), int8),
     ]
     name = f"detector, uint8 -> logits, {batch}x3x{size}x{size}"
     return Benchmark(name, contenders, judge, needed_flops(authors(f32), pixels))

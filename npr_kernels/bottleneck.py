@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from npr_kernels.backends import extension
 
 Folded = tuple[Tensor, Tensor]  # weight (O, C, KH, KW) and bias (O,) of a convolution, see fold_batch_norm
+
+
+LEVELS = 255  # of a uint8 activation, which is a whole number of steps above zero
+
+
+@dataclass(frozen=True)
+class Steps:
+    """By how much one step of a uint8 activation raises each channel: (C,) float32, positive.
+
+    ``x``: of the block's input; ``first``, ``second``: of what the first two convolutions give; ``out``: of the block's
+    result, None if that is bfloat16.
+    """
+
+    x: Tensor
+    first: Tensor
+    second: Tensor
+    out: Tensor | None
 
 
 class FusedBottleneck(nn.Module):
@@ -21,46 +40,112 @@ class FusedBottleneck(nn.Module):
         shortcut: the 1x1 convolution of the shortcut, None for x itself.
         stride: 1 or 2.
         dtype: float32 or bfloat16, of x, of the products and of the result.
+        out_steps: (O,), positive: gives the result in these steps, for a :class:`QuantisedBottleneck` behind this one
+            in a :class:`FusedBottlenecks`. Needs a shortcut.
 
     Raises:
         ValueError: :func:`refusal` has a reason.
     """
 
     def __init__(
-        self, conv1: Folded, conv2: Folded, conv3: Folded, shortcut: Folded | None, stride: int, dtype: torch.dtype
+        self,
+        conv1: Folded,
+        conv2: Folded,
+        conv3: Folded,
+        shortcut: Folded | None,
+        stride: int,
+        dtype: torch.dtype,
+        out_steps: Tensor | None = None,
     ) -> None:
         super().__init__()
-        reason = refusal(dtype, conv1[0].shape[0])
-        if reason:
-            raise ValueError(f"the fused bottleneck cannot serve: {reason}")
-        self.stride = stride
-        matrices = [weight.detach().double().permute(0, 2, 3, 1).flatten(1) for weight, _ in (conv1, conv2, conv3)]
-        biases = [bias for _, bias in (conv1, conv2, conv3)]
-        if shortcut is not None:  # summed with conv3: one matrix product over the inputs of both
-            matrices[2] = torch.cat([matrices[2], shortcut[0].detach().double().flatten(1)], 1)
-            biases[2] = biases[2] + shortcut[1]
+        _check_served(dtype, conv1)
+        self.stride, self.factors = stride, []
+        matrices, biases = _matrices(conv1, conv2, conv3, shortcut)
+        if out_steps is not None:
+            if shortcut is None:
+                raise ValueError("out_steps need a shortcut with a convolution")
+            matrices[2], biases[2] = matrices[2] / out_steps.double()[:, None], biases[2] / out_steps
         packed = [[matrices[0]], [matrices[1]] if stride != 1 else winograd_matrices(conv2[0]), [matrices[2]]]
-        for i, (layer, bias) in enumerate(zip(packed, biases, strict=True), 1):
-            pack = [torch.ops.npr_kernels.pack_weights(matrix.float().contiguous(), dtype) for matrix in layer]
-            self.register_buffer(f"weight{i}", torch.cat(pack))
-            self.register_buffer(f"bias{i}", bias.detach().float().contiguous())
+        _register(self, packed, biases, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return run([self], x)
 
 
+class QuantisedBottleneck(nn.Module):
+    """A :class:`FusedBottleneck` on uint8 activations and int8 weights, with exact sums; to be one of a
+    :class:`FusedBottlenecks`, whose first block is not quantised.
+
+    A weight is rounded to a 127th of the largest of its output channel, after the inputs' steps are multiplied in.
+    Raises ValueError where :func:`refusal` has a reason against int8.
+    """
+
+    def __init__(
+        self, conv1: Folded, conv2: Folded, conv3: Folded, shortcut: Folded | None, stride: int, steps: Steps
+    ) -> None:
+        super().__init__()
+        _check_served(torch.int8, conv1)
+        self.stride = stride
+        matrices, biases = _matrices(conv1, conv2, conv3, shortcut)
+        out = torch.ones_like(biases[2]) if steps.out is None else steps.out
+        inputs = [steps.x, steps.first.repeat(9), steps.second]  # the steps of a matrix's columns
+        if shortcut is not None:
+            inputs[2] = torch.cat([steps.second, steps.x])
+        factors = []
+        for i, (columns, rows) in enumerate(zip(inputs, (steps.first, steps.second, out), strict=True)):
+            matrix = matrices[i] * columns.double() / rows.double()[:, None]
+            factor = matrix.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
+            matrices[i], biases[i] = (matrix / factor).round(), biases[i] / rows
+            factors.append(factor.flatten())
+        factors.append(torch.empty(0) if shortcut is not None else steps.x / out)
+        _register(self, [[matrix] for matrix in matrices], biases, torch.int8)
+        for i, factor in enumerate(factors, 1):
+            self.register_buffer(f"factor{i}", factor.float().contiguous())
+
+    @property
+    def factors(self) -> list[Tensor]:
+        return [self.factor1, self.factor2, self.factor3, self.factor4]
+
+
 class FusedBottlenecks(nn.Sequential):
-    """:class:`FusedBottleneck` layers one after another, as one call; what lies between them needs no new memory."""
+    """:class:`FusedBottleneck` and :class:`QuantisedBottleneck` layers one after another, as one call; what lies
+    between them needs no new memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         return run(list(self), x)
 
 
-def run(blocks: list[FusedBottleneck], x: Tensor) -> Tensor:
+def run(blocks: list[FusedBottleneck | QuantisedBottleneck], x: Tensor) -> Tensor:
     weights = [weight for block in blocks for weight in (block.weight1, block.weight2, block.weight3)]
     biases = [bias for block in blocks for bias in (block.bias1, block.bias2, block.bias3)]
+    factors = [factor for block in blocks for factor in block.factors]
     x = x.contiguous(memory_format=torch.channels_last)
-    return torch.ops.npr_kernels.bottlenecks(x, weights, biases, [block.stride for block in blocks])
+    return torch.ops.npr_kernels.bottlenecks(x, weights, biases, factors, [block.stride for block in blocks])
+
+
+def _check_served(dtype: torch.dtype, conv1: Folded) -> None:
+    reason = refusal(dtype, conv1[0].shape[0])
+    if reason:
+        raise ValueError(f"the fused bottleneck cannot serve: {reason}")
+
+
+def _matrices(
+    conv1: Folded, conv2: Folded, conv3: Folded, shortcut: Folded | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights as float64 (channels, inputs), and biases; the shortcut's inputs stand behind conv3's."""
+    matrices = [weight.detach().double().permute(0, 2, 3, 1).flatten(1) for weight, _ in (conv1, conv2, conv3)]
+    biases = [bias.detach() for _, bias in (conv1, conv2, conv3)]
+    if shortcut is not None:  # summed with conv3: one matrix product over the inputs of both
+        matrices[2] = torch.cat([matrices[2], shortcut[0].detach().double().flatten(1)], 1)
+        biases[2] = biases[2] + shortcut[1].detach()
+    return matrices, biases
+
+
+def _register(block: nn.Module, layers: list[list[Tensor]], biases: list[Tensor], dtype: torch.dtype) -> None:
+    for i, (layer, bias) in enumerate(zip(layers, biases, strict=True), 1):
+        pack = [torch.ops.npr_kernels.pack_weights(matrix.float().contiguous(), dtype) for matrix in layer]
+        block.register_buffer(f"weight{i}", torch.cat(pack))
+        block.register_buffer(f"bias{i}", bias.detach().float().contiguous())
 
 
 def winograd_matrices(weight: Tensor) -> list[Tensor]:
@@ -74,10 +159,10 @@ def refusal(dtype: torch.dtype, width: int) -> str | None:
     """Why this machine has no fused bottleneck of ``dtype`` with ``width`` channels inside; None if it has."""
     if extension.FAILURE:
         return extension.FAILURE
-    if dtype not in (torch.float32, torch.bfloat16):
+    if dtype not in (torch.float32, torch.bfloat16, torch.int8):
         return f"it has no kernel for {dtype}"
-    if dtype == torch.bfloat16 and torch.ops.npr_kernels.cpu_capability() != "avx512bf16":
-        return "the processor has no dot products of bfloat16"
+    if dtype != torch.float32 and torch.ops.npr_kernels.cpu_capability() != "avx512bf16":
+        return f"the processor has no dot products of {str(dtype).removeprefix('torch.')}"
     if width % 64:
         return f"it computes 64 channels at a time, and {width} is no multiple of that"
     return None
@@ -90,7 +175,7 @@ if not extension.FAILURE:
         return weight.new_empty(weight.numel(), dtype=dtype)
 
     @torch.library.register_fake("npr_kernels::bottlenecks")
-    def _(x, weights, biases, strides):
+    def _(x, weights, biases, factors, strides):
         height, width = x.shape[-2:]
         for stride in strides:
             height, width = (height - 1) // stride + 1, (width - 1) // stride + 1

@@ -23,6 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from npr_model import quantisation
 from npr_model.detectors import detector_class
 from npr_model.detectors.base import Detector
 from npr_model.errors import InputError, reason
@@ -36,6 +37,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 _HEADER_KEY = "npr_model"  # the one key of the safetensors header that is ours; its value is JSON
 _NPR_ARCHITECTURE = ("grid_size", "anchor", "scale", "pixel_std")
+_STEPS = "activation_steps."  # before the names of those tensors
 _WHOLE_RESNET = frozenset(("layer4.2.conv3.weight", "fc.weight"))  # CNNDetection's .pth files, which say nothing else
 _NAMED = 3  # offenders that an error message names
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -231,8 +233,15 @@ def load(name_or_path: str | os.PathLike, *, backend: str | None = None) -> Load
         model = metadata.network(backend)
     except (InputError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"checkpoint {path} has a bad architecture in its metadata: {reason(error)}") from error
+    steps = {name: state.pop(name) for name in list(state) if name.startswith(_STEPS)}
     _check(path, state, model.state_dict())
     model.load_state_dict(state, strict=True)
+    if steps:
+        try:
+            model.activation_steps = {name.removeprefix(_STEPS): step for name, step in steps.items()}
+            quantisation.check_steps(model, model.activation_steps)
+        except (AttributeError, ValueError) as error:
+            raise CheckpointError(f"checkpoint {path} is not of this network: {error}") from error
     return LoadedCheckpoint(model.eval(), metadata, hashlib.sha256(data).hexdigest(), path)
 
 
@@ -244,6 +253,8 @@ def save(path: str | os.PathLike, model: NPRDetector | Detector, metadata: Metad
     described = _NPR_ARCHITECTURE if model.detector == NPRDetector.detector else ()
     metadata = dataclasses.replace(metadata, **{name: getattr(model, name) for name in ("detector", *described)})
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    steps = getattr(model, "activation_steps", {})
+    state |= {_STEPS + name: step.cpu().contiguous() for name, step in steps.items()}
     data = safetensors.torch.save(state, metadata={_HEADER_KEY: metadata.to_json()})
     try:
         with replacing(path) as temporary:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from npr_kernels import bottleneck, fold_batch_norm, npr_stem
 from npr_kernels.info import cpu_capability
+from npr_model import quantisation
+from npr_model.errors import InputError
 from npr_model.network import Bottleneck, NPRDetector
 
 
@@ -80,31 +82,49 @@ class FoldedBottleneck(nn.Module):
         return self.conv3(self.conv2(self.conv1(x)), shortcut)
 
 
-def fused_bottleneck(block: Bottleneck, dtype: torch.dtype) -> bottleneck.FusedBottleneck:
-    """:class:`npr_model.network.Bottleneck` in evaluation mode as one kernel."""
+def folded_layers(block: Bottleneck) -> list[tuple[Tensor, Tensor] | None]:
+    """conv1, conv2, conv3 and the shortcut (None where there is no convolution), each a weight and a bias."""
 
     def fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         folded = fold_batch_norm(conv.weight.detach(), None, bn)
         _check_finite(*folded)
         return folded
 
-    layers = fold(block.conv1, block.bn1), fold(block.conv2, block.bn2), fold(block.conv3, block.bn3)
     shortcut = None if block.downsample is None else fold(*block.downsample)
-    return bottleneck.FusedBottleneck(*layers, shortcut, block.conv2.stride[0], dtype)
+    return [fold(block.conv1, block.bn1), fold(block.conv2, block.bn2), fold(block.conv3, block.bn3), shortcut]
+
+
+def fused_trunk(detector: NPRDetector, dtype: torch.dtype) -> bottleneck.FusedBottlenecks:
+    """The residual blocks in evaluation mode as one kernel; for int8 all but the first on 8-bit activations."""
+    steps = quantisation.block_steps(detector) if dtype == torch.int8 else {}
+    made = []
+    for name, block in quantisation.blocks(detector).items():
+        layers, stride = folded_layers(block), block.conv2.stride[0]
+        if name in steps:
+            made.append(bottleneck.QuantisedBottleneck(*layers, stride, steps[name]))
+        elif steps:
+            out_steps = detector.activation_steps[f"{name}.out"]
+            made.append(bottleneck.FusedBottleneck(*layers, stride, torch.bfloat16, out_steps))
+        else:
+            made.append(bottleneck.FusedBottleneck(*layers, stride, dtype))
+    return bottleneck.FusedBottlenecks(*made)
 
 
 class InferenceDetector(nn.Module):
     """(N, 3, H, W), uint8 or normalised floating point, to (N, 1) float32 logits, without gradients.
 
     A frozen copy of ``detector`` on its device. ``dtype``: that of the activations, None for :func:`default_dtype`;
-    the pooled features and the last layer are float32 always. ``compile=True`` hands the trunk to ``torch.compile``,
-    which takes about a minute at the first batch of each new size.
+    the pooled features and the last layer are float32 always. int8 takes a detector with ``activation_steps`` (see
+    :mod:`npr_model.quantisation`) and a CPU with dot products of bytes and of bfloat16, in which the stem and the first
+    block stay. ``compile=True`` hands the trunk to ``torch.compile``, which takes about a minute at the first batch of
+    each new size. Raises InputError where int8 cannot be.
     """
 
     def __init__(self, detector: NPRDetector, *, dtype: torch.dtype | None = None, compile: bool = False) -> None:
         super().__init__()
         device = detector.conv1.weight.device
-        self.dtype = dtype or default_dtype(device)
+        trunk_dtype = dtype or default_dtype(device)
+        self.dtype = torch.bfloat16 if trunk_dtype == torch.int8 else trunk_dtype  # of what the stem gives
         self.micro_batch = 2 * torch.get_num_threads() if device.type == "cpu" else None
         self.conv1 = copy.deepcopy(detector.conv1)
         weight, bias = fold_batch_norm(detector.conv1.weight.detach(), None, detector.bn1)
@@ -113,12 +133,11 @@ class InferenceDetector(nn.Module):
         self.register_buffer("stem_bias", bias.detach())
         self.register_buffer("head_weight", detector.fc1.weight.detach().float().clone())
         self.register_buffer("head_bias", detector.fc1.bias.detach().float().clone())
-        self.engine = trunk_engine(device, self.dtype, compile)
-        blocks = [*detector.layer1, *detector.layer2]
+        self.engine = trunk_engine(device, trunk_dtype, compile)
         if self.engine == "fused":
-            self.trunk = bottleneck.FusedBottlenecks(*(fused_bottleneck(block, self.dtype) for block in blocks))
+            self.trunk = fused_trunk(detector, trunk_dtype)
         else:
-            onednn = self.engine == "onednn"
+            onednn, blocks = self.engine == "onednn", quantisation.blocks(detector).values()
             trunk = nn.Sequential(*(FoldedBottleneck(block, self.dtype, onednn) for block in blocks))
             self.trunk = torch.compile(trunk, dynamic=False) if compile else trunk
         self.eval().requires_grad_(False)
@@ -150,7 +169,14 @@ def _check_finite(*folded: Tensor) -> None:
 
 
 def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool) -> str:
-    """What runs the residual blocks: "fused" (our kernel), "onednn" or "torch" (plain, or compiled)."""
+    """What runs the residual blocks: "fused" (our kernel), "onednn" or "torch" (plain, or compiled). Raises InputError
+    where nothing runs them in int8."""
+    if dtype == torch.int8:
+        why = "there it is not compiled" if compile else f"not on {device.type}" if device.type != "cpu" else None
+        why = why or bottleneck.refusal(dtype, 64)
+        if why:
+            raise InputError(f"int8 cannot be had here ({why}); give float32 or bfloat16")
+        return "fused"
     if device.type != "cpu" or compile:
         return "torch"
     # torch's fused oneDNN convolutions are internal operators, made for its own compiler: they may be missing.

@@ -80,6 +80,7 @@ class NPRDetector(nn.Module):
         self.layer1 = resnet_stage(64, 64, blocks=3, stride=1)
         self.layer2 = resnet_stage(256, 128, blocks=4, stride=2)
         self.fc1 = nn.Linear(512, 1)
+        self.activation_steps: dict[str, Tensor] = {}  # of npr_model.quantisation, for scoring in int8
         for module in self.modules():
             if isinstance(module, nn.Conv2d | NPRConv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

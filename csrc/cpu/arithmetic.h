@@ -1,9 +1,10 @@
 // The multiply-accumulate that the convolutions are made of: fused multiply-add of float or double, or, where the
-// processor has it, the dot product of pairs of bfloat16 with float accumulation.
+// processor has them, dot products: of pairs of bfloat16 summed in float32, of four bytes summed in 32 bits.
 
 template <typename Element>
 struct Arithmetic {  // float, double
   using Computed = Element;
+  using Sum = Vector<Element>;
   static constexpr int64_t kPack = 1;  // products a lane and instruction
 
   static inline Vector<Element> repeat(const Element* p) { return broadcast<Element>(*p); }
@@ -15,6 +16,7 @@ struct Arithmetic {  // float, double
 template <>
 struct Arithmetic<BFloat16> {
   using Computed = float;
+  using Sum = Vector<float>;
   static constexpr int64_t kPack = 2;
 
   static inline __m512bh repeat(const BFloat16* p) {
@@ -26,6 +28,24 @@ struct Arithmetic<BFloat16> {
     sum = (Vector<float>)_mm512_dpbf16_ps((__m512)sum, a, b);
   }
   static inline __m512bh load_weights(const BFloat16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+};
+#endif
+
+#ifdef NPR_HAS_INT8_DOT
+template <>
+struct Arithmetic<uint8_t> {  // the weights are int8
+  using Sum = Vector<int32_t>;
+  static constexpr int64_t kPack = 4;
+
+  static inline __m512i repeat(const uint8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, sizeof(four));
+    return _mm512_set1_epi32(four);
+  }
+  static inline void accumulate(Vector<int32_t>& sum, __m512i a, __m512i b) {
+    sum = (Vector<int32_t>)_mm512_dpbusd_epi32((__m512i)sum, a, b);
+  }
+  static inline __m512i load_weights(const uint8_t* p) { return _mm512_loadu_si512(p); }
 };
 #endif
 

@@ -4,6 +4,9 @@
 //
 // With stride 1 the 3x3 convolution is Winograd's F(2x2, 3x3) (Lavin and Gray, 2016): 16 products where 36 would be
 // needed. Its sums and transforms are float32; in bfloat16 the transformed values are what is rounded.
+//
+// uint8 activations are multiplied by int8 weights and summed exactly, in 32 bits; a factor for each channel brings a sum
+// to the scale of what is stored. As activations come from ReLUs, none is negative, and each channel has its own step.
 
 // `length` elements of each pixel that take part in a product; those of the next pixel begin `step` elements further.
 template <typename Element>
@@ -22,7 +25,30 @@ inline Vector<float> load_widened(const BFloat16* p) {
   return (Vector<float>)(__builtin_convertvector(*reinterpret_cast<const Halves*>(p), Words) << 16);
 }
 
+// A sum as what it stands for.
+inline Vector<float> real(Vector<float> sum, const float*, int64_t) { return sum; }
+
+#ifdef NPR_HAS_INT8_DOT
+inline Vector<float> load_widened(const uint8_t* p) { return __builtin_convertvector(load_bytes<float>(p), Vector<float>); }
+inline Vector<float> real(Vector<int32_t> sum, const float* factor, int64_t channel) {
+  return __builtin_convertvector(sum, Vector<float>) * load(factor + channel);
+}
+#endif
+
 inline Vector<float> relu(Vector<float> v) { return Vector<float>{} > v ? Vector<float>{} : v; }  // NaN stays
+
+// To the type of the activations; to uint8 by rounding, what is larger becomes 255.
+template <typename Output>
+inline void store_activation(Output* out, Vector<float> v) {
+  store_narrow<Output, float>(out, v);
+}
+#ifdef NPR_HAS_INT8_DOT
+template <>
+inline void store_activation<uint8_t>(uint8_t* out, Vector<float> v) {
+  const __m512i whole = _mm512_maskz_cvtps_epi32(0xffff, (__m512)v);  // the plain forms make GCC 12 warn
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_maskz_cvtusepi32_epi8(0xffff, whole));
+}
+#endif
 
 // What becomes of a sum. `offset`: of its first channel, in a row with `channels` elements a pixel.
 struct Keep {
@@ -32,20 +58,24 @@ struct Keep {
 
 template <typename Output>
 struct Activate {
-  const float* bias;
+  const float *bias, *factor;
   Output* out;
-  inline void operator()(int64_t offset, int64_t channel, Vector<float> sum) const {
-    store_narrow<Output, float>(out + offset, relu(sum + load(bias + channel)));
+  template <typename Sum>
+  inline void operator()(int64_t offset, int64_t channel, Sum sum) const {
+    store_activation(out + offset, relu(real(sum, factor, channel) + load(bias + channel)));
   }
 };
 
-template <typename Element>
+template <typename Element, typename Output>
 struct AddAndActivate {
-  const float* bias;
+  const float *bias, *factor, *shortcut_factor;
   const Element* shortcut;
-  Element* out;
-  inline void operator()(int64_t offset, int64_t channel, Vector<float> sum) const {
-    store_narrow<Element, float>(out + offset, relu(sum + load(bias + channel) + load_widened(shortcut + offset)));
+  Output* out;
+  template <typename Sum>
+  inline void operator()(int64_t offset, int64_t channel, Sum sum) const {
+    Vector<float> added = load_widened(shortcut + offset);
+    if constexpr (sizeof(Element) == 1) added *= load(shortcut_factor + channel);
+    store_activation(out + offset, relu(real(sum, factor, channel) + load(bias + channel) + added));
   }
 };
 
@@ -55,11 +85,12 @@ __attribute__((always_inline)) inline void multiply_block(const Run<Element>* ru
                                                           int64_t pixel, int64_t channel, int64_t channels,
                                                           const Finish& finish) {
   constexpr int64_t kPack = Arithmetic<Element>::kPack;
-  Vector<float> sum[P][kChannelVectors];
+  using Sum = typename Arithmetic<Element>::Sum;
+  Sum sum[P][kChannelVectors];
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 16
-    for (int v = 0; v < kChannelVectors; ++v) sum[p][v] = Vector<float>{};
+    for (int v = 0; v < kChannelVectors; ++v) sum[p][v] = Sum{};
 
   for (int run = 0; run < run_count; ++run) {
     const int64_t step = runs[run].step;
@@ -125,7 +156,7 @@ class FirstRows {
       const int64_t pitch = task_.width * task_.in_channels;
       const Run<Element> run{static_cast<const Element*>(task_.x) + index * pitch, task_.in_channels, task_.in_channels};
       multiply_row(&run, 1, static_cast<const Element*>(task_.weights[0]), task_.width, channels,
-                   Activate<Output>{task_.biases[0], rows_ + slot * pitch_ + channels});
+                   Activate<Output>{task_.biases[0], task_.factors[0], rows_ + slot * pitch_ + channels});
       held_[slot] = index;
     }
     return rows_ + slot * pitch_;
@@ -139,21 +170,22 @@ class FirstRows {
 };
 
 // The third convolution and the shortcut: output row y of image n from the second convolution's row.
-template <typename Element>
+template <typename Element, typename Output>
 void finish_row(const BottleneckTask& task, int64_t n, int64_t y, const Element* second) {
   const int64_t width = task.channels[1], channels = task.channels[2], pitch = task.width * task.in_channels;
   const Element* source = static_cast<const Element*>(task.x) + (n * task.height + y * task.stride) * pitch;
   const Element* weights = static_cast<const Element*>(task.weights[2]);
-  Element* out = static_cast<Element*>(task.out) + (n * task.out_height + y) * task.out_width * channels;
+  Output* out = static_cast<Output*>(task.out) + (n * task.out_height + y) * task.out_width * channels;
   const Run<Element> runs[2] = {{second, width, width}, {source, task.in_channels, task.stride * task.in_channels}};
   if (task.project) {
-    multiply_row(runs, 2, weights, task.out_width, channels, Activate<Element>{task.biases[2], out});
+    multiply_row(runs, 2, weights, task.out_width, channels, Activate<Output>{task.biases[2], task.factors[2], out});
   } else {
-    multiply_row(runs, 1, weights, task.out_width, channels, AddAndActivate<Element>{task.biases[2], source, out});
+    multiply_row(runs, 1, weights, task.out_width, channels,
+                 AddAndActivate<Element, Output>{task.biases[2], task.factors[2], task.factors[3], source, out});
   }
 }
 
-template <typename Element>
+template <typename Element, typename Output>
 void bottleneck_direct(const BottleneckTask& task, int64_t begin, int64_t end) {
   const int64_t width = task.channels[0];
   FirstRows<Element, Element> first(task, 3, task.width + 2);
@@ -163,13 +195,13 @@ void bottleneck_direct(const BottleneckTask& task, int64_t begin, int64_t end) {
     Run<Element> taps[3];
     for (int64_t k = 0; k < 3; ++k) taps[k] = {first.row(n, y * task.stride - 1 + k), 3 * width, task.stride * width};
     multiply_row(taps, 3, static_cast<const Element*>(task.weights[1]), task.out_width, width,
-                 Activate<Element>{task.biases[1], second});
-    finish_row<Element>(task, n, y, second);
+                 Activate<Element>{task.biases[1], task.factors[1], second});
+    finish_row<Element, Output>(task, n, y, second);
   }
 }
 
 // Two output rows at a time, in tiles of 2x2 output pixels, each from 4x4 pixels of the first convolution's output.
-template <typename Element>
+template <typename Element, typename Output>
 class Winograd {
  public:
   explicit Winograd(const BottleneckTask& task)
@@ -197,7 +229,7 @@ class Winograd {
       }
       for (int64_t tile = 0; tile < tiles_; ++tile) transform_output(tile);
       for (int64_t k = 0; k < 2 && y + k < task_.out_height; ++k)
-        finish_row<Element>(task_, n, y + k, second_ + k * 2 * tiles_ * width_);
+        finish_row<Element, Output>(task_, n, y + k, second_ + k * 2 * tiles_ * width_);
     }
   }
 
@@ -259,21 +291,20 @@ class Winograd {
   Buffer<Element> second_;   // (2, 2 * tiles, width): two rows of the second convolution's output
 };
 
-template <typename Element>
+template <typename Element, typename Output = Element>
 void bottleneck_rows(const BottleneckTask& task, int64_t begin, int64_t end) {
-  if (task.winograd) {
-    Winograd<Element>(task).run(begin, end);
-  } else {
-    bottleneck_direct<Element>(task, begin, end);
+  if constexpr (sizeof(Element) > 1) {
+    if (task.winograd) return Winograd<Element, Output>(task).run(begin, end);
   }
+  bottleneck_direct<Element, Output>(task, begin, end);
 }
 
 // (channels, inputs) row-major to the order multiply_block reads: blocks of channels, then packs of inputs, then channels.
-template <typename Element>
-void pack_weights_as(const float* weight, int64_t channels, int64_t inputs, Element* packed) {
+template <typename Element, typename Weight = Element>
+void pack_weights_as(const float* weight, int64_t channels, int64_t inputs, Weight* packed) {
   constexpr int64_t kPack = Arithmetic<Element>::kPack;
   for (int64_t c = 0; c < channels; c += kBlockChannels)
     for (int64_t i = 0; i < inputs; i += kPack)
       for (int64_t lane = 0; lane < kBlockChannels; ++lane)
-        for (int64_t k = 0; k < kPack; ++k) *packed++ = narrow<Element>(weight[(c + lane) * inputs + i + k]);
+        for (int64_t k = 0; k < kPack; ++k) *packed++ = narrow<Weight>(weight[(c + lane) * inputs + i + k]);
 }

@@ -21,19 +21,23 @@ using torch::headeronly::ScalarType;
 // Rows, or pairs of them, below this number are not worth a second thread.
 constexpr int64_t kGrain = 2;
 
+// Of activations whose weights are `dtype`.
 Type type_of(ScalarType dtype) {
-  STD_TORCH_CHECK(dtype == ScalarType::Float || (dtype == ScalarType::BFloat16 && kernels().bfloat16_products),
-                  "bottlenecks are float32, or bfloat16 where the processor has dot products of it");
-  return dtype == ScalarType::BFloat16 ? Type::kBFloat16 : Type::kFloat32;
+  STD_TORCH_CHECK(dtype == ScalarType::Float || (dtype == ScalarType::BFloat16 && kernels().bfloat16_products) ||
+                      (dtype == ScalarType::Char && kernels().int8_products),
+                  "bottlenecks are float32, or bfloat16 and int8 where the processor has dot products of them");
+  return dtype == ScalarType::Float ? Type::kFloat32 : dtype == ScalarType::BFloat16 ? Type::kBFloat16 : Type::kUInt8;
 }
+
+int64_t bytes_of(Type type) { return type == Type::kFloat32 ? 4 : type == Type::kBFloat16 ? 2 : 1; }
 
 Tensor pack_weights(const Tensor& weight, ScalarType dtype) {
   STD_TORCH_CHECK(weight.dim() == 2 && weight.is_cpu() && weight.is_contiguous() && weight.scalar_type() == ScalarType::Float,
                   "weight must be (channels, inputs) float32, contiguous, on the CPU");
   const int64_t channels = weight.size(0), inputs = weight.size(1);
   const Type type = type_of(dtype);
-  STD_TORCH_CHECK(channels % kernels().block_channels == 0 && inputs % 2 == 0, "weight must have a multiple of ",
-                  kernels().block_channels, " channels and an even number of inputs, got ", channels, "x", inputs);
+  STD_TORCH_CHECK(channels % kernels().block_channels == 0 && inputs % 4 == 0, "weight must have a multiple of ",
+                  kernels().block_channels, " channels and of 4 inputs, got ", channels, "x", inputs);
   Tensor packed = torch::stable::empty({channels * inputs}, dtype, std::nullopt, weight.device());
   kernels().pack_weights(static_cast<const float*>(weight.const_data_ptr()), channels, inputs, type,
                          packed.mutable_data_ptr());
@@ -68,11 +72,12 @@ class Scratch {
 };
 
 // The task of one bottleneck on an input of the given size, its weights and biases checked; no input and output yet.
-BottleneckTask prepare(Type type, ScalarType dtype, int64_t batch, int64_t in_channels, int64_t height, int64_t width,
-                       const Tensor* weights, const Tensor* biases, int64_t stride) {
+BottleneckTask prepare(int64_t batch, int64_t in_channels, int64_t height, int64_t width, const Tensor* weights,
+                       const Tensor* biases, int64_t stride) {
   STD_TORCH_CHECK(stride == 1 || stride == 2, "stride must be 1 or 2, got ", stride);
   BottleneckTask task{};
-  task.type = type;
+  const ScalarType dtype = weights[0].scalar_type();
+  task.type = task.out_type = type_of(dtype);
   task.batch = batch, task.in_channels = in_channels, task.height = height, task.width = width, task.stride = stride;
   task.out_height = (height - 1) / stride + 1;
   task.out_width = (width - 1) / stride + 1;
@@ -81,7 +86,7 @@ BottleneckTask prepare(Type type, ScalarType dtype, int64_t batch, int64_t in_ch
                         biases[i].scalar_type() == ScalarType::Float && biases[i].size(0) % kernels().block_channels == 0,
                     "biases must be (channels,) float32 on the CPU, of whole blocks of channels");
     STD_TORCH_CHECK(weights[i].is_cpu() && weights[i].is_contiguous() && weights[i].scalar_type() == dtype,
-                    "weights must be packed for the dtype of x");
+                    "weights must be packed, all of a block for one dtype");
     task.channels[i] = biases[i].size(0);
     task.biases[i] = static_cast<const float*>(biases[i].const_data_ptr());
     task.weights[i] = weights[i].const_data_ptr();
@@ -93,39 +98,66 @@ BottleneckTask prepare(Type type, ScalarType dtype, int64_t batch, int64_t in_ch
                       (task.winograd || weights[1].numel() == inner * 9 * inner) &&
                       (task.project || weights[2].numel() == out_channels * inner),
                   "weights do not fit the biases and the channels of x");
+  STD_TORCH_CHECK(!task.winograd || task.type != Type::kUInt8, "F(2x2, 3x3) is not for int8");
   STD_TORCH_CHECK(!task.winograd || stride == 1, "F(2x2, 3x3) needs stride 1, got ", stride);
   STD_TORCH_CHECK(task.project || (out_channels == in_channels && stride == 1),
                   "a shortcut without a convolution needs stride 1 and as many channels out as in");
   return task;
 }
 
-int64_t out_elements(const BottleneckTask& task) {
-  return task.batch * task.channels[2] * task.out_height * task.out_width;
+void take_factors(BottleneckTask& task, const Tensor* factors) {
+  for (size_t i = 0; i < 4; ++i) {
+    const int64_t expected = i < 3 ? task.channels[i] : task.project ? 0 : task.channels[2];
+    STD_TORCH_CHECK(factors[i].dim() == 1 && factors[i].is_cpu() && factors[i].is_contiguous() &&
+                        factors[i].scalar_type() == ScalarType::Float && factors[i].size(0) == expected,
+                    "factors must be (channels,) float32 on the CPU, three and the shortcut's");
+    task.factors[i] = static_cast<const float*>(factors[i].const_data_ptr());
+  }
+}
+
+int64_t out_bytes(const BottleneckTask& task) {
+  return task.batch * task.channels[2] * task.out_height * task.out_width * bytes_of(task.out_type);
 }
 
 Tensor bottlenecks(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-                   const std::vector<int64_t>& strides) {
+                   const std::vector<Tensor>& factors, const std::vector<int64_t>& strides) {
   STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu(), "x must have the shape (N, C, H, W) and be on the CPU");
   STD_TORCH_CHECK(!strides.empty() && weights.size() == 3 * strides.size() && biases.size() == weights.size(),
                   "there must be three layers of weights and biases for each stride");
   const ScalarType dtype = x.scalar_type();
   const Type type = type_of(dtype);
   const int64_t batch = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
-  STD_TORCH_CHECK(height >= 1 && width >= 1 && channels % 2 == 0, "x must have pixels and an even number of channels");
+  STD_TORCH_CHECK(height >= 1 && width >= 1 && channels % 4 == 0, "x must have pixels and a multiple of 4 channels");
   // Strides of dimensions of size 1 mean nothing.
   const auto dense = [&](int64_t dimension, int64_t stride) { return x.size(dimension) <= 1 || x.stride(dimension) == stride; };
   STD_TORCH_CHECK(dense(1, 1) && dense(3, channels) && dense(2, width * channels) && dense(0, height * width * channels),
                   "x must be dense in channels_last");
 
   std::vector<BottleneckTask> tasks;
-  int64_t between = 0;  // elements of the largest result that is not the last
+  int64_t between = 0;  // bytes of the largest result that is not the last
+  size_t taken = 0;     // of the factors
   for (size_t i = 0; i < strides.size(); ++i) {
-    if (i) between = std::max(between, out_elements(tasks.back()));
-    tasks.push_back(i == 0 ? prepare(type, dtype, batch, channels, height, width, &weights[0], &biases[0], strides[0])
-                           : prepare(type, dtype, batch, tasks[i - 1].channels[2], tasks[i - 1].out_height,
-                                     tasks[i - 1].out_width, &weights[3 * i], &biases[3 * i], strides[i]));
+    tasks.push_back(i == 0 ? prepare(batch, channels, height, width, &weights[0], &biases[0], strides[0])
+                           : prepare(batch, tasks[i - 1].channels[2], tasks[i - 1].out_height, tasks[i - 1].out_width,
+                                     &weights[3 * i], &biases[3 * i], strides[i]));
+    if (tasks[i].type == Type::kUInt8) {
+      STD_TORCH_CHECK(factors.size() >= taken + 4, "a block of int8 weights needs four factors");
+      take_factors(tasks[i], &factors[taken]);
+      taken += 4;
+    }
+    if (i == 0) continue;
+    BottleneckTask& before = tasks[i - 1];
+    before.out_type = tasks[i].type;
+    STD_TORCH_CHECK(before.type == before.out_type || (before.type == Type::kBFloat16 && before.out_type == Type::kUInt8),
+                    "a block's result has the next block's type, and only bfloat16 can become uint8");
+    STD_TORCH_CHECK(before.type == before.out_type || before.project,
+                    "a block whose result becomes uint8 needs a shortcut with a convolution");
+    between = std::max(between, out_bytes(before));
   }
-  const BottleneckTask& last = tasks.back();
+  STD_TORCH_CHECK(taken == factors.size(), "there are more factors than int8 blocks need");
+  STD_TORCH_CHECK(tasks[0].type == type && dtype != ScalarType::Char, "x must have the first block's dtype");
+  BottleneckTask& last = tasks.back();
+  last.out_type = tasks[0].type;
   Tensor out = torch::stable::empty({batch, last.channels[2], last.out_height, last.out_width}, dtype, std::nullopt,
                                     x.device(), std::nullopt, MemoryFormat::ChannelsLast);
   if (batch == 0) return out;
@@ -136,7 +168,7 @@ Tensor bottlenecks(const Tensor& x, const std::vector<Tensor>& weights, const st
     BottleneckTask& task = tasks[i];
     task.x = source;
     task.out = i + 1 == tasks.size() ? out.mutable_data_ptr()
-                                     : scratch[i % 2].reserve(between * (type == Type::kBFloat16 ? 2 : 4));
+                                     : scratch[i % 2].reserve(between);
     source = task.out;
     const int64_t rows = batch * (task.winograd ? (task.out_height + 1) / 2 : task.out_height);
     torch::stable::parallel_for(0, rows, kGrain, [&](int64_t begin, int64_t end) { kernels().bottleneck(task, begin, end); });

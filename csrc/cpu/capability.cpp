@@ -26,7 +26,8 @@ struct Candidate {
 const Kernels& choose() {
   const Candidate candidates[] = {
 #if defined(__x86_64__)
-      {&avx512bf16::table, __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+      {&avx512bf16::table, __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+                               __builtin_cpu_supports("avx512bw") &&
                                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
       {&avx512::table, __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                            __builtin_cpu_supports("avx512vl")},

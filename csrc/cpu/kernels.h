@@ -39,20 +39,26 @@ struct Task {
   const void* scale;
 };
 
-// A residual bottleneck: x (N, H, W, in_channels) to out (N, out_height, out_width, channels[2]), both dense, both
-// `type`. Weights are packed by Kernels::pack_weights; `project` says that the last layer's inputs are those of the
+// A residual bottleneck: x (N, H, W, in_channels) of `type` to out (N, out_height, out_width, channels[2]) of `out_type`,
+// both dense. Weights are packed by Kernels::pack_weights; `project` says that the last layer's inputs are those of the
 // second followed by the block's own, that is, that the shortcut is a convolution; `winograd` that the second layer's
 // weights are the 16 matrices of F(2x2, 3x3), which needs stride 1.
+//
+// Where `type` is kUInt8, weights are int8 and each sum is multiplied by its channel's factor before the bias is added;
+// a shortcut without a convolution by its channel's of factors[3]. Such a block never uses `winograd`.
 struct BottleneckTask {
   int64_t batch, in_channels, height, width;
   int64_t out_height, out_width, stride;
   int64_t channels[3];
   bool project, winograd;
-  Type type;  // kFloat32, or kBFloat16 where `bfloat16_products`
+  // The same, kFloat32 or kBFloat16 where `bfloat16_products`; where `int8_products` also kUInt8 with kUInt8 or kBFloat16
+  // on the other side.
+  Type type, out_type;
   const void* x;
   void* out;
   const void* weights[3];
   const float* biases[3];
+  const float* factors[4];
 };
 
 // Each kernel computes a range of independent rows, so that the caller can spread ranges over threads.
@@ -81,6 +87,7 @@ struct Kernels {
   void (*pack_weights)(const float* weight, int64_t channels, int64_t inputs, Type type, void* packed);
   int64_t block_channels;
   bool bfloat16_products;  // whether bottlenecks can be bfloat16
+  bool int8_products;      // whether they can be uint8
 };
 
 // The kernels for this machine: the best instruction set it has, or the one NPR_KERNELS_CPU_CAPABILITY names.

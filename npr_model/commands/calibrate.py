@@ -61,14 +61,16 @@ def calibrate(
     dtype: DtypeOption = None,
     device: Device = "auto",
 ) -> None:
-    """Give a checkpoint thresholds at fixed false-positive rates, an uncertain band and a temperature.
+    """Give a checkpoint thresholds at fixed false-positive rates, an uncertain band, a temperature, and the steps of
+    its activations for --dtype int8.
 
     A rate for which there are too few photographs is refused. `npr screen` uses the result for its verdicts.
     Exit code 0: all images were scored; 1: some could not be, they are listed; 2: wrong usage.
     """
 
     from npr_model import calibrate as calibration
-    from npr_model import checkpoints, datasets
+    from npr_model import checkpoints, datasets, quantisation
+    from npr_model.network import NPRDetector
     from npr_model.screening.sources import file_item
 
     try:
@@ -100,6 +102,11 @@ def calibrate(
         logits[datasets.REAL], logits[datasets.FAKE], rates=parsed, uncertain_rate=uncertain_rate
     )
     loaded = checkpoints.load(checkpoint)
+    if loaded.metadata.detector == NPRDetector.detector:
+        paths = [sample.path for sample, _ in scored]
+        with progress_bar("activations", total=min(len(paths), quantisation.IMAGES)) as advance:
+            batches = quantisation.central_parts(paths, loaded.model.grid_size, lambda: advance(1))
+            loaded.model.activation_steps = quantisation.measure_steps(loaded.model, batches)
     metadata = dataclasses.replace(loaded.metadata, calibration=result.calibration, view=scorer.view)
     checkpoints.save(destination, loaded.model, metadata)
     _print_calibration(result, scored, len(logits[datasets.FAKE]))

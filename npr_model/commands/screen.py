@@ -136,7 +136,7 @@ def screen(
     from npr_model.screening.sinks import Sink
 
     summary, shown = Summary(), []
-    interrupted, kept, failed_before = False, 0, 0
+    interrupted, kept, failed_before, scorer = False, 0, 0, None
     began = time.perf_counter()
     try:
         with (
@@ -154,6 +154,9 @@ def screen(
                 advance(1, scorer.rates.text)
     except KeyboardInterrupt:
         interrupted = True
+    if scorer is None:
+        err.print("npr: interrupted")
+        raise typer.Exit(EXIT_INTERRUPTED)
     seconds = time.perf_counter() - began
     if len(shown) <= TABLE_ROWS:
         out.print(_row_table(shown))

@@ -49,7 +49,7 @@ DtypeOption = Annotated[
     str | None,
     typer.Option(
         "--dtype",
-        help="float32 or bfloat16. Default: bfloat16 where the hardware has it.",
+        help="float32, bfloat16 or int8. Default: bfloat16 where the hardware has it.",
         show_default=False,
     ),
 ]
@@ -113,8 +113,8 @@ def scorer_maker(
 def _dtype(name: str | None) -> torch.dtype | None:
     import torch
 
-    if name not in (None, "float32", "bfloat16"):
-        raise InputError(f"no dtype {name!r} to score in; give float32 or bfloat16")
+    if name not in (None, "float32", "bfloat16", "int8"):
+        raise InputError(f"no dtype {name!r} to score in; give float32, bfloat16 or int8")
     return getattr(torch, name) if name else None
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from npr_model.errors import InputError
 from npr_model.network import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -46,7 +47,12 @@ class Detector(nn.Module):
         return (self.unit_pixels(images) - self.pixel_mean) / self.pixel_std
 
     def for_inference(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """A frozen copy that gives float32 logits; ``dtype`` as for ``torch.autocast``, float32 where it is None."""
+        """A frozen copy that gives float32 logits; ``dtype`` as for ``torch.autocast``, float32 where it is None.
+
+        Raises InputError for int8.
+        """
+        if dtype == torch.int8:
+            raise InputError(f"the detector {self.detector} cannot be had in int8; give float32 or bfloat16")
         return FrozenDetector(self, dtype or torch.float32)
 
 

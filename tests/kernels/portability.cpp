@@ -74,7 +74,7 @@ int main() {
     const int64_t inputs[] = {kInner, (winograd ? 16 : 9) * kInner, kInner};
     std::vector<float> packed[3], out(image.size());
     BottleneckTask block{1, kInner, kSide, kSide, kSide, kSide, 1, {kInner, kInner, kInner}, false, winograd,
-                         Type::kFloat32, image.data(), out.data(), {}, {biases.data(), biases.data(), biases.data()}};
+                         Type::kFloat32, Type::kFloat32, image.data(), out.data(), {}, {biases.data(), biases.data(), biases.data()}, {}};
     for (int i = 0; i < 3; ++i) {
       const std::vector<float> weights = random(kInner * inputs[i], 0.1f);
       packed[i].resize(weights.size());

@@ -120,6 +120,15 @@ def test_interruption_keeps_the_rows(npr, folder, tmp_path, checkpoint, monkeypa
     assert len(output.read_text().splitlines()) >= 3
 
 
+def test_interruption_while_the_network_is_loaded(npr, folder, checkpoint, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("npr_model.screening.runner.Scorer.__init__", interrupted)
+    code, _, err = npr("screen", folder, "--checkpoint", checkpoint)
+    assert (code, err) == (terminal.EXIT_INTERRUPTED, "npr: interrupted\n")
+
+
 def test_termination_keeps_the_rows(tmp_path, checkpoint):
     images = tmp_path / "images"
     images.mkdir()
@@ -251,7 +260,7 @@ USAGE_ERRORS = {
     "unknown checkpoint": (["screen", "{folder}", "--checkpoint", "nonsense"], "there is no checkpoint 'nonsense'"),
     "bad checkpoint": (["screen", "{folder}", "--checkpoint", "{folder}/notes.txt"], "neither a .safetensors nor"),
     "bad view": (["screen", "{folder}", "--view", "zoom"], "no view 'zoom'"),
-    "bad dtype": (["screen", "{folder}", "--checkpoint", "{checkpoint}", "--dtype", "int8"], "no dtype 'int8'"),
+    "bad dtype": (["screen", "{folder}", "--checkpoint", "{checkpoint}", "--dtype", "int4"], "no dtype 'int4'"),
     "bad device": (["screen", "{folder}", "--checkpoint", "{checkpoint}", "--device", "tpu"], "no device 'tpu'"),
     "bad backend": (["screen", "{folder}", "--backend", "abacus"], "there is no backend 'abacus'"),
     "bad batch size": (["screen", "{folder}", "--batch-size", "0"], "Invalid value for '--batch-size'"),

@@ -1,0 +1,91 @@
+"""``python -m benchmarks.precision DATASET``: what the detector loses in bfloat16 and in int8, on images of a dataset.
+
+Every image is scored in float32 and in each of the others by the checkpoint's own view: rank correlation (Spearman) of
+the logits, how far they lie apart, and ROC AUC and average precision, means over the generators.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import spearmanr
+
+from benchmarks import command, machine
+from benchmarks.harness import OURS
+from npr_model import checkpoints
+from npr_model.errors import InputError
+from npr_model.evaluate import collect, evaluate
+from npr_model.screening.rows import Row
+from npr_model.screening.runner import Scorer
+
+DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+COLUMNS = {
+    "rank correlation": ("rank_correlation", "{:.5f}"),
+    "RMS difference": ("rms_difference", "{:.4f}"),
+    "largest": ("largest_difference", "{:.3f}"),
+    "AUC": ("roc_auc", "{:.4f}"),
+    "average precision": ("average_precision", "{:.4f}"),
+}
+
+
+def measure(checkpoint: str, roots: list[Path]) -> list[dict]:
+    """A row for each of DTYPES, against float32. Raises InputError."""
+    loaded, samples, rows = checkpoints.load(checkpoint), collect(roots), []
+    reference: dict[str, float] = {}
+    for dtype in DTYPES:
+        logits: dict[str, float] = {}
+
+        def note(row: Row, logits: dict[str, float] = logits) -> None:
+            if row.error is None:
+                logits[row.source] = row.logit
+
+        result = evaluate(Scorer(loaded, dtype=dtype), samples, on_row=note)
+        reference = reference or logits
+        ours, exact = (np.array([found[source] for source in sorted(reference)]) for found in (logits, reference))
+        row = {
+            "case": f"precision of {loaded.model_id} on {len(exact)} images",
+            "contender": f"{OURS} {str(dtype).removeprefix('torch.')}",
+            "median_ms": None,
+            "rank_correlation": float(spearmanr(ours, exact).statistic),
+            "rms_difference": float(np.sqrt(np.mean((ours - exact) ** 2))),
+            "largest_difference": float(np.abs(ours - exact).max()),
+        }
+        if result.mean is not None:
+            row |= {"roc_auc": result.mean.roc_auc, "average_precision": result.mean.average_precision}
+        rows.append(row)
+    return rows
+
+
+def main(
+    roots: Annotated[list[Path], typer.Argument(metavar="DATASET...", help="Folders as `npr evaluate` takes them.")],
+    json_file: command.JsonFile = None,
+    checkpoint: Annotated[str, typer.Option(metavar="FILE", help="A bundled name or a file.")] = "preview",
+) -> None:
+    """Compare the logits in bfloat16 and int8 with those in float32."""
+    command.checked_json(json_file)
+    try:
+        rows = measure(checkpoint, roots)
+    except InputError as failure:
+        command.refuse(str(failure))
+    table = Table(title=rows[0]["case"], title_justify="left")
+    for title in ("contender", *COLUMNS):
+        table.add_column(title, no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["contender"], *(form.format(row[key]) if key in row else "" for key, form in COLUMNS.values())
+        )
+    Console(width=120).print(table)
+    if json_file:
+        content = {"machine": machine.describe(torch.device("cpu")), "rows": rows}
+        json_file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,115 @@
+"""Post-training quantisation of the residual blocks to 8 bits: how far activations go, measured on images.
+
+The first block stays in bfloat16, as what it reads, the stem's output, has the longest tails: in 8 bits it costs more
+accuracy than all the rest. Behind it every activation comes from a ReLU and is a uint8, in steps of its channel's own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from npr_kernels.bottleneck import LEVELS, Steps
+from npr_model import images
+from npr_model.errors import InputError
+from npr_model.images import View
+from npr_model.network import Bottleneck, NPRDetector
+
+SHARE = 0.95  # of the images that a channel's largest value is not cut off in
+LEAST = 1e-3  # of a layer's longest step: no channel's is shorter, or one that was silent would stay so
+SIDE = 256
+IMAGES = 64  # enough for the steps: with more they change less than the logits' rounding
+
+
+def blocks(detector: NPRDetector) -> dict[str, Bottleneck]:
+    """The residual blocks by their names in the state dict, in order."""
+    stages = {"layer1": detector.layer1, "layer2": detector.layer2}
+    return {f"{stage}.{i}": block for stage, layers in stages.items() for i, block in enumerate(layers)}
+
+
+def expected_steps(detector: NPRDetector) -> dict[str, int]:
+    """Names (``BLOCK.first``, ``.second``, ``.out``) and numbers of channels of a quantised detector's steps."""
+    names = list(blocks(detector))
+    sizes = {}
+    for name, block in blocks(detector).items():
+        if name != names[0]:
+            sizes |= {f"{name}.first": block.conv1.out_channels, f"{name}.second": block.conv2.out_channels}
+        if name != names[-1]:
+            sizes[f"{name}.out"] = block.conv3.out_channels
+    return sizes
+
+
+@torch.no_grad()
+def measure_steps(detector: NPRDetector, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """By how much one of 255 steps raises each channel, float32, from batches as the detector takes them.
+
+    Of each channel the largest value in an image counts, and of those the SHARE-quantile over the images. Raises
+    InputError where there are no images.
+    """
+    largest: dict[str, list[Tensor]] = {name: [] for name in expected_steps(detector)}
+
+    def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            largest[name].append(F.relu(output).amax((2, 3)).float())
+
+        return module.register_forward_hook(note)
+
+    places = {"first": "bn1", "second": "bn2", "out": ""}
+    handles = []
+    for name in largest:
+        block, place = name.rsplit(".", 1)
+        handles.append(watch(name, blocks(detector)[block].get_submodule(places[place])))
+    was_training = detector.training
+    try:
+        detector.eval()
+        for batch in batches:
+            detector(batch)
+    finally:
+        detector.train(was_training)
+        for handle in handles:
+            handle.remove()
+    if not all(largest.values()):
+        raise InputError("there are no images to measure activations on")
+    steps = {}
+    for name, values in largest.items():
+        step = torch.cat(values).quantile(SHARE, 0) / LEVELS
+        steps[name] = step.clamp(min=max(LEAST * step.max().item(), torch.finfo(torch.float32).tiny)).cpu()
+    return steps
+
+
+def central_parts(paths: Sequence[Path], grid_size: int, on_image: Callable[[], object]) -> Iterator[Tensor]:
+    """The middle of IMAGES of the images, evenly chosen, each a batch (1, 3, H, W) uint8 with sides up to SIDE."""
+    view = View("crop", SIDE)
+    for number in range(min(len(paths), IMAGES)):
+        data = paths[number * len(paths) // min(len(paths), IMAGES)].read_bytes()
+        pixels = view.apply(images.decode(data).pixels, grid_size)
+        on_image()
+        yield torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+
+def check_steps(detector: NPRDetector, steps: dict[str, Tensor]) -> None:
+    """Raises ValueError where ``steps`` are not those of this network, positive and finite."""
+    expected = expected_steps(detector)
+    if steps.keys() != expected.keys():
+        raise ValueError(f"activation steps of {', '.join(sorted(steps.keys() ^ expected.keys())[:3])}")
+    for name, step in steps.items():
+        fits = step.shape == (expected[name],) and step.dtype == torch.float32
+        if not (fits and step.isfinite().all() and step.min() > 0):
+            raise ValueError(f"activation steps {name} are not {expected[name]} positive float32 numbers")
+
+
+def block_steps(detector: NPRDetector) -> dict[str, Steps]:
+    """Of all blocks but the first. Raises InputError where the detector has none."""
+    steps = detector.activation_steps
+    if not steps:
+        raise InputError("int8 needs a checkpoint with activation steps: npr calibrate measures them on photographs")
+    names = list(blocks(detector))
+    return {
+        name: Steps(steps[f"{before}.out"], steps[f"{name}.first"], steps[f"{name}.second"], steps.get(f"{name}.out"))
+        for before, name in itertools.pairwise(names)
+    }

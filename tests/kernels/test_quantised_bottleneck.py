@@ -1,0 +1,152 @@
+"""Residual bottlenecks on bytes against the same integers in float64."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from npr_kernels import bottleneck
+from npr_kernels.bottleneck import LEVELS, FusedBottleneck, FusedBottlenecks, QuantisedBottleneck, Steps
+from tests.kernels.test_bottleneck import SHAPES, composed, layers
+from tests.tolerances import error
+
+REASON = bottleneck.refusal(torch.int8, 64)
+pytestmark = pytest.mark.skipif(bool(REASON), reason=str(REASON))
+
+
+def as_bytes(channels: int) -> FusedBottleneck:
+    """Whole numbers from 0 to 255 in bfloat16 to the same in uint8."""
+    nothing = [(torch.zeros(64, channels, 1, 1), torch.zeros(64)), (torch.zeros(64, 64, 3, 3), torch.zeros(64))]
+    nothing.append((torch.zeros(channels, 64, 1, 1), torch.zeros(channels)))
+    shortcut = torch.eye(channels)[..., None, None], torch.zeros(channels)
+    return FusedBottleneck(*nothing, shortcut, 1, torch.bfloat16, torch.ones(channels))
+
+
+def bytes_like(*shape: int) -> Tensor:
+    return torch.randint(0, LEVELS + 1, shape, generator=torch.Generator().manual_seed(1)).double()
+
+
+def steps_of(x: Tensor, exact: list, stride: int, last: bool) -> Steps:
+    """Of a block on ``x`` in steps that differ from channel to channel."""
+    conv1, conv2, conv3, shortcut = exact
+    first = F.relu(F.conv2d(x, *conv1))
+    second = F.relu(F.conv2d(first, *conv2, stride, 1))
+    out = F.relu(F.conv2d(second, *conv3) + (x if shortcut is None else F.conv2d(x, *shortcut, stride)))
+
+    def step(y: Tensor) -> Tensor:
+        return (y.amax((0, 2, 3)) / 200).clamp(min=1e-3).float()  # some are cut off: 255 / 200 of them are not
+
+    return Steps(torch.full((x.shape[1],), 1 / LEVELS), step(first) * 0.7, step(second), None if last else step(out))
+
+
+def rounded_product(x: Tensor, weight: Tensor, stride: int = 1) -> tuple[Tensor, Tensor]:
+    """The sums of ``x`` and whole-number weights, and the factors that belong to them."""
+    factor = weight.abs().amax((1, 2, 3), keepdim=True) / 127
+    whole = (weight / factor).round()
+    sums = F.conv2d(x, whole, None, stride, weight.shape[2] // 2)
+    return sums, factor.view(1, -1, 1, 1)
+
+
+def by_the_rules(x: Tensor, exact: list, stride: int, steps: Steps) -> Tensor:
+    """What QuantisedBottleneck promises, in float64; ``x`` and the result count steps."""
+    conv1, conv2, conv3, shortcut = [None if p is None else (p[0].double(), p[1].double()) for p in exact]
+    out = torch.ones(conv3[0].shape[0]) if steps.out is None else steps.out
+
+    def scaled(weight: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
+        return weight * columns.double().view(1, -1, 1, 1) / rows.double().view(-1, 1, 1, 1)
+
+    def bias(values: Tensor, rows: Tensor) -> Tensor:
+        return (values / rows.double()).view(1, -1, 1, 1)
+
+    sums, factor = rounded_product(x, scaled(conv1[0], steps.x, steps.first))
+    y = F.relu(sums * factor + bias(conv1[1], steps.first)).round().clamp(max=LEVELS)
+    sums, factor = rounded_product(y, scaled(conv2[0], steps.first, steps.second), stride)
+    y = F.relu(sums * factor + bias(conv2[1], steps.second)).round().clamp(max=LEVELS)
+    weight = scaled(conv3[0], steps.second, out)
+    if shortcut is None:
+        sums, factor = rounded_product(y, weight)
+        total = sums * factor + bias(conv3[1], out) + x * (steps.x.double() / out.double()).view(1, -1, 1, 1)
+    else:
+        weight = torch.cat([weight, scaled(shortcut[0], steps.x, out)], 1)
+        sums, factor = rounded_product(torch.cat([y, x[:, :, ::stride, ::stride]], 1), weight)
+        total = sums * factor + bias(conv3[1] + shortcut[1], out)
+    total = F.relu(total)
+    return total if steps.out is None else total.round().clamp(max=LEVELS)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_against_whole_numbers(shape, threads):
+    batch, channels, width, out_channels, stride, *size = shape
+    exact = layers(channels, width, out_channels, stride, torch.float32)
+    x = bytes_like(max(batch, 1), channels, *size)
+    steps = steps_of((x / LEVELS).float(), exact, stride, last=True)
+    quantised = FusedBottlenecks(as_bytes(channels), QuantisedBottleneck(*exact, stride, steps))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = quantised(x[:batch].bfloat16())
+    finally:
+        torch.set_num_threads(before)
+    truth = by_the_rules(x, exact, stride, steps)[:batch]
+    assert found.shape == truth.shape and found.dtype == torch.bfloat16
+    # A value on the edge between two steps may fall to either side in float32; the rest is bfloat16's rounding.
+    if batch:
+        assert error(found, truth) < 0.02
+        assert ((found.double() - truth).abs() > truth.abs() / 200 + 1e-3).double().mean() < 0.02
+
+
+def test_several_in_one_call():
+    """Bytes handed from block to block, an own step for each channel; near the network in float32."""
+    plan = [(64, 64, 256, 1), (256, 64, 256, 1), (256, 128, 512, 2), (512, 128, 512, 1)]
+    exact = [layers(*block, torch.float32) for block in plan]
+    exact[1:] = [[None if p is None else (p[0], p[1] / 4) for p in block] for block in exact[1:]]
+    x = torch.rand(2, 64, 20, 14).bfloat16()
+    floats = [x.float()]
+    for block, (*_, stride) in zip(exact, plan, strict=True):
+        floats.append(composed(floats[-1], *block, stride))
+    outs = [(y.amax((0, 2, 3)) / LEVELS).clamp(min=1e-3) for y in floats[1:-1]] + [None]
+    made = [FusedBottleneck(*exact[0], 1, torch.bfloat16, outs[0])]
+    for i, (before, out) in enumerate(pairwise(outs), 1):
+        inner = steps_of(floats[i], exact[i], plan[i][3], last=out is None)
+        made.append(QuantisedBottleneck(*exact[i], plan[i][3], Steps(before, inner.first / 0.7, inner.second, out)))
+    found = FusedBottlenecks(*made)(x)
+    assert error(found, floats[-1]) < 0.03
+    assert torch.corrcoef(torch.stack([found.double().flatten(), floats[-1].double().flatten()]))[0, 1] > 0.999
+    assert torch.equal(found[1:], FusedBottlenecks(*made)(x[1:]))  # nothing depends on the rest of the batch
+
+
+def test_what_is_too_large_becomes_the_largest_byte():
+    exact = [(p[0] * 0, p[1] * 0) for p in layers(64, 64, 64, 1, torch.float32)[:3]]
+    steps = Steps(torch.ones(64), torch.ones(64), torch.ones(64), torch.full((64,), 0.25))
+    last = Steps(torch.full((64,), 0.25), torch.ones(64), torch.ones(64), None)
+    blocks = as_bytes(64), QuantisedBottleneck(*exact, None, 1, steps), QuantisedBottleneck(*exact, None, 1, last)
+    x = torch.arange(256.0).repeat(64, 1).view(1, 64, 16, 16)
+    assert torch.equal(FusedBottlenecks(*blocks)(x.bfloat16()).float(), x.clamp(max=LEVELS * 0.25).bfloat16().float())
+
+
+def test_wrong_chains_are_refused():
+    exact = layers(64, 64, 64, 1, torch.float32)
+    steps = Steps(*(torch.ones(64) for _ in range(4)))
+    quantised, plain = QuantisedBottleneck(*exact, 1, steps), FusedBottleneck(*exact, 1, torch.bfloat16)
+    x = torch.zeros(1, 64, 4, 4).bfloat16()
+    for blocks, message in [
+        ((quantised,), "first block's dtype"),
+        ((plain, quantised), "needs a shortcut with a convolution"),
+        ((as_bytes(64), quantised, plain), "only bfloat16 can become uint8"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            FusedBottlenecks(*blocks)(x)
+    with pytest.raises(ValueError, match="out_steps need a shortcut"):
+        FusedBottleneck(*exact, 1, torch.bfloat16, torch.ones(64))
+    with pytest.raises(RuntimeError, match="four factors"):
+        weights = [
+            weight for block in (as_bytes(64), quantised) for weight in (block.weight1, block.weight2, block.weight3)
+        ]
+        torch.ops.npr_kernels.bottlenecks(
+            x.contiguous(memory_format=torch.channels_last), weights, [torch.zeros(64)] * 6, [], [1, 1]
+        )
