@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -30,6 +31,7 @@ from PIL import Image, JpegImagePlugin
 from npr_model.errors import InputError, reason
 
 MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompression bomb
+MAX_SIDE = 13_377  # of a view: its square has no more pixels than that
 
 # Pillow also opens formats that call other programs (EPS runs Ghostscript) or hold no photographs; these are refused.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
@@ -244,6 +246,8 @@ class View:
         sized = self.kind != "native"
         if self.kind not in self.KINDS or sized != (self.size is not None) or (sized and self.size < 2):
             raise ImageError(f"no view {str(self)!r}; give native, or crop:S, resize:S or tile:S, as in crop:256")
+        if sized and self.size > MAX_SIDE:
+            raise ImageError(f"no view {str(self)!r}: the size is {MAX_SIDE} at most")
 
     def __str__(self) -> str:
         return self.kind if self.size is None else f"{self.kind}:{self.size}"
@@ -252,7 +256,7 @@ class View:
     def parse(cls, text: str) -> View:
         """From its text, such as "native" or "crop:256". Raises ImageError."""
         kind, colon, size = text.partition(":")
-        if colon and not (size.isascii() and size.isdigit()):
+        if colon and not re.fullmatch("[0-9]{1,9}", size):
             raise ImageError(f"view {text!r} has no size; write it as in crop:256")
         return cls(kind, int(size) if colon else None)
 
@@ -265,7 +269,7 @@ class View:
             pixels = tile(pixels, self.size, grid_size)
         if self.kind in ("crop", "tile"):
             top, left = (max(0, side - self.size) // 2 // grid_size * grid_size for side in pixels.shape[:2])
-            pixels = pixels[top : top + self.size, left : left + self.size]
+            pixels = pixels[top : top + self.size, left : left + self.size].copy()  # lets go of the rest
         check_cell(pixels, grid_size)
         return pixels
 

@@ -6,6 +6,10 @@ archive gives what comes before the damage, then one item that fails.
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
+import lzma
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -27,7 +31,13 @@ Skip = Callable[[str], None]
 
 def is_archive(name: str) -> bool:
     """Whether :class:`Archive` reads it, by its suffix in any case."""
-    return name.lower().endswith((*_TAR_SUFFIXES, ".zip", ".parquet"))
+    return _path(name).endswith((*_TAR_SUFFIXES, ".zip", ".parquet"))
+
+
+def _path(name: str) -> str:
+    """In lower case and, of an http URL, without the query."""
+    lower = name.lower()
+    return lower.partition("?")[0] if lower.startswith(("http://", "https://")) else lower
 
 
 @dataclass(frozen=True)
@@ -43,34 +53,33 @@ class Archive:
 
     def items(self, skip: Skip) -> Iterator[Item]:
         """Its images; ``skip`` is given every member that is none by name."""
-        lower = self.name.lower()
-        read = _zip if lower.endswith(".zip") else _tar
+        path = _path(self.name)
+        read = _zip if path.endswith(".zip") else _tar
         try:
             with self.opened() as file:
-                if lower.endswith(".parquet"):
+                if path.endswith(".parquet"):
                     yield from _parquet(file, self.name, self.column)
                 else:
                     yield from read(file, self.name, skip)
-        except InputError:
-            raise
-        except FileNotFoundError as error:
+        except (InputError, FileNotFoundError) as error:
             yield failing(self.name, reason(error))
         except Exception as error:  # a damaged archive leads its readers to whatever exception they run into
             yield failing(self.name, f"the archive is cut off or damaged ({reason(error)})")
 
 
 def _tar(file: BinaryIO, name: str, skip: Skip) -> Iterator[Item]:
-    # As a stream: no seeking, any compression.
-    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as archive:
-        archive.has_end = False
+    with _unpacked(file) as unpacked, _Tar.open(fileobj=unpacked, mode="r|", tarinfo=_Member) as archive:  # no seeking
         for member in archive:
             archive.members.clear()  # it would keep them all
             source = f"{name}::{_readable(member.name)}"
-            if not member.isfile():
-                if not member.isdir():
-                    skip(source)
-            elif not is_image_name(member.name):
+            if member.isdir():
+                continue
+            if not is_image_name(member.name):
                 skip(source)
+            elif member.issym() or member.islnk():
+                yield failing(source, f"links in a tar are not followed, and it is one to {_readable(member.linkname)}")
+            elif not member.isfile():
+                yield failing(source, "it is not a regular file")
             elif member.size > MAX_BYTES:
                 yield failing(source, too_large(member.size))
             else:
@@ -80,6 +89,20 @@ def _tar(file: BinaryIO, name: str, skip: Skip) -> Iterator[Item]:
                 yield in_memory(source, data)
         if not archive.has_end:
             raise EOFError("it has no end mark")
+
+
+def _unpacked(file: BinaryIO) -> BinaryIO:
+    """What ``file`` holds, by its first bytes; all of it, where several compressed streams follow one another."""
+    buffered = file if hasattr(file, "peek") else io.BufferedReader(file)
+    first = buffered.peek(6)
+    for magic, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
+        if first.startswith(magic):
+            return opened(buffered)
+    return buffered
+
+
+class _Tar(tarfile.TarFile):
+    has_end = False
 
 
 class _Member(tarfile.TarInfo):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from npr_model import images
-from npr_model.errors import reason
+from npr_model.errors import InputError, reason
 from npr_model.images import DecodedImage, ImageError, View
 from npr_model.jpeg_quality import estimate_quality
 from npr_model.screening.items import Item
@@ -59,7 +59,9 @@ class Decoder:
                     row = replace(row, flags=" ".join(filter(None, (row.flags, "resized"))))
         except ImageError as error:
             row = replace(row, error=str(error), error_code=error.code)
-        except (OSError, MemoryError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # whatever a file system or a name in a list leads to: the others go on
             row = replace(row, error=f"the file cannot be read ({reason(error)})", error_code="unreadable")
         return Decoded(replace(row, milliseconds=1000 * (time.perf_counter() - began)), pixels)
 

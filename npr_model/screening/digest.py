@@ -76,7 +76,7 @@ def digest(path: Path, images: int, seed: int = 0) -> Digest:
             result.histograms.setdefault(key, np.zeros(BINS, np.int64))[place] += 1
     if path.is_dir():
         result.threshold = parts.threshold(path)
-    elif highest_other < lowest_generated < np.inf:
+    if result.threshold is None and highest_other < lowest_generated < np.inf:
         result.threshold = float(max(highest_other, lowest_generated - 2 * LIMIT / BINS))
     result.gallery = _gallery(path, result, images, seed)
     return result

@@ -39,43 +39,44 @@ class Known:
 
 
 class Cache:
-    """Logits of earlier runs in a SQLite file at ``path``, made if there is none, by sha256, model and view.
+    """Logits of earlier runs in a SQLite file at ``path``, made if there is none, by sha256, model, view and dtype.
 
     Several runs may use it at once. ``finish(row, logit)`` gives a row its probability and verdict, which are not kept:
     they are of a run's threshold. Raises InputError for a file that is no such cache.
     """
 
-    def __init__(self, path: str | os.PathLike, finish: Callable[[Row, float], Row]) -> None:
-        self._path, self._finish, self._lock = path, finish, threading.Lock()
+    def __init__(self, path: str | os.PathLike, dtype: str, finish: Callable[[Row, float], Row]) -> None:
+        self._path, self._dtype, self._finish, self._lock = path, dtype, finish, threading.Lock()
         self._pending: list[tuple] = []  # written together: an open transaction would hold up the other runs
         try:
             self._database = sqlite3.connect(path, timeout=_SECONDS_OF_PATIENCE, check_same_thread=False)
-            version, tables = self._one("PRAGMA user_version"), self._one("SELECT count(*) FROM sqlite_master")
-            if (version, tables) == (0, 0):
-                with self._database:
+            with self._database:
+                self._database.execute("BEGIN IMMEDIATE")  # another run may be about to make the same file
+                version, tables = self._one("PRAGMA user_version"), self._one("SELECT count(*) FROM sqlite_master")
+                if (version, tables) == (0, 0):
                     self._database.execute(
-                        "CREATE TABLE IF NOT EXISTS rows (sha256 BLOB, model TEXT, view TEXT, row TEXT, "
-                        "PRIMARY KEY (sha256, model, view)) WITHOUT ROWID"
+                        "CREATE TABLE rows (sha256 BLOB, model TEXT, view TEXT, dtype TEXT, row TEXT, "
+                        "PRIMARY KEY (sha256, model, view, dtype)) WITHOUT ROWID"
                     )
                     self._database.execute(f"PRAGMA user_version = {_VERSION}")
-            elif version != _VERSION:
-                raise InputError(f"cache {path} is a database of something else, or of another version")
+                elif version != _VERSION:
+                    raise InputError(f"cache {path} is a database of something else, or of another version")
         except sqlite3.Error as error:
             raise self._failure(error) from error
 
     def add(self, row: Row) -> None:
         """Keep a scored row; it may be found after ROWS_A_COMMIT of them. Raises InputError."""
         values = {name: value for name, value in row.as_dict().items() if name not in _OF_THE_RUN}
-        self._pending.append((*_key(row), json.dumps(values, separators=(",", ":"))))
+        self._pending.append((*self._key(row), json.dumps(values, separators=(",", ":"))))
         if len(self._pending) >= ROWS_A_COMMIT:
             self.commit()
 
     def find(self, row: Row) -> Row | None:
         """What an earlier run found of the same bytes, for the source of ``row``. Raises InputError."""
-        query = "SELECT row FROM rows WHERE sha256 = ? AND model = ? AND view = ?"
+        query = "SELECT row FROM rows WHERE sha256 = ? AND model = ? AND view = ? AND dtype = ?"
         try:
             with self._lock:
-                found = self._database.execute(query, _key(row)).fetchone()
+                found = self._database.execute(query, self._key(row)).fetchone()
         except sqlite3.Error as error:
             raise self._failure(error) from error
         if found is None:
@@ -87,17 +88,16 @@ class Cache:
         """Write what is not written yet. Raises InputError."""
         try:
             with self._lock, self._database:
-                self._database.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?)", self._pending)
+                self._database.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?)", self._pending)
         except sqlite3.Error as error:
             raise self._failure(error) from error
         self._pending.clear()
+
+    def _key(self, row: Row) -> tuple[bytes, str, str, str]:
+        return bytes.fromhex(row.sha256), row.model, row.view, self._dtype
 
     def _one(self, query: str) -> int:
         return self._database.execute(query).fetchone()[0]
 
     def _failure(self, error: sqlite3.Error) -> InputError:
         return InputError(f"cache {os.fspath(self._path)} cannot be used: {reason(error)}")
-
-
-def _key(row: Row) -> tuple[bytes, str, str]:
-    return bytes.fromhex(row.sha256), row.model, row.view

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,10 @@ class Finished:
 
     def __init__(self, sources: Iterable[str] = ()) -> None:
         self.failed = 0
-        digests = np.frombuffer(b"".join(map(_digest, sources)), np.uint64).reshape(-1, 2)
+        gathered = bytearray()
+        for source in sources:
+            gathered += _digest(source)
+        digests = np.frombuffer(gathered, np.uint64).reshape(-1, 2)
         self.count = len(digests)
         unique, self._copies = np.unique(digests, axis=0, return_counts=True)
         self._first, self._second = unique.T
@@ -53,10 +57,10 @@ class Finished:
         has_row = self.taker()
         return (item for item in items if not has_row(item.source)) if self.count else iter(items)
 
-    def taker(self, earlier: int = 0) -> Callable[[str], bool]:
+    def taker(self, earlier: Mapping[str, int] = MappingProxyType({})) -> Callable[[str], bool]:
         """Says of one source after another whether it has a row, of each as often as there are rows of it.
 
-        ``earlier``: how often all of them have been asked for elsewhere.
+        ``earlier``: how often sources have been asked for elsewhere.
         """
         if not self.count:
             return lambda source: False
@@ -66,7 +70,7 @@ class Finished:
             first, second = np.frombuffer(_digest(source), np.uint64)
             low, high = np.searchsorted(self._first, first, "left"), np.searchsorted(self._first, first, "right")
             for place in range(low, high):
-                if self._second[place] == second and earlier + taken[place] < self._copies[place]:
+                if self._second[place] == second and earlier.get(source, 0) + taken[place] < self._copies[place]:
                     taken[place] += 1
                     return True
             return False
@@ -111,9 +115,12 @@ class Parts:
         def sources() -> Iterator[str]:
             nonlocal failed
             for name in self._rows:
-                for batch in self._read(self.folder / name).iter_batches(columns=["source", "error"]):
-                    failed += len(batch) - batch.column("error").null_count
-                    yield from batch.column("source").to_pylist()
+                try:
+                    for batch in self._read(self.folder / name).iter_batches(columns=["source", "error"]):
+                        failed += len(batch) - batch.column("error").null_count
+                        yield from batch.column("source").to_pylist()
+                except (OSError, pa.ArrowException, KeyError) as error:
+                    raise SinkError(f"{self.folder / name} cannot be read: {reason(error)}") from error
 
         finished = Finished(sources())
         finished.failed = failed
@@ -128,9 +135,9 @@ class Parts:
         self._rows[name] = table.num_rows
         self._write_manifest(complete=False)
 
-    def finish(self) -> None:
-        """Say that the run came to its end."""
-        self._write_manifest(complete=True)
+    def finish(self, *, complete: bool) -> None:
+        """Say whether the run came to its end."""
+        self._write_manifest(complete)
 
     def close(self) -> None:
         """Let other runs have the folder."""
@@ -161,7 +168,7 @@ def check(folder: Path) -> None:
     """Raise SinkError where a run can neither begin nor go on."""
     if folder.exists() and not folder.is_dir():
         raise SinkError(f"output {folder} exists and is not a folder")
-    if folder.is_dir() and any(path.name != _LOCK for path in folder.iterdir()) and _manifest(folder) is None:
+    if folder.is_dir() and not all(map(_is_passing, folder.iterdir())) and _manifest(folder) is None:
         raise SinkError(f"output folder {folder} holds something else than rows; choose another, or empty it")
 
 
@@ -183,6 +190,11 @@ def _manifest(folder: Path) -> dict | None:
         raise SinkError(f"{folder / MANIFEST} cannot be read: {reason(error)}") from error
 
 
+def _is_passing(path: Path) -> bool:
+    """Whether it may be left by a run that was killed before it wrote anything."""
+    return path.name == _LOCK or (path.name.startswith(".") and path.name.endswith(".partial"))
+
+
 def _paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
 
@@ -196,7 +208,9 @@ def _locked(folder: Path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
-        raise SinkError(f"output folder {folder} is being written by another run") from error
+        taken = isinstance(error, BlockingIOError)
+        why = "is being written by another run" if taken else f"cannot be locked: {reason(error)}"
+        raise SinkError(f"output folder {folder} {why}") from error
     return file
 
 

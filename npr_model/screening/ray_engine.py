@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +31,7 @@ from npr_model.screening.decoding import Decoded, Decoder, decode_ahead
 from npr_model.screening.items import Item
 from npr_model.screening.known import Known
 from npr_model.screening.parts import Finished
-from npr_model.screening.rows import SCHEMA, Row, as_table
+from npr_model.screening.rows import SCHEMA, Row
 from npr_model.screening.runner import Scorer
 from npr_model.screening.sources import STANDARD_INPUT, Sources
 
@@ -45,9 +44,20 @@ except ImportError as error:
     raise InputError("the engine ray is not installed: pip install 'npr-kernels[ray]'") from error
 
 FILES_A_UNIT = 128
+IMAGES_A_GROUP = 16
 BLOCK_BYTES = 2**25  # of decoded pixels that travel together, and of names
 DECODING_THREADS = 4  # of a task, so that it need not wait for files that are far away
-_PIXELS = (("pixels", pa.large_binary()), ("pixel_height", pa.int32()), ("pixel_width", pa.int32()))
+# Rows on their way; one that only counts what was skipped, or says what failed, has no source.
+_RESULTS = pa.schema([*SCHEMA, ("skipped", pa.int32()), ("failure", pa.string())])
+_DECODED = pa.schema(
+    [
+        *SCHEMA,
+        ("skipped", pa.int32()),
+        ("pixels", pa.large_binary()),
+        ("pixel_height", pa.int32()),
+        ("pixel_width", pa.int32()),
+    ]
+)
 
 MakeScorer = Callable[..., Scorer]  # takes device=
 
@@ -67,7 +77,11 @@ class _Unit:
         """Those that have no row yet."""
         if isinstance(self.entries, list):
             return iter(self.entries)
-        has_row = finished.taker(self.earlier)
+        earlier: Counter[str] = Counter()
+        if self.earlier:  # a name may be in the archive more than once
+            for item in self.entries.items(lambda name: None):
+                earlier[item.source] += self.earlier
+        has_row = finished.taker(earlier)
         return (item for item in self.entries.items(skip) if not has_row(item.source))
 
 
@@ -109,10 +123,13 @@ class RayEngine:
                     batch_size=None, batch_format="pyarrow"
                 ):
                     for values in batch.to_pylist():
-                        if (skipped := values.pop("skipped")) is not None:
-                            sources.skipped += skipped
-                        else:
+                        skipped, failure = values.pop("skipped"), values.pop("failure")
+                        if failure is not None:
+                            raise InputError(failure)
+                        if skipped is None:
                             yield Row(**values)
+                        else:
+                            sources.skipped += skipped
             except ray.exceptions.RayError as error:
                 raise _cause(error) from error
             finally:
@@ -200,34 +217,36 @@ def _decode(table: pa.Table, *, decoder: Decoder, rows_there: list[ray.ObjectRef
         with _expected_errors():
             items = unit.items(skipped.append, finished)
             decoded = decode_ahead(decoder.decode, items, DECODING_THREADS, 2 * DECODING_THREADS)
-            while some := list(islice(decoded, 16)):
+            for some in _groups(decoded):
                 yield _packed(some)
-        yield _count_of_skipped(unit.skipped + len(skipped), with_pixels=True)
+        yield pa.Table.from_pylist([{"skipped": unit.skipped + len(skipped)}], _DECODED)
+
+
+def _groups(decoded: Iterator[Decoded]) -> Iterator[list[Decoded]]:
+    """What travels together: a few images, of no more than BLOCK_BYTES but for the last."""
+    group, size = [], 0
+    for one in decoded:
+        group.append(one)
+        size += 0 if one.pixels is None else one.pixels.nbytes
+        if len(group) == IMAGES_A_GROUP or size >= BLOCK_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _packed(decoded: list[Decoded]) -> pa.Table:
-    table = _not_skipped(as_table(one.row for one in decoded))
-    pixels = [one.pixels for one in decoded]
-    columns = (
-        [None if array is None else array.tobytes() for array in pixels],
-        *([None if array is None else array.shape[axis] for array in pixels] for axis in (0, 1)),
-    )
-    for (name, kind), values in zip(_PIXELS, columns, strict=True):
-        table = table.append_column(name, pa.array(values, kind))
-    return table
+    def values(one: Decoded) -> dict:
+        if one.pixels is None:
+            return one.row.as_dict()
+        height, width, _ = one.pixels.shape
+        return one.row.as_dict() | {"pixels": one.pixels.tobytes(), "pixel_height": height, "pixel_width": width}
 
-
-def _not_skipped(table: pa.Table) -> pa.Table:
-    return table.append_column("skipped", pa.nulls(len(table), pa.int32()))
-
-
-def _count_of_skipped(count: int, with_pixels: bool) -> pa.Table:
-    fields = [*SCHEMA, pa.field("skipped", pa.int32()), *(pa.field(*pair) for pair in _PIXELS if with_pixels)]
-    return pa.Table.from_pylist([{"skipped": count}], pa.schema(fields))
+    return pa.Table.from_pylist(list(map(values, decoded)), _DECODED)
 
 
 def _unpacked(table: pa.Table) -> Iterator[Decoded]:
-    columns = [table.column(name) for name, _ in _PIXELS]
+    columns = [table.column(name) for name in ("pixels", "pixel_height", "pixel_width")]
     for values, skipped, pixels, height, width in zip(
         table.select(SCHEMA.names).to_pylist(), table.column("skipped").to_pylist(), *columns, strict=True
     ):
@@ -245,15 +264,24 @@ class _Actor:
         on_gpu = bool(ray.get_gpu_ids())
         if not on_gpu:  # Ray would leave it one thread
             torch.set_num_threads(max(1, _cores_of_node() // actors_a_node))
-        with _expected_errors():
+        self._failure, self._known = (
+            None,
+            Known(),
+        )  # what failed is a value: of an actor's exceptions Ray drops the cause
+        try:
             self._scorer: Scorer = ray.get(make_scorer[0])(device="cuda" if on_gpu else "cpu")
-        self._known = Known()
+        except (InputError, BackendError) as error:
+            self._failure = str(error)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        with _expected_errors():
-            rows = list(self._scorer.score_decoded(_unpacked(table), self._known))
-        skipped = pc.sum(table.column("skipped")).as_py()
-        return pa.concat_tables([_not_skipped(as_table(rows)), _count_of_skipped(skipped or 0, with_pixels=False)])
+        rows: list[Row] = []
+        if self._failure is None:
+            try:
+                rows.extend(self._scorer.score_decoded(_unpacked(table), self._known))
+            except (InputError, BackendError) as error:
+                self._failure = str(error)
+        last = {"skipped": pc.sum(table.column("skipped")).as_py() or 0, "failure": self._failure}
+        return pa.Table.from_pylist([*(row.as_dict() for row in rows), last], _RESULTS)
 
 
 def _cores_of_node() -> int:

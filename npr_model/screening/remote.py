@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
-import glob
+import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -12,6 +14,7 @@ import fsspec
 
 from npr_model.errors import InputError, reason
 from npr_model.files import is_image_name, natural_key
+from npr_model.screening.archives import Archive, is_archive
 from npr_model.screening.items import MAX_BYTES, Item, failing, too_large
 
 _WAITS = (0.2, 1.0, 3.0)  # seconds before another attempt
@@ -22,38 +25,69 @@ def is_url(path: str) -> bool:
 
 
 class Remote:
-    """A file, a folder or a glob pattern at ``url``. Raises InputError for one that cannot be reached."""
+    """A file, a folder or a glob pattern at ``url``. Raises InputError for one that cannot be reached.
 
-    def __init__(self, url: str) -> None:
+    What is there by its name is no pattern, whatever characters it has; "?" begins the query of an http URL.
+    ``listed``: the URL is a line of a list, so never a pattern, and if its name is that of a file nobody is asked.
+    """
+
+    def __init__(self, url: str, *, listed: bool = False) -> None:
+        self._pattern: re.Pattern | None = None
+        self._depth: int | None = None  # of folders below the path; None is all
+        self._is_folder, self._size = True, None
         try:
             # Without the cache of listings, which would hold every name.
             self._files, self._path = fsspec.core.url_to_fs(url, use_listings_cache=False)
-            self.is_pattern = glob.has_magic(self._path)
-            # Not isdir() and exists(), which take every failure for "no".
-            self.is_folder = not self.is_pattern and _again(lambda: self._files.info(self._path))["type"] == "directory"
+            inner, chained, rest = url.partition("::")
+            self._chain = chained + rest if "://" in inner else ""
+            if listed and _is_file_name(self._path.partition("?")[0]):
+                self._is_folder = False
+                return
+            try:
+                # Not isdir() and exists(), which take every failure for "no".
+                found = _again(lambda: self._files.info(self._path))
+                self._is_folder, self._size = found["type"] == "directory", found.get("size")
+            except FileNotFoundError:
+                magic = re.search("[*[]" if url.startswith("http") else "[*?[]", self._path)
+                if listed or magic is None:
+                    raise
+                self._pattern = re.compile(fsspec.utils.glob_translate(self._path))
+                self._depth = None if "**" in self._path else self._path.count("/", magic.start())
+                self._path = "".join(self._path[: magic.start()].rpartition("/")[:2])
+                _again(lambda: self._files.ls(self._path, detail=False))  # what is wrong here should show at once
         except FileNotFoundError as error:
             raise InputError(f"{url} does not exist") from error
         except Exception as error:  # whatever the library behind the protocol raises
             raise InputError(f"{url} cannot be reached: {reason(error)}") from error
 
-    def paths(self) -> list[str]:
-        """The files of a pattern, or the one file."""
-        if self.is_pattern:
-            return sorted(_again(lambda: self._files.glob(self._path)), key=natural_key)
-        return [self._path]
+    def entries(self, column: str | None, skip: Callable[[str], None]) -> Iterator[Item | Archive]:
+        """The file, what matches the pattern, or the images of the folder; archives in a folder are left alone.
 
-    def walk(self, skip: Callable[[str], None]) -> Iterator[Item]:
-        """The images of a folder, at all depths in natural order; only one folder is held at a time.
-
-        A folder that cannot be listed is an item that fails; ``skip`` is given every file that is no image by name.
+        At all depths in natural order; only one folder is held at a time. A folder that cannot be listed is an item
+        that fails; ``skip`` is given every file of a folder that is no image by name. ``column`` as in Archive.
         """
-        return self._walk(self._path, skip)
+        if not self._is_folder:
+            yield self._entry(self._path, self._size, column)
+            return
+        for found in self._below(self._path, self._depth):
+            if isinstance(found, Item):
+                yield found
+                continue
+            path, size = found
+            if self._pattern is not None:
+                if self._pattern.match(path):
+                    yield self._entry(path, size, column)
+            elif is_image_name(path):
+                yield self._item(path, size)
+            else:
+                skip(path)
 
-    def _walk(self, folder: str, skip: Callable[[str], None]) -> Iterator[Item]:
+    def _below(self, folder: str, depth: int | None) -> Iterator[tuple[str, int | None] | Item]:
+        """Files, each with its size if that is known, without hidden ones."""
         try:
             entries = _again(lambda: self._files.ls(folder, detail=True))
         except Exception as error:
-            yield failing(self.name(folder), f"the folder cannot be listed: {reason(error)}")
+            yield failing(self._name(folder), f"the folder cannot be listed: {reason(error)}")
             return
         folders = []
         for entry in sorted(entries, key=lambda entry: natural_key(entry["name"])):
@@ -62,37 +96,56 @@ class Remote:
                 continue
             if entry["type"] == "directory":
                 folders.append(name)
-            elif not is_image_name(name):
-                skip(name)
-            elif (entry.get("size") or 0) > MAX_BYTES:
-                yield failing(self.name(name), too_large(entry["size"]))
             else:
-                yield self.item(name)
+                yield name, entry.get("size")
+        if depth == 0:
+            return
         for name in folders:
-            yield from self._walk(name, skip)
+            yield from self._below(name, None if depth is None else depth - 1)
 
-    def name(self, path: str) -> str:
+    def _entry(self, path: str, size: int | None, column: str | None) -> Item | Archive:
+        if is_archive(path):
+            return Archive(self._name(path), functools.partial(_open, self._files, path), column)
+        return self._item(path, size)
+
+    def _item(self, path: str, size: int | None) -> Item:
+        if (size or 0) > MAX_BYTES:
+            return failing(self._name(path), too_large(size))
+        return Item(self._name(path), functools.partial(_load, self._files, path, size is not None))
+
+    def _name(self, path: str) -> str:
         """The URL of a path on the same file system."""
-        return self._files.unstrip_protocol(path)
-
-    def item(self, path: str) -> Item:
-        return Item(self.name(path), functools.partial(_load, self._files, path))
-
-    def open(self, path: str) -> BinaryIO:
-        """Raises OSError."""
-        try:
-            return _again(lambda: self._files.open(path, "rb"))
-        except Exception as error:
-            raise OSError(reason(error)) from error
+        return self._files.unstrip_protocol(path) + self._chain
 
 
-def _load(files: fsspec.AbstractFileSystem, path: str) -> bytes:
+def _is_file_name(path: str) -> bool:
+    return is_image_name(path) or is_archive(path)
+
+
+def _open(files: fsspec.AbstractFileSystem, path: str) -> BinaryIO:
+    """Raises OSError."""
     try:
-        return _again(lambda: files.cat_file(path))
+        return _again(lambda: files.open(path, "rb"))
+    except Exception as error:
+        raise OSError(reason(error)) from error
+
+
+def _load(files: fsspec.AbstractFileSystem, path: str, size_is_known: bool) -> bytes:
+    def beginning() -> bytes:
+        with files.open(path, "rb") as file:
+            return file.read(MAX_BYTES + 1)
+
+    try:
+        data = _again((lambda: files.cat_file(path)) if size_is_known else beginning)
+    except FileNotFoundError as error:  # most of them say only the name
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
     except OSError:
         raise
     except Exception as error:
         raise OSError(reason(error)) from error
+    if len(data) > MAX_BYTES:
+        raise OSError(f"it is more than the limit of {MAX_BYTES} bytes")
+    return data
 
 
 def _again(call: Callable[[], Any]) -> Any:

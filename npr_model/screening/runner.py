@@ -18,6 +18,7 @@ from npr_model import images
 from npr_model.checkpoints import Calibration, LoadedCheckpoint
 from npr_model.errors import reason
 from npr_model.images import View
+from npr_model.inference import default_dtype
 from npr_model.screening.decoding import Decoded, Decoder, decode_ahead
 from npr_model.screening.items import Item
 from npr_model.screening.known import Cache, Known
@@ -88,7 +89,8 @@ class Scorer:
         self.calibrated = calibration is not None
         self.calibration = calibration or Calibration()
         self.rates = Rates(self.workers)
-        self._cache = None if cache is None else Cache(cache, self._finish)
+        self.dtype = str(dtype or default_dtype(self.device)).removeprefix("torch.")
+        self._cache = None if cache is None else Cache(cache, self.dtype, self._finish)
         self._model = checkpoint.model.to(self.device).for_inference(dtype)
 
     @property
@@ -102,7 +104,8 @@ class Scorer:
     @property
     def identity(self) -> dict[str, str]:
         """What rows must have in common to stand in one output."""
-        return {"model": self.model_id, "view": str(self.view), "threshold": f"{self.calibration.threshold:g}"}
+        threshold = f"{self.calibration.threshold:g}"
+        return {"model": self.model_id, "view": str(self.view), "dtype": self.dtype, "threshold": threshold}
 
     def with_view(self, view: View) -> Scorer:
         """The same network, not copied, that sees other pixels."""
@@ -164,7 +167,8 @@ class Scorer:
 
     def _decode_all(self, items: Iterable[Item], known: Known) -> Iterator[Decoded]:
         def find(row: Row) -> Row | None:
-            return known.find(row) or (self._cache and self._cache.find(row))
+            found = known.find(row) or (self._cache and self._cache.find(row))
+            return found if found and found.width * found.height <= self.decoder.max_pixels else None
 
         most = 2 * max(self.workers, self.batch_size)
         for decoded in decode_ahead(partial(self.decoder.decode, find=find), items, self.workers, most):

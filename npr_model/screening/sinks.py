@@ -24,6 +24,7 @@ from npr_model.errors import reason
 from npr_model.files import replacing
 from npr_model.screening import parts
 from npr_model.screening.parts import Finished, SinkError
+from npr_model.screening.remote import is_url
 from npr_model.screening.rows import SCHEMA, Row, as_table
 
 ROWS_A_PART = 50_000
@@ -46,6 +47,8 @@ class Sink:
 def check(output: str | os.PathLike) -> None:
     """Raise SinkError for an output that will not work, before anything is computed."""
     path = Path(output)
+    if is_url(os.fspath(output)):
+        raise SinkError(f"output {output} is elsewhere; give a file or folder of this machine, and copy it when done")
     if is_folder(output):
         parts.check(path)
     elif path.suffix.lower() not in _FORMATS:
@@ -90,6 +93,8 @@ def open_sink(output: str | os.PathLike, identity: Mapping[str, str] = MappingPr
                 if not written:
                     raise
     except OSError as error:
+        if error is failure:  # not ours, but of what the rows come from
+            raise
         raise SinkError(f"output {path} cannot be written: {reason(error)}") from error
     if failure is not None:
         raise failure
@@ -122,9 +127,15 @@ def _parquet_parts(folder: Path, identity: Mapping[str, str]) -> Iterator[Sink]:
 
     def flush() -> None:
         nonlocal began
-        written.add(pa.concat_tables([*tables, as_table(rows)]))
-        rows.clear()
+        table, before = pa.concat_tables([*tables, as_table(rows)]), written.count
+        rows.clear()  # first: what is interrupted after the part has its name must not write it again
         tables.clear()
+        try:
+            written.add(table)
+        except BaseException:
+            if written.count == before:
+                tables.append(table)
+            raise
         began = time.monotonic()
 
     def put(row: Row) -> None:
@@ -139,8 +150,7 @@ def _parquet_parts(folder: Path, identity: Mapping[str, str]) -> Iterator[Sink]:
         yield (sink := Sink(put, written.finished()))
         if rows or tables or not written.count:
             flush()
-        if not sink.interrupted:
-            written.finish()
+        written.finish(complete=not sink.interrupted)
 
 
 @contextlib.contextmanager

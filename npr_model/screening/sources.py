@@ -34,7 +34,7 @@ class Sources:
     in :class:`npr_model.screening.archives.Archive`. ``skipped`` counts the files left out so far, because their names
     are not those of images.
 
-    Raises SourceError at once for a path that does not exist, a pattern that nothing matches, and a folder without any
+    Raises SourceError at once for a path that does not exist, a pattern that no file matches, and a folder without any
     image; InputError for a URL that cannot be reached.
     """
 
@@ -63,13 +63,16 @@ class Sources:
         """The same with archives unopened, for those who open them elsewhere; everything can be pickled."""
         self.skipped = 0
         for part in self._parts:
-            yield from self._of_remote(part) if isinstance(part, Remote) else self._of_argument(part)
+            yield from part.entries(self._column, self._skip) if isinstance(part, Remote) else self._of_argument(part)
         for name in _lines(self.files_from) if self.files_from is not None else ():
             yield from self._of_name(name)
 
     def _checked(self, path: str) -> str | Remote:
         if is_url(path):
-            return Remote(path)
+            remote = Remote(path)
+            if next(remote.entries(None, self._skip), None) is None:
+                raise SourceError(f"there is nothing to screen at {path}")
+            return remote
         if os.path.isdir(path):
             if next(self._walk(path), None) is None:
                 inside = "; its archives must be named, as in 'FOLDER/*.tar'" if _has_archive(path) else ""
@@ -77,17 +80,16 @@ class Sources:
         elif not os.path.lexists(path):
             if not glob.has_magic(path):
                 raise SourceError(f"{readable_name(path)} does not exist")
-            if next(glob.iglob(path, recursive=True), None) is None:
-                raise SourceError(f"nothing matches {readable_name(path)}")
+            if next(_matches(path), None) is None:
+                raise SourceError(f"no file matches {readable_name(path)}")
         return path
 
     def _of_argument(self, path: str) -> Iterator[Item | Archive]:
         if os.path.lexists(path) or not glob.has_magic(path):
             yield from self._of_path(path)
             return
-        for match in in_natural_order(glob.iglob(path, recursive=True), str):
-            if not os.path.isdir(match):
-                yield from self._of_path(match)
+        for match in in_natural_order(_matches(path), str):
+            yield from self._of_path(match)
 
     def _of_path(self, path: str) -> Iterator[Item | Archive]:
         if os.path.isdir(path):
@@ -97,25 +99,17 @@ class Sources:
         else:
             yield file_item(path)
 
-    def _of_remote(self, remote: Remote) -> Iterator[Item | Archive]:
-        if remote.is_folder:
-            yield from remote.walk(self._skip)
-            return
-        for path in remote.paths():
-            if is_archive(path):
-                yield Archive(remote.name(path), functools.partial(remote.open, path), self._column)
-            else:
-                yield remote.item(path)
-
     def _of_name(self, name: str) -> Iterator[Item | Archive]:
         """Of a line of ``files_from``: of a billion lines some are wrong, and must not stop the others."""
-        if is_url(name):
-            try:
-                yield from self._of_remote(Remote(name))
-            except InputError as error:
-                yield failing(name, str(error))
-        else:
+        if not is_url(name):
             yield from self._of_path(name)
+            return
+        try:
+            remote = Remote(name, listed=True)
+        except InputError as error:
+            yield failing(readable_name(name), readable_name(str(error)))
+        else:
+            yield from remote.entries(self._column, self._skip)
 
     def _walk(self, folder: str) -> Iterator[Item]:
         problems: list[OSError] = []
@@ -145,6 +139,11 @@ def _read(path: str | os.PathLike) -> bytes:
 
 def _unlisted(error: OSError) -> Item:
     return failing(readable_name(error.filename), f"the folder cannot be listed: {reason(error)}")
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """What is no folder of what matches."""
+    return (path for path in glob.iglob(pattern, recursive=True) if not os.path.isdir(path))
 
 
 def _has_archive(folder: str) -> bool:

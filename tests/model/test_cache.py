@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from npr_model import checkpoints
 from npr_model.checkpoints import Calibration
@@ -72,13 +73,27 @@ def test_other_views_are_scored(cached):
     assert sum(other.batches) == 2
 
 
+def test_other_dtypes_are_scored(cached):
+    rows_of(cached(dtype=torch.float32), "a", PICTURES[:2])
+    for dtype, expected in ((torch.bfloat16, 2), (torch.float32, 0)):
+        other = cached(dtype=dtype)
+        rows_of(other, "b", PICTURES[:2])
+        assert sum(other.batches) == expected
+
+
+def test_the_pixel_limit_is_that_of_the_run(cached):
+    rows_of(cached(), "a", PICTURES[:1])
+    assert rows_of(cached(max_pixels=100), "b", PICTURES[:1])["b0"].error_code == "too_large"
+
+
 def test_failures_are_not_kept(cached):
     for _ in range(2):
         rows = rows_of(cached(), "a", [b"no image"])
         assert rows["a0"].error_code == "not_an_image"
 
 
-def test_two_runs_at_once(checkpoint, tmp_path, monkeypatch):
+@pytest.mark.parametrize("run_number", range(5))
+def test_two_runs_at_once(checkpoint, tmp_path, monkeypatch, run_number):
     monkeypatch.setattr(known, "ROWS_A_COMMIT", 1)
     loaded, problems = checkpoints.load(checkpoint), []
 

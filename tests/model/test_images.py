@@ -230,7 +230,21 @@ def test_view_round_trip(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "crop", "crop:", "crop:0", "crop:1", "crop:-4", "crop:x", "native:3", "zoom:3", "crop:²"]
+    "text",
+    [
+        "",
+        "crop",
+        "crop:",
+        "crop:0",
+        "crop:1",
+        "crop:-4",
+        "crop:x",
+        "native:3",
+        "zoom:3",
+        "crop:²",
+        "resize:13378",
+        "tile:1" + "0" * 5000,
+    ],
 )
 def test_bad_view(text):
     with pytest.raises(ImageError, match="view"):
@@ -247,6 +261,11 @@ def test_crop_is_central_and_begins_on_a_cell(size, grid_size):
     for offset, side in zip(view[0, 0, :2].tolist(), size, strict=True):
         assert offset % grid_size == 0
         assert 0 <= (side - 8) / 2 - offset < grid_size
+
+
+def test_a_crop_lets_go_of_the_rest():
+    pixels = np.zeros((500, 10, 3), np.uint8)
+    assert View("crop", 10).apply(pixels).base is None
 
 
 def test_crop_keeps_a_short_side_whole():

@@ -75,6 +75,15 @@ def test_numbers(tmp_path, name, monkeypatch):
     assert sum(row["why"] == "at random" for row in found.gallery) == 20
 
 
+def test_folders_of_several_runs_together_have_a_threshold(tmp_path):
+    rows = made_rows()
+    for rank in range(2):
+        written(tmp_path, f"scores/{rank}/", rows[rank::2])
+    found = digest(tmp_path / "scores", 6)
+    assert found.total == len(rows) and found.threshold is not None
+    assert max(row.logit for row in rows if row.verdict == "real") <= found.threshold
+
+
 def test_many_folders_are_counted_together(tmp_path, monkeypatch):
     monkeypatch.setattr(digests, "MAX_GROUPS", 3)
     rows = [Row(f"{i}/a.png", "00", 0.0, 0.5, "real", 8, 8, "PNG", view="native", model="m") for i in range(10)]

@@ -86,6 +86,48 @@ def test_a_part_that_the_manifest_does_not_know_counts(tmp_path):
     assert [found["source"] for found in rows(tmp_path / "scores")] == ["a", "b"]
 
 
+@pytest.mark.parametrize("moment", ["before the part has its name", "after it", "manifest"])
+def test_no_row_is_written_twice_when_a_part_is_interrupted(tmp_path, monkeypatch, moment):
+    monkeypatch.setattr(sinks, "ROWS_A_PART", 3)
+    output, interrupted = f"{tmp_path}/scores/", []
+
+    def once() -> None:
+        if not interrupted:
+            interrupted.append(moment)
+            raise KeyboardInterrupt
+
+    replace, write_manifest = os.replace, parts.Parts._write_manifest
+
+    def replacing(source, target):
+        if Path(target).name.startswith("part-") and moment.startswith("before"):
+            once()
+        replace(source, target)
+        if Path(target).name.startswith("part-") and moment.startswith("after"):
+            once()
+
+    def writing(self, complete):
+        if self.count and moment == "manifest":
+            once()
+        write_manifest(self, complete)
+
+    monkeypatch.setattr(os, "replace", replacing)
+    monkeypatch.setattr(parts.Parts, "_write_manifest", writing)
+    with pytest.raises(KeyboardInterrupt), open_sink(output, ONE) as sink:
+        for source in "abcdef":
+            sink.write(row(source))
+    assert interrupted and [found["source"] for found in rows(tmp_path / "scores")] == list("abc")
+    assert manifest(tmp_path / "scores")["rows"] == 3
+
+
+def test_goes_on_after_a_kill_before_the_first_manifest(tmp_path):
+    (tmp_path / "scores").mkdir()
+    for name in (".lock", "._manifest.json.0a1b2c3d.partial"):
+        (tmp_path / "scores" / name).write_text("{")
+    with open_sink(f"{tmp_path}/scores/", ONE) as sink:
+        sink.write(row("a"))
+    assert [found["source"] for found in rows(tmp_path / "scores")] == ["a"]
+
+
 def test_refuses_what_is_not_its_own(tmp_path):
     output = f"{tmp_path}/scores/"
     with open_sink(output, ONE) as sink:

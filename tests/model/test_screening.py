@@ -334,6 +334,12 @@ def test_a_failure_before_any_row_leaves_the_old_file(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
+def test_what_the_rows_come_from_is_not_blamed_on_the_output(tmp_path, name):
+    with pytest.raises(ConnectionError, match=r"^reset$"), sinks.open_sink(f"{tmp_path}/{name}"):
+        raise ConnectionError("reset")
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
 def test_a_run_without_rows_is_an_empty_table(tmp_path, name):
     with sinks.open_sink(f"{tmp_path}/{name}"):
         pass
@@ -349,6 +355,8 @@ def test_a_run_without_rows_is_an_empty_table(tmp_path, name):
         ("folder.csv", "is a folder"),
         ("file/", "exists and is not a folder"),
         ("used/", "holds something else than rows"),
+        ("s3://bucket/scores.parquet", "is elsewhere"),
+        ("s3://bucket/scores/", "is elsewhere"),
     ],
 )
 def test_unusable_outputs(tmp_path, name, message):
@@ -357,7 +365,7 @@ def test_unusable_outputs(tmp_path, name, message):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").write_text("x")
     with pytest.raises(SinkError, match=message):
-        sinks.check(f"{tmp_path}/{name}")
+        sinks.check(name if "://" in name else f"{tmp_path}/{name}")
 
 
 def test_summary():
