@@ -23,13 +23,12 @@ import pyarrow.parquet as pq
 from npr_model.errors import reason
 from npr_model.files import replacing
 from npr_model.screening import parts
-from npr_model.screening.parts import Finished, SinkError
+from npr_model.screening.parts import ROWS_A_GROUP, Finished, SinkError
 from npr_model.screening.remote import is_url
 from npr_model.screening.rows import SCHEMA, Row, as_table
 
 ROWS_A_PART = 50_000
 SECONDS_A_PART = 300
-_ROWS_A_GROUP = 10_000
 _ROWS_A_TABLE = 1000  # as columns rows take a fifth of the memory
 
 Put = Callable[[Row], None]
@@ -111,7 +110,7 @@ def _parquet(path: Path) -> Iterator[Sink]:
 
     def put(row: Row) -> None:
         rows.append(row)
-        if len(rows) >= _ROWS_A_GROUP:
+        if len(rows) >= ROWS_A_GROUP:
             flush()
 
     with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
