@@ -51,8 +51,8 @@ def benchmark(detector: NPRDetector, batch: int, size: int, device: torch.device
     decoded = pixels.contiguous(memory_format=torch.channels_last)  # as decoders give them
     detector = detector.to(device).eval()
     bf16, f32, int8 = torch.bfloat16, torch.float32, torch.int8
-    if not detector.activation_steps:
-        detector.activation_steps = quantisation.measure_steps(detector, pixels.split(1))
+    # For these pixels, as the peers' are: a checkpoint's own steps are those of photographs.
+    detector.activation_steps = quantisation.measure_steps(detector, pixels.split(1))
 
     def authors(dtype: torch.dtype) -> nn.Module:
         return peers.AuthorsDetector(detector, dtype).to(device)

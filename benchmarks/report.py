@@ -1,7 +1,7 @@
-"""``python -m benchmarks.report``: README's tables and plots, made from the JSON under benchmarks/results.
+"""``python -m benchmarks.report``: the documents' tables and plots, made from the JSON under benchmarks/results.
 
-README says where: between ``<!-- table FILE: CASE -->`` and ``<!-- end -->`` stands the table of one case. Every result
-file gets a plot of its cases beside it, FILE with the ending svg.
+They say where: between ``<!-- table FILE: CASE -->`` and ``<!-- end -->`` stands the table of one case. A result file
+gets a plot of its cases beside it, FILE with the ending svg, where a document shows that or links to it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from benchmarks.harness import OURS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PLOT = re.compile(r"benchmarks/results/([\w.-]+)\.svg\)")
 MARK = re.compile(r"(<!-- table (?P<file>\S+): (?P<case>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 COLUMNS = {  # title: key of the row, factor, format
     "ms": ("median_ms", 1, "{:.3g}"),
@@ -27,23 +28,31 @@ COLUMNS = {  # title: key of the row, factor, format
     "of FMA peak": ("share_of_fma_peak", 100, "{:.0f} %"),
     "of bf16 peak": ("share_of_bf16_peak", 100, "{:.0f} %"),
     "of bandwidth": ("share_of_bandwidth", 100, "{:.0f} %"),
+    "waiting for data": ("waiting", 100, "{:.1f} %"),
+    "rank correlation": ("rank_correlation", 1, "{:.5f}"),
+    "RMS difference": ("rms_difference", 1, "{:.3f}"),
+    "ROC AUC": ("roc_auc", 1, "{:.4f}"),
+    "average precision": ("average_precision", 1, "{:.4f}"),
+    "on paper, ms": ("predicted_ms", 1, "{:.3g}"),
+    "simulated, ms": ("simulated_ms", 1, "{:.3g}"),
+    "days": ("days", 1, "{:.3g}"),
 }
 
 
 class UnknownTable(Exception):
-    """README asks for a table that no result file has. The message says which."""
+    """A document asks for a table that no result file has. The message says which."""
 
 
 def load(name: str) -> dict[str, list[dict]]:
-    """The timed rows of a result file by case, the fastest first."""
+    """The measured rows of a result file by case, the fastest first."""
     path = RESULTS / name
     if not path.is_file():
-        raise UnknownTable(f"README asks for benchmarks/results/{name}, which does not exist")
+        raise UnknownTable(f"a table is asked of benchmarks/results/{name}, which does not exist")
     cases: dict[str, list[dict]] = {}
     for row in json.loads(path.read_text())["rows"]:
-        if row["median_ms"] is not None:
+        if any(row.get(key) is not None for key, *_ in COLUMNS.values()):
             cases.setdefault(row["case"], []).append(row)
-    return {case: sorted(rows, key=lambda row: row["median_ms"]) for case, rows in cases.items()}
+    return {case: sorted(rows, key=lambda row: row["median_ms"] or 0) for case, rows in cases.items()}
 
 
 def table(rows: list[dict]) -> str:
@@ -100,23 +109,22 @@ def plot(name: str) -> Path:
 
 
 def main(
-    check: Annotated[
-        bool, typer.Option(help="Change nothing; exit code 1 if README's tables are not up to date.")
-    ] = False,
+    check: Annotated[bool, typer.Option(help="Change nothing; exit code 1 if a table is not up to date.")] = False,
 ) -> None:
-    """Write README's tables and the plots from the results."""
-    before = README.read_text()
+    """Write the tables of README and docs/performance.md and the plots from the results."""
+    before = {document: document.read_text() for document in DOCUMENTS}
     try:
-        after = filled(before)
+        after = {document: filled(text) for document, text in before.items()}
     except UnknownTable as failure:
         refuse(str(failure))
     if check:
         if before != after:
-            print("README.md: tables differ from benchmarks/results; run python -m benchmarks.report")
+            print("tables differ from benchmarks/results; run python -m benchmarks.report")
         raise typer.Exit(before != after)
-    README.write_text(after)
-    for path in sorted(RESULTS.glob("*.json")):
-        print(plot(path.name).relative_to(ROOT))
+    for document, text in after.items():
+        document.write_text(text)
+    for name in sorted({name for text in after.values() for name in PLOT.findall(text)}):
+        print(plot(f"{name}.json").relative_to(ROOT))
 
 
 if __name__ == "__main__":
