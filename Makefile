@@ -14,9 +14,10 @@ test: .venv/tests
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-bench: .venv/benchmarks
-	$(BIN)/python -m benchmarks.ops --device cpu --json benchmarks/results/cpu-ops.json
-	$(BIN)/python -m benchmarks.model --device cpu --json benchmarks/results/cpu-model.json
+bench: .venv/benchmarks  ## every table of docs/performance.md that needs nothing but this machine; an hour
+	for name in ops model train screening scaling memory; do \
+		$(BIN)/python -m benchmarks.$$name --json benchmarks/results/cpu-$$name.json || exit; done
+	$(BIN)/python -m benchmarks.report
 
 lint: .venv/tests
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.precision DATASET``: what the detector loses in bfloat16 and in int8, on images of a dataset.
+"""``python -m benchmarks.precision DATASET...``: what the detector loses in bfloat16 and int8, a table a dataset.
 
 Every image is scored in float32 and in each of the others by the checkpoint's own view: rank correlation (Spearman) of
 the logits, how far they lie apart, and ROC AUC and average precision, means over the generators.
@@ -35,9 +35,9 @@ COLUMNS = {
 }
 
 
-def measure(checkpoint: str, roots: list[Path]) -> list[dict]:
+def measure(checkpoint: str, root: Path) -> list[dict]:
     """A row for each of DTYPES, against float32. Raises InputError."""
-    loaded, samples, rows = checkpoints.load(checkpoint), collect(roots), []
+    loaded, samples, rows = checkpoints.load(checkpoint), collect([root]), []
     reference: dict[str, float] = {}
     for dtype in DTYPES:
         logits: dict[str, float] = {}
@@ -71,19 +71,20 @@ def main(
     """Compare the logits in bfloat16 and int8 with those in float32."""
     command.checked_json(json_file)
     try:
-        rows = measure(checkpoint, roots)
+        tables = [measure(checkpoint, root) for root in roots]
     except InputError as failure:
         command.refuse(str(failure))
-    table = Table(title=rows[0]["case"], title_justify="left")
-    for title in ("contender", *COLUMNS):
-        table.add_column(title, no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row["contender"], *(form.format(row[key]) if key in row else "" for key, form in COLUMNS.values())
-        )
-    Console(width=120).print(table)
+    for rows in tables:
+        table = Table(title=rows[0]["case"], title_justify="left")
+        for title in ("contender", *COLUMNS):
+            table.add_column(title, no_wrap=True)
+        for row in rows:
+            table.add_row(
+                row["contender"], *(form.format(row[key]) if key in row else "" for key, form in COLUMNS.values())
+            )
+        Console(width=120).print(table)
     if json_file:
-        content = {"machine": machine.describe(torch.device("cpu")), "rows": rows}
+        content = {"machine": machine.describe(torch.device("cpu")), "rows": [row for rows in tables for row in rows]}
         json_file.write_text(json.dumps(content, indent=1) + "\n")
 
 

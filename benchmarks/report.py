@@ -28,6 +28,7 @@ COLUMNS = {  # title: key of the row, factor, format
     "of FMA peak": ("share_of_fma_peak", 100, "{:.0f} %"),
     "of bf16 peak": ("share_of_bf16_peak", 100, "{:.0f} %"),
     "of bandwidth": ("share_of_bandwidth", 100, "{:.0f} %"),
+    "most MiB": ("peak_mib", 1, "{:.0f}"),
     "waiting for data": ("waiting", 100, "{:.1f} %"),
     "rank correlation": ("rank_correlation", 1, "{:.5f}"),
     "RMS difference": ("rms_difference", 1, "{:.3f}"),
@@ -57,11 +58,11 @@ def load(name: str) -> dict[str, list[dict]]:
 
 def table(rows: list[dict]) -> str:
     """Markdown; columns that no row fills are left out, ours are bold."""
-    columns = {title: column for title, column in COLUMNS.items() if any(row.get(column[0]) for row in rows)}
+    columns = {title: column for title, column in COLUMNS.items() if any(row.get(column[0]) is not None for row in rows)}
     lines = [["contender", *columns], ["---"] * (1 + len(columns))]
     for row in rows:
         name = f"**{row['contender']}**" if row["contender"].startswith(OURS) else row["contender"]
-        cells = [form.format(row[key] * factor) if row.get(key) else "" for key, factor, form in columns.values()]
+        cells = [form.format(row[key] * factor) if row.get(key) is not None else "" for key, factor, form in columns.values()]
         lines.append([name, *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

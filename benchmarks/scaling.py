@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,8 @@ SHAPES = {  # (batch, side) that the parts are timed at
     "cuda": [(batch, 256) for batch in (1, 4, 16, 64, 256)] + [(64, 128), (64, 512), (16, 1024)],
 }
 FILES = {128: 192, 256: 96, 512: 32, 1024: 16}  # JPEG files of whole runs, by side
+WORKERS = {512: (1, 4)}  # decoding threads of more whole runs; otherwise one for each core, up to MOST_WORKERS
+MOST_WORKERS = 16
 IMAGES = 10**9
 MACHINES = (2, 16, 64)  # cores
 SIMULATED = 2_000  # images of a simulated run
@@ -90,13 +92,15 @@ def seconds_an_image(model: Model, side: int, cores: int) -> float:
     return decode + network * model.cores / cores if model.cores else max(decode, network)
 
 
-def simulate(model: Model, side: int, cores: int, count: int = SIMULATED) -> float:
-    """Seconds an image of a run of ``count``: a decoding thread for each core, up to 16, at most two batches ahead.
+def simulate(model: Model, side: int, cores: int, workers: int = 0, count: int = SIMULATED) -> float:
+    """Seconds an image of a run of ``count`` that decodes on ``workers`` threads, at most two batches ahead.
 
-    The network's threads, one for each core, and those that decode have equal shares of the cores; decoding takes up to
-    half as long again or half as long as the model says, in a fixed order.
+    ``workers`` 0: one for each core, up to MOST_WORKERS. The network's threads, one for each core, and those that
+    decode have equal shares of the cores; decoding takes up to half as long again or half as long as the model says,
+    in a fixed order.
     """
-    workers, ahead = min(16, cores), 2 * max(BATCH, min(16, cores))
+    workers = workers or min(MOST_WORKERS, cores)
+    ahead = 2 * max(BATCH, workers)
     spread = np.random.default_rng(0).uniform(0.5, 1.5, count)
     work = model.decode(side**2 / 1e6) * spread
     batch_work = model.network(BATCH, side) * model.cores  # seconds of one core
@@ -168,11 +172,11 @@ def fit_model(times: dict[tuple[str, int, int], float], cores: int) -> Model:
     return Model(line("decode"), line("copy"), line("stem"), line("network", less="stem"), cores)
 
 
-def time_runs(device: torch.device, folder: Path, seconds: float) -> dict[int, float]:
-    """Median seconds an image of whole runs, from files on disk to rows, by side."""
-    scorer = Scorer(LoadedCheckpoint(random_detector(), Metadata(), "0" * 64, Path("random")), device=device)
+def time_runs(device: torch.device, folder: Path, seconds: float) -> dict[tuple[int, int], float]:
+    """Median seconds an image of whole runs, from files on disk to rows, by side and workers (0: the default)."""
+    loaded = LoadedCheckpoint(random_detector(), Metadata(), "0" * 64, Path("random"))
 
-    def run(paths: list[Path]) -> None:
+    def run(scorer: Scorer, paths: list[Path]) -> None:
         failed = [row.error for row in scorer.score(Sources(paths)) if row.error is not None]
         if failed:
             raise RuntimeError(failed[0])
@@ -181,11 +185,13 @@ def time_runs(device: torch.device, folder: Path, seconds: float) -> dict[int, f
     for side, count in FILES.items():
         below = folder / str(side)
         below.mkdir()
-        calls[side] = functools.partial(run, make_files(below, "JPEG", side, count))
-    return {side: statistics.median(times) / FILES[side] for side, times in interleave(calls, device, seconds).items()}
+        paths = make_files(below, "JPEG", side, count)
+        for workers in (0, *WORKERS.get(side, ())):
+            calls[side, workers] = functools.partial(run, Scorer(loaded, device=device, workers=workers), paths)
+    return {key: statistics.median(times) / FILES[key[0]] for key, times in interleave(calls, device, seconds).items()}
 
 
-def rows_of(times: dict[tuple[str, int, int], float], runs: dict[int, float], model: Model) -> list[dict]:
+def rows_of(times: dict[tuple[str, int, int], float], runs: dict[tuple[int, int], float], model: Model) -> list[dict]:
     """The report: parts and whole runs beside what the model says of them, and what IMAGES cost."""
     rows: list[dict] = []
 
@@ -197,12 +203,13 @@ def rows_of(times: dict[tuple[str, int, int], float], runs: dict[int, float], mo
     for (part, batch, side), seconds in times.items():
         megapixels = batch * side**2 / 1e6
         fitted = lines[part](megapixels) if part in lines else model.stem(megapixels) + model.trunk(megapixels)
-        add("scaling, parts", f"{part} {batch}x{side}x{side}", seconds, batch, predicted_ms=1e3 * fitted)
-    cores = torch.get_num_threads() if model.cores else min(16, os.cpu_count() or 1)
-    for side, seconds in runs.items():
-        paper, simulated = seconds_an_image(model, side, cores), simulate(model, side, cores)
+        add(f"scaling, {part}", f"{batch}x{side}x{side}", seconds, batch, predicted_ms=1e3 * fitted)
+    cores = torch.get_num_threads() if model.cores else min(MOST_WORKERS, os.cpu_count() or 1)
+    for (side, workers), seconds in runs.items():
+        paper, simulated = seconds_an_image(model, side, cores), simulate(model, side, cores, workers)
         ahead = {"predicted_ms": 1e3 * paper, "simulated_ms": 1e3 * simulated}
-        add("scaling, whole runs, an image", f"{OURS}, {side}x{side}", seconds, 1, **ahead)
+        threads = f", {workers} worker{'s' * (workers > 1)}" if workers else ""
+        add("scaling, whole runs, an image", f"{OURS}, {side}x{side}{threads}", seconds, 1, **ahead)
     device = "" if model.cores else " and a GPU as here"
     for cores in MACHINES:
         for side in FILES:
@@ -254,7 +261,7 @@ def main(
     for case in dict.fromkeys(row["case"] for row in rows):
         console.print(table(case, [row for row in rows if row["case"] == case]))
     if json_file:
-        json_file.write_text(json.dumps({"machine": described, "rows": rows}, indent=1) + "\n")
+        json_file.write_text(json.dumps({"machine": described, "model": asdict(model), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

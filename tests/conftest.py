@@ -20,6 +20,12 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random numbers in every run, whatever ran before in this process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def cuda():
     """The GPU; the test is skipped without one, and fails instead where NPR_REQUIRE_CUDA=1 says there must be one."""

@@ -307,7 +307,7 @@ def test_scaling_report_holds_parts_runs_and_costs():
         times |= {("stem", batch, 256): 0.00025 * batch, ("network", batch, 256): 0.01 * batch}
     threads = torch.get_num_threads()
     fitted = scaling.fit_model(times, threads)
-    rows = scaling.rows_of(times, {256: 0.0125}, fitted)
+    rows = scaling.rows_of(times, {(256, 0): 0.0125}, fitted)
     assert fitted.trunk(8 * 256**2 / 1e6) == pytest.approx(0.078)
     assert [row["predicted_ms"] for row in rows[:5]] == pytest.approx([1, 2, 80, 4, 160])
     whole = next(row for row in rows if row["contender"] == f"{OURS}, 256x256")

@@ -115,7 +115,7 @@ def test_several_in_one_call():
         inner = steps_of(floats[i], exact[i], plan[i][3], last=out is None)
         made.append(QuantisedBottleneck(*exact[i], plan[i][3], Steps(before, inner.first / 0.7, inner.second, out)))
     found = FusedBottlenecks(*made)(x)
-    assert error(found, floats[-1]) < 0.03
+    assert error(found, floats[-1]) < 0.045  # three blocks in steps: 0.024 to 0.036 over 40 seeds
     assert torch.corrcoef(torch.stack([found.double().flatten(), floats[-1].double().flatten()]))[0, 1] > 0.999
     assert torch.equal(found[1:], FusedBottlenecks(*made)(x[1:]))  # nothing depends on the rest of the batch
 
