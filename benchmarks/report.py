@@ -51,18 +51,22 @@ def load(name: str) -> dict[str, list[dict]]:
         raise UnknownTable(f"a table is asked of benchmarks/results/{name}, which does not exist")
     cases: dict[str, list[dict]] = {}
     for row in json.loads(path.read_text())["rows"]:
-        if any(row.get(key) is not None for key, *_ in COLUMNS.values()):
+        if any(_has(row, key) for key, *_ in COLUMNS.values()):
             cases.setdefault(row["case"], []).append(row)
     return {case: sorted(rows, key=lambda row: row["median_ms"] or 0) for case, rows in cases.items()}
 
 
+def _has(row: dict, key: str) -> bool:
+    return row.get(key) is not None
+
+
 def table(rows: list[dict]) -> str:
     """Markdown; columns that no row fills are left out, ours are bold."""
-    columns = {title: column for title, column in COLUMNS.items() if any(row.get(column[0]) is not None for row in rows)}
+    columns = {title: column for title, column in COLUMNS.items() if any(_has(row, column[0]) for row in rows)}
     lines = [["contender", *columns], ["---"] * (1 + len(columns))]
     for row in rows:
         name = f"**{row['contender']}**" if row["contender"].startswith(OURS) else row["contender"]
-        cells = [form.format(row[key] * factor) if row.get(key) is not None else "" for key, factor, form in columns.values()]
+        cells = [form.format(row[key] * factor) if _has(row, key) else "" for key, factor, form in columns.values()]
         lines.append([name, *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
