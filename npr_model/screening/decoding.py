@@ -17,6 +17,7 @@ from npr_model import images
 from npr_model.errors import InputError, reason
 from npr_model.images import DecodedImage, ImageError, View
 from npr_model.jpeg_quality import estimate_quality
+from npr_model.recompression import was_coarser
 from npr_model.screening.items import Item
 from npr_model.screening.rows import Row
 
@@ -113,12 +114,15 @@ def _pixels(decoded: Decoded) -> int:
 
 def _describe(row: Row, data: bytes, decoded: DecodedImage, grid_size: int) -> Row:
     """``row`` with what its file is."""
-    quality = subsampling = None
+    quality, subsampling, recompressed = None, None, False
     if decoded.format in ("JPEG", "MPO"):
         encoding = images.read_encoding(data)
-        quality, subsampling = estimate_quality(encoding.quantization[0]), encoding.subsampling
+        table = encoding.quantization[0]
+        quality, subsampling = estimate_quality(table), encoding.subsampling
+        recompressed = was_coarser(decoded.pixels, table)
     height, width = decoded.height, decoded.width
-    flags = {"tiny": min(height, width) < TINY, "odd": height % grid_size or width % grid_size}
+    tiny, odd = min(height, width) < TINY, height % grid_size or width % grid_size
+    flags = {"tiny": tiny, "odd": odd, "recompressed": recompressed}
     return replace(
         row,
         width=width,

@@ -40,9 +40,10 @@ class Row:
     ``sha256``, in hex, is that of the encoded bytes. ``logit`` is float32 as the network gave it, ``probability`` its
     sigmoid after the calibration's temperature. ``width`` and ``height`` are the file's; ``jpeg_quality`` (the nearest
     of libjpeg's) and ``subsampling`` of the chroma are of JPEGs alone. ``flags``, separated by spaces: "tiny" (a side
-    below TINY pixels), "odd" (not of whole cells), "resized" (made smaller by the view). ``error_code``: "unreadable",
-    that of an :class:`npr_model.images.ImageError`, or "not_scored". ``milliseconds``: of reading and decoding, and its
-    share of its batch's scoring.
+    below TINY pixels), "odd" (not of whole cells), "recompressed" (a JPEG that was a coarser one before, see
+    :mod:`npr_model.recompression`), "resized" (made smaller by the view). ``error_code``: "unreadable", that of an
+    :class:`npr_model.images.ImageError`, or "not_scored". ``milliseconds``: of reading and decoding, and its share of
+    its batch's scoring.
     """
 
     source: str

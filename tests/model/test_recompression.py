@@ -1,0 +1,71 @@
+"""JPEGs that were coarser ones before, made of the example photographs, which are lossless."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from npr_model import images
+from npr_model.images import View
+from npr_model.recompression import gaps, was_coarser
+from npr_model.screening.decoding import Decoder
+from npr_model.screening.items import in_memory
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[np.ndarray]:
+    files = sorted((ROOT / "examples" / "real").glob("*.png"))
+    return [np.asarray(Image.open(file).convert("RGB")) for file in files]
+
+
+def jpeg(pixels: np.ndarray, quality: int, subsampling: str = "4:2:0") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+    return buffer.getvalue()
+
+
+def again(pixels: np.ndarray, quality: int, shift: int = 0) -> np.ndarray:
+    return images.decode(jpeg(pixels, quality)).pixels[shift:, shift:]
+
+
+def marked(data: bytes) -> bool:
+    return was_coarser(images.decode(data).pixels, images.read_encoding(data).quantization[0])
+
+
+@pytest.mark.parametrize("quality", [30, 60, 75, 90, 95, 100])
+@pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
+def test_once_is_not_twice(photographs, quality, subsampling):
+    assert len(photographs) >= 8
+    assert sum(marked(jpeg(pixels, quality, subsampling)) for pixels in photographs) == 0
+
+
+@pytest.mark.parametrize(("first", "second"), [(40, 75), (50, 90), (60, 85), (75, 90), (75, 95), (80, 98)])
+def test_coarser_before_is_found(photographs, first, second):
+    found = [marked(jpeg(again(pixels, first), second)) for pixels in photographs]
+    assert np.mean(found) >= 0.8
+
+
+@pytest.mark.parametrize(("first", "second", "shift"), [(95, 75, 0), (75, 75, 0), (60, 90, 4), (60, 90, 3)], ids=str)
+def test_finer_before_or_on_another_grid_is_not(photographs, first, second, shift):
+    assert sum(marked(jpeg(again(pixels, first, shift), second)) for pixels in photographs) == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 300), (8, 8), (9, 17), (64, 64)], ids=str)
+def test_what_tells_nothing_is_not_marked(size):
+    for pixels in (np.full((*size, 3), 77, np.uint8), np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)):
+        assert not marked(jpeg(pixels, 90))
+
+
+def test_tables_of_any_kind(photographs):
+    for table in ([0] * 64, [1] * 64, [255] * 64, [2**16 - 1] * 64):
+        assert np.isfinite(gaps(photographs[0], table)).all() and not was_coarser(photographs[0], table)
+
+
+def test_rows_say_so(photographs):
+    decoder = Decoder(View("native"), "some", 2)
+    for data, flags in ((jpeg(photographs[0], 90), ""), (jpeg(again(photographs[0], 50), 90), "recompressed")):
+        assert decoder.decode(in_memory("a.jpg", data)).row.flags == flags
