@@ -145,8 +145,8 @@ def _fill(
         row["ratio_to_reference"] = reference / median
     gflops = benchmark.flops / median / 1e9
     row["gflops"] = gflops
-    if dtype.itemsize > 1:
-        peak = "bf16_peak" if dtype.itemsize == 2 else "fma_peak"  # the peak of what it computes in
+    peak = {1: "int8_peak", 2: "bf16_peak"}.get(dtype.itemsize, "fma_peak")  # of what it computes in
+    if peak in machine:
         row[f"share_of_{peak}"] = gflops / machine[peak]["gflops"]
     if benchmark.bytes is not None:
         row["share_of_bandwidth"] = benchmark.bytes / median / 1e9 / machine["copy_bandwidth_gb_s"]
@@ -191,6 +191,7 @@ COLUMNS = {  # title: key of the row, format
     "GFLOP/s": ("gflops", ".0f"),
     "of FMA peak": ("share_of_fma_peak", ".0%"),
     "of bf16 peak": ("share_of_bf16_peak", ".0%"),
+    "of int8 peak": ("share_of_int8_peak", ".0%"),
     "of bandwidth": ("share_of_bandwidth", ".0%"),
     "peak MiB": ("peak_mib", ".0f"),
 }

@@ -1,4 +1,4 @@
-"""The machine in words, and what it can do at most, measured: arithmetic in float32 and bfloat16, and copying."""
+"""The machine in words, and what it can do at most, measured: arithmetic in float32, bfloat16 and int8, and copying."""
 
 from __future__ import annotations
 
@@ -66,11 +66,10 @@ def peaks(device: torch.device) -> dict:
         fma["micro-kernel of fused multiply-adds"] = _threaded_peak(micro["fma_chains"])
     if "bf16_dot_chains" in micro:
         bf16["micro-kernel of bfloat16 dot products"] = _threaded_peak(micro["bf16_dot_chains"])
-    return {
-        "fma_peak": _best(fma),
-        "bf16_peak": _best(bf16),
-        "copy_bandwidth_gb_s": _copy_bandwidth(device),
-    }
+    found = {"fma_peak": _best(fma), "bf16_peak": _best(bf16), "copy_bandwidth_gb_s": _copy_bandwidth(device)}
+    if "int8_dot_chains" in micro:
+        found["int8_peak"] = _best({"micro-kernel of int8 dot products": _threaded_peak(micro["int8_dot_chains"])})
+    return found
 
 
 def _best(found: dict[str, float]) -> dict:
@@ -108,7 +107,7 @@ def _microkernels() -> dict[str, Callable]:
             return {}
         loaded = ctypes.CDLL(str(library))
     functions = {}
-    for name in ("fma_chains", "bf16_dot_chains"):
+    for name in ("fma_chains", "bf16_dot_chains", "int8_dot_chains"):
         if hasattr(loaded, name):
             function = getattr(loaded, name)
             function.argtypes = [ctypes.c_int64, ctypes.c_float, ctypes.c_float, ctypes.POINTER(ctypes.c_float)]
@@ -118,7 +117,7 @@ def _microkernels() -> dict[str, Callable]:
 
 
 def _threaded_peak(function: Callable) -> float:
-    """GFLOP/s of a micro-kernel on as many threads as torch uses (ctypes lets go of the interpreter's lock)."""
+    """Billion operations a second of a micro-kernel, on as many threads as torch uses: ctypes lets go of the lock."""
     threads = torch.get_num_threads()
 
     def work(rounds: int) -> float:

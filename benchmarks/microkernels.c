@@ -1,5 +1,5 @@
-// What one core can do at most: independent chains of fused multiply-adds, enough to hide their latency, in registers.
-// Compiled for the machine it runs on by machine.py. Each function returns the floating point operations done.
+// What one core can do at most: independent chains of multiply-adds, enough to hide their latency, in registers.
+// Compiled for the machine it runs on by machine.py. Each function returns the operations done.
 #include <stdint.h>
 
 #if defined(__AVX512F__)
@@ -39,5 +39,21 @@ double bf16_dot_chains(int64_t rounds, float factor, float term, float* sink) {
   }
   for (int i = 0; i < CHAINS; ++i) *sink += _mm512_cvtss_f32(sum[i]);
   return (double)rounds * CHAINS * 32 * 2;
+}
+#endif
+
+#if defined(__AVX512VNNI__)
+#include <immintrin.h>
+
+double int8_dot_chains(int64_t rounds, float factor, float term, float* sink) {
+  __m512i sum[CHAINS];
+  const __m512i a = _mm512_set1_epi8((char)(100 * factor)), b = _mm512_set1_epi8((char)(100 * term));
+  for (int i = 0; i < CHAINS; ++i) sum[i] = _mm512_set1_epi32(i);
+  for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 16
+    for (int i = 0; i < CHAINS; ++i) sum[i] = _mm512_dpbusd_epi32(sum[i], a, b);
+  }
+  for (int i = 0; i < CHAINS; ++i) *sink += _mm512_reduce_add_epi32(sum[i]);
+  return (double)rounds * CHAINS * 64 * 2;
 }
 #endif

@@ -27,6 +27,7 @@ COLUMNS = {  # title: key of the row, factor, format
     "x eager": ("ratio_to_reference", 1, "{:.1f}"),
     "of FMA peak": ("share_of_fma_peak", 100, "{:.0f} %"),
     "of bf16 peak": ("share_of_bf16_peak", 100, "{:.0f} %"),
+    "of int8 peak": ("share_of_int8_peak", 100, "{:.0f} %"),
     "of bandwidth": ("share_of_bandwidth", 100, "{:.0f} %"),
     "most MiB": ("peak_mib", 1, "{:.0f}"),
     "waiting for data": ("waiting", 100, "{:.1f} %"),

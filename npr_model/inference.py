@@ -145,10 +145,11 @@ class InferenceDetector(nn.Module):
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         if not self.micro_batch or images.shape[0] <= self.micro_batch:
-            return self._score(images)
-        return torch.cat([self._score(part) for part in images.split(self.micro_batch)])
+            return self.score(images)
+        return torch.cat([self.score(part) for part in images.split(self.micro_batch)])
 
-    def _score(self, images: Tensor) -> Tensor:
+    def score(self, images: Tensor) -> Tensor:
+        """All ``images`` at once."""
         options = self.conv1.options(images)
         if images.is_floating_point():  # subtracted in float32: rounding comes after the differences, not before
             x = npr_stem(images.float(), self.stem_weight.float(), self.stem_bias.float(), **options)

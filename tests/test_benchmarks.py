@@ -210,7 +210,7 @@ def test_machine_description(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "report.json").read_text())["machine"] == described
     assert described["threads"] == torch.get_num_threads() and described["torch"] == torch.__version__
     assert described["copy_bandwidth_gb_s"] > 0
-    for peak in (described["fma_peak"], described["bf16_peak"]):
+    for peak in (described[name] for name in ("fma_peak", "bf16_peak", "int8_peak") if name in described):
         assert peak["gflops"] == max(peak["all"].values()) == peak["all"][peak["method"]] > 0
 
 

@@ -7,25 +7,35 @@ from typing import Annotated
 
 import typer
 
-from npr_model.commands.terminal import Checkpoint, out, printable
+from npr_model.commands.terminal import Checkpoint, DtypeOption, out, printable, scoring_dtype
 from npr_model.errors import InputError
 
 
 def export(
-    output: Annotated[Path, typer.Option("-o", "--output", help="An .onnx file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="An .onnx file, or a .pt2 package.")],
     checkpoint: Checkpoint = "preview",
+    dtype: DtypeOption = None,
 ) -> None:
-    """The network as an ONNX file of plain operators, for ONNX Runtime, OpenVINO, TensorRT and others.
+    """The network as one file, from "pixels", (batch, 3, height, width) uint8, RGB as decoded, of any size, to "logit",
+    (batch, 1).
 
-    Input "pixels": (batch, 3, height, width) uint8, RGB as decoded, of any size; output "logit": (batch, 1).
+    .onnx: plain operators, float32, for ONNX Runtime, OpenVINO, TensorRT and others. .pt2: an AOTInductor package with
+    this project's kernels, for Python or C++ on processors like this one; sides of 16 pixels or more.
     """
-    if output.suffix.lower() != ".onnx":
-        raise InputError(f"output {output} must end in .onnx")
+    suffix = output.suffix.lower()
+    if suffix not in (".onnx", ".pt2"):
+        raise InputError(f"output {output} must end in .onnx or .pt2")
     if not output.parent.is_dir():
         raise InputError(f"output {output} is in a folder that does not exist")
+    if suffix == ".onnx" and dtype is not None:
+        raise InputError("--dtype is for .pt2 packages; an ONNX file is float32")
 
     from npr_model import checkpoints
-    from npr_model.export import export_onnx
+    from npr_model.export import export_onnx, export_package
 
-    export_onnx(checkpoints.load(checkpoint), output)
+    loaded = checkpoints.load(checkpoint)
+    if suffix == ".onnx":
+        export_onnx(loaded, output)
+    else:
+        export_package(loaded, output, scoring_dtype(dtype))
     out.print(printable(str(output)), soft_wrap=True)

@@ -104,13 +104,13 @@ def scorer_maker(
         calibration=calibration,
         batch_size=batch_size,
         workers=workers,
-        dtype=_dtype(dtype),
+        dtype=scoring_dtype(dtype),
         max_pixels=max_pixels or MAX_PIXELS,
         cache=cache,
     )
 
 
-def _dtype(name: str | None) -> torch.dtype | None:
+def scoring_dtype(name: str | None) -> torch.dtype | None:
     import torch
 
     if name not in (None, "float32", "bfloat16", "int8"):

@@ -1,6 +1,11 @@
-"""The ONNX file gives our logits in other engines, for any batch and size."""
+"""The ONNX file gives our logits in other engines, and so does the compiled package, for any batch and size."""
 
 from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +14,7 @@ import torch
 from npr_model import checkpoints, cli
 from npr_model.checkpoints import Calibration, Metadata
 from npr_model.errors import InputError
-from npr_model.export import PlainDetector, export_onnx
+from npr_model.export import PlainDetector, export_onnx, export_package, load_package
 from npr_model.network import NPRDetector
 from tests.model.conftest import make_detector, noise
 
@@ -77,9 +82,55 @@ def test_the_file_says_what_it_is(exported):
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}  # nothing that an engine must be taught
 
 
-@pytest.mark.parametrize("output", ["c.bin", "missing/c.onnx"])
-def test_wrong_output_is_one_line(tmp_path, checkpoint, capsys, output):
-    assert cli.main(["export", "--checkpoint", str(checkpoint), "-o", str(tmp_path / output)]) == 2
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """A compiled package, and the network that is in it."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("needs a C++ compiler")
+    folder, model = tmp_path_factory.mktemp("package"), make_detector()
+    checkpoints.save(folder / "c.safetensors", model, Metadata(name="random"))
+    assert cli.main(["export", "--checkpoint", str(folder / "c.safetensors"), "-o", str(folder / "c.pt2")]) == 0
+    return folder / "c.pt2", model
+
+
+def test_package_gives_our_logits(package):
+    file, model = package
+    run, frozen = load_package(file), model.for_inference()
+    for shape in ((1, 64, 64), (3, 33, 47), (2, 256, 16), (5, 16, 16)):
+        pixels = torch.from_numpy(pictures(*shape))
+        for layout in (torch.contiguous_format, torch.channels_last):
+            torch.testing.assert_close(
+                run(pixels.contiguous(memory_format=layout)), frozen(pixels), rtol=1e-5, atol=1e-5
+            )
+
+
+def test_package_runs_without_this_project(package):
+    """But for the kernels: what a server in C++ loads."""
+    file, model = package
+    program = f"""
+import sys, torch, npr_kernels
+run = torch._inductor.aoti_load_package({str(file)!r})
+print(run(torch.full((1, 3, 64, 64), 7, dtype=torch.uint8)).item(), "npr_model" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    expected = model.for_inference()(torch.full((1, 3, 64, 64), 7, dtype=torch.uint8)).item()
+    logit, loaded = done.stdout.split()
+    assert float(logit) == pytest.approx(expected, abs=1e-5) and loaded == "False"
+
+
+def test_package_for_another_processor_is_refused(package, monkeypatch):
+    monkeypatch.setattr("npr_model.export.cpu_capability", lambda: "another")
+    with pytest.raises(InputError, match="export it anew here"):
+        load_package(package[0])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["-o", "c.bin"], ["-o", "missing/c.onnx"], ["-o", "c.onnx", "--dtype", "int8"], ["-o", "c.pt2", "--dtype", "x"]],
+)
+def test_wrong_arguments_are_one_line(tmp_path, checkpoint, capsys, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["export", "--checkpoint", str(checkpoint), *arguments]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -87,5 +138,6 @@ def test_other_detectors_are_refused(tmp_path):
     from npr_model.detectors import detector_class
 
     checkpoints.save(tmp_path / "c.safetensors", detector_class("frank")(), Metadata(name="f", detector="frank"))
-    with pytest.raises(InputError, match="only the detector npr"):
-        export_onnx(checkpoints.load(tmp_path / "c.safetensors"), tmp_path / "c.onnx")
+    for export, name in ((export_onnx, "c.onnx"), (export_package, "c.pt2")):
+        with pytest.raises(InputError, match="only the detector npr"):
+            export(checkpoints.load(tmp_path / "c.safetensors"), tmp_path / name)
