@@ -32,8 +32,9 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
   // Residual bottlenecks in evaluation mode, one after another: for each a stride, three layers of weights from
   // pack_weights and their (channels,) float32 biases. The second layer is one matrix over the channels of 3x3 pixels, or
   // the 16 of Winograd's F(2x2, 3x3) one after another. The shortcut is the input itself, or, where the third layer has
-  // the input's channels among its own, part of that layer. A block of int8 weights reads uint8 and comes with four
-  // factors: one (channels,) float32 for each layer's sums, one for the shortcut, empty where that is a convolution.
+  // the input's channels among its own, part of that layer. A block has four factors, empty but for one of int8
+  // weights, which reads uint8: one (channels,) float32 for each layer's sums, one for the shortcut, empty where that is
+  // a convolution.
   m.def("bottlenecks(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] factors, int[] strides) -> Tensor");
   // (channels, inputs) float32 in the order, and as long as this instruction set wants it.
   m.def("pack_weights(Tensor weight, ScalarType dtype) -> Tensor");

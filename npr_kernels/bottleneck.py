@@ -59,14 +59,14 @@ class FusedBottleneck(nn.Module):
     ) -> None:
         super().__init__()
         _check_served(dtype, conv1)
-        self.stride, self.factors = stride, []
+        self.stride = stride
         matrices, biases = _matrices(conv1, conv2, conv3, shortcut)
         if out_steps is not None:
             if shortcut is None:
                 raise ValueError("out_steps need a shortcut with a convolution")
             matrices[2], biases[2] = matrices[2] / out_steps.double()[:, None], biases[2] / out_steps
         packed = [[matrices[0]], [matrices[1]] if stride != 1 else winograd_matrices(conv2[0]), [matrices[2]]]
-        _register(self, packed, biases, dtype)
+        _register(self, packed, biases, [torch.empty(0)] * 4, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return run([self], x)
@@ -98,13 +98,7 @@ class QuantisedBottleneck(nn.Module):
             matrices[i], biases[i] = (matrix / factor).round(), biases[i] / rows
             factors.append(factor.flatten())
         factors.append(torch.empty(0) if shortcut is not None else steps.x / out)
-        _register(self, [[matrix] for matrix in matrices], biases, torch.int8)
-        for i, factor in enumerate(factors, 1):
-            self.register_buffer(f"factor{i}", factor.float().contiguous())
-
-    @property
-    def factors(self) -> list[Tensor]:
-        return [self.factor1, self.factor2, self.factor3, self.factor4]
+        _register(self, [[matrix] for matrix in matrices], biases, factors, torch.int8)
 
 
 class FusedBottlenecks(nn.Sequential):
@@ -118,7 +112,7 @@ class FusedBottlenecks(nn.Sequential):
 def run(blocks: list[FusedBottleneck | QuantisedBottleneck], x: Tensor) -> Tensor:
     weights = [weight for block in blocks for weight in (block.weight1, block.weight2, block.weight3)]
     biases = [bias for block in blocks for bias in (block.bias1, block.bias2, block.bias3)]
-    factors = [factor for block in blocks for factor in block.factors]
+    factors = [factor for block in blocks for factor in (block.factor1, block.factor2, block.factor3, block.factor4)]
     x = x.contiguous(memory_format=torch.channels_last)
     return torch.ops.npr_kernels.bottlenecks(x, weights, biases, factors, [block.stride for block in blocks])
 
@@ -141,11 +135,15 @@ def _matrices(
     return matrices, biases
 
 
-def _register(block: nn.Module, layers: list[list[Tensor]], biases: list[Tensor], dtype: torch.dtype) -> None:
+def _register(
+    block: nn.Module, layers: list[list[Tensor]], biases: list[Tensor], factors: list[Tensor], dtype: torch.dtype
+) -> None:
     for i, (layer, bias) in enumerate(zip(layers, biases, strict=True), 1):
         pack = [torch.ops.npr_kernels.pack_weights(matrix.float().contiguous(), dtype) for matrix in layer]
         block.register_buffer(f"weight{i}", torch.cat(pack))
         block.register_buffer(f"bias{i}", bias.detach().float().contiguous())
+    for i, factor in enumerate(factors, 1):
+        block.register_buffer(f"factor{i}", factor.float().contiguous())
 
 
 def winograd_matrices(weight: Tensor) -> list[Tensor]:
@@ -180,4 +178,4 @@ if not extension.FAILURE:
         for stride in strides:
             height, width = (height - 1) // stride + 1, (width - 1) // stride + 1
         shape = (x.shape[0], biases[-1].shape[0], height, width)
-        return x.new_empty(shape).contiguous(memory_format=torch.channels_last)
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

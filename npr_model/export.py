@@ -127,7 +127,8 @@ def export_package(checkpoint: LoadedCheckpoint, output: str | os.PathLike, dtyp
     sizes = dict(zip((0, 2, 3), (torch.export.Dim("batch"), *sides), strict=True))
     facts = _facts(checkpoint) | {"cpu_capability": cpu_capability() or "", "dtype": str(dtype or frozen.dtype)}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's compiler warns of parts of itself
             program = torch.export.export(
                 _WholeBatch(frozen), (torch.zeros(2, 3, 66, 70, dtype=torch.uint8),), dynamic_shapes=(sizes,)
             )
@@ -135,7 +136,8 @@ def export_package(checkpoint: LoadedCheckpoint, output: str | os.PathLike, dtyp
                 package = torch._inductor.aoti_compile_and_package(
                     program,
                     package_path=f"{folder}/npr.pt2",  # no other ending is taken
-                    inductor_configs={"aot_inductor.metadata": facts},
+                    # Weights are rounded to bfloat16 as they are here, not left in float32 for being used in it.
+                    inductor_configs={"aot_inductor.metadata": facts, "emulate_precision_casts": True},
                 )
                 shutil.copyfile(package, temporary)
     except InputError:

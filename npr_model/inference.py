@@ -158,7 +158,8 @@ class InferenceDetector(nn.Module):
         else:
             x = npr_stem(images, self.stem_weight.to(self.dtype), self.stem_bias.to(self.dtype), **options)
             broken = None
-        features = self.trunk(x).float().mean((2, 3))
+        # Channels last in name, too: torch.export cannot compare strides that depend on the size.
+        features = self.trunk(x).permute(0, 2, 3, 1).float().mean((1, 2))
         # Not F.linear, whose sums come in another order for another number of images: a logit is the image's alone.
         logits = (features * self.head_weight).sum(1, keepdim=True) + self.head_bias
         return logits if broken is None else logits.masked_fill(broken, float("nan"))

@@ -107,11 +107,12 @@ BottleneckTask prepare(int64_t batch, int64_t in_channels, int64_t height, int64
 
 void take_factors(BottleneckTask& task, const Tensor* factors) {
   for (size_t i = 0; i < 4; ++i) {
-    const int64_t expected = i < 3 ? task.channels[i] : task.project ? 0 : task.channels[2];
+    const bool none = task.type != Type::kUInt8 || (i == 3 && task.project);
+    const int64_t expected = none ? 0 : task.channels[std::min<size_t>(i, 2)];
     STD_TORCH_CHECK(factors[i].dim() == 1 && factors[i].is_cpu() && factors[i].is_contiguous() &&
                         factors[i].scalar_type() == ScalarType::Float && factors[i].size(0) == expected,
-                    "factors must be (channels,) float32 on the CPU, three and the shortcut's");
-    task.factors[i] = static_cast<const float*>(factors[i].const_data_ptr());
+                    "factors must be (channels,) float32 on the CPU, three and the shortcut's, of a block of int8 weights");
+    if (!none) task.factors[i] = static_cast<const float*>(factors[i].const_data_ptr());
   }
 }
 
@@ -124,6 +125,7 @@ Tensor bottlenecks(const Tensor& x, const std::vector<Tensor>& weights, const st
   STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu(), "x must have the shape (N, C, H, W) and be on the CPU");
   STD_TORCH_CHECK(!strides.empty() && weights.size() == 3 * strides.size() && biases.size() == weights.size(),
                   "there must be three layers of weights and biases for each stride");
+  STD_TORCH_CHECK(factors.size() == 4 * strides.size(), "there must be four factors for each stride");
   const ScalarType dtype = x.scalar_type();
   const Type type = type_of(dtype);
   const int64_t batch = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
@@ -135,16 +137,11 @@ Tensor bottlenecks(const Tensor& x, const std::vector<Tensor>& weights, const st
 
   std::vector<BottleneckTask> tasks;
   int64_t between = 0;  // bytes of the largest result that is not the last
-  size_t taken = 0;     // of the factors
   for (size_t i = 0; i < strides.size(); ++i) {
     tasks.push_back(i == 0 ? prepare(batch, channels, height, width, &weights[0], &biases[0], strides[0])
                            : prepare(batch, tasks[i - 1].channels[2], tasks[i - 1].out_height, tasks[i - 1].out_width,
                                      &weights[3 * i], &biases[3 * i], strides[i]));
-    if (tasks[i].type == Type::kUInt8) {
-      STD_TORCH_CHECK(factors.size() >= taken + 4, "a block of int8 weights needs four factors");
-      take_factors(tasks[i], &factors[taken]);
-      taken += 4;
-    }
+    take_factors(tasks[i], &factors[4 * i]);
     if (i == 0) continue;
     BottleneckTask& before = tasks[i - 1];
     before.out_type = tasks[i].type;
@@ -154,7 +151,6 @@ Tensor bottlenecks(const Tensor& x, const std::vector<Tensor>& weights, const st
                     "a block whose result becomes uint8 needs a shortcut with a convolution");
     between = std::max(between, out_bytes(before));
   }
-  STD_TORCH_CHECK(taken == factors.size(), "there are more factors than int8 blocks need");
   STD_TORCH_CHECK(tasks[0].type == type && dtype != ScalarType::Char, "x must have the first block's dtype");
   BottleneckTask& last = tasks.back();
   last.out_type = tasks[0].type;

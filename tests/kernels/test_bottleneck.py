@@ -139,7 +139,7 @@ def test_opcheck():
     fused = FusedBottleneck(*layers(64, 64, 128, 2, torch.float32), 2, torch.float32)
     x = torch.randn(2, 64, 6, 6).contiguous(memory_format=torch.channels_last)
     weights, biases = [fused.weight1, fused.weight2, fused.weight3], [fused.bias1, fused.bias2, fused.bias3]
-    torch.library.opcheck(torch.ops.npr_kernels.bottlenecks, (x, weights, biases, [], [2]))
+    torch.library.opcheck(torch.ops.npr_kernels.bottlenecks, (x, weights, biases, [torch.empty(0)] * 4, [2]))
     torch.library.opcheck(torch.ops.npr_kernels.pack_weights, (torch.randn(64, 8), torch.float32))
     assert torch.equal(torch.compile(fused, fullgraph=True)(x), fused(x))
 
@@ -152,7 +152,8 @@ def test_opcheck():
         ({"x": torch.zeros(1, 64, 4, 4)}, "dense in channels_last"),
         ({"x": torch.zeros(64, 4, 4)}, r"\(N, C, H, W\)"),
         ({"strides": [3]}, "1 or 2, got 3"),
-        ({"factors": [torch.zeros(64)]}, "more factors than"),
+        ({"factors": [torch.zeros(64)]}, "four factors for each"),
+        ({"factors": [torch.zeros(64)] * 4}, "of a block of int8 weights"),
         ({"weights": []}, "three layers"),
         ({"strides": [2]}, "needs stride 1"),
     ],
@@ -163,7 +164,7 @@ def test_the_operator_refuses_what_would_read_foreign_memory(change, message):
         "x": torch.zeros(1, 64, 4, 4).contiguous(memory_format=torch.channels_last),
         "weights": [fused.weight1, fused.weight2, fused.weight3],
         "biases": [fused.bias1, fused.bias2, fused.bias3],
-        "factors": [],
+        "factors": [torch.empty(0)] * 4,
         "strides": [1],
     }
     with pytest.raises(RuntimeError, match=message):
