@@ -33,6 +33,7 @@ from benchmarks.screening import make_files
 from npr_kernels import npr_stem
 from npr_model import images
 from npr_model.checkpoints import LoadedCheckpoint, Metadata
+from npr_model.inference import split_by_pixels
 from npr_model.screening.runner import Scorer
 from npr_model.screening.sources import Sources
 
@@ -138,11 +139,10 @@ def time_parts(device: torch.device, folder: Path, seconds: float) -> dict[tuple
     "stem" and, to a GPU, "copy" of a batch."""
     frozen = random_detector().to(device).for_inference()
     weight, bias = frozen.stem_weight.to(frozen.dtype), frozen.stem_bias.to(frozen.dtype)
-    together = frozen.micro_batch or sys.maxsize  # what the network does at a time
 
     @torch.inference_mode()
     def stem(pixels: torch.Tensor) -> None:
-        for part in pixels.split(min(together, len(pixels))):
+        for part in split_by_pixels(pixels, frozen.pixels_at_once):
             npr_stem(part, weight, bias, **frozen.conv1.options(part))
 
     calls: dict[tuple[str, int, int], Callable[[], object]] = {}

@@ -117,9 +117,9 @@ def export_package(checkpoint: LoadedCheckpoint, output: str | os.PathLike, dtyp
 
     Input: (batch, 3, height, width) uint8 on the CPU, sides from PACKAGE_SIDE on; output: (batch, 1) float32, the
     logits of :class:`InferenceDetector` in ``dtype``. :func:`load_package` reads it; in C++, with the library of
-    ``npr_kernels`` loaded, ``torch::inductor::AOTIModelPackageLoader`` does. A batch is scored at once: two images a
-    thread are fastest. Takes half a minute and a C++ compiler. Raises InputError for detectors other than NPR's, where
-    ``dtype`` cannot be, and where nothing can be compiled.
+    ``npr_kernels`` loaded, ``torch::inductor::AOTIModelPackageLoader`` does. A batch is scored at once: give it
+    PIXELS_AT_ONCE (:mod:`npr_model.inference`) for each thread. Takes half a minute and a C++ compiler. Raises
+    InputError for detectors other than NPR's, where ``dtype`` cannot be, and where nothing can be compiled.
     """
     _check_is_npr(checkpoint)
     frozen = checkpoint.model.for_inference(dtype)

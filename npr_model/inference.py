@@ -2,13 +2,14 @@
 
 Nothing is compiled at start. On the CPU a residual block is one kernel of ours, or, where there is none or where oneDNN
 uses matrix units, oneDNN's convolutions with bias, ReLU and residual sum fused and their weights laid out beforehand. A
-batch is scored a few images at a time, so that an image's activations (2 MiB after each block at 256x256) stay in the
-caches from block to block.
+batch is scored PIXELS_AT_ONCE at a time, so that activations (2 MiB after each block at 256x256) stay in the caches
+from block to block.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from npr_kernels.info import cpu_capability
 from npr_model import quantisation
 from npr_model.errors import InputError
 from npr_model.network import Bottleneck, NPRDetector
+
+PIXELS_AT_ONCE = 2**18  # of images, for each thread of a CPU: the fastest from 128x128 to 1024x1024
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -125,7 +128,7 @@ class InferenceDetector(nn.Module):
         device = detector.conv1.weight.device
         trunk_dtype = dtype or default_dtype(device)
         self.dtype = torch.bfloat16 if trunk_dtype == torch.int8 else trunk_dtype  # of what the stem gives
-        self.micro_batch = 2 * torch.get_num_threads() if device.type == "cpu" else None
+        self.pixels_at_once = PIXELS_AT_ONCE * torch.get_num_threads() if device.type == "cpu" else sys.maxsize
         self.conv1 = copy.deepcopy(detector.conv1)
         weight, bias = fold_batch_norm(detector.conv1.weight.detach(), None, detector.bn1)
         _check_finite(weight, bias)
@@ -144,9 +147,7 @@ class InferenceDetector(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        if not self.micro_batch or images.shape[0] <= self.micro_batch:
-            return self.score(images)
-        return torch.cat([self.score(part) for part in images.split(self.micro_batch)])
+        return torch.cat([self.score(part) for part in split_by_pixels(images, self.pixels_at_once)])
 
     def score(self, images: Tensor) -> Tensor:
         """All ``images`` at once."""
@@ -163,6 +164,11 @@ class InferenceDetector(nn.Module):
         # Not F.linear, whose sums come in another order for another number of images: a logit is the image's alone.
         logits = (features * self.head_weight).sum(1, keepdim=True) + self.head_bias
         return logits if broken is None else logits.masked_fill(broken, float("nan"))
+
+
+def split_by_pixels(images: Tensor, pixels: int) -> tuple[Tensor, ...]:
+    """``images`` (N, C, H, W) in parts of at most so many ``pixels``, or of one image."""
+    return images.split(max(1, pixels // max(1, images.shape[2] * images.shape[3])))
 
 
 def _check_finite(*folded: Tensor) -> None:
