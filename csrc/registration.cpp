@@ -34,8 +34,10 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
   // the 16 of Winograd's F(2x2, 3x3) one after another. The shortcut is the input itself, or, where the third layer has
   // the input's channels among its own, part of that layer. A block has four factors, empty but for one of int8
   // weights, which reads uint8: one (channels,) float32 for each layer's sums, one for the shortcut, empty where that is
-  // a convolution.
-  m.def("bottlenecks(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] factors, int[] strides) -> Tensor");
+  // a convolution. `averaged`: instead of the result its mean over the pixels, (N, channels, 1, 1) float32.
+  m.def(
+      "bottlenecks(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] factors, int[] strides, bool averaged) "
+      "-> Tensor");
   // (channels, inputs) float32 in the order, and as long as this instruction set wants it.
   m.def("pack_weights(Tensor weight, ScalarType dtype) -> Tensor");
   m.def("cpu_capability() -> str");

@@ -103,18 +103,26 @@ class QuantisedBottleneck(nn.Module):
 
 class FusedBottlenecks(nn.Sequential):
     """:class:`FusedBottleneck` and :class:`QuantisedBottleneck` layers one after another, as one call; what lies
-    between them needs no new memory."""
+    between them needs no new memory.
+
+    ``averaged``: gives the mean of the result over its pixels, (N, O, 1, 1) float32, and never writes the result.
+    """
+
+    def __init__(self, *blocks: FusedBottleneck | QuantisedBottleneck, averaged: bool = False) -> None:
+        super().__init__(*blocks)
+        self.averaged = averaged
 
     def forward(self, x: Tensor) -> Tensor:
-        return run(list(self), x)
+        return run(list(self), x, self.averaged)
 
 
-def run(blocks: list[FusedBottleneck | QuantisedBottleneck], x: Tensor) -> Tensor:
+def run(blocks: list[FusedBottleneck | QuantisedBottleneck], x: Tensor, averaged: bool = False) -> Tensor:
     weights = [weight for block in blocks for weight in (block.weight1, block.weight2, block.weight3)]
     biases = [bias for block in blocks for bias in (block.bias1, block.bias2, block.bias3)]
     factors = [factor for block in blocks for factor in (block.factor1, block.factor2, block.factor3, block.factor4)]
     x = x.contiguous(memory_format=torch.channels_last)
-    return torch.ops.npr_kernels.bottlenecks(x, weights, biases, factors, [block.stride for block in blocks])
+    strides = [block.stride for block in blocks]
+    return torch.ops.npr_kernels.bottlenecks(x, weights, biases, factors, strides, averaged)
 
 
 def _check_served(dtype: torch.dtype, conv1: Folded) -> None:
@@ -173,7 +181,9 @@ if not extension.FAILURE:
         return weight.new_empty(weight.numel(), dtype=dtype)
 
     @torch.library.register_fake("npr_kernels::bottlenecks")
-    def _(x, weights, biases, factors, strides):
+    def _(x, weights, biases, factors, strides, averaged):
+        if averaged:
+            return x.new_empty((x.shape[0], biases[-1].shape[0], 1, 1), dtype=torch.float32)
         height, width = x.shape[-2:]
         for stride in strides:
             height, width = (height - 1) // stride + 1, (width - 1) // stride + 1

@@ -97,8 +97,15 @@ def folded_layers(block: Bottleneck) -> list[tuple[Tensor, Tensor] | None]:
     return [fold(block.conv1, block.bn1), fold(block.conv2, block.bn2), fold(block.conv3, block.bn3), shortcut]
 
 
+class Average(nn.Module):
+    """(N, C, H, W) to its mean over the pixels, (N, C, 1, 1) float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float().mean((2, 3), keepdim=True)
+
+
 def fused_trunk(detector: NPRDetector, dtype: torch.dtype) -> bottleneck.FusedBottlenecks:
-    """The residual blocks in evaluation mode as one kernel; for int8 all but the first on 8-bit activations."""
+    """Residual blocks and average in evaluation mode as one kernel; for int8 all but the first on 8-bit activations."""
     steps = quantisation.block_steps(detector) if dtype == torch.int8 else {}
     made = []
     for name, block in quantisation.blocks(detector).items():
@@ -110,7 +117,7 @@ def fused_trunk(detector: NPRDetector, dtype: torch.dtype) -> bottleneck.FusedBo
             made.append(bottleneck.FusedBottleneck(*layers, stride, torch.bfloat16, out_steps))
         else:
             made.append(bottleneck.FusedBottleneck(*layers, stride, dtype))
-    return bottleneck.FusedBottlenecks(*made)
+    return bottleneck.FusedBottlenecks(*made, averaged=True)
 
 
 class InferenceDetector(nn.Module):
@@ -141,7 +148,7 @@ class InferenceDetector(nn.Module):
             self.trunk = fused_trunk(detector, trunk_dtype)
         else:
             onednn, blocks = self.engine == "onednn", quantisation.blocks(detector).values()
-            trunk = nn.Sequential(*(FoldedBottleneck(block, self.dtype, onednn) for block in blocks))
+            trunk = nn.Sequential(*(FoldedBottleneck(block, self.dtype, onednn) for block in blocks), Average())
             self.trunk = torch.compile(trunk, dynamic=False) if compile else trunk
         self.eval().requires_grad_(False)
 
@@ -159,8 +166,7 @@ class InferenceDetector(nn.Module):
         else:
             x = npr_stem(images, self.stem_weight.to(self.dtype), self.stem_bias.to(self.dtype), **options)
             broken = None
-        # Channels last in name, too: torch.export cannot compare strides that depend on the size.
-        features = self.trunk(x).permute(0, 2, 3, 1).float().mean((1, 2))
+        features = self.trunk(x).flatten(1)
         # Not F.linear, whose sums come in another order for another number of images: a logit is the image's alone.
         logits = (features * self.head_weight).sum(1, keepdim=True) + self.head_bias
         return logits if broken is None else logits.masked_fill(broken, float("nan"))

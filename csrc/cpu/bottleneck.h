@@ -37,23 +37,36 @@ inline Vector<float> real(Vector<int32_t> sum, const float* factor, int64_t chan
 
 inline Vector<float> relu(Vector<float> v) { return Vector<float>{} > v ? Vector<float>{} : v; }  // NaN stays
 
-// To the type of the activations; to uint8 by rounding, what is larger becomes 255.
+// ReLU and store kBlockChannels values; to uint8 by rounding, what is larger becomes 255.
 template <typename Output>
-inline void store_activation(Output* out, Vector<float> v) {
-  store_narrow<Output, float>(out, v);
+inline void store_rectified(Output* out, const Vector<float> (&values)[kChannelVectors]) {
+#pragma GCC unroll 16
+  for (int v = 0; v < kChannelVectors; ++v) store_narrow<Output, float>(out + v * kLanes<float>, relu(values[v]));
 }
 #ifdef NPR_HAS_INT8_DOT
 template <>
-inline void store_activation<uint8_t>(uint8_t* out, Vector<float> v) {
-  const __m512i whole = _mm512_maskz_cvtps_epi32(0xffff, (__m512)v);  // the plain forms make GCC 12 warn
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_maskz_cvtusepi32_epi8(0xffff, whole));
+inline void store_rectified<uint8_t>(uint8_t* out, const Vector<float> (&values)[kChannelVectors]) {
+  static_assert(kChannelVectors == 4);
+  __m512i whole[4];
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v)  // what no int32 holds would become negative; the plain forms make GCC 12 warn
+    whole[v] = _mm512_maskz_cvtps_epi32(0xffff, _mm512_maskz_min_ps(0xffff, (__m512)values[v], _mm512_set1_ps(255)));
+  // Narrowing saturates, so that it is the ReLU as well. It works in quarters: of their words the first are those of
+  // the first vector, and so on.
+  const __m512i low = _mm512_maskz_packs_epi32(~0u, whole[0], whole[1]), high = _mm512_maskz_packs_epi32(~0u, whole[2], whole[3]);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(out, _mm512_maskz_permutexvar_epi32(0xffff, order, _mm512_maskz_packus_epi16(~0ull, low, high)));
 }
 #endif
 
-// What becomes of a sum. `offset`: of its first channel, in a row with `channels` elements a pixel.
+// What becomes of the sums of a pixel's kBlockChannels channels from `channel` on. `offset`: of the first in a row with
+// `channels` elements a pixel.
 struct Keep {
   float* out;
-  inline void operator()(int64_t offset, int64_t, Vector<float> sum) const { store(out + offset, sum); }
+  inline void operator()(int64_t offset, int64_t, const Vector<float> (&sums)[kChannelVectors]) const {
+#pragma GCC unroll 16
+    for (int v = 0; v < kChannelVectors; ++v) store(out + offset + v * kLanes<float>, sums[v]);
+  }
 };
 
 template <typename Output>
@@ -61,8 +74,14 @@ struct Activate {
   const float *bias, *factor;
   Output* out;
   template <typename Sum>
-  inline void operator()(int64_t offset, int64_t channel, Sum sum) const {
-    store_activation(out + offset, relu(real(sum, factor, channel) + load(bias + channel)));
+  inline void operator()(int64_t offset, int64_t channel, const Sum (&sums)[kChannelVectors]) const {
+    Vector<float> values[kChannelVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kChannelVectors; ++v) {
+      const int64_t c = channel + v * kLanes<float>;
+      values[v] = real(sums[v], factor, c) + load(bias + c);
+    }
+    store_rectified(out + offset, values);
   }
 };
 
@@ -72,10 +91,16 @@ struct AddAndActivate {
   const Element* shortcut;
   Output* out;
   template <typename Sum>
-  inline void operator()(int64_t offset, int64_t channel, Sum sum) const {
-    Vector<float> added = load_widened(shortcut + offset);
-    if constexpr (sizeof(Element) == 1) added *= load(shortcut_factor + channel);
-    store_activation(out + offset, relu(real(sum, factor, channel) + load(bias + channel) + added));
+  inline void operator()(int64_t offset, int64_t channel, const Sum (&sums)[kChannelVectors]) const {
+    Vector<float> values[kChannelVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kChannelVectors; ++v) {
+      const int64_t c = channel + v * kLanes<float>;
+      Vector<float> added = load_widened(shortcut + offset + v * kLanes<float>);
+      if constexpr (sizeof(Element) == 1) added *= load(shortcut_factor + c);
+      values[v] = real(sums[v], factor, c) + load(bias + c) + added;
+    }
+    store_rectified(out + offset, values);
   }
 };
 
@@ -110,12 +135,7 @@ __attribute__((always_inline)) inline void multiply_block(const Run<Element>* ru
   }
 
 #pragma GCC unroll 16
-  for (int p = 0; p < P; ++p)
-#pragma GCC unroll 16
-    for (int v = 0; v < kChannelVectors; ++v) {
-      const int64_t first = channel + v * kLanes<float>;
-      finish((pixel + p) * channels + first, first, sum[p][v]);
-    }
+  for (int p = 0; p < P; ++p) finish((pixel + p) * channels + channel, channel, sum[p]);
 }
 
 // One row of `width` pixels: all `channels` of runs x weights, each sum handed to `finish`.
@@ -169,26 +189,51 @@ class FirstRows {
   Buffer<int64_t> held_;
 };
 
-// The third convolution and the shortcut: output row y of image n from the second convolution's row.
+// The third convolution and the shortcut: rows of the result, or only their sums.
 template <typename Element, typename Output>
-void finish_row(const BottleneckTask& task, int64_t n, int64_t y, const Element* second) {
-  const int64_t width = task.channels[1], channels = task.channels[2], pitch = task.width * task.in_channels;
-  const Element* source = static_cast<const Element*>(task.x) + (n * task.height + y * task.stride) * pitch;
-  const Element* weights = static_cast<const Element*>(task.weights[2]);
-  Output* out = static_cast<Output*>(task.out) + (n * task.out_height + y) * task.out_width * channels;
-  const Run<Element> runs[2] = {{second, width, width}, {source, task.in_channels, task.stride * task.in_channels}};
-  if (task.project) {
-    multiply_row(runs, 2, weights, task.out_width, channels, Activate<Output>{task.biases[2], task.factors[2], out});
-  } else {
-    multiply_row(runs, 1, weights, task.out_width, channels,
-                 AddAndActivate<Element, Output>{task.biases[2], task.factors[2], task.factors[3], source, out});
+class LastRows {
+ public:
+  explicit LastRows(const BottleneckTask& task) : task_(task), row_(task.sums ? task.out_width * task.channels[2] : 0) {}
+
+  // Row y of image n, from the second convolution's row.
+  void make(int64_t n, int64_t y, const Element* second) {
+    const int64_t width = task_.channels[1], channels = task_.channels[2], pitch = task_.width * task_.in_channels;
+    const int64_t index = n * task_.out_height + y;
+    const Element* source = static_cast<const Element*>(task_.x) + (n * task_.height + y * task_.stride) * pitch;
+    const Element* weights = static_cast<const Element*>(task_.weights[2]);
+    Output* out = task_.sums ? row_ : static_cast<Output*>(task_.out) + index * task_.out_width * channels;
+    const Run<Element> runs[2] = {{second, width, width}, {source, task_.in_channels, task_.stride * task_.in_channels}};
+    if (task_.project) {
+      multiply_row(runs, 2, weights, task_.out_width, channels, Activate<Output>{task_.biases[2], task_.factors[2], out});
+    } else {
+      multiply_row(runs, 1, weights, task_.out_width, channels,
+                   AddAndActivate<Element, Output>{task_.biases[2], task_.factors[2], task_.factors[3], source, out});
+    }
+    if (task_.sums) add_up(task_.sums + index * channels);
   }
-}
+
+ private:
+  void add_up(float* sums) const {
+    const int64_t channels = task_.channels[2];
+    for (int64_t c = 0; c < channels; c += kBlockChannels) {
+      Vector<float> sum[kChannelVectors] = {};
+      for (int64_t pixel = 0; pixel < task_.out_width; ++pixel)
+#pragma GCC unroll 16
+        for (int v = 0; v < kChannelVectors; ++v) sum[v] += load_widened(row_ + pixel * channels + c + v * kLanes<float>);
+#pragma GCC unroll 16
+      for (int v = 0; v < kChannelVectors; ++v) store(sums + c + v * kLanes<float>, sum[v]);
+    }
+  }
+
+  const BottleneckTask& task_;
+  Buffer<Output> row_;
+};
 
 template <typename Element, typename Output>
 void bottleneck_direct(const BottleneckTask& task, int64_t begin, int64_t end) {
   const int64_t width = task.channels[0];
   FirstRows<Element, Element> first(task, 3, task.width + 2);
+  LastRows<Element, Output> last(task);
   Buffer<Element> second(task.out_width * width);
   for (int64_t index = begin; index < end; ++index) {
     const int64_t n = index / task.out_height, y = index % task.out_height;
@@ -196,7 +241,7 @@ void bottleneck_direct(const BottleneckTask& task, int64_t begin, int64_t end) {
     for (int64_t k = 0; k < 3; ++k) taps[k] = {first.row(n, y * task.stride - 1 + k), 3 * width, task.stride * width};
     multiply_row(taps, 3, static_cast<const Element*>(task.weights[1]), task.out_width, width,
                  Activate<Element>{task.biases[1], task.factors[1], second});
-    finish_row<Element, Output>(task, n, y, second);
+    last.make(n, y, second);
   }
 }
 
@@ -210,6 +255,7 @@ class Winograd {
         tiles_((task.width + 1) / 2),
         pitch_(tiles_ * width_ + kLineElements),
         first_(task, 4, 2 * tiles_ + 2),
+        last_(task),
         inputs_(16 * pitch_),
         products_(16 * pitch_),
         second_(2 * 2 * tiles_ * width_) {}
@@ -229,7 +275,7 @@ class Winograd {
       }
       for (int64_t tile = 0; tile < tiles_; ++tile) transform_output(tile);
       for (int64_t k = 0; k < 2 && y + k < task_.out_height; ++k)
-        finish_row<Element, Output>(task_, n, y + k, second_ + k * 2 * tiles_ * width_);
+        last_.make(n, y + k, second_ + k * 2 * tiles_ * width_);
     }
   }
 
@@ -286,6 +332,7 @@ class Winograd {
   const BottleneckTask& task_;
   int64_t width_, tiles_, pitch_;
   FirstRows<Element, float> first_;
+  LastRows<Element, Output> last_;
   Buffer<Element> inputs_;   // (16, tiles, width), pitch_ apart: one matrix for each place of the transformed 4x4
   Buffer<float> products_;   // the same
   Buffer<Element> second_;   // (2, 2 * tiles, width): two rows of the second convolution's output

@@ -120,8 +120,19 @@ int64_t out_bytes(const BottleneckTask& task) {
   return task.batch * task.channels[2] * task.out_height * task.out_width * bytes_of(task.out_type);
 }
 
+// Means over an image's pixels (N, channels), from the sums over each row's.
+void average(const BottleneckTask& task, float* means) {
+  const int64_t channels = task.channels[2];
+  for (int64_t n = 0; n < task.batch; ++n)
+    for (int64_t c = 0; c < channels; ++c) {
+      double sum = 0;
+      for (int64_t y = 0; y < task.out_height; ++y) sum += task.sums[(n * task.out_height + y) * channels + c];
+      means[n * channels + c] = static_cast<float>(sum / (static_cast<double>(task.out_height) * task.out_width));
+    }
+}
+
 Tensor bottlenecks(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-                   const std::vector<Tensor>& factors, const std::vector<int64_t>& strides) {
+                   const std::vector<Tensor>& factors, const std::vector<int64_t>& strides, bool averaged) {
   STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu(), "x must have the shape (N, C, H, W) and be on the CPU");
   STD_TORCH_CHECK(!strides.empty() && weights.size() == 3 * strides.size() && biases.size() == weights.size(),
                   "there must be three layers of weights and biases for each stride");
@@ -154,22 +165,25 @@ Tensor bottlenecks(const Tensor& x, const std::vector<Tensor>& weights, const st
   STD_TORCH_CHECK(tasks[0].type == type && dtype != ScalarType::Char, "x must have the first block's dtype");
   BottleneckTask& last = tasks.back();
   last.out_type = tasks[0].type;
-  Tensor out = torch::stable::empty({batch, last.channels[2], last.out_height, last.out_width}, dtype, std::nullopt,
-                                    x.device(), std::nullopt, MemoryFormat::ChannelsLast);
+  Tensor out = averaged ? torch::stable::empty({batch, last.channels[2], 1, 1}, ScalarType::Float, std::nullopt, x.device())
+                        : torch::stable::empty({batch, last.channels[2], last.out_height, last.out_width}, dtype,
+                                               std::nullopt, x.device(), std::nullopt, MemoryFormat::ChannelsLast);
   if (batch == 0) return out;
 
-  thread_local Scratch scratch[2];
+  thread_local Scratch scratch[2], row_sums;
+  if (averaged) last.sums = static_cast<float*>(row_sums.reserve(batch * last.out_height * last.channels[2] * 4));
   const void* source = x.const_data_ptr();
   for (size_t i = 0; i < tasks.size(); ++i) {
     BottleneckTask& task = tasks[i];
     task.x = source;
-    task.out = i + 1 == tasks.size() ? out.mutable_data_ptr()
-                                     : scratch[i % 2].reserve(between);
+    if (!task.sums) task.out = i + 1 == tasks.size() ? out.mutable_data_ptr() : scratch[i % 2].reserve(between);
     source = task.out;
     const int64_t rows = batch * (task.winograd ? (task.out_height + 1) / 2 : task.out_height);
     torch::stable::parallel_for(0, rows, kGrain, [&](int64_t begin, int64_t end) { kernels().bottleneck(task, begin, end); });
   }
+  if (averaged) average(last, static_cast<float*>(out.mutable_data_ptr()));
   for (Scratch& memory : scratch) memory.shrink();
+  row_sums.shrink();
   return out;
 }
 

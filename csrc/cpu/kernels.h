@@ -40,7 +40,7 @@ struct Task {
 };
 
 // A residual bottleneck: x (N, H, W, in_channels) of `type` to out (N, out_height, out_width, channels[2]) of `out_type`,
-// both dense. Weights are packed by Kernels::pack_weights; `project` says that the last layer's inputs are those of the
+// both dense; or, where `sums` is not null, only the sums over each row's pixels (N, out_height, channels[2]). Weights are packed by Kernels::pack_weights; `project` says that the last layer's inputs are those of the
 // second followed by the block's own, that is, that the shortcut is a convolution; `winograd` that the second layer's
 // weights are the 16 matrices of F(2x2, 3x3), which needs stride 1.
 //
@@ -56,6 +56,7 @@ struct BottleneckTask {
   Type type, out_type;
   const void* x;
   void* out;
+  float* sums;
   const void* weights[3];
   const float* biases[3];
   const float* factors[4];

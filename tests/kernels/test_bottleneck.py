@@ -14,7 +14,7 @@ from torch import Tensor
 
 from npr_kernels import bottleneck
 from npr_kernels.backends import extension
-from npr_kernels.bottleneck import FusedBottleneck
+from npr_kernels.bottleneck import FusedBottleneck, FusedBottlenecks
 from tests.tolerances import assert_close, error
 
 pytestmark = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
@@ -63,8 +63,11 @@ def check(shape: tuple, dtype: torch.dtype) -> None:
     truth = composed(x.double(), *([None if p is None else tuple(t.double() for t in p) for p in exact]), stride)
     eager = composed(x, *exact, stride)
     fused = FusedBottleneck(*exact, stride, dtype)
+    averaged = FusedBottlenecks(fused, averaged=True)
     for images in (x, x.contiguous(memory_format=torch.channels_last)):
         out = fused(images)
+        expected = out.double().mean((2, 3), keepdim=True).float()
+        assert torch.allclose(averaged(images), expected, rtol=1e-5, atol=1e-7)
         assert out.is_contiguous(memory_format=torch.channels_last)
         if batch:
             assert_close(out, eager, truth)
@@ -85,7 +88,7 @@ def test_several_in_one_call_are_as_one_after_another(size):
     expected = x
     for block in blocks:
         expected = block(expected)
-    assert torch.equal(bottleneck.FusedBottlenecks(*blocks)(x), expected)
+    assert torch.equal(FusedBottlenecks(*blocks)(x), expected)
 
 
 def served() -> list[torch.dtype]:
@@ -139,7 +142,9 @@ def test_opcheck():
     fused = FusedBottleneck(*layers(64, 64, 128, 2, torch.float32), 2, torch.float32)
     x = torch.randn(2, 64, 6, 6).contiguous(memory_format=torch.channels_last)
     weights, biases = [fused.weight1, fused.weight2, fused.weight3], [fused.bias1, fused.bias2, fused.bias3]
-    torch.library.opcheck(torch.ops.npr_kernels.bottlenecks, (x, weights, biases, [torch.empty(0)] * 4, [2]))
+    for averaged in (False, True):
+        arguments = x, weights, biases, [torch.empty(0)] * 4, [2], averaged
+        torch.library.opcheck(torch.ops.npr_kernels.bottlenecks, arguments)
     torch.library.opcheck(torch.ops.npr_kernels.pack_weights, (torch.randn(64, 8), torch.float32))
     assert torch.equal(torch.compile(fused, fullgraph=True)(x), fused(x))
 
@@ -166,6 +171,7 @@ def test_the_operator_refuses_what_would_read_foreign_memory(change, message):
         "biases": [fused.bias1, fused.bias2, fused.bias3],
         "factors": [torch.empty(0)] * 4,
         "strides": [1],
+        "averaged": False,
     }
     with pytest.raises(RuntimeError, match=message):
         torch.ops.npr_kernels.bottlenecks(**(call | change))

@@ -118,6 +118,8 @@ def test_several_in_one_call():
     assert error(found, floats[-1]) < 0.045  # three blocks in steps: 0.024 to 0.036 over 40 seeds
     assert torch.corrcoef(torch.stack([found.double().flatten(), floats[-1].double().flatten()]))[0, 1] > 0.999
     assert torch.equal(found[1:], FusedBottlenecks(*made)(x[1:]))  # nothing depends on the rest of the batch
+    means = found.double().mean((2, 3), keepdim=True).float()
+    assert torch.allclose(FusedBottlenecks(*made, averaged=True)(x), means, rtol=1e-5)
 
 
 def test_what_is_too_large_becomes_the_largest_byte():
@@ -126,7 +128,9 @@ def test_what_is_too_large_becomes_the_largest_byte():
     last = Steps(torch.full((64,), 0.25), torch.ones(64), torch.ones(64), None)
     blocks = as_bytes(64), QuantisedBottleneck(*exact, None, 1, steps), QuantisedBottleneck(*exact, None, 1, last)
     x = torch.arange(256.0).repeat(64, 1).view(1, 64, 16, 16)
-    assert torch.equal(FusedBottlenecks(*blocks)(x.bfloat16()).float(), x.clamp(max=LEVELS * 0.25).bfloat16().float())
+    x[:, :, 3, :2] = torch.tensor([1e12, -1e12])  # beyond 32 bits, too
+    expected = x.clamp(min=0, max=LEVELS * 0.25).bfloat16().float()
+    assert torch.equal(FusedBottlenecks(*blocks)(x.bfloat16()).float(), expected)
 
 
 def test_wrong_chains_are_refused():
@@ -148,5 +152,5 @@ def test_wrong_chains_are_refused():
             weight for block in (as_bytes(64), quantised) for weight in (block.weight1, block.weight2, block.weight3)
         ]
         torch.ops.npr_kernels.bottlenecks(
-            x.contiguous(memory_format=torch.channels_last), weights, [torch.zeros(64)] * 6, [], [1, 1]
+            x.contiguous(memory_format=torch.channels_last), weights, [torch.zeros(64)] * 6, [], [1, 1], False
         )
