@@ -31,10 +31,11 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
       "int grid_size, int anchor, float[] scale) -> (Tensor, Tensor)");
   // Residual bottlenecks in evaluation mode, one after another: for each a stride, three layers of weights from
   // pack_weights and their (channels,) float32 biases. The second layer is one matrix over the channels of 3x3 pixels, or
-  // the 16 of Winograd's F(2x2, 3x3) one after another. The shortcut is the input itself, or, where the third layer has
-  // the input's channels among its own, part of that layer. A block has four factors, empty but for one of int8
-  // weights, which reads uint8: one (channels,) float32 for each layer's sums, one for the shortcut, empty where that is
-  // a convolution. `averaged`: instead of the result its mean over the pixels, (N, channels, 1, 1) float32.
+  // the 16 of Winograd's F(2x2, 3x3), in a block of integers the 36 of F(4x4, 3x3) as int16, one after another. The
+  // shortcut is the input itself, or, where the third layer has the input's channels among its own, part of that layer.
+  // A block has four factors, empty but for one of int8 weights, which reads uint8: one (channels,) float32 for each
+  // layer's sums, one for the shortcut, empty where that is a convolution. `averaged`: instead of the result its mean
+  // over the pixels, (N, channels, 1, 1) float32.
   m.def(
       "bottlenecks(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] factors, int[] strides, bool averaged) "
       "-> Tensor");

@@ -12,15 +12,27 @@ from npr_kernels.backends import extension
 Folded = tuple[Tensor, Tensor]  # weight (O, C, KH, KW) and bias (O,) of a convolution, see fold_batch_norm
 
 
-LEVELS = 255  # of a uint8 activation, which is a whole number of steps above zero
+LEVELS = 255  # of a quantised activation, which is a whole number of steps above zero
+
+# Winograd's transforms of three weights (Lavin and Gray, 2016), for two results and for four. The second gives four
+# times the results, and its rows are scaled to be of like size; csrc/cpu/bottleneck.h has the transforms that go with
+# them.
+WEIGHTS_TO_TWO = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
+WEIGHTS_TO_FOUR = (
+    (1, 0, 0), (-2 / 3, -2 / 3, -2 / 3), (-2 / 3, 2 / 3, -2 / 3), (1 / 4, 1 / 2, 1), (1 / 4, -1 / 2, 1), (0, 0, 1)
+)  # fmt: skip
+INPUTS_TO_FOUR = (
+    (4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0), (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Steps:
-    """By how much one step of a uint8 activation raises each channel: (C,) float32, positive.
+    """By how much one step of a quantised activation raises each channel: (C,) float32, positive.
 
     ``x``: of the block's input; ``first``, ``second``: of what the first two convolutions give; ``out``: of the block's
-    result, None if that is bfloat16.
+    result, None if that is not quantised.
     """
 
     x: Tensor
@@ -65,19 +77,22 @@ class FusedBottleneck(nn.Module):
             if shortcut is None:
                 raise ValueError("out_steps need a shortcut with a convolution")
             matrices[2], biases[2] = matrices[2] / out_steps.double()[:, None], biases[2] / out_steps
-        packed = [[matrices[0]], [matrices[1]] if stride != 1 else winograd_matrices(conv2[0]), [matrices[2]]]
-        _register(self, packed, biases, [torch.empty(0)] * 4, dtype)
+        packed = [[matrix] for matrix in matrices]
+        if stride == 1:
+            packed[1] = winograd_matrices(conv2[0], WEIGHTS_TO_TWO)
+        _register(self, packed, biases, [torch.empty(0)] * 4, [dtype] * 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return run([self], x)
 
 
 class QuantisedBottleneck(nn.Module):
-    """A :class:`FusedBottleneck` on uint8 activations and int8 weights, with exact sums; to be one of a
-    :class:`FusedBottlenecks`, whose first block is not quantised.
+    """A :class:`FusedBottleneck` on activations from 0 to 255 and integer weights, with exact sums; to be one of a
+    :class:`FusedBottlenecks`, whose first block is not quantised, and of bfloat16 where that is served, else float32.
 
     A weight is rounded to a 127th of the largest of its output channel, after the inputs' steps are multiplied in.
-    Raises ValueError where :func:`refusal` has a reason against int8.
+    With stride 1 those of the 3x3 convolution, transformed, are rounded to 16 bits. Raises ValueError where
+    :func:`refusal` has a reason against int8.
     """
 
     def __init__(
@@ -98,7 +113,12 @@ class QuantisedBottleneck(nn.Module):
             matrices[i], biases[i] = (matrix / factor).round(), biases[i] / rows
             factors.append(factor.flatten())
         factors.append(torch.empty(0) if shortcut is not None else steps.x / out)
-        _register(self, [[matrix] for matrix in matrices], biases, factors, torch.int8)
+        packed, dtypes = [[matrix] for matrix in matrices], [_products()[torch.int8]] * 3
+        if stride == 1:
+            weight = conv2[0].detach().double() * steps.first.double().view(1, -1, 1, 1)
+            packed[1], factors[1] = _winograd_integers(weight / steps.second.double().view(-1, 1, 1, 1))
+            dtypes[1] = torch.int16
+        _register(self, packed, biases, factors, dtypes)
 
 
 class FusedBottlenecks(nn.Sequential):
@@ -144,9 +164,13 @@ def _matrices(
 
 
 def _register(
-    block: nn.Module, layers: list[list[Tensor]], biases: list[Tensor], factors: list[Tensor], dtype: torch.dtype
+    block: nn.Module,
+    layers: list[list[Tensor]],
+    biases: list[Tensor],
+    factors: list[Tensor],
+    dtypes: list[torch.dtype],
 ) -> None:
-    for i, (layer, bias) in enumerate(zip(layers, biases, strict=True), 1):
+    for i, (layer, bias, dtype) in enumerate(zip(layers, biases, dtypes, strict=True), 1):
         pack = [torch.ops.npr_kernels.pack_weights(matrix.float().contiguous(), dtype) for matrix in layer]
         block.register_buffer(f"weight{i}", torch.cat(pack))
         block.register_buffer(f"bias{i}", bias.detach().float().contiguous())
@@ -154,11 +178,39 @@ def _register(
         block.register_buffer(f"factor{i}", factor.float().contiguous())
 
 
-def winograd_matrices(weight: Tensor) -> list[Tensor]:
-    """The 16 matrices (O, C) of a 3x3 convolution's F(2x2, 3x3): G weight transpose(G), row by row, float64."""
-    g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
+def winograd_matrices(weight: Tensor, transform: tuple[tuple[float, ...], ...]) -> list[Tensor]:
+    """The matrices (O, C) of a 3x3 convolution's Winograd form: G weight transpose(G), row by row, float64."""
+    g = torch.tensor(transform, dtype=torch.float64)
     transformed = torch.einsum("iy,ocyx,jx->ijoc", g, weight.detach().double(), g)
     return list(transformed.flatten(0, 1))
+
+
+def _winograd_integers(weight: Tensor) -> tuple[list[Tensor], Tensor]:
+    """F(4x4, 3x3)'s matrices of a float64 weight (O, C, 3, 3) as whole numbers of 16 bits, the largest with which no
+    sum over transformed levels can leave 32 bits; and the (O,) factors that bring the results to scale."""
+    transform = torch.tensor(INPUTS_TO_FOUR, dtype=torch.float64)
+    above, below = transform.clamp(min=0).sum(1), -transform.clamp(max=0).sum(1)
+    # Inputs are 0 to LEVELS, so how far a sum goes is decided by the larger of what can be added and subtracted.
+    added = above.outer(above) + below.outer(below)
+    subtracted = above.outer(below) + below.outer(above)
+    reach = LEVELS * torch.maximum(added, subtracted)
+    matrices = torch.stack(winograd_matrices(weight, WEIGHTS_TO_FOUR))
+    room = 2**31 - 1 - weight.shape[1] * reach.max() / 2  # the rest is for the weights' own rounding
+    sums = (matrices.abs().sum(2) * reach.flatten()[:, None]).amax(0)
+    scale = torch.minimum(room / sums.clamp(min=1e-30), (2**15 - 1) / matrices.abs().amax((0, 2)).clamp(min=1e-30))
+    return list((matrices * scale.view(-1, 1)).round()), 1 / (16 * scale)
+
+
+# What each instruction set multiplies, beside float32, and as what: int8 in int16 where it has no products of bytes.
+PRODUCTS = {
+    "avx512bf16": {torch.bfloat16: torch.bfloat16, torch.int8: torch.int8},
+    "avx512": {torch.int8: torch.int16},
+    "avx2": {torch.int8: torch.int16},
+}
+
+
+def _products() -> dict[torch.dtype, torch.dtype]:
+    return {torch.float32: torch.float32} | PRODUCTS.get(torch.ops.npr_kernels.cpu_capability(), {})
 
 
 def refusal(dtype: torch.dtype, width: int) -> str | None:
@@ -167,7 +219,7 @@ def refusal(dtype: torch.dtype, width: int) -> str | None:
         return extension.FAILURE
     if dtype not in (torch.float32, torch.bfloat16, torch.int8):
         return f"it has no kernel for {dtype}"
-    if dtype != torch.float32 and torch.ops.npr_kernels.cpu_capability() != "avx512bf16":
+    if dtype not in _products():
         return f"the processor has no dot products of {str(dtype).removeprefix('torch.')}"
     if width % 64:
         return f"it computes 64 channels at a time, and {width} is no multiple of that"

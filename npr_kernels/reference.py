@@ -66,7 +66,14 @@ def npr_conv2d(
     Returns (N, O, H_out, W_out) in weight's dtype.
     """
     factors = scale[0] if len(scale) == 1 else x.new_tensor(scale, dtype=weight.dtype).view(1, -1, 1, 1)
-    return F.conv2d(npr(x, grid_size, anchor, weight.dtype) * factors, weight, bias, stride, padding)
+    seen = npr(x, grid_size, anchor, weight.dtype) * factors
+    if weight.shape[2:] == (1, 1):
+        # The same without a stride: with one, on AVX2, oneDNN's gradient to the weight of a channels_last image of few
+        # channels writes past its memory (github.com/uxlfoundation/oneDNN/issues/6035).
+        (height, width), (vertical, horizontal) = padding, stride
+        seen = F.pad(seen, (width, width, height, height))[:, :, ::vertical, ::horizontal]
+        stride, padding = (1, 1), (0, 0)
+    return F.conv2d(seen, weight, bias, stride, padding)
 
 
 def npr_stem(

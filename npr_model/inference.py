@@ -114,7 +114,7 @@ def fused_trunk(detector: NPRDetector, dtype: torch.dtype) -> bottleneck.FusedBo
             made.append(bottleneck.QuantisedBottleneck(*layers, stride, steps[name]))
         elif steps:
             out_steps = detector.activation_steps[f"{name}.out"]
-            made.append(bottleneck.FusedBottleneck(*layers, stride, torch.bfloat16, out_steps))
+            made.append(bottleneck.FusedBottleneck(*layers, stride, default_dtype(out_steps.device), out_steps))
         else:
             made.append(bottleneck.FusedBottleneck(*layers, stride, dtype))
     return bottleneck.FusedBottlenecks(*made, averaged=True)
@@ -125,16 +125,16 @@ class InferenceDetector(nn.Module):
 
     A frozen copy of ``detector`` on its device. ``dtype``: that of the activations, None for :func:`default_dtype`;
     the pooled features and the last layer are float32 always. int8 takes a detector with ``activation_steps`` (see
-    :mod:`npr_model.quantisation`) and a CPU with dot products of bytes and of bfloat16, in which the stem and the first
-    block stay. ``compile=True`` hands the trunk to ``torch.compile``, which takes about a minute at the first batch of
-    each new size. Raises InputError where int8 cannot be.
+    :mod:`npr_model.quantisation`) and a CPU with AVX2; the stem and the first block stay in :func:`default_dtype`.
+    ``compile=True`` hands the trunk to ``torch.compile``, which takes about a minute at the first batch of each new
+    size. Raises InputError where int8 cannot be.
     """
 
     def __init__(self, detector: NPRDetector, *, dtype: torch.dtype | None = None, compile: bool = False) -> None:
         super().__init__()
         device = detector.conv1.weight.device
         trunk_dtype = dtype or default_dtype(device)
-        self.dtype = torch.bfloat16 if trunk_dtype == torch.int8 else trunk_dtype  # of what the stem gives
+        self.dtype = default_dtype(device) if trunk_dtype == torch.int8 else trunk_dtype  # of what the stem gives
         self.pixels_at_once = PIXELS_AT_ONCE * torch.get_num_threads() if device.type == "cpu" else sys.maxsize
         self.conv1 = copy.deepcopy(detector.conv1)
         weight, bias = fold_batch_norm(detector.conv1.weight.detach(), None, detector.bn1)
@@ -182,6 +182,16 @@ def _check_finite(*folded: Tensor) -> None:
         raise ValueError("the network's weights or batch-norm statistics give NaN or infinite convolutions")
 
 
+def onednn_serves(dtype: torch.dtype) -> bool:
+    """Whether torch's fused oneDNN convolutions can be had in ``dtype`` here. They are internal operators, made for
+    torch's own compiler: they may be missing."""
+    if not (hasattr(torch.ops.mkldnn, "_convolution_pointwise") and torch.backends.mkldnn.is_available()):
+        return False
+    if dtype == torch.bfloat16:
+        return getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)()
+    return dtype == torch.float32
+
+
 def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool) -> str:
     """What runs the residual blocks: "fused" (our kernel), "onednn" or "torch" (plain, or compiled). Raises InputError
     where nothing runs them in int8."""
@@ -193,9 +203,7 @@ def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool) -> str
         return "fused"
     if device.type != "cpu" or compile:
         return "torch"
-    # torch's fused oneDNN convolutions are internal operators, made for its own compiler: they may be missing.
-    onednn = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and torch.backends.mkldnn.is_available()
-    onednn = onednn and dtype in (torch.float32, torch.bfloat16)
+    onednn = onednn_serves(dtype)
     matrix_units = dtype == torch.bfloat16 and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     if bottleneck.refusal(dtype, 64) is None and not (onednn and matrix_units):
         return "fused"

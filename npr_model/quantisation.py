@@ -1,7 +1,8 @@
 """Post-training quantisation of the residual blocks to 8 bits: how far activations go, measured on images.
 
-The first block stays in bfloat16, as what it reads, the stem's output, has the longest tails: in 8 bits it costs more
-accuracy than all the rest. Behind it every activation comes from a ReLU and is a uint8, in steps of its channel's own.
+The first block is not quantised, as what it reads, the stem's output, has the longest tails: in 8 bits it costs more
+accuracy than all the rest. Behind it every activation comes from a ReLU and is a whole number up to 255 of its
+channel's own steps.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 // The multiply-accumulate that the convolutions are made of: fused multiply-add of float or double, or, where the
-// processor has them, dot products: of pairs of bfloat16 summed in float32, of four bytes summed in 32 bits.
+// processor has them, dot products: of pairs of bfloat16 summed in float32, of pairs of int16 or four bytes summed in 32
+// bits.
 
 template <typename Element>
 struct Arithmetic {  // float, double
@@ -28,6 +29,30 @@ struct Arithmetic<BFloat16> {
     sum = (Vector<float>)_mm512_dpbf16_ps((__m512)sum, a, b);
   }
   static inline __m512bh load_weights(const BFloat16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+};
+#endif
+
+#ifdef NPR_HAS_INT16_DOT
+template <>
+struct Arithmetic<int16_t> {
+  using Sum = Vector<int32_t>;
+  static constexpr int64_t kPack = 2;
+
+  static inline Vector<int16_t> repeat(const int16_t* p) {
+    int32_t pair;
+    __builtin_memcpy(&pair, p, sizeof(pair));
+    return (Vector<int16_t>)broadcast(pair);
+  }
+  static inline void accumulate(Vector<int32_t>& sum, Vector<int16_t> a, Vector<int16_t> b) {
+#if defined(NPR_HAS_INT8_DOT)
+    sum = (Vector<int32_t>)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif NPR_VECTOR_BYTES == 64
+    sum += (Vector<int32_t>)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#else
+    sum += (Vector<int32_t>)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#endif
+  }
+  static inline Vector<int16_t> load_weights(const int16_t* p) { return load(p); }
 };
 #endif
 

@@ -2,11 +2,14 @@
 // the ReLUs in one pass. Only a few rows of what lies between the convolutions exist at a time, in the caches of the core
 // that made them; the image is read once and the result written once.
 //
-// With stride 1 the 3x3 convolution is Winograd's F(2x2, 3x3) (Lavin and Gray, 2016): 16 products where 36 would be
-// needed. Its sums and transforms are float32; in bfloat16 the transformed values are what is rounded.
+// With stride 1 the 3x3 convolution is Winograd's (Lavin and Gray, 2016): F(2x2, 3x3), 16 products where 36 would be
+// needed, with sums and transforms in float32; in bfloat16 the transformed values are what is rounded. (F(4x4, 3x3) is
+// faster in float32, but rounds more than the rule of tests/tolerances.py allows.)
 //
-// uint8 activations are multiplied by int8 weights and summed exactly, in 32 bits; a factor for each channel brings a sum
-// to the scale of what is stored. As activations come from ReLUs, none is negative, and each channel has its own step.
+// Quantised activations, levels, are whole numbers from 0 to 255, as they come from ReLUs: a number of steps, of which each
+// channel has its own. They are multiplied by integer weights and summed exactly, in 32 bits; a factor for each channel
+// brings a sum to the scale of what is stored. Transformed, they are whole numbers of 16 bits, exactly, so that
+// there is room for F(4x4, 3x3): 36 products for 144.
 
 // `length` elements of each pixel that take part in a product; those of the next pixel begin `step` elements further.
 template <typename Element>
@@ -16,7 +19,10 @@ struct Run {
 };
 
 constexpr int64_t kBlockChannels = kChannelVectors * kLanes<float>;  // output channels computed at a time
-constexpr int kBlockPixels = 6;
+// Pixels computed at a time: as many as there are registers for. A product that is summed by an instruction of its own
+// needs one, too.
+template <typename Element>
+constexpr int kBlockPixels = sizeof(Element) == 2 && kVectorBytes == 32 ? 4 : 6;
 
 inline Vector<float> load_widened(const float* p) { return load(p); }
 inline Vector<float> load_widened(const BFloat16* p) {
@@ -25,10 +31,31 @@ inline Vector<float> load_widened(const BFloat16* p) {
   return (Vector<float>)(__builtin_convertvector(*reinterpret_cast<const Halves*>(p), Words) << 16);
 }
 
+#ifdef NPR_HAS_BFLOAT16_DOT
+using Real = BFloat16;  // what is quantised
+#else
+using Real = float;
+#endif
+template <typename Element>
+constexpr bool kIsLevel = false;
+#ifdef NPR_HAS_INT16_DOT
+#ifdef NPR_HAS_INT8_DOT
+using Level = uint8_t;
+#else
+using Level = int16_t;
+#endif
+template <>
+constexpr bool kIsLevel<Level> = true;
+#endif
+
 // A sum as what it stands for.
 inline Vector<float> real(Vector<float> sum, const float*, int64_t) { return sum; }
 
-#ifdef NPR_HAS_INT8_DOT
+#ifdef NPR_HAS_INT16_DOT
+typedef int16_t Shorts __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+inline Vector<float> load_widened(const int16_t* p) {
+  return __builtin_convertvector(*reinterpret_cast<const Shorts*>(p), Vector<float>);
+}
 inline Vector<float> load_widened(const uint8_t* p) { return __builtin_convertvector(load_bytes<float>(p), Vector<float>); }
 inline Vector<float> real(Vector<int32_t> sum, const float* factor, int64_t channel) {
   return __builtin_convertvector(sum, Vector<float>) * load(factor + channel);
@@ -37,19 +64,48 @@ inline Vector<float> real(Vector<int32_t> sum, const float* factor, int64_t chan
 
 inline Vector<float> relu(Vector<float> v) { return Vector<float>{} > v ? Vector<float>{} : v; }  // NaN stays
 
-// ReLU and store kBlockChannels values; to uint8 by rounding, what is larger becomes 255.
+// ReLU and store; to levels by rounding, what is larger becomes 255. One vector, or the kBlockChannels values of a pixel.
+template <typename Output>
+inline void store_rectified(Output* out, Vector<float> value) {
+  store_narrow<Output, float>(out, relu(value));
+}
 template <typename Output>
 inline void store_rectified(Output* out, const Vector<float> (&values)[kChannelVectors]) {
 #pragma GCC unroll 16
-  for (int v = 0; v < kChannelVectors; ++v) store_narrow<Output, float>(out + v * kLanes<float>, relu(values[v]));
+  for (int v = 0; v < kChannelVectors; ++v) store_rectified(out + v * kLanes<float>, values[v]);
 }
+#ifdef NPR_HAS_INT16_DOT
+template <>
+inline void store_rectified<int16_t>(int16_t* out, Vector<float> value) {
+  const Vector<float> zero{}, most = broadcast(255.0f), least_whole = broadcast(12582912.0f);  // 1.5 * 2^23
+  const Vector<float> whole = maximum<float>(value < most ? value : most, zero) + least_whole;  // its low bits are the number
+  *reinterpret_cast<Shorts*>(out) = __builtin_convertvector((Vector<int32_t>)whole, Shorts);
+}
+#if NPR_VECTOR_BYTES == 32  // GCC narrows vector by vector
+template <>
+inline void store_rectified<int16_t>(int16_t* out, const Vector<float> (&values)[kChannelVectors]) {
+  static_assert(kChannelVectors == 2);
+  __m256i whole[2];
+#pragma GCC unroll 2
+  for (int v = 0; v < 2; ++v)  // what no int32 holds would become negative
+    whole[v] = _mm256_cvtps_epi32(_mm256_min_ps((__m256)values[v], _mm256_set1_ps(255)));
+  const __m256i levels = _mm256_max_epi16(_mm256_packs_epi32(whole[0], whole[1]), _mm256_setzero_si256());
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permute4x64_epi64(levels, 0b11011000));
+}
+#endif
+#endif
 #ifdef NPR_HAS_INT8_DOT
+template <>
+inline void store_rectified<uint8_t>(uint8_t* out, Vector<float> value) {
+  const __m512i whole = _mm512_maskz_cvtps_epi32(0xffff, (__m512)relu(value));  // the plain forms make GCC 12 warn
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_maskz_cvtusepi32_epi8(0xffff, whole));
+}
 template <>
 inline void store_rectified<uint8_t>(uint8_t* out, const Vector<float> (&values)[kChannelVectors]) {
   static_assert(kChannelVectors == 4);
   __m512i whole[4];
 #pragma GCC unroll 4
-  for (int v = 0; v < 4; ++v)  // what no int32 holds would become negative; the plain forms make GCC 12 warn
+  for (int v = 0; v < 4; ++v)  // what no int32 holds would become negative
     whole[v] = _mm512_maskz_cvtps_epi32(0xffff, _mm512_maskz_min_ps(0xffff, (__m512)values[v], _mm512_set1_ps(255)));
   // Narrowing saturates, so that it is the ReLU as well. It works in quarters: of their words the first are those of
   // the first vector, and so on.
@@ -61,11 +117,12 @@ inline void store_rectified<uint8_t>(uint8_t* out, const Vector<float> (&values)
 
 // What becomes of the sums of a pixel's kBlockChannels channels from `channel` on. `offset`: of the first in a row with
 // `channels` elements a pixel.
+template <typename Sum>
 struct Keep {
-  float* out;
-  inline void operator()(int64_t offset, int64_t, const Vector<float> (&sums)[kChannelVectors]) const {
+  Sum* out;
+  inline void operator()(int64_t offset, int64_t, const Vector<Sum> (&sums)[kChannelVectors]) const {
 #pragma GCC unroll 16
-    for (int v = 0; v < kChannelVectors; ++v) store(out + offset + v * kLanes<float>, sums[v]);
+    for (int v = 0; v < kChannelVectors; ++v) store(out + offset + v * kLanes<Sum>, sums[v]);
   }
 };
 
@@ -97,7 +154,7 @@ struct AddAndActivate {
     for (int v = 0; v < kChannelVectors; ++v) {
       const int64_t c = channel + v * kLanes<float>;
       Vector<float> added = load_widened(shortcut + offset + v * kLanes<float>);
-      if constexpr (sizeof(Element) == 1) added *= load(shortcut_factor + c);
+      if constexpr (kIsLevel<Element>) added *= load(shortcut_factor + c);
       values[v] = real(sums[v], factor, c) + load(bias + c) + added;
     }
     store_rectified(out + offset, values);
@@ -146,8 +203,8 @@ void multiply_row(const Run<Element>* runs, int run_count, const Element* weight
   for (int run = 0; run < run_count; ++run) inputs += runs[run].length;
   for (int64_t channel = 0; channel < channels; channel += kBlockChannels, weights += kBlockChannels * inputs) {
     int64_t pixel = 0;
-    for (; pixel + kBlockPixels <= width; pixel += kBlockPixels)
-      multiply_block<kBlockPixels>(runs, run_count, weights, pixel, channel, channels, finish);
+    for (; pixel + kBlockPixels<Element> <= width; pixel += kBlockPixels<Element>)
+      multiply_block<kBlockPixels<Element>>(runs, run_count, weights, pixel, channel, channels, finish);
     switch (width - pixel) {
       case 5: multiply_block<5>(runs, run_count, weights, pixel, channel, channels, finish); break;
       case 4: multiply_block<4>(runs, run_count, weights, pixel, channel, channels, finish); break;
@@ -245,113 +302,195 @@ void bottleneck_direct(const BottleneckTask& task, int64_t begin, int64_t end) {
   }
 }
 
-// Two output rows at a time, in tiles of 2x2 output pixels, each from 4x4 pixels of the first convolution's output.
-template <typename Element, typename Output>
+// Each `Tiles` in one dimension: values of the first convolution's output to those that are multiplied by the weights', and
+// their products to results. F(2x2, 3x3): four values, two results.
+template <typename Element>
+struct TilesOfTwo {
+  static constexpr int kOutputs = 2;
+  using First = float;
+  using Factor = Element;
+  using Product = float;
+
+  static inline Vector<float> load_first(const float* p) { return load(p); }
+  static inline void store_factor(Element* out, Vector<float> v) { store_narrow<Element, float>(out, v); }
+
+  static inline void transform_input(const Vector<float> (&d)[4], Vector<float> (&out)[4]) {
+    out[0] = d[0] - d[2];
+    out[1] = d[1] + d[2];
+    out[2] = d[2] - d[1];
+    out[3] = d[1] - d[3];
+  }
+  static inline void transform_output(const Vector<float> (&m)[4], Vector<float> (&out)[2]) {
+    out[0] = m[0] + m[1] + m[2];
+    out[1] = m[1] - m[2] - m[3];
+  }
+};
+
+#ifdef NPR_HAS_INT16_DOT
+// F(4x4, 3x3) on levels, at the points 0, 1, -1, 2, -2 and infinity. Transformed twice, 255 becomes 68 * 255 at most.
+struct TilesOfFour {
+  static constexpr int kOutputs = 4;
+  using First = Level;
+  using Factor = int16_t;
+  using Product = int32_t;
+
+  static inline Vector<int16_t> load_first(const int16_t* p) { return load(p); }
+#ifdef NPR_HAS_INT8_DOT
+  static inline Vector<int16_t> load_first(const uint8_t* p) {
+    return (Vector<int16_t>)_mm512_maskz_cvtepu8_epi16(~0u, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+#endif
+  static inline void store_factor(int16_t* out, Vector<int16_t> v) { store(out, v); }
+
+  static inline void transform_input(const Vector<int16_t> (&d)[6], Vector<int16_t> (&out)[6]) {
+    const Vector<int16_t> even = d[4] - 4 * d[2], odd = d[3] - 4 * d[1];
+    const Vector<int16_t> near = d[4] - d[2], far = 2 * (d[3] - d[1]);
+    out[0] = 4 * (d[0] - d[2]) + near;
+    out[1] = even + odd;
+    out[2] = even - odd;
+    out[3] = near + far;
+    out[4] = near - far;
+    out[5] = 4 * (d[1] - d[3]) + (d[5] - d[3]);
+  }
+  // Four times the results, of weights whose transform is as large in one place as in another (winograd_matrices).
+  static inline void transform_output(const Vector<float> (&m)[6], Vector<float> (&out)[4]) {
+    const Vector<float> s = m[1] + m[2], t = m[1] - m[2], u = (m[3] + m[4]) * (2.0f / 3), v = (m[3] - m[4]) * (4.0f / 3);
+    out[0] = m[0] + s + u;
+    out[1] = t + v;
+    out[2] = s + 4 * u;
+    out[3] = t + 4 * v + 4 * m[5];
+  }
+};
+#endif
+
+// The 3x3 convolution, and with it the whole bottleneck, in tiles of kOutputs x kOutputs pixels. A strip of tiles is
+// kOutputs output rows; so many strips are computed at once that the weights, once read, serve kTiles tiles.
+template <typename Tiles, typename Element, typename Output>
 class Winograd {
  public:
   explicit Winograd(const BottleneckTask& task)
       : task_(task),
         width_(task.channels[0]),
-        tiles_((task.width + 1) / 2),
-        pitch_(tiles_ * width_ + kLineElements),
-        first_(task, 4, 2 * tiles_ + 2),
+        tiles_((task.width + kOutputs - 1) / kOutputs),
+        strips_at_once_((kTiles + tiles_ - 1) / tiles_),
+        pitch_(strips_at_once_ * tiles_ * width_ + kLineElements),
+        first_(task, kInputs, kOutputs * tiles_ + 2),
         last_(task),
-        inputs_(16 * pitch_),
-        products_(16 * pitch_),
-        second_(2 * 2 * tiles_ * width_) {}
+        inputs_(kInputs * kInputs * pitch_),
+        products_(kInputs * kInputs * pitch_),
+        second_(kOutputs * kOutputs * tiles_ * width_) {}
 
-  // Pairs of output rows: [begin, end) of batch * ceil(out_height / 2).
+  // Strips: [begin, end) of batch * ceil(out_height / kOutputs).
   void run(int64_t begin, int64_t end) {
-    const int64_t pairs = (task_.out_height + 1) / 2;
-    for (int64_t index = begin; index < end; ++index) {
-      const int64_t n = index / pairs, y = index % pairs * 2;
-      const float* rows[4];
-      for (int64_t k = 0; k < 4; ++k) rows[k] = first_.row(n, y - 1 + k);
-      for (int64_t tile = 0; tile < tiles_; ++tile) transform_input(rows, tile);
-      const Element* weights = static_cast<const Element*>(task_.weights[1]);
-      for (int64_t i = 0; i < 16; ++i) {
-        const Run<Element> run{inputs_ + i * pitch_, width_, width_};
-        multiply_row(&run, 1, weights + i * width_ * width_, tiles_, width_, Keep{products_ + i * pitch_});
+    const int64_t strips = (task_.out_height + kOutputs - 1) / kOutputs;
+    const Factor* weights = static_cast<const Factor*>(task_.weights[1]);
+    for (; begin < end; begin += strips_at_once_) {
+      const int64_t count = end - begin < strips_at_once_ ? end - begin : strips_at_once_;
+      for (int64_t strip = 0; strip < count; ++strip) {
+        const int64_t n = (begin + strip) / strips, y = (begin + strip) % strips * kOutputs;
+        const First* rows[kInputs];
+        for (int k = 0; k < kInputs; ++k) rows[k] = first_.row(n, y - 1 + k);
+        for (int64_t tile = 0; tile < tiles_; ++tile) transform_input(rows, tile, inputs_ + (strip * tiles_ + tile) * width_);
       }
-      for (int64_t tile = 0; tile < tiles_; ++tile) transform_output(tile);
-      for (int64_t k = 0; k < 2 && y + k < task_.out_height; ++k)
-        last_.make(n, y + k, second_ + k * 2 * tiles_ * width_);
+      for (int i = 0; i < kInputs * kInputs; ++i) {
+        const Run<Factor> run{inputs_ + i * pitch_, width_, width_};
+        multiply_row(&run, 1, weights + i * width_ * width_, count * tiles_, width_, Keep<Product>{products_ + i * pitch_});
+      }
+      for (int64_t strip = 0; strip < count; ++strip) {
+        const int64_t n = (begin + strip) / strips, y = (begin + strip) % strips * kOutputs;
+        for (int64_t tile = 0; tile < tiles_; ++tile) transform_output(products_ + (strip * tiles_ + tile) * width_, tile);
+        for (int k = 0; k < kOutputs && y + k < task_.out_height; ++k)
+          last_.make(n, y + k, second_ + k * kOutputs * tiles_ * width_);
+      }
     }
   }
 
  private:
-  // transpose(B) d B for the 4x4 pixels d under one tile.
-  void transform_input(const float* const* rows, int64_t tile) {
-    for (int64_t c = 0; c < width_; c += kLanes<float>) {
-      Vector<float> half[4][4];
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        Vector<float> d[4];
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) d[i] = load(rows[i] + (2 * tile + j) * width_ + c);
-        half[0][j] = d[0] - d[2];
-        half[1][j] = d[1] + d[2];
-        half[2][j] = d[2] - d[1];
-        half[3][j] = d[1] - d[3];
+  static constexpr int kOutputs = Tiles::kOutputs, kInputs = kOutputs + 2;
+  static constexpr int64_t kTiles = 16;
+  static constexpr int64_t kLineElements = 32;  // a cache line and more: the matrices must not share cache sets
+  using First = typename Tiles::First;
+  using Factor = typename Tiles::Factor;
+  using Product = typename Tiles::Product;
+
+  // The pixels under one tile, transformed in both directions.
+  void transform_input(const First* const* rows, int64_t tile, Factor* out) {
+    using Values = decltype(Tiles::load_first(rows[0]));
+    constexpr int64_t kStep = sizeof(Values) / sizeof(Values{}[0]);
+    for (int64_t c = 0; c < width_; c += kStep) {
+      Values half[kInputs][kInputs];
+#pragma GCC unroll 8
+      for (int j = 0; j < kInputs; ++j) {
+        Values d[kInputs], transformed[kInputs];
+#pragma GCC unroll 8
+        for (int i = 0; i < kInputs; ++i) d[i] = Tiles::load_first(rows[i] + (kOutputs * tile + j) * width_ + c);
+        Tiles::transform_input(d, transformed);
+#pragma GCC unroll 8
+        for (int i = 0; i < kInputs; ++i) half[i][j] = transformed[i];
       }
-      Element* out = inputs_ + tile * width_ + c;
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        store_narrow<Element, float>(out + (4 * i) * pitch_, half[i][0] - half[i][2]);
-        store_narrow<Element, float>(out + (4 * i + 1) * pitch_, half[i][1] + half[i][2]);
-        store_narrow<Element, float>(out + (4 * i + 2) * pitch_, half[i][2] - half[i][1]);
-        store_narrow<Element, float>(out + (4 * i + 3) * pitch_, half[i][1] - half[i][3]);
+#pragma GCC unroll 8
+      for (int i = 0; i < kInputs; ++i) {
+        Values transformed[kInputs];
+        Tiles::transform_input(half[i], transformed);
+#pragma GCC unroll 8
+        for (int j = 0; j < kInputs; ++j) Tiles::store_factor(out + (kInputs * i + j) * pitch_ + c, transformed[j]);
       }
     }
   }
 
-  // transpose(A) m A for the 4x4 products m of one tile, then bias and ReLU: 2x2 pixels.
-  void transform_output(int64_t tile) {
+  // The products of one tile to pixels of the second convolution's output.
+  void transform_output(const Product* products, int64_t tile) {
     for (int64_t c = 0; c < width_; c += kLanes<float>) {
-      const float* in = products_ + tile * width_ + c;
+      Vector<float> half[kOutputs][kInputs];
+#pragma GCC unroll 8
+      for (int j = 0; j < kInputs; ++j) {
+        Vector<float> m[kInputs], transformed[kOutputs];
+#pragma GCC unroll 8
+        for (int i = 0; i < kInputs; ++i)
+          m[i] = __builtin_convertvector(load(products + (kInputs * i + j) * pitch_ + c), Vector<float>);
+        Tiles::transform_output(m, transformed);
+#pragma GCC unroll 8
+        for (int i = 0; i < kOutputs; ++i) half[i][j] = transformed[i];
+      }
       const Vector<float> bias = load(task_.biases[1] + c);
-      Vector<float> half[2][4];
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        const Vector<float> m0 = load(in + j * pitch_), m1 = load(in + (4 + j) * pitch_);
-        const Vector<float> m2 = load(in + (8 + j) * pitch_), m3 = load(in + (12 + j) * pitch_);
-        half[0][j] = m0 + m1 + m2;
-        half[1][j] = m1 - m2 - m3;
-      }
-#pragma GCC unroll 2
-      for (int i = 0; i < 2; ++i) {
-        Element* out = second_ + (i * tiles_ + tile) * 2 * width_ + c;
-        store_narrow<Element, float>(out, relu(half[i][0] + half[i][1] + half[i][2] + bias));
-        store_narrow<Element, float>(out + width_, relu(half[i][1] - half[i][2] - half[i][3] + bias));
+#pragma GCC unroll 8
+      for (int i = 0; i < kOutputs; ++i) {
+        Vector<float> transformed[kOutputs];
+        Tiles::transform_output(half[i], transformed);
+        Element* out = second_ + (i * tiles_ + tile) * kOutputs * width_ + c;
+#pragma GCC unroll 8
+        for (int j = 0; j < kOutputs; ++j) {
+          if constexpr (kIsLevel<Element>) transformed[j] *= load(task_.factors[1] + c);
+          store_rectified(out + j * width_, transformed[j] + bias);
+        }
       }
     }
   }
-
-  static constexpr int64_t kLineElements = 32;  // a cache line and more: the 16 matrices must not share cache sets
 
   const BottleneckTask& task_;
-  int64_t width_, tiles_, pitch_;
-  FirstRows<Element, float> first_;
+  int64_t width_, tiles_, strips_at_once_, pitch_;
+  FirstRows<Element, First> first_;
   LastRows<Element, Output> last_;
-  Buffer<Element> inputs_;   // (16, tiles, width), pitch_ apart: one matrix for each place of the transformed 4x4
-  Buffer<float> products_;   // the same
-  Buffer<Element> second_;   // (2, 2 * tiles, width): two rows of the second convolution's output
+  Buffer<Factor> inputs_;     // (kInputs^2, tiles, width), pitch_ apart: one matrix for each place of a transformed tile
+  Buffer<Product> products_;  // the same
+  Buffer<Element> second_;    // (kOutputs, kOutputs * tiles, width): rows of the second convolution's output
 };
 
 template <typename Element, typename Output = Element>
 void bottleneck_rows(const BottleneckTask& task, int64_t begin, int64_t end) {
-  if constexpr (sizeof(Element) > 1) {
-    if (task.winograd) return Winograd<Element, Output>(task).run(begin, end);
-  }
-  bottleneck_direct<Element, Output>(task, begin, end);
+  if (task.strip == 1) return bottleneck_direct<Element, Output>(task, begin, end);
+#ifdef NPR_HAS_INT16_DOT
+  if constexpr (kIsLevel<Element>) return Winograd<TilesOfFour, Element, Output>(task).run(begin, end);
+#endif
+  if constexpr (!kIsLevel<Element>) Winograd<TilesOfTwo<Element>, Element, Output>(task).run(begin, end);
 }
 
 // (channels, inputs) row-major to the order multiply_block reads: blocks of channels, then packs of inputs, then channels.
-template <typename Element, typename Weight = Element>
-void pack_weights_as(const float* weight, int64_t channels, int64_t inputs, Weight* packed) {
+template <typename Element, typename Packed = Element>
+void pack_weights_as(const float* weight, int64_t channels, int64_t inputs, Packed* packed) {
   constexpr int64_t kPack = Arithmetic<Element>::kPack;
   for (int64_t c = 0; c < channels; c += kBlockChannels)
     for (int64_t i = 0; i < inputs; i += kPack)
       for (int64_t lane = 0; lane < kBlockChannels; ++lane)
-        for (int64_t k = 0; k < kPack; ++k) *packed++ = narrow<Weight>(weight[(c + lane) * inputs + i + k]);
+        for (int64_t k = 0; k < kPack; ++k) *packed++ = narrow<Packed>(weight[(c + lane) * inputs + i + k]);
 }

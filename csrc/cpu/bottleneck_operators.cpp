@@ -18,24 +18,35 @@ namespace {
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 
-// Rows, or pairs of them, below this number are not worth a second thread.
+// Strips of rows below this number are not worth a second thread.
 constexpr int64_t kGrain = 2;
 
-// Of activations whose weights are `dtype`.
-Type type_of(ScalarType dtype) {
+Weight weight_type(ScalarType dtype) {
   STD_TORCH_CHECK(dtype == ScalarType::Float || (dtype == ScalarType::BFloat16 && kernels().bfloat16_products) ||
-                      (dtype == ScalarType::Char && kernels().int8_products),
-                  "bottlenecks are float32, or bfloat16 and int8 where the processor has dot products of them");
-  return dtype == ScalarType::Float ? Type::kFloat32 : dtype == ScalarType::BFloat16 ? Type::kBFloat16 : Type::kUInt8;
+                      (dtype == ScalarType::Char && kernels().level_bytes == 1) ||
+                      (dtype == ScalarType::Short && kernels().level_bytes > 0),
+                  "bottlenecks are float32, or bfloat16, int8 and int16 where the processor has dot products of them");
+  return dtype == ScalarType::Float      ? Weight::kFloat32
+         : dtype == ScalarType::BFloat16 ? Weight::kBFloat16
+         : dtype == ScalarType::Char     ? Weight::kInt8
+                                         : Weight::kInt16;
 }
 
-int64_t bytes_of(Type type) { return type == Type::kFloat32 ? 4 : type == Type::kBFloat16 ? 2 : 1; }
+// Of the activations of a block whose first layer's weights are `dtype`.
+Type type_of(ScalarType dtype) {
+  const Weight weight = weight_type(dtype);
+  STD_TORCH_CHECK(weight != Weight::kInt16 || kernels().level_bytes == 2,
+                  "only the second layer's weights can be int16, as there are dot products of int8");
+  return weight == Weight::kFloat32 ? Type::kFloat32 : weight == Weight::kBFloat16 ? Type::kBFloat16 : Type::kUInt8;
+}
+
+int64_t bytes_of(Type type) { return type == Type::kFloat32 ? 4 : type == Type::kBFloat16 ? 2 : kernels().level_bytes; }
 
 Tensor pack_weights(const Tensor& weight, ScalarType dtype) {
   STD_TORCH_CHECK(weight.dim() == 2 && weight.is_cpu() && weight.is_contiguous() && weight.scalar_type() == ScalarType::Float,
                   "weight must be (channels, inputs) float32, contiguous, on the CPU");
   const int64_t channels = weight.size(0), inputs = weight.size(1);
-  const Type type = type_of(dtype);
+  const Weight type = weight_type(dtype);
   STD_TORCH_CHECK(channels % kernels().block_channels == 0 && inputs % 4 == 0, "weight must have a multiple of ",
                   kernels().block_channels, " channels and of 4 inputs, got ", channels, "x", inputs);
   Tensor packed = torch::stable::empty({channels * inputs}, dtype, std::nullopt, weight.device());
@@ -85,21 +96,26 @@ BottleneckTask prepare(int64_t batch, int64_t in_channels, int64_t height, int64
     STD_TORCH_CHECK(biases[i].dim() == 1 && biases[i].is_cpu() && biases[i].is_contiguous() &&
                         biases[i].scalar_type() == ScalarType::Float && biases[i].size(0) % kernels().block_channels == 0,
                     "biases must be (channels,) float32 on the CPU, of whole blocks of channels");
-    STD_TORCH_CHECK(weights[i].is_cpu() && weights[i].is_contiguous() && weights[i].scalar_type() == dtype,
+    const bool wider = i == 1 && task.type == Type::kUInt8 && weights[i].scalar_type() == ScalarType::Short;
+    STD_TORCH_CHECK(weights[i].is_cpu() && weights[i].is_contiguous() && (wider || weights[i].scalar_type() == dtype),
                     "weights must be packed, all of a block for one dtype");
     task.channels[i] = biases[i].size(0);
     task.biases[i] = static_cast<const float*>(biases[i].const_data_ptr());
     task.weights[i] = weights[i].const_data_ptr();
   }
   const int64_t inner = task.channels[0], out_channels = task.channels[2];
-  task.winograd = weights[1].numel() == inner * 16 * inner;
+  const int64_t taps = inner > 0 ? weights[1].numel() / (inner * inner) : 0;  // or places of a transformed tile
+  const Weight second = weight_type(weights[1].scalar_type());
+  task.strip = taps == 9 ? 1 : second == Weight::kInt16 ? 4 : 2;
   task.project = weights[2].numel() == out_channels * (inner + in_channels);
   STD_TORCH_CHECK(task.channels[1] == inner && weights[0].numel() == inner * in_channels &&
-                      (task.winograd || weights[1].numel() == inner * 9 * inner) &&
+                      weights[1].numel() == taps * inner * inner &&
+                      (taps == 9 || taps == (task.strip + 2) * (task.strip + 2)) &&
                       (task.project || weights[2].numel() == out_channels * inner),
                   "weights do not fit the biases and the channels of x");
-  STD_TORCH_CHECK(!task.winograd || task.type != Type::kUInt8, "F(2x2, 3x3) is not for int8");
-  STD_TORCH_CHECK(!task.winograd || stride == 1, "F(2x2, 3x3) needs stride 1, got ", stride);
+  STD_TORCH_CHECK(task.strip == 1 ? weights[1].scalar_type() == dtype : second != Weight::kInt8,
+                  "the second layer's weights must be of the block's dtype, or, for F(4x4, 3x3) on levels, int16");
+  STD_TORCH_CHECK(task.strip == 1 || stride == 1, "a Winograd convolution needs stride 1, got ", stride);
   STD_TORCH_CHECK(task.project || (out_channels == in_channels && stride == 1),
                   "a shortcut without a convolution needs stride 1 and as many channels out as in");
   return task;
@@ -156,13 +172,14 @@ Tensor bottlenecks(const Tensor& x, const std::vector<Tensor>& weights, const st
     if (i == 0) continue;
     BottleneckTask& before = tasks[i - 1];
     before.out_type = tasks[i].type;
-    STD_TORCH_CHECK(before.type == before.out_type || (before.type == Type::kBFloat16 && before.out_type == Type::kUInt8),
-                    "a block's result has the next block's type, and only bfloat16 can become uint8");
+    const Type real = kernels().bfloat16_products ? Type::kBFloat16 : Type::kFloat32;
+    STD_TORCH_CHECK(before.type == before.out_type || (before.type == real && before.out_type == Type::kUInt8),
+                    "a block's result has the next block's type; only bfloat16, or, without products of it, float32 can be quantised");
     STD_TORCH_CHECK(before.type == before.out_type || before.project,
-                    "a block whose result becomes uint8 needs a shortcut with a convolution");
+                    "a block whose result is quantised needs a shortcut with a convolution");
     between = std::max(between, out_bytes(before));
   }
-  STD_TORCH_CHECK(tasks[0].type == type && dtype != ScalarType::Char, "x must have the first block's dtype");
+  STD_TORCH_CHECK(tasks[0].type == type && type != Type::kUInt8, "x must have the first block's dtype");
   BottleneckTask& last = tasks.back();
   last.out_type = tasks[0].type;
   Tensor out = averaged ? torch::stable::empty({batch, last.channels[2], 1, 1}, ScalarType::Float, std::nullopt, x.device())
@@ -178,8 +195,8 @@ Tensor bottlenecks(const Tensor& x, const std::vector<Tensor>& weights, const st
     task.x = source;
     if (!task.sums) task.out = i + 1 == tasks.size() ? out.mutable_data_ptr() : scratch[i % 2].reserve(between);
     source = task.out;
-    const int64_t rows = batch * (task.winograd ? (task.out_height + 1) / 2 : task.out_height);
-    torch::stable::parallel_for(0, rows, kGrain, [&](int64_t begin, int64_t end) { kernels().bottleneck(task, begin, end); });
+    const int64_t strips = batch * ((task.out_height + task.strip - 1) / task.strip);
+    torch::stable::parallel_for(0, strips, kGrain, [&](int64_t begin, int64_t end) { kernels().bottleneck(task, begin, end); });
   }
   if (averaged) average(last, static_cast<float*>(out.mutable_data_ptr()));
   for (Scratch& memory : scratch) memory.shrink();

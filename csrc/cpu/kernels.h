@@ -10,6 +10,9 @@ namespace npr::cpu {
 
 enum class Type : int { kUInt8, kFloat32, kFloat64, kBFloat16, kFloat16 };
 
+// What the weights of a bottleneck are packed as.
+enum class Weight : int { kFloat32, kBFloat16, kInt8, kInt16 };
+
 // A tensor of shape (N, C, H, W), (strides in elements) without ownership.
 struct Image {
   const void* data;
@@ -40,19 +43,22 @@ struct Task {
 };
 
 // A residual bottleneck: x (N, H, W, in_channels) of `type` to out (N, out_height, out_width, channels[2]) of `out_type`,
-// both dense; or, where `sums` is not null, only the sums over each row's pixels (N, out_height, channels[2]). Weights are packed by Kernels::pack_weights; `project` says that the last layer's inputs are those of the
-// second followed by the block's own, that is, that the shortcut is a convolution; `winograd` that the second layer's
-// weights are the 16 matrices of F(2x2, 3x3), which needs stride 1.
+// both dense; or, where `sums` is not null, only the sums over each row's pixels (N, out_height, channels[2]). Weights are
+// packed by Kernels::pack_weights; `project` says that the last layer's inputs are those of the second followed by the
+// block's own, that is, that the shortcut is a convolution. A `strip` of output rows is computed together: one, or, where
+// the second layer's weights are those of Winograd's F(strip x strip, 3x3), which needs stride 1, two, for kUInt8 four.
 //
-// Where `type` is kUInt8, weights are int8 and each sum is multiplied by its channel's factor before the bias is added;
-// a shortcut without a convolution by its channel's of factors[3]. Such a block never uses `winograd`.
+// Where `type` is kUInt8, activations are whole numbers from 0 to 255, of `level_bytes` each, and weights are integers as
+// long, Winograd's int16. Each sum is multiplied by its channel's factor before the bias is added; a shortcut without a
+// convolution by its channel's of factors[3].
 struct BottleneckTask {
   int64_t batch, in_channels, height, width;
   int64_t out_height, out_width, stride;
   int64_t channels[3];
-  bool project, winograd;
-  // The same, kFloat32 or kBFloat16 where `bfloat16_products`; where `int8_products` also kUInt8 with kUInt8 or kBFloat16
-  // on the other side.
+  bool project;
+  int64_t strip;
+  // The same, kFloat32 or kBFloat16 where `bfloat16_products`; where there are `level_bytes` also kUInt8 with kUInt8 on
+  // the other side, or kBFloat16, or, without `bfloat16_products`, kFloat32.
   Type type, out_type;
   const void* x;
   void* out;
@@ -82,13 +88,14 @@ struct Kernels {
   // Rows of the convolution's output, which never existed: [begin, end) of batch * out_height; adds as conv_grad_weight
   // does, and the sums of the gradient (O) behind it.
   void (*stem_grad_weight)(const Task&, int64_t begin, int64_t end, double* sum);
-  // Output rows: [begin, end) of batch * out_height; with `winograd` pairs of them, of batch * ceil(out_height / 2).
+  // Strips: [begin, end) of batch * ceil(out_height / strip).
   void (*bottleneck)(const BottleneckTask&, int64_t begin, int64_t end);
   // (channels, inputs) float32, row-major, to the order that `bottleneck` reads; channels a multiple of block_channels.
-  void (*pack_weights)(const float* weight, int64_t channels, int64_t inputs, Type type, void* packed);
+  // kBFloat16 where `bfloat16_products`, kInt16 where there are `level_bytes`, kInt8 where that is one.
+  void (*pack_weights)(const float* weight, int64_t channels, int64_t inputs, Weight type, void* packed);
   int64_t block_channels;
   bool bfloat16_products;  // whether bottlenecks can be bfloat16
-  bool int8_products;      // whether they can be uint8
+  int64_t level_bytes;     // of a whole number from 0 to 255, if they can be of such ones; else 0
 };
 
 // The kernels for this machine: the best instruction set it has, or the one NPR_KERNELS_CPU_CAPABILITY names.

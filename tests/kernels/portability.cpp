@@ -1,4 +1,4 @@
-// Runs the stems, the convolution, the moments and the bottleneck of the chosen kernels on pseudo-random pixels and prints
+// Runs the stems, the convolution, the moments and the bottlenecks of the chosen kernels on pseudo-random pixels and prints
 // checksums: a way to compare processors, or emulated ones, without torch. Built and run by test_portability.py.
 #include <cstdint>
 #include <cstdio>
@@ -59,7 +59,10 @@ int main() {
     kernels().moments(task, 0, kBatch * (kHeight / 2), moments.data());
     double of_products = 0, of_moments = 0;
     for (size_t i = 0; i < products.size(); ++i) of_products += products[i] * static_cast<double>(i % 7 + 1);
-    for (size_t i = 0; i < moments.size(); ++i) of_moments += moments[i] * static_cast<double>(i % 7 + 1);
+    for (size_t i = 0; i < moments.size(); ++i) {
+      const bool filled = i < kPatch || i % kPatch >= i / kPatch - 1;  // sums, or the upper triangle of products
+      if (filled) of_moments += moments[i] * static_cast<double>(i % 7 + 1);
+    }
     std::printf("%s sums %ld %.6g %.6g\n", kernels().name, static_cast<long>(anchor), of_products, of_moments);
   }
 
@@ -69,24 +72,53 @@ int main() {
     for (auto& value : values) value = factor * (static_cast<float>(next() % 2001) / 1000.f - 1.f);
     return values;
   };
+  const auto whole = [&](int64_t count, int most) {
+    std::vector<float> values(static_cast<size_t>(count));
+    for (auto& value : values) value = static_cast<float>(static_cast<int>(next() % (2 * most + 1)) - most);
+    return values;
+  };
+  // A matrix for each place of a transformed tile, or the whole.
+  const auto pack = [&](const std::vector<float>& weights, int64_t matrices, Weight type, int64_t bytes) {
+    std::vector<char> packed(weights.size() * static_cast<size_t>(bytes));
+    const int64_t inputs = static_cast<int64_t>(weights.size()) / kInner / matrices;
+    for (int64_t i = 0; i < matrices; ++i)
+      kernels().pack_weights(weights.data() + i * kInner * inputs, kInner, inputs, type, packed.data() + i * kInner * inputs * bytes);
+    return packed;
+  };
+
   const std::vector<float> image = random(kSide * kSide * kInner, 1.f), biases = random(kInner, 1.f);
-  for (bool winograd : {false, true}) {
-    const int64_t inputs[] = {kInner, (winograd ? 16 : 9) * kInner, kInner};
-    std::vector<float> packed[3], out(image.size());
-    BottleneckTask block{1, kInner, kSide, kSide, kSide, kSide, 1, {kInner, kInner, kInner}, false, winograd,
-                         Type::kFloat32, Type::kFloat32, image.data(), out.data(), {}, {biases.data(), biases.data(), biases.data()}, {}};
-    for (int i = 0; i < 3; ++i) {
-      const std::vector<float> weights = random(kInner * inputs[i], 0.1f);
-      packed[i].resize(weights.size());
-      for (int64_t part = 0; part < inputs[i] / kInner; ++part) {  // a matrix for each place of the transformed 4x4
-        const bool whole = !winograd || i != 1;
-        kernels().pack_weights(weights.data() + part * kInner * kInner, kInner, whole ? inputs[i] : kInner, Type::kFloat32,
-                               packed[i].data() + part * kInner * kInner);
-        if (whole) break;
-      }
-      block.weights[i] = packed[i].data();
-    }
-    kernels().bottleneck(block, 0, winograd ? (kSide + 1) / 2 : kSide);
-    print("bottleneck", winograd, out);
+  for (int64_t strip : {1, 2}) {  // direct, Winograd's
+    const std::vector<char> packed[] = {pack(random(kInner * kInner, 0.1f), 1, Weight::kFloat32, 4),
+                                        pack(random((strip == 1 ? 9 : 16) * kInner * kInner, 0.1f), strip == 1 ? 1 : 16, Weight::kFloat32, 4),
+                                        pack(random(kInner * kInner, 0.1f), 1, Weight::kFloat32, 4)};
+    std::vector<float> out(image.size());
+    BottleneckTask block{1, kInner, kSide, kSide, kSide, kSide, 1, {kInner, kInner, kInner}, false, strip,
+                         Type::kFloat32, Type::kFloat32, image.data(), out.data(), {}, {packed[0].data(), packed[1].data(), packed[2].data()},
+                         {biases.data(), biases.data(), biases.data()}, {}};
+    kernels().bottleneck(block, 0, (kSide + strip - 1) / strip);
+    print("bottleneck", strip, out);
+  }
+
+  // The same on levels, where there are such: bytes or int16.
+  const int64_t bytes = kernels().level_bytes;
+  if (bytes == 0) return 0;
+  std::vector<char> levels(image.size() * static_cast<size_t>(bytes)), out(levels.size());
+  for (size_t i = 0; i < image.size(); ++i) levels[i * static_cast<size_t>(bytes)] = static_cast<char>(next() % 256);
+  const std::vector<float> level_biases = whole(kInner, 40), shortcut(kInner, 0.75f), first(kInner, 0.0003f);
+  const Weight type = bytes == 1 ? Weight::kInt8 : Weight::kInt16;
+  for (int64_t strip : {1, 4}) {
+    const std::vector<float> second(kInner, strip == 1 ? 0.0001f : 0.000005f);
+    const std::vector<char> packed[] = {pack(whole(kInner * kInner, 127), 1, type, bytes),
+                                        strip == 1 ? pack(whole(9 * kInner * kInner, 127), 1, type, bytes)
+                                                   : pack(whole(36 * kInner * kInner, 1500), 36, Weight::kInt16, 2),
+                                        pack(whole(kInner * kInner, 127), 1, type, bytes)};
+    BottleneckTask block{1, kInner, kSide, kSide, kSide, kSide, 1, {kInner, kInner, kInner}, false, strip,
+                         Type::kUInt8, Type::kUInt8, levels.data(), out.data(), {}, {packed[0].data(), packed[1].data(), packed[2].data()},
+                         {level_biases.data(), level_biases.data(), level_biases.data()},
+                         {first.data(), second.data(), first.data(), shortcut.data()}};
+    kernels().bottleneck(block, 0, (kSide + strip - 1) / strip);
+    std::vector<float> values(image.size());
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<uint8_t>(out[i * static_cast<size_t>(bytes)]);
+    print("levels", strip, values);
   }
 }

@@ -195,13 +195,14 @@ def test_every_instruction_set_this_machine_has(capability):
     """The table of cases once more, in a process that is told to use it."""
     if capability == cpu_capability():
         pytest.skip("all other tests run on it")
-    probe = run(
-        "from npr_kernels.info import cpu_capability; print(cpu_capability())", NPR_KERNELS_CPU_CAPABILITY=capability
+    code = (
+        "from npr_kernels.backends import extension; from npr_kernels.info import cpu_capability\n"
+        "print(cpu_capability(), extension.FAILURE)"
     )
-    if probe.returncode:
-        assert "this machine has" in probe.stderr
+    found, failure = run(code, NPR_KERNELS_CPU_CAPABILITY=capability).stdout.strip().split(" ", 1)
+    if found != capability:
+        assert f"is '{capability}'; this machine has" in failure
         pytest.skip(f"this machine lacks {capability}")
-    assert probe.stdout.strip() == capability
     tests = ["tests/kernels/test_parity.py", "tests/kernels/test_training_stem.py"]
     chosen = "cpu and not gradcheck and not processes"
     result = subprocess.run(

@@ -114,6 +114,7 @@ def test_other_instruction_sets(capability):
     """In a process of its own, as the instruction set is chosen once."""
     code = (
         "from npr_kernels.info import cpu_capability; from tests.kernels import test_bottleneck as t\n"
+        "assert not t.extension.FAILURE, t.extension.FAILURE\n"
         f"assert cpu_capability() == {capability!r}\n"
         "for shape in t.SHAPES:\n    for dtype in t.served(): t.check(shape, dtype)"
     )

@@ -1,7 +1,10 @@
-"""The CPU kernels on another processor family: cross-compiled for aarch64, run under emulation, compared with here."""
+"""The CPU kernels on processors that are not at hand, compared with those of this one: cross-compiled for aarch64 and
+run under emulation; those for AVX-512 on any x86-64, with its intrinsics in plain C++."""
 
 from __future__ import annotations
 
+import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,24 +13,54 @@ import pytest
 
 from tests.conftest import ROOT
 
-FLAGS = ["-O2", "-std=c++20", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi", "-static"]
-KERNELS = sorted(path for path in (ROOT / "csrc" / "cpu").glob("*.cpp") if not path.stem.endswith("operators"))
+FLAGS = ["-std=c++20", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi", "-static"]
+HERE = ROOT / "tests" / "kernels"
+CPU = ROOT / "csrc" / "cpu"
+KERNELS = sorted(path for path in CPU.glob("*.cpp") if not path.stem.endswith("operators"))
+Checksums = dict[tuple[str, str], tuple[float, ...]]  # of every operator and anchor, or size of strips
 
 
-def checksums(compiler: str, program: Path, *runner: str) -> list[tuple[float, ...]]:
-    """Of every operator and anchor, without the name of the instruction set that made them."""
-    source = ROOT / "tests" / "kernels" / "portability.cpp"
-    subprocess.run([compiler, *FLAGS, source, *KERNELS, "-o", program], check=True)
+def checksums(
+    compiler: str, program: Path, sources: list[Path], *runner: str, optimise: str = "-O0"
+) -> tuple[str, Checksums]:
+    """The name of the instruction set that made them, and the checksums."""
+    subprocess.run([compiler, optimise, *FLAGS, HERE / "portability.cpp", *sources, "-o", program], check=True)
     output = subprocess.run([*runner, program], check=True, capture_output=True, text=True).stdout
-    return [tuple(map(float, line.split()[2:])) for line in output.splitlines()]
+    lines = [line.split() for line in output.splitlines()]
+    return lines[0][0], {(what, which): tuple(map(float, sums)) for _, what, which, *sums in lines}
 
 
-def test_aarch64_agrees(tmp_path):
-    for tool in ("c++", "aarch64-linux-gnu-g++", "qemu-aarch64"):
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> tuple[str, Checksums]:
+    if shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler")
+    return checksums("c++", tmp_path_factory.mktemp("here") / "here", KERNELS)
+
+
+def test_aarch64_agrees(here, tmp_path):
+    for tool in ("aarch64-linux-gnu-g++", "qemu-aarch64"):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool} (Debian: g++-aarch64-linux-gnu and qemu-user)")
-    here = checksums("c++", tmp_path / "here")
-    there = checksums("aarch64-linux-gnu-g++", tmp_path / "there", "qemu-aarch64")
-    assert len(here) == len(there) == 14
-    for expected, found in zip(here, there, strict=True):
-        assert found == pytest.approx(expected, rel=1e-5)
+    _, there = checksums("aarch64-linux-gnu-g++", tmp_path / "there", KERNELS, "qemu-aarch64", optimise="-O2")
+    assert len(there) == 14
+    for name, found in there.items():
+        assert found == pytest.approx(here[1][name], rel=1e-5)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="compares with another instruction set of x86-64")
+@pytest.mark.parametrize("capability", ["avx512", "avx512bf16"])
+def test_emulated_avx512_agrees(here, capability, tmp_path):
+    name, expected = here
+    if name == capability:
+        pytest.skip("this processor has it; every other test runs on it")
+    kernels = re.sub("#define NPR_TARGET .*\n", "", (CPU / f"{capability}.cpp").read_text())
+    source = tmp_path / "emulated.cpp"
+    source.write_text(
+        f'#include "{HERE}/avx512_emulated.h"\n{kernels.replace("instruction_set.h", f"{CPU}/instruction_set.h")}'
+        f"namespace npr::cpu {{ const Kernels& kernels() {{ return {capability}::table; }} }}\n"
+    )
+    emulated, found = checksums("c++", tmp_path / "emulated", [source])
+    assert emulated == capability and len(found) == 16
+    for name, sums in found.items():
+        if name in expected:  # a processor may be without products of integers
+            assert sums == pytest.approx(expected[name], rel=1e-5), name

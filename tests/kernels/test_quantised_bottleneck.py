@@ -1,4 +1,4 @@
-"""Residual bottlenecks on bytes against the same integers in float64."""
+"""Quantised residual bottlenecks against the same whole numbers in float64."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from tests.tolerances import error
 
 REASON = bottleneck.refusal(torch.int8, 64)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=str(REASON))
+REAL = torch.float32 if bottleneck.refusal(torch.bfloat16, 64) else torch.bfloat16  # of the blocks around them
 
 
 def as_bytes(channels: int) -> FusedBottleneck:
-    """Whole numbers from 0 to 255 in bfloat16 to the same in uint8."""
+    """Whole numbers from 0 to 255 in REAL to the same quantised."""
     nothing = [(torch.zeros(64, channels, 1, 1), torch.zeros(64)), (torch.zeros(64, 64, 3, 3), torch.zeros(64))]
     nothing.append((torch.zeros(channels, 64, 1, 1), torch.zeros(channels)))
     shortcut = torch.eye(channels)[..., None, None], torch.zeros(channels)
-    return FusedBottleneck(*nothing, shortcut, 1, torch.bfloat16, torch.ones(channels))
+    return FusedBottleneck(*nothing, shortcut, 1, REAL, torch.ones(channels))
 
 
 def bytes_like(*shape: int) -> Tensor:
@@ -64,7 +65,11 @@ def by_the_rules(x: Tensor, exact: list, stride: int, steps: Steps) -> Tensor:
 
     sums, factor = rounded_product(x, scaled(conv1[0], steps.x, steps.first))
     y = F.relu(sums * factor + bias(conv1[1], steps.first)).round().clamp(max=LEVELS)
-    sums, factor = rounded_product(y, scaled(conv2[0], steps.first, steps.second), stride)
+    weight = scaled(conv2[0], steps.first, steps.second)
+    if stride == 1:  # Winograd's: these weights have 16 bits, with an error that is not worth modelling
+        sums, factor = F.conv2d(y, weight, padding=1), 1
+    else:
+        sums, factor = rounded_product(y, weight, stride)
     y = F.relu(sums * factor + bias(conv2[1], steps.second)).round().clamp(max=LEVELS)
     weight = scaled(conv3[0], steps.second, out)
     if shortcut is None:
@@ -89,15 +94,17 @@ def test_against_whole_numbers(shape, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found = quantised(x[:batch].bfloat16())
+        found = quantised(x[:batch].to(REAL))
     finally:
         torch.set_num_threads(before)
     truth = by_the_rules(x, exact, stride, steps)[:batch]
-    assert found.shape == truth.shape and found.dtype == torch.bfloat16
-    # A value on the edge between two steps may fall to either side in float32; the rest is bfloat16's rounding.
+    assert found.shape == truth.shape and found.dtype == REAL
+    # A value on the edge between two steps may fall to either side, in Winograd's also for its weights' rounding; the
+    # rest is REAL's.
     if batch:
         assert error(found, truth) < 0.02
-        assert ((found.double() - truth).abs() > truth.abs() / 200 + 1e-3).double().mean() < 0.02
+        off = (found.double() - truth).abs() > truth.abs() / 200 + 1e-3
+        assert off.double().mean() < (0.04 if stride == 1 else 0.02)
 
 
 def test_several_in_one_call():
@@ -105,12 +112,12 @@ def test_several_in_one_call():
     plan = [(64, 64, 256, 1), (256, 64, 256, 1), (256, 128, 512, 2), (512, 128, 512, 1)]
     exact = [layers(*block, torch.float32) for block in plan]
     exact[1:] = [[None if p is None else (p[0], p[1] / 4) for p in block] for block in exact[1:]]
-    x = torch.rand(2, 64, 20, 14).bfloat16()
+    x = torch.rand(2, 64, 20, 14).to(REAL)
     floats = [x.float()]
     for block, (*_, stride) in zip(exact, plan, strict=True):
         floats.append(composed(floats[-1], *block, stride))
     outs = [(y.amax((0, 2, 3)) / LEVELS).clamp(min=1e-3) for y in floats[1:-1]] + [None]
-    made = [FusedBottleneck(*exact[0], 1, torch.bfloat16, outs[0])]
+    made = [FusedBottleneck(*exact[0], 1, REAL, outs[0])]
     for i, (before, out) in enumerate(pairwise(outs), 1):
         inner = steps_of(floats[i], exact[i], plan[i][3], last=out is None)
         made.append(QuantisedBottleneck(*exact[i], plan[i][3], Steps(before, inner.first / 0.7, inner.second, out)))
@@ -129,24 +136,24 @@ def test_what_is_too_large_becomes_the_largest_byte():
     blocks = as_bytes(64), QuantisedBottleneck(*exact, None, 1, steps), QuantisedBottleneck(*exact, None, 1, last)
     x = torch.arange(256.0).repeat(64, 1).view(1, 64, 16, 16)
     x[:, :, 3, :2] = torch.tensor([1e12, -1e12])  # beyond 32 bits, too
-    expected = x.clamp(min=0, max=LEVELS * 0.25).bfloat16().float()
-    assert torch.equal(FusedBottlenecks(*blocks)(x.bfloat16()).float(), expected)
+    expected = x.clamp(min=0, max=LEVELS * 0.25).to(REAL)
+    assert torch.equal(FusedBottlenecks(*blocks)(x.to(REAL)), expected)
 
 
 def test_wrong_chains_are_refused():
     exact = layers(64, 64, 64, 1, torch.float32)
     steps = Steps(*(torch.ones(64) for _ in range(4)))
-    quantised, plain = QuantisedBottleneck(*exact, 1, steps), FusedBottleneck(*exact, 1, torch.bfloat16)
-    x = torch.zeros(1, 64, 4, 4).bfloat16()
+    quantised, plain = QuantisedBottleneck(*exact, 1, steps), FusedBottleneck(*exact, 1, REAL)
+    x = torch.zeros(1, 64, 4, 4).to(REAL)
     for blocks, message in [
         ((quantised,), "first block's dtype"),
         ((plain, quantised), "needs a shortcut with a convolution"),
-        ((as_bytes(64), quantised, plain), "only bfloat16 can become uint8"),
+        ((as_bytes(64), quantised, plain), "can be quantised"),
     ]:
         with pytest.raises(RuntimeError, match=message):
             FusedBottlenecks(*blocks)(x)
     with pytest.raises(ValueError, match="out_steps need a shortcut"):
-        FusedBottleneck(*exact, 1, torch.bfloat16, torch.ones(64))
+        FusedBottleneck(*exact, 1, REAL, torch.ones(64))
     with pytest.raises(RuntimeError, match="four factors"):
         weights = [
             weight for block in (as_bytes(64), quantised) for weight in (block.weight1, block.weight2, block.weight3)

@@ -134,6 +134,8 @@ def test_every_engine_of_the_trunk(detector, monkeypatch, engine, dtype):
     reason = bottleneck.refusal(dtype, 64)
     if engine == "fused" and reason:
         pytest.skip(reason)
+    if engine == "onednn" and not inference.onednn_serves(dtype):
+        pytest.skip(f"oneDNN has no {dtype} on this processor")
     monkeypatch.setattr(inference, "trunk_engine", lambda *_: engine)
     raw, _ = images(3, 3, 50, 38)
     with torch.no_grad():
