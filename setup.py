@@ -76,6 +76,13 @@ def architectures() -> str:
     return ";".join(a for a in ("8.0", "9.0", "10.0") if f"compute_{a.replace('.', '')}" in known) + "+PTX"
 
 
+def toolkit() -> str:
+    """Folder with the headers and libraries of the nvcc on the PATH, which may be a link or a script that calls it."""
+    steps = subprocess.run(["nvcc", "--dryrun", "-c", "any.cu"], capture_output=True, text=True).stderr
+    folder = re.search(r"^#\$ _HERE_=(.+)$", steps, re.MULTILINE)
+    return str((Path(folder[1]) if folder else Path(shutil.which("nvcc")).parent).parent)
+
+
 def record(choice: str, sources: list[Path], compiler: str | None, nvcc: str | None, cuda: str | None) -> None:
     info = {
         "NPR_KERNELS_BUILD": choice,
@@ -89,6 +96,8 @@ def record(choice: str, sources: list[Path], compiler: str | None, nvcc: str | N
 
         info |= {"torch": torch.__version__, "oldest torch served": "2.10"}
     if not cuda:
+        if not os.environ.get("CUDA_PATH"):  # torch would take the folder above the script
+            info["CUDA toolkit"] = os.environ.setdefault("CUDA_HOME", toolkit())
         info["CUDA architectures"] = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures())
     BUILD_INFO.write_text(json.dumps(info, indent=2) + "\n")
     print(f"npr-kernels: building {len(sources)} sources with {compiler} (NPR_KERNELS_BUILD={choice}, nvcc: {nvcc})")

@@ -113,7 +113,7 @@ class QuantisedBottleneck(nn.Module):
             matrices[i], biases[i] = (matrix / factor).round(), biases[i] / rows
             factors.append(factor.flatten())
         factors.append(torch.empty(0) if shortcut is not None else steps.x / out)
-        packed, dtypes = [[matrix] for matrix in matrices], [_products()[torch.int8]] * 3
+        packed, dtypes = [[matrix] for matrix in matrices], [_level_dtype()] * 3
         if stride == 1:
             weight = conv2[0].detach().double() * steps.first.double().view(1, -1, 1, 1)
             packed[1], factors[1] = _winograd_integers(weight / steps.second.double().view(-1, 1, 1, 1))
@@ -201,16 +201,9 @@ def _winograd_integers(weight: Tensor) -> tuple[list[Tensor], Tensor]:
     return list((matrices * scale.view(-1, 1)).round()), 1 / (16 * scale)
 
 
-# What each instruction set multiplies, beside float32, and as what: int8 in int16 where it has no products of bytes.
-PRODUCTS = {
-    "avx512bf16": {torch.bfloat16: torch.bfloat16, torch.int8: torch.int8},
-    "avx512": {torch.int8: torch.int16},
-    "avx2": {torch.int8: torch.int16},
-}
-
-
-def _products() -> dict[torch.dtype, torch.dtype]:
-    return {torch.float32: torch.float32} | PRODUCTS.get(torch.ops.npr_kernels.cpu_capability(), {})
+def _level_dtype() -> torch.dtype:
+    """What levels are multiplied as: int16 where the processor has no products of bytes."""
+    return torch.int8 if torch.ops.npr_kernels.product_bytes(torch.int8) == 1 else torch.int16
 
 
 def refusal(dtype: torch.dtype, width: int) -> str | None:
@@ -219,7 +212,7 @@ def refusal(dtype: torch.dtype, width: int) -> str | None:
         return extension.FAILURE
     if dtype not in (torch.float32, torch.bfloat16, torch.int8):
         return f"it has no kernel for {dtype}"
-    if dtype not in _products():
+    if torch.ops.npr_kernels.product_bytes(dtype) == 0:
         return f"the processor has no dot products of {str(dtype).removeprefix('torch.')}"
     if width % 64:
         return f"it computes 64 channels at a time, and {width} is no multiple of that"

@@ -42,6 +42,15 @@ Type type_of(ScalarType dtype) {
 
 int64_t bytes_of(Type type) { return type == Type::kFloat32 ? 4 : type == Type::kBFloat16 ? 2 : kernels().level_bytes; }
 
+int64_t product_bytes(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return 4;
+    case ScalarType::BFloat16: return kernels().bfloat16_products ? 2 : 0;
+    case ScalarType::Char: return kernels().level_bytes;
+    default: return 0;
+  }
+}
+
 Tensor pack_weights(const Tensor& weight, ScalarType dtype) {
   STD_TORCH_CHECK(weight.dim() == 2 && weight.is_cpu() && weight.is_contiguous() && weight.scalar_type() == ScalarType::Float,
                   "weight must be (channels, inputs) float32, contiguous, on the CPU");
@@ -210,4 +219,8 @@ Tensor bottlenecks(const Tensor& x, const std::vector<Tensor>& weights, const st
 STABLE_TORCH_LIBRARY_IMPL(npr_kernels, CPU, m) {
   m.impl("bottlenecks", TORCH_BOX(&npr::cpu::bottlenecks));
   m.impl("pack_weights", TORCH_BOX(&npr::cpu::pack_weights));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(npr_kernels, CompositeExplicitAutograd, m) {
+  m.impl("product_bytes", TORCH_BOX(&npr::cpu::product_bytes));
 }

@@ -11,6 +11,7 @@ import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -257,6 +258,14 @@ def test_info_reports_everything():
     assert "eager: available" in text.stdout
 
 
+def sources_alone(folder: Path) -> None:
+    """What setup.py needs, copied: it writes beside itself."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    (folder / "npr_kernels").mkdir()
+
+
 @pytest.mark.parametrize(
     ("choice", "path", "message"),
     [
@@ -266,10 +275,7 @@ def test_info_reports_everything():
     ],
 )
 def test_build_says_what_it_lacks(choice, path, message, tmp_path):
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    (tmp_path / "npr_kernels").mkdir()
+    sources_alone(tmp_path)
     (tmp_path / "bin").mkdir()
     if path == "no nvcc":
         (tmp_path / "bin" / "c++").symlink_to(shutil.which("c++") or sys.executable)
@@ -282,6 +288,39 @@ def test_build_says_what_it_lacks(choice, path, message, tmp_path):
     )
     assert result.returncode != 0
     assert message in result.stderr and "Traceback" not in result.stderr
+
+
+FAKE_TORCH = """
+import os
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext as BuildExtension
+CppExtension = Extension
+__version__, version = "2.10", type("version", (), {"cuda": "13.0"})
+def CUDAExtension(name, sources, **options):
+    print("toolkit", os.environ["CUDA_HOME"], "of", len([file for file in sources if file.endswith(".cu")]))
+    return Extension(name, sources)
+"""
+
+
+def test_the_toolkit_behind_a_script_is_found(tmp_path):
+    """An nvcc on the PATH that only calls another, with a torch that has CUDA, as setup.py sees it."""
+    sources_alone(tmp_path)
+    for module in ("torch", "torch/utils", "torch/utils/cpp_extension"):
+        (tmp_path / "fakes" / module).mkdir(parents=True)
+        (tmp_path / "fakes" / module / "__init__.py").write_text(FAKE_TORCH)
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'tools, release 13.0, V13.0.1'\necho '#$ _HERE_=/opt/toolkit/bin' >&2\n")
+    nvcc.chmod(0o755)
+    environment = {**os.environ, "NPR_KERNELS_BUILD": "cuda", "PYTHONPATH": str(tmp_path / "fakes")}
+    environment["PATH"] = f"{nvcc.parent}{os.pathsep}{environment['PATH']}"
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        environment.pop(name, None)
+    result = subprocess.run(
+        [sys.executable, "setup.py", "--version"], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    kernels = len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
+    assert f"toolkit /opt/toolkit of {kernels}" in result.stdout, result.stderr
 
 
 def test_build_none_compiles_nothing(tmp_path):
