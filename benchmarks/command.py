@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -17,6 +18,17 @@ from benchmarks.harness import Benchmark, report
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write machine and rows here as well.")]
 Seconds = Annotated[float, typer.Option(min=0, help="Time to spend on the rounds of each case.")]
+
+
+def chosen(only: str, names: Sequence[str], what: str) -> set[str]:
+    """Those of ``names`` in which the regular expression ``only`` is found; refuses one that is none, or finds none."""
+    try:
+        found = {name for name in names if re.search(only, name)}
+    except re.error as failure:
+        refuse(f"--only {only!r} is no regular expression: {failure}")
+    if not found:
+        refuse(f"--only {only!r} matches none of the {len(names)} {what}, such as {names[0]!r}")
+    return found
 
 
 def refuse(message: str) -> NoReturn:

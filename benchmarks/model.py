@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -51,24 +52,39 @@ def benchmark(detector: NPRDetector, batch: int, size: int, device: torch.device
     decoded = pixels.contiguous(memory_format=torch.channels_last)  # as decoders give them
     detector = detector.to(device).eval()
     bf16, f32, int8 = torch.bfloat16, torch.float32, torch.int8
-    # For these pixels, as the peers' are: a checkpoint's own steps are those of photographs.
-    detector.activation_steps = quantisation.measure_steps(detector, pixels.split(1))
 
     def authors(dtype: torch.dtype) -> nn.Module:
         return peers.AuthorsDetector(detector, dtype).to(device)
 
-    with torch.inference_mode():
-        truth = authors(torch.float64)(pixels)
-        largest = truth.abs().max().item()
-        limits = {f32: FLOAT32_LIMIT, bf16: allowed(error(authors(bf16)(pixels), truth), bf16) * largest}
-        limits[int8] = INT8_FACTOR * limits[bf16]
+    @functools.cache
+    @torch.inference_mode()
+    def truth() -> Tensor:
+        return authors(torch.float64)(pixels)
+
+    @functools.cache
+    @torch.inference_mode()
+    def limit(dtype: torch.dtype) -> float:
+        """Of a logit's difference from the truth."""
+        if dtype == f32:
+            return FLOAT32_LIMIT
+        if dtype == int8:
+            return INT8_FACTOR * limit(bf16)
+        return allowed(error(authors(dtype)(pixels), truth()), dtype) * truth().abs().max().item()
 
     def judge(logits: Tensor, dtype: torch.dtype) -> Parity:
-        difference = error(logits, truth) * largest
+        difference = error(logits, truth()) * truth().abs().max().item()
         details = {}
         if batch > 1:
-            details["correlation"] = torch.corrcoef(torch.stack([logits.double(), truth]).flatten(1))[0, 1].item()
-        return Parity(difference, limits[dtype], details)
+            details["correlation"] = torch.corrcoef(torch.stack([logits.double(), truth()]).flatten(1))[0, 1].item()
+        return Parity(difference, limit(dtype), details)
+
+    def ours(dtype: torch.dtype, **options: bool) -> Callable[[], nn.Module]:
+        def build() -> nn.Module:
+            if dtype == int8:  # for these pixels, as the peers' are: a checkpoint's own steps are those of photographs
+                detector.activation_steps = quantisation.measure_steps(detector, pixels.split(1))
+            return detector.for_inference(dtype, **options)
+
+        return build
 
     def calling(build: Callable[[], Callable[[Tensor], Tensor]], images: Tensor) -> Callable[[], Callable[[], Tensor]]:
         def prepare() -> Callable[[], Tensor]:
@@ -94,12 +110,10 @@ def benchmark(detector: NPRDetector, batch: int, size: int, device: torch.device
     contenders = [
         Contender(REFERENCE, calling(lambda: authors(f32), pixels), f32),
         Contender("eager bfloat16", calling(lambda: authors(bf16), pixels), bf16),
-        Contender(f"{OURS} float32", calling(lambda: detector.for_inference(f32), decoded), f32),
-        Contender(f"{OURS} bfloat16", calling(lambda: detector.for_inference(bf16), decoded), bf16),
-        Contender(f"{OURS} int8", calling(lambda: detector.for_inference(int8), decoded), int8),
-        Contender(
-            f"{OURS} bfloat16, compile=True", calling(lambda: detector.for_inference(bf16, compile=True), decoded), bf16
-        ),
+        Contender(f"{OURS} float32", calling(ours(f32), decoded), f32),
+        Contender(f"{OURS} bfloat16", calling(ours(bf16), decoded), bf16),
+        Contender(f"{OURS} int8", calling(ours(int8), decoded), int8),
+        Contender(f"{OURS} bfloat16, compile=True", calling(ours(bf16, compile=True), decoded), bf16),
         Contender("torch.compile frozen float32", calling(frozen(f32), decoded), f32),
         Contender("torch.compile frozen bfloat16", calling(frozen(bf16), decoded), bf16),
         Contender("ONNX Runtime float32", lambda: peers.onnx_runtime(onnx_file(), pixels), f32),
@@ -128,6 +142,9 @@ def main(
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 8,
     size: Annotated[int, typer.Option(min=2, help="Height and width of an image.")] = 256,
     checkpoint: Annotated[str, typer.Option(metavar="FILE", help="Weights to use; random ones if left out.")] = "",
+    only: Annotated[
+        str, typer.Option(metavar="REGEX", help="Run only the contenders whose name has a match, and eager.")
+    ] = "",
 ) -> None:
     """The detector against eager PyTorch, torch.compile, ONNX Runtime and OpenVINO; fails if our logits are wrong."""
     target = command.checked_device(device)
@@ -139,7 +156,10 @@ def main(
     found = (detector.grid_size, detector.anchor, detector.scale, detector.pixel_std)
     if found != (2, 0, 2 / 3, IMAGENET_STD):
         command.refuse(f"--checkpoint {checkpoint}: not of the authors' configuration, which the peers compute")
-    command.finish([benchmark(detector, batch, size, target)], target, seconds, json_file)
+    case = benchmark(detector, batch, size, target)
+    chosen = command.chosen(only, [contender.name for contender in case.contenders], "contenders") | {REFERENCE}
+    case = replace(case, contenders=[contender for contender in case.contenders if contender.name in chosen])
+    command.finish([case], target, seconds, json_file)
 
 
 if __name__ == "__main__":

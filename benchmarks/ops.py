@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import typer
@@ -23,15 +22,10 @@ def main(
 ) -> None:
     """Stem, convolution and training stem: times, ratios to eager, shares of the measured peaks."""
     target = command.checked_device(device)
-    try:
-        table = TABLES[target.type]
-        chosen = [case for case in table if re.search(only, str(case))]
-    except re.error as failure:
-        command.refuse(f"--only {only!r} is no regular expression: {failure}")
-    if not chosen:
-        command.refuse(f"--only {only!r} matches none of the {len(table)} cases, such as {str(table[0])!r}")
+    table = TABLES[target.type]
+    chosen = command.chosen(only, [str(case) for case in table], "cases")
     command.checked_json(json_file)
-    command.finish((case.benchmark(target) for case in chosen), target, seconds, json_file)
+    command.finish((case.benchmark(target) for case in table if str(case) in chosen), target, seconds, json_file)
 
 
 if __name__ == "__main__":

@@ -252,6 +252,7 @@ def test_usage_errors_are_one_line(capsys, tmp_path, monkeypatch):
     assert "'tpu'" in refused(capsys, lambda: command.checked_device("tpu"))
     assert "regular expression" in refused(capsys, lambda: ops.main(only="("))
     assert "matches none" in refused(capsys, lambda: ops.main(only="no such case"))
+    assert "contenders, such as 'eager'" in refused(capsys, lambda: model.main(only="no such engine"))
     assert "file" in refused(capsys, lambda: command.checked_json(tmp_path / "file" / "below.json"))
     assert "does not exist" in refused(capsys, lambda: model.main(checkpoint=str(tmp_path / "none.safetensors")))
 
