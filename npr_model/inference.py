@@ -9,6 +9,7 @@ from block to block.
 from __future__ import annotations
 
 import copy
+import logging
 import sys
 
 import torch
@@ -20,6 +21,8 @@ from npr_kernels.info import cpu_capability
 from npr_model import quantisation
 from npr_model.errors import InputError
 from npr_model.network import Bottleneck, NPRDetector
+
+_logger = logging.getLogger("npr_model")
 
 PIXELS_AT_ONCE = 2**18  # of images, for each thread of a CPU: the fastest from 128x128 to 1024x1024
 
@@ -144,6 +147,9 @@ class InferenceDetector(nn.Module):
         self.register_buffer("head_weight", detector.fc1.weight.detach().float().clone())
         self.register_buffer("head_bias", detector.fc1.bias.detach().float().clone())
         self.engine = trunk_engine(device, trunk_dtype, compile)
+        if device.type == "cpu" and self.engine == "torch" and not compile:
+            why = bottleneck.refusal(trunk_dtype, 64)
+            _logger.warning("in %s the network runs on plain PyTorch, slowly (%s)", str(trunk_dtype)[6:], why)
         if self.engine == "fused":
             self.trunk = fused_trunk(detector, trunk_dtype)
         else:

@@ -17,6 +17,7 @@ import numpy as np
 
 FREQUENCIES = ((0, 1), (1, 0), (0, 2), (1, 1), (2, 0), (0, 3), (1, 2), (2, 1), (3, 0))  # (vertical, horizontal)
 MOST_BLOCKS = 512
+BLOCKS_AT_ONCE = 128  # so few are multiplied where they are; more, BLAS spreads over cores that have other things to do
 BINS = 26
 CANDIDATES = 40
 RATIOS = np.geomspace(1.2, 12, CANDIDATES)  # of an earlier step to the file's
@@ -56,8 +57,9 @@ def _histograms(pixels: np.ndarray, steps: tuple[int, ...]) -> np.ndarray:
     rows, columns = pixels.shape[0] // 8, pixels.shape[1] // 8
     blocks = pixels[: 8 * rows, : 8 * columns].reshape(rows, 8, columns, 8, 3)
     chosen = np.linspace(0, rows * columns, min(rows * columns, MOST_BLOCKS), endpoint=False).astype(int)
-    some = blocks[chosen // max(columns, 1), :, chosen % max(columns, 1)].reshape(-1, 64 * 3)
-    counts = np.minimum(np.rint(np.abs(some.astype(np.float32) @ _projection(steps))), BINS - 1).astype(np.int64)
+    some = blocks[chosen // max(columns, 1), :, chosen % max(columns, 1)].reshape(-1, 64 * 3).astype(np.float32)
+    products = [some[i : i + BLOCKS_AT_ONCE] @ _projection(steps) for i in range(0, max(1, len(some)), BLOCKS_AT_ONCE)]
+    counts = np.minimum(np.rint(np.abs(np.concatenate(products))), BINS - 1).astype(np.int64)
     return np.bincount((counts + BINS * np.arange(len(steps))).ravel(), minlength=BINS * len(steps))
 
 

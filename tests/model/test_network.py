@@ -143,6 +143,16 @@ def test_every_engine_of_the_trunk(detector, monkeypatch, engine, dtype):
     assert (detector.for_inference(dtype)(raw) - expected).abs().max() < (1e-4 if dtype == torch.float32 else 0.05)
 
 
+def test_a_slow_way_says_so(detector, monkeypatch, caplog):
+    detector.for_inference(torch.float32)
+    assert bool(caplog.records) == (inference.trunk_engine(torch.device("cpu"), torch.float32, False) == "torch")
+    caplog.clear()
+    monkeypatch.setattr(inference, "onednn_serves", lambda dtype: False)
+    monkeypatch.setattr(bottleneck, "refusal", lambda dtype, width: "no such products")
+    detector.for_inference(torch.bfloat16)
+    assert caplog.messages == ["in bfloat16 the network runs on plain PyTorch, slowly (no such products)"]
+
+
 def test_inference_in_bfloat16_is_as_good_as_eager_bfloat16(detector):
     raw, normalised = images(8, 3, 128, 128)
     with torch.no_grad():
