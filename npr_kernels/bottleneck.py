@@ -91,8 +91,9 @@ class QuantisedBottleneck(nn.Module):
     :class:`FusedBottlenecks`, whose first block is not quantised, and of bfloat16 where that is served, else float32.
 
     A weight is rounded to a 127th of the largest of its output channel, after the inputs' steps are multiplied in.
-    With stride 1 those of the 3x3 convolution, transformed, are rounded to 16 bits. Raises ValueError where
-    :func:`refusal` has a reason against int8.
+    With stride 1 those of the 3x3 convolution, transformed, become integers of at most 16 bits, as large as exact sums
+    in 32 bits allow: about 13 bits and a sign with 64 channels, one fewer with each doubling. Raises ValueError where
+    :func:`refusal` has a reason against int8, or a convolution has more inputs than such sums can take.
     """
 
     def __init__(
@@ -108,6 +109,8 @@ class QuantisedBottleneck(nn.Module):
             inputs[2] = torch.cat([steps.second, steps.x])
         factors = []
         for i, (columns, rows) in enumerate(zip(inputs, (steps.first, steps.second, out), strict=True)):
+            if len(columns) * 127 * LEVELS >= 2**31:
+                raise ValueError(f"a sum over {len(columns)} inputs can leave 32 bits")
             matrix = matrices[i] * columns.double() / rows.double()[:, None]
             factor = matrix.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
             matrices[i], biases[i] = (matrix / factor).round(), biases[i] / rows

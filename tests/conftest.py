@@ -11,6 +11,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several processes share the tests: those marked as a group, which have something slow in common or are slow
+    themselves, stay together and come first, so that no process is left with them in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """Fresh memory is NaN, so that a kernel which leaves an output unwritten is seen."""

@@ -1,6 +1,7 @@
 // Chooses the kernels for the processor that the program runs on.
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -46,6 +47,8 @@ const Kernels& choose() {
 }
 
 }  // namespace
+
+void out_of_memory() { throw std::bad_alloc(); }
 
 const Kernels& kernels() {
   static const Kernels& chosen = choose();

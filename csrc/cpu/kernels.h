@@ -98,6 +98,9 @@ struct Kernels {
   int64_t level_bytes;     // of a whole number from 0 to 255, if they can be of such ones; else 0
 };
 
+// Throws std::bad_alloc, for kernels, which may not include what it is declared in.
+[[noreturn]] void out_of_memory();
+
 // The kernels for this machine: the best instruction set it has, or the one NPR_KERNELS_CPU_CAPABILITY names.
 const Kernels& kernels();
 

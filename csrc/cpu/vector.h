@@ -168,7 +168,7 @@ class Buffer {
   void allocate(int64_t count) {
     const size_t bytes = static_cast<size_t>(count) * sizeof(T) + 64;
     void* memory = nullptr;
-    if (posix_memalign(&memory, 64, bytes) != 0) abort();  // some KiB: the process is past saving
+    if (posix_memalign(&memory, 64, bytes) != 0) out_of_memory();
     __builtin_memset(memory, 0, bytes);
     data_ = static_cast<T*>(memory);
   }

@@ -1,7 +1,11 @@
 // Runs the stems, the convolution, the moments and the bottlenecks of the chosen kernels on pseudo-random pixels and prints
 // checksums: a way to compare processors, or emulated ones, without torch. Built and run by test_portability.py.
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
+#include <string>
 #include <vector>
 
 #include "../../csrc/cpu/kernels.h"
@@ -10,11 +14,104 @@ namespace {
 
 using namespace npr::cpu;
 
-void print(const char* what, int64_t which, const std::vector<float>& out) {
+// Every value has a weight of its place, so that none may stand where another belongs.
+void print(const char* what, const char* which, const std::vector<float>& out) {
   double sum = 0, squares = 0;
-  for (float value : out) sum += value, squares += static_cast<double>(value) * value;
-  std::printf("%s %s %ld %.3f %.3f\n", kernels().name, what, static_cast<long>(which), sum, squares);
+  for (size_t i = 0; i < out.size(); ++i) {
+    sum += out[i] * static_cast<double>(i % 97 + 1);
+    squares += static_cast<double>(out[i]) * out[i] * static_cast<double>(i % 89 + 1);
+  }
+  std::printf("%s %s %s %.6g %.6g\n", kernels().name, what, which, sum, squares);
 }
+
+// Values of one type as the kernels keep them: whole multiples of 1/64 below 4, or levels, both exact in bfloat16.
+int64_t bytes_of(Type type) {
+  return type == Type::kFloat32 ? 4 : type == Type::kBFloat16 ? 2 : kernels().level_bytes;
+}
+
+std::vector<char> encoded(const std::vector<float>& values, Type type) {
+  const size_t bytes = static_cast<size_t>(bytes_of(type));
+  std::vector<char> out(values.size() * bytes);
+  for (size_t i = 0; i < values.size(); ++i) {
+    const uint32_t bits = std::bit_cast<uint32_t>(values[i]);
+    const uint32_t word = type == Type::kFloat32    ? bits
+                          : type == Type::kBFloat16 ? bits >> 16
+                                                    : static_cast<uint32_t>(values[i]);
+    std::memcpy(&out[i * bytes], &word, bytes);  // of a little-endian machine
+  }
+  return out;
+}
+
+std::vector<float> decoded(const std::vector<char>& values, Type type) {
+  const size_t bytes = static_cast<size_t>(bytes_of(type));
+  std::vector<float> out(values.size() / bytes);
+  for (size_t i = 0; i < out.size(); ++i) {
+    uint32_t word = 0;
+    std::memcpy(&word, &values[i * bytes], bytes);
+    out[i] = type == Type::kFloat32    ? std::bit_cast<float>(word)
+             : type == Type::kBFloat16 ? std::bit_cast<float>(word << 16)
+                                       : static_cast<float>(word);
+  }
+  return out;
+}
+
+// A bottleneck of 64 channels on 9 x 10 pixels; `average`: only the sums of its rows.
+struct Block {
+  const char* name;
+  int64_t strip, stride;
+  bool project, average;
+
+  void run(const char* kind, Type type, Type out_type) const {
+    constexpr int64_t kInner = 64, kHeight = 9, kWidth = 10, kPixels = kHeight * kWidth;
+    uint32_t state = 1;
+    const bool whole = type == Type::kUInt8, smooth = strip > 1;
+    const auto values = [&](int64_t count, int most, float unit) {
+      std::vector<float> made(static_cast<size_t>(count));
+      for (auto& value : made) {
+        state = state * 1664525u + 1013904223u;
+        value = unit * static_cast<float>(static_cast<int>((state >> 8) % static_cast<uint32_t>(2 * most + 1)) - most);
+      }
+      return made;
+    };
+    // A matrix for each place of a transformed tile, or the whole.
+    const auto pack = [&](int64_t inputs, int64_t matrices, Weight weight, int64_t bytes, int most) {
+      std::vector<char> packed(static_cast<size_t>(kInner * inputs * matrices * bytes));
+      for (int64_t i = 0; i < matrices; ++i)
+        kernels().pack_weights(values(kInner * inputs, most, whole ? 1.f : 1 / 64.f).data(), kInner, inputs, weight,
+                               packed.data() + i * kInner * inputs * bytes);
+      return packed;
+    };
+    const Weight weight = type == Type::kFloat32      ? Weight::kFloat32
+                          : type == Type::kBFloat16   ? Weight::kBFloat16
+                          : kernels().level_bytes == 1 ? Weight::kInt8
+                                                       : Weight::kInt16;
+    const int64_t bytes = bytes_of(type), places = smooth ? (strip + 2) * (strip + 2) : 1;
+    std::vector<float> image = values(kPixels * kInner, whole ? 127 : 64, whole ? 1.f : 1 / 64.f);
+    if (whole)
+      for (auto& value : image) value += 127;
+    const std::vector<char> x = encoded(image, type);
+    const bool wide = whole && smooth;
+    const std::vector<char> packed[] = {pack(kInner, 1, weight, bytes, whole ? 127 : 16),
+                                        pack(smooth ? kInner : 9 * kInner, places, wide ? Weight::kInt16 : weight,
+                                             wide ? 2 : bytes, wide ? 1500 : whole ? 127 : 16),
+                                        pack(project ? 2 * kInner : kInner, 1, weight, bytes, whole ? 127 : 16)};
+    const std::vector<float> biases = values(kInner, 40, out_type == Type::kUInt8 || whole ? 1.f : 1 / 64.f);
+    const std::vector<float> outer(kInner, 0.0003f), inner(kInner, wide ? 0.000005f : 0.0001f), shortcut(kInner, 0.75f);
+    const int64_t out_height = (kHeight - 1) / stride + 1, out_width = (kWidth - 1) / stride + 1;
+    std::vector<char> out(static_cast<size_t>(out_height * out_width * kInner * bytes_of(out_type)));
+    std::vector<float> sums(static_cast<size_t>(out_height * kInner));
+    BottleneckTask task{1, kInner, kHeight, kWidth, out_height, out_width, stride, {kInner, kInner, kInner}, project,
+                        strip, type, out_type, x.data(), average ? nullptr : out.data(),
+                        average ? sums.data() : nullptr, {packed[0].data(), packed[1].data(), packed[2].data()},
+                        {biases.data(), biases.data(), biases.data()}, {}};
+    if (whole) {
+      const float* const factors[] = {outer.data(), inner.data(), outer.data(), project ? nullptr : shortcut.data()};
+      std::copy(factors, factors + 4, task.factors);
+    }
+    kernels().bottleneck(task, 0, (out_height + strip - 1) / strip);
+    print(kind, name, average ? sums : decoded(out, out_type));
+  }
+};
 
 }  // namespace
 
@@ -42,7 +139,7 @@ int main() {
       std::vector<float> out(kBatch * height * width * kOut);
       task.out = {out.data(), Type::kFloat32, {height * width * kOut, 1, width * kOut, kOut}};
       (stem ? kernels().stem : kernels().conv)(task, 0, kBatch * height);
-      print(stem ? "stem" : "conv", anchor, out);
+      print(stem ? "stem" : "conv", std::to_string(anchor).c_str(), out);
     }
 
     const int64_t height = npr::pooled_size(kHeight / 2), width = npr::pooled_size(kWidth / 2);
@@ -66,59 +163,18 @@ int main() {
     std::printf("%s sums %ld %.6g %.6g\n", kernels().name, static_cast<long>(anchor), of_products, of_moments);
   }
 
-  constexpr int64_t kInner = 64, kSide = 9;
-  const auto random = [&](int64_t count, float factor) {
-    std::vector<float> values(static_cast<size_t>(count));
-    for (auto& value : values) value = factor * (static_cast<float>(next() % 2001) / 1000.f - 1.f);
-    return values;
-  };
-  const auto whole = [&](int64_t count, int most) {
-    std::vector<float> values(static_cast<size_t>(count));
-    for (auto& value : values) value = static_cast<float>(static_cast<int>(next() % (2 * most + 1)) - most);
-    return values;
-  };
-  // A matrix for each place of a transformed tile, or the whole.
-  const auto pack = [&](const std::vector<float>& weights, int64_t matrices, Weight type, int64_t bytes) {
-    std::vector<char> packed(weights.size() * static_cast<size_t>(bytes));
-    const int64_t inputs = static_cast<int64_t>(weights.size()) / kInner / matrices;
-    for (int64_t i = 0; i < matrices; ++i)
-      kernels().pack_weights(weights.data() + i * kInner * inputs, kInner, inputs, type, packed.data() + i * kInner * inputs * bytes);
-    return packed;
-  };
-
-  const std::vector<float> image = random(kSide * kSide * kInner, 1.f), biases = random(kInner, 1.f);
-  for (int64_t strip : {1, 2}) {  // direct, Winograd's
-    const std::vector<char> packed[] = {pack(random(kInner * kInner, 0.1f), 1, Weight::kFloat32, 4),
-                                        pack(random((strip == 1 ? 9 : 16) * kInner * kInner, 0.1f), strip == 1 ? 1 : 16, Weight::kFloat32, 4),
-                                        pack(random(kInner * kInner, 0.1f), 1, Weight::kFloat32, 4)};
-    std::vector<float> out(image.size());
-    BottleneckTask block{1, kInner, kSide, kSide, kSide, kSide, 1, {kInner, kInner, kInner}, false, strip,
-                         Type::kFloat32, Type::kFloat32, image.data(), out.data(), {}, {packed[0].data(), packed[1].data(), packed[2].data()},
-                         {biases.data(), biases.data(), biases.data()}, {}};
-    kernels().bottleneck(block, 0, (kSide + strip - 1) / strip);
-    print("bottleneck", strip, out);
+  const bool bfloat16 = kernels().bfloat16_products, levels = kernels().level_bytes > 0;
+  const Type real = bfloat16 ? Type::kBFloat16 : Type::kFloat32;
+  for (const Block& block : {Block{"direct", 1, 1, false, false}, Block{"winograd", 2, 1, false, false},
+                             Block{"strided", 1, 2, true, false}, Block{"average", 2, 1, true, true}}) {
+    block.run("float32", Type::kFloat32, Type::kFloat32);
+    if (bfloat16) block.run("bfloat16", Type::kBFloat16, Type::kBFloat16);
   }
-
-  // The same on levels, where there are such: bytes or int16.
-  const int64_t bytes = kernels().level_bytes;
-  if (bytes == 0) return 0;
-  std::vector<char> levels(image.size() * static_cast<size_t>(bytes)), out(levels.size());
-  for (size_t i = 0; i < image.size(); ++i) levels[i * static_cast<size_t>(bytes)] = static_cast<char>(next() % 256);
-  const std::vector<float> level_biases = whole(kInner, 40), shortcut(kInner, 0.75f), first(kInner, 0.0003f);
-  const Weight type = bytes == 1 ? Weight::kInt8 : Weight::kInt16;
-  for (int64_t strip : {1, 4}) {
-    const std::vector<float> second(kInner, strip == 1 ? 0.0001f : 0.000005f);
-    const std::vector<char> packed[] = {pack(whole(kInner * kInner, 127), 1, type, bytes),
-                                        strip == 1 ? pack(whole(9 * kInner * kInner, 127), 1, type, bytes)
-                                                   : pack(whole(36 * kInner * kInner, 1500), 36, Weight::kInt16, 2),
-                                        pack(whole(kInner * kInner, 127), 1, type, bytes)};
-    BottleneckTask block{1, kInner, kSide, kSide, kSide, kSide, 1, {kInner, kInner, kInner}, false, strip,
-                         Type::kUInt8, Type::kUInt8, levels.data(), out.data(), {}, {packed[0].data(), packed[1].data(), packed[2].data()},
-                         {level_biases.data(), level_biases.data(), level_biases.data()},
-                         {first.data(), second.data(), first.data(), shortcut.data()}};
-    kernels().bottleneck(block, 0, (kSide + strip - 1) / strip);
-    std::vector<float> values(image.size());
-    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<uint8_t>(out[i * static_cast<size_t>(bytes)]);
-    print("levels", strip, values);
-  }
+  if (!levels) return 0;
+  for (const Block& block : {Block{"direct", 1, 1, false, false}, Block{"winograd", 4, 1, false, false},
+                             Block{"strided", 1, 2, true, false}})
+    block.run("levels", Type::kUInt8, Type::kUInt8);
+  Block{"strided", 1, 2, true, false}.run("to_levels", real, Type::kUInt8);
+  Block{"winograd", 4, 1, true, false}.run("from_levels", Type::kUInt8, real);
+  Block{"average", 4, 1, false, true}.run("from_levels", Type::kUInt8, real);
 }

@@ -191,6 +191,7 @@ def test_importing_is_free_of_side_effects():
 
 
 @needs_extension
+@pytest.mark.xdist_group("instruction sets")
 @pytest.mark.parametrize("capability", ["portable", "avx2", "avx512", "avx512bf16"])
 def test_every_instruction_set_this_machine_has(capability):
     """The table of cases once more, in a process that is told to use it."""
@@ -204,8 +205,9 @@ def test_every_instruction_set_this_machine_has(capability):
     if found != capability:
         assert f"is '{capability}'; this machine has" in failure
         pytest.skip(f"this machine lacks {capability}")
-    tests = ["tests/kernels/test_parity.py", "tests/kernels/test_training_stem.py"]
-    chosen = "cpu and not gradcheck and not processes"
+    names = "parity", "training_stem", "bottleneck", "quantised_bottleneck"
+    tests = [f"tests/kernels/test_{name}.py" for name in names]
+    chosen = "(cpu or bottleneck) and not gradcheck and not processes and not instruction_sets and not opcheck"
     result = subprocess.run(
         [
             sys.executable,

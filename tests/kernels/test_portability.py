@@ -13,11 +13,12 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.xdist_group("portability")
 FLAGS = ["-std=c++20", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi", "-static"]
 HERE = ROOT / "tests" / "kernels"
 CPU = ROOT / "csrc" / "cpu"
 KERNELS = sorted(path for path in CPU.glob("*.cpp") if not path.stem.endswith("operators"))
-Checksums = dict[tuple[str, str], tuple[float, ...]]  # of every operator and anchor, or size of strips
+Checksums = dict[tuple[str, str], tuple[float, ...]]  # of every operator and anchor, or dtype and kind of bottleneck
 
 
 def checksums(
@@ -42,7 +43,7 @@ def test_aarch64_agrees(here, tmp_path):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool} (Debian: g++-aarch64-linux-gnu and qemu-user)")
     _, there = checksums("aarch64-linux-gnu-g++", tmp_path / "there", KERNELS, "qemu-aarch64", optimise="-O2")
-    assert len(there) == 14
+    assert len(there) == 16
     for name, found in there.items():
         assert found == pytest.approx(here[1][name], rel=1e-5)
 
@@ -57,10 +58,16 @@ def test_emulated_avx512_agrees(here, capability, tmp_path):
     source = tmp_path / "emulated.cpp"
     source.write_text(
         f'#include "{HERE}/avx512_emulated.h"\n{kernels.replace("instruction_set.h", f"{CPU}/instruction_set.h")}'
-        f"namespace npr::cpu {{ const Kernels& kernels() {{ return {capability}::table; }} }}\n"
+        "#include <new>\nnamespace npr::cpu {\n"
+        f"const Kernels& kernels() {{ return {capability}::table; }}\n"
+        "void out_of_memory() { throw std::bad_alloc(); }\n}\n"
     )
     emulated, found = checksums("c++", tmp_path / "emulated", [source])
-    assert emulated == capability and len(found) == 16
-    for name, sums in found.items():
-        if name in expected:  # a processor may be without products of integers
-            assert sums == pytest.approx(expected[name], rel=1e-5), name
+    assert emulated == capability
+    assert len(found) == (26 if capability == "avx512bf16" else 22)
+    rounded = "avx512bf16" in (emulated, name)  # what comes to or from levels is bfloat16 there
+    for (what, which), sums in found.items():
+        other = ("float32" if what == "bfloat16" else what, which)
+        if other in expected:  # a processor may be without products of integers
+            exact = what not in ("bfloat16", "to_levels", "from_levels") or not rounded
+            assert sums == pytest.approx(expected[other], rel=1e-5 if exact else 1e-2), (what, which)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import pairwise
 
 import pytest
@@ -13,6 +14,7 @@ from npr_kernels import bottleneck
 from npr_kernels.bottleneck import (
     INPUTS_TO_FOUR,
     LEVELS,
+    WEIGHTS_TO_FOUR,
     FusedBottleneck,
     FusedBottlenecks,
     QuantisedBottleneck,
@@ -67,7 +69,7 @@ PRODUCTS_TO_FOUR = (
 
 
 def winograd_product(x: Tensor, weight: Tensor) -> Tensor:
-    """The 3x3 convolution of levels by F(4x4, 3x3), with the kernel's weights: of 16 bits once transformed."""
+    """The 3x3 convolution of levels by F(4x4, 3x3), with the kernel's weights, whole numbers once transformed."""
     to_products, to_results = (torch.tensor(t, dtype=torch.float64) for t in (INPUTS_TO_FOUR, PRODUCTS_TO_FOUR))
     matrices, factor = _winograd_integers(weight)
     assert all(torch.equal(m, m.round()) and m.abs().max() < 2**15 for m in matrices)
@@ -134,6 +136,32 @@ def test_against_whole_numbers(shape, threads):
         assert error(found, truth) < 0.02
         off = (found.double() - truth).abs() > truth.abs() / 200 + 1e-3
         assert off.double().mean() < 0.001
+
+
+@pytest.mark.parametrize("channels", [64, 128])
+def test_the_largest_sums_fit_into_32_bits(channels):
+    """The weights and levels with which a place of the transformed tile has the largest sum there can be."""
+    transform, of_weights = (torch.tensor(t, dtype=torch.float64) for t in (INPUTS_TO_FOUR, WEIGHTS_TO_FOUR))
+    unit = torch.eye(channels, dtype=torch.float64)[..., None, None], torch.zeros(channels)
+    one = torch.ones(channels)
+    for i, j, sign in itertools.product(range(6), range(6), (1, -1)):
+        weight = of_weights[i].outer(of_weights[j])
+        weight = (weight * 200 / (channels * LEVELS * 9 * weight.abs().max())).repeat(channels, channels, 1, 1)
+        x = torch.zeros(1, channels, 12, 12, dtype=torch.float64)
+        x[:, :, 3:9, 3:9] = LEVELS * (sign * transform[i].outer(transform[j]) > 0)  # what a whole tile reads
+        block = QuantisedBottleneck(unit, (weight, 100 * one), unit, None, 1, Steps(one, one, one, None))
+        found = FusedBottlenecks(as_bytes(channels), block)(x.to(REAL))
+        expected = x + (F.conv2d(x, weight, padding=1) + 100).clamp(min=0).round().clamp(max=LEVELS)
+        assert (found.double() - expected).abs().max() < 6  # 3 steps, and bfloat16's; one that wraps is 100 off
+
+
+def test_sums_that_could_leave_32_bits_are_refused():
+    wide = 2**31 // (127 * LEVELS) // 64 * 64 + 64
+    exact = [(torch.zeros(64, wide, 1, 1), torch.zeros(64)), (torch.zeros(64, 64, 3, 3), torch.zeros(64))]
+    exact.append((torch.zeros(64, 64, 1, 1), torch.zeros(64)))
+    steps = Steps(torch.ones(wide), torch.ones(64), torch.ones(64), None)
+    with pytest.raises(ValueError, match="66368 inputs"):
+        QuantisedBottleneck(*exact, (torch.zeros(64, wide, 1, 1), torch.zeros(64)), 1, steps)
 
 
 def test_several_in_one_call():

@@ -53,6 +53,7 @@ def _subset() -> list[Case]:
 SUBSET = _subset()
 
 
+@pytest.mark.xdist_group("interpreter")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
 def test_under_the_interpreter():
     result = subprocess.run(

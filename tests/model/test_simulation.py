@@ -28,6 +28,7 @@ from npr_model.simulation.generators import GeneratorError
 from npr_model.simulation.simulator import Draw, SimulatorError
 from tests.model.conftest import noise
 
+pytestmark = pytest.mark.xdist_group("simulation")  # most use the same decoders, which take a minute to train
 PHOTOGRAPHS = [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in load_sample_images().images]
 
 
