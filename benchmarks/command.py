@@ -61,12 +61,15 @@ def finish(benchmarks: Iterable[Benchmark], device: torch.device, seconds: float
     console = Console(width=None if sys.stdout.isatty() else 160)
     torch.manual_seed(0)
     described = machine.describe(device)
+    arithmetic = "".join(
+        f"{name} {described[peak]['gflops']:.0f} GFLOP/s ({described[peak]['method']}), "
+        for name, peak in (("float32", "fma_peak"), ("bfloat16", "bf16_peak"), ("int8", "int8_peak"))
+        if peak in described
+    )
     console.print(
         f"{described.get('gpu', described['cpu'])}, {described['threads']} threads, torch {described['torch']}, "
         f"kernels: {described['cpu_capability'] or 'none compiled'}\n"
-        f"measured peaks: float32 {described['fma_peak']['gflops']:.0f} GFLOP/s ({described['fma_peak']['method']}), "
-        f"bfloat16 {described['bf16_peak']['gflops']:.0f} GFLOP/s ({described['bf16_peak']['method']}), "
-        f"copy {described['copy_bandwidth_gb_s']:.1f} GB/s"
+        f"measured peaks: {arithmetic}copy {described['copy_bandwidth_gb_s']:.1f} GB/s"
     )
     if described["load_average_before"] > described["cores"] / 4:
         console.print(

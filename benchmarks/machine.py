@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.harness import burst
 from npr_kernels import info
+from npr_model import inference
 
 SOURCE = Path(__file__).with_name("microkernels.c")
 INSTRUCTION_SETS = (
@@ -61,12 +62,16 @@ def peaks(device: torch.device) -> dict:
     """The most operations a second and the fastest copy found, each with how it was found."""
     micro = _microkernels() if device.type == "cpu" else {}
     fma = {"torch.mm float32": _matrix_peak(torch.float32, device)}
-    bf16 = {"torch.mm bfloat16": _matrix_peak(torch.bfloat16, device)}
+    bf16 = {}
+    if device.type == "cuda" or inference.onednn_serves(torch.bfloat16):  # elsewhere it takes minutes
+        bf16["torch.mm bfloat16"] = _matrix_peak(torch.bfloat16, device)
     if "fma_chains" in micro:
         fma["micro-kernel of fused multiply-adds"] = _threaded_peak(micro["fma_chains"])
     if "bf16_dot_chains" in micro:
         bf16["micro-kernel of bfloat16 dot products"] = _threaded_peak(micro["bf16_dot_chains"])
-    found = {"fma_peak": _best(fma), "bf16_peak": _best(bf16), "copy_bandwidth_gb_s": _copy_bandwidth(device)}
+    found = {"fma_peak": _best(fma), "copy_bandwidth_gb_s": _copy_bandwidth(device)}
+    if bf16:
+        found["bf16_peak"] = _best(bf16)
     if "int8_dot_chains" in micro:
         found["int8_peak"] = _best({"micro-kernel of int8 dot products": _threaded_peak(micro["int8_dot_chains"])})
     return found
