@@ -41,7 +41,9 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
       "-> Tensor");
   // (channels, inputs) float32 in the order, and as long as this instruction set wants it.
   m.def("pack_weights(Tensor weight, ScalarType dtype) -> Tensor");
-  // Bytes of what this processor multiplies in a bottleneck of `dtype` (float32, bfloat16 or int8), 0 where it cannot.
-  m.def("product_bytes(ScalarType dtype) -> int");
+  // Whether this processor has bottlenecks of `dtype`.
+  m.def("serves_bottlenecks(ScalarType dtype) -> bool");
+  // The largest quantised activation of bottlenecks of int8, 0 where there are none.
+  m.def("most_level() -> int");
   m.def("cpu_capability() -> str");
 }

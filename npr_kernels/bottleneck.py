@@ -12,8 +12,6 @@ from npr_kernels.backends import extension
 Folded = tuple[Tensor, Tensor]  # weight (O, C, KH, KW) and bias (O,) of a convolution, see fold_batch_norm
 
 
-LEVELS = 255  # of a quantised activation, which is a whole number of steps above zero
-
 # Winograd's transforms of three weights (Lavin and Gray, 2016), for two results and for four. The second gives four
 # times the results, and its rows are scaled to be of like size; csrc/cpu/bottleneck.h has the transforms that go with
 # them.
@@ -87,8 +85,9 @@ class FusedBottleneck(nn.Module):
 
 
 class QuantisedBottleneck(nn.Module):
-    """A :class:`FusedBottleneck` on activations from 0 to 255 and integer weights, with exact sums; to be one of a
-    :class:`FusedBottlenecks`, whose first block is not quantised, and of bfloat16 where that is served, else float32.
+    """A :class:`FusedBottleneck` on activations from 0 to :func:`most_level` and integer weights, with exact sums; to
+    be one of a :class:`FusedBottlenecks`, whose first block is not quantised, and of bfloat16 where that is served,
+    else float32.
 
     A weight is rounded to a 127th of the largest of its output channel, after the inputs' steps are multiplied in.
     With stride 1 those of the 3x3 convolution, transformed, become integers of at most 16 bits, as large as exact sums
@@ -109,14 +108,14 @@ class QuantisedBottleneck(nn.Module):
             inputs[2] = torch.cat([steps.second, steps.x])
         factors = []
         for i, (columns, rows) in enumerate(zip(inputs, (steps.first, steps.second, out), strict=True)):
-            if len(columns) * 127 * LEVELS >= 2**31:
+            if len(columns) * 127 * most_level() >= 2**31:
                 raise ValueError(f"a sum over {len(columns)} inputs can leave 32 bits")
             matrix = matrices[i] * columns.double() / rows.double()[:, None]
             factor = matrix.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
             matrices[i], biases[i] = (matrix / factor).round(), biases[i] / rows
             factors.append(factor.flatten())
         factors.append(torch.empty(0) if shortcut is not None else steps.x / out)
-        packed, dtypes = [[matrix] for matrix in matrices], [_level_dtype()] * 3
+        packed, dtypes = [[matrix] for matrix in matrices], [torch.int8] * 3
         if stride == 1:
             weight = conv2[0].detach().double() * steps.first.double().view(1, -1, 1, 1)
             packed[1], factors[1] = _winograd_integers(weight / steps.second.double().view(-1, 1, 1, 1))
@@ -193,10 +192,10 @@ def _winograd_integers(weight: Tensor) -> tuple[list[Tensor], Tensor]:
     sum over transformed levels can leave 32 bits; and the (O,) factors that bring the results to scale."""
     transform = torch.tensor(INPUTS_TO_FOUR, dtype=torch.float64)
     above, below = transform.clamp(min=0).sum(1), -transform.clamp(max=0).sum(1)
-    # Inputs are 0 to LEVELS, so how far a sum goes is decided by the larger of what can be added and subtracted.
+    # Inputs are levels, from 0 on, so how far a sum goes is decided by the larger of what can be added and subtracted.
     added = above.outer(above) + below.outer(below)
     subtracted = above.outer(below) + below.outer(above)
-    reach = LEVELS * torch.maximum(added, subtracted)
+    reach = most_level() * torch.maximum(added, subtracted)
     matrices = torch.stack(winograd_matrices(weight, WEIGHTS_TO_FOUR))
     room = 2**31 - 1 - weight.shape[1] * reach.max() / 2  # the rest is for the weights' own rounding
     sums = (matrices.abs().sum(2) * reach.flatten()[:, None]).amax(0)
@@ -204,9 +203,11 @@ def _winograd_integers(weight: Tensor) -> tuple[list[Tensor], Tensor]:
     return list((matrices * scale.view(-1, 1)).round()), 1 / (16 * scale)
 
 
-def _level_dtype() -> torch.dtype:
-    """What levels are multiplied as: int16 where the processor has no products of bytes."""
-    return torch.int8 if torch.ops.npr_kernels.product_bytes(torch.int8) == 1 else torch.int16
+def most_level() -> int:
+    """The largest whole number that a quantised activation can be: 255, or 127 where the processor has no VNNI, so that
+    the products of two side by side fit into 16 bits; 0 where int8 is not served. (Weights of fewer bits instead would
+    cost more: they err in the same way at every pixel.)"""
+    return torch.ops.npr_kernels.most_level()
 
 
 def refusal(dtype: torch.dtype, width: int) -> str | None:
@@ -215,7 +216,7 @@ def refusal(dtype: torch.dtype, width: int) -> str | None:
         return extension.FAILURE
     if dtype not in (torch.float32, torch.bfloat16, torch.int8):
         return f"it has no kernel for {dtype}"
-    if torch.ops.npr_kernels.product_bytes(dtype) == 0:
+    if not torch.ops.npr_kernels.serves_bottlenecks(dtype):
         return f"the processor has no dot products of {str(dtype).removeprefix('torch.')}"
     if width % 64:
         return f"it computes 64 channels at a time, and {width} is no multiple of that"

@@ -116,7 +116,7 @@ def fused_trunk(detector: NPRDetector, dtype: torch.dtype) -> bottleneck.FusedBo
         if name in steps:
             made.append(bottleneck.QuantisedBottleneck(*layers, stride, steps[name]))
         elif steps:
-            out_steps = detector.activation_steps[f"{name}.out"]
+            out_steps = quantisation.processor_steps(detector)[f"{name}.out"]
             made.append(bottleneck.FusedBottleneck(*layers, stride, default_dtype(out_steps.device), out_steps))
         else:
             made.append(bottleneck.FusedBottleneck(*layers, stride, dtype))

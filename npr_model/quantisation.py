@@ -1,8 +1,8 @@
 """Post-training quantisation of the residual blocks to 8 bits: how far activations go, measured on images.
 
 The first block is not quantised, as what it reads, the stem's output, has the longest tails: in 8 bits it costs more
-accuracy than all the rest. Behind it every activation comes from a ReLU and is a whole number up to 255 of its
-channel's own steps.
+accuracy than all the rest. Behind it every activation comes from a ReLU and is a whole number, up to 255 or
+127, of its channel's own steps.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npr_kernels.bottleneck import LEVELS, Steps
+from npr_kernels.bottleneck import Steps, most_level
 from npr_model import images
 from npr_model.errors import InputError
 from npr_model.images import View
 from npr_model.network import Bottleneck, NPRDetector
 
+LEVELS = 255  # steps are measured for so many; a processor may have fewer, longer ones
 SHARE = 0.95  # of the images that a channel's largest value is not cut off in
 LEAST = 1e-3  # of a layer's longest step: no channel's is shorter, or one that was silent would stay so
 SIDE = 256
@@ -104,11 +105,17 @@ def check_steps(detector: NPRDetector, steps: dict[str, Tensor]) -> None:
             raise ValueError(f"activation steps {name} are not {expected[name]} positive float32 numbers")
 
 
-def block_steps(detector: NPRDetector) -> dict[str, Steps]:
-    """Of all blocks but the first. Raises InputError where the detector has none."""
-    steps = detector.activation_steps
-    if not steps:
+def processor_steps(detector: NPRDetector) -> dict[str, Tensor]:
+    """As :func:`measure_steps` found them, for as many levels as this processor has. Raises InputError where the
+    detector has none."""
+    if not detector.activation_steps:
         raise InputError("int8 needs a checkpoint with activation steps: npr calibrate measures them on photographs")
+    return {name: step * (LEVELS / most_level()) for name, step in detector.activation_steps.items()}
+
+
+def block_steps(detector: NPRDetector) -> dict[str, Steps]:
+    """Of all blocks but the first, for this processor. Raises InputError where the detector has none."""
+    steps = processor_steps(detector)
     names = list(blocks(detector))
     return {
         name: Steps(steps[f"{before}.out"], steps[f"{name}.first"], steps[f"{name}.second"], steps.get(f"{name}.out"))

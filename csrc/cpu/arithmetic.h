@@ -1,6 +1,7 @@
 // The multiply-accumulate that the convolutions are made of: fused multiply-add of float or double, or, where the
 // processor has them, dot products: of pairs of bfloat16 summed in float32, of pairs of int16 or four bytes summed in 32
-// bits.
+// bits. Bytes are faster by a third or more than int16 pairs, also without VNNI, where it takes three instructions and the
+// sum of two products must fit into 16 bits.
 
 template <typename Element>
 struct Arithmetic {  // float, double
@@ -32,7 +33,7 @@ struct Arithmetic<BFloat16> {
 };
 #endif
 
-#ifdef NPR_HAS_INT16_DOT
+#ifdef NPR_HAS_INTEGER_DOT
 template <>
 struct Arithmetic<int16_t> {
   using Sum = Vector<int32_t>;
@@ -44,7 +45,7 @@ struct Arithmetic<int16_t> {
     return (Vector<int16_t>)broadcast(pair);
   }
   static inline void accumulate(Vector<int32_t>& sum, Vector<int16_t> a, Vector<int16_t> b) {
-#if defined(NPR_HAS_INT8_DOT)
+#if defined(NPR_HAS_VNNI)
     sum = (Vector<int32_t>)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
 #elif NPR_VECTOR_BYTES == 64
     sum += (Vector<int32_t>)_mm512_madd_epi16((__m512i)a, (__m512i)b);
@@ -56,21 +57,27 @@ struct Arithmetic<int16_t> {
 };
 #endif
 
-#ifdef NPR_HAS_INT8_DOT
+#ifdef NPR_HAS_INTEGER_DOT
 template <>
 struct Arithmetic<uint8_t> {  // the weights are int8
   using Sum = Vector<int32_t>;
   static constexpr int64_t kPack = 4;
 
-  static inline __m512i repeat(const uint8_t* p) {
+  static inline Vector<int32_t> repeat(const uint8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, sizeof(four));
-    return _mm512_set1_epi32(four);
+    return broadcast(four);
   }
-  static inline void accumulate(Vector<int32_t>& sum, __m512i a, __m512i b) {
-    sum = (Vector<int32_t>)_mm512_dpbusd_epi32((__m512i)sum, a, b);
+  static inline void accumulate(Vector<int32_t>& sum, Vector<int32_t> a, Vector<int32_t> b) {
+#if defined(NPR_HAS_VNNI)
+    sum = (Vector<int32_t>)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif NPR_VECTOR_BYTES == 64
+    sum += (Vector<int32_t>)_mm512_madd_epi16(_mm512_maddubs_epi16((__m512i)a, (__m512i)b), _mm512_set1_epi16(1));
+#else
+    sum += (Vector<int32_t>)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)a, (__m256i)b), _mm256_set1_epi16(1));
+#endif
   }
-  static inline __m512i load_weights(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static inline Vector<int32_t> load_weights(const uint8_t* p) { return load(reinterpret_cast<const int32_t*>(p)); }
 };
 #endif
 

@@ -5,6 +5,6 @@
 #define NPR_VECTOR_BYTES 32
 #define NPR_CHANNEL_VECTORS 2
 #define NPR_GRADIENT_TAPS 4
-#define NPR_HAS_INT16_DOT
+#define NPR_HAS_INTEGER_DOT
 #include "instruction_set.h"
 #endif

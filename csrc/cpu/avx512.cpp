@@ -5,6 +5,6 @@
 #define NPR_VECTOR_BYTES 64
 #define NPR_CHANNEL_VECTORS 4
 #define NPR_GRADIENT_TAPS 6
-#define NPR_HAS_INT16_DOT
+#define NPR_HAS_INTEGER_DOT
 #include "instruction_set.h"
 #endif

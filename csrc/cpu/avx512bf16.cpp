@@ -6,7 +6,7 @@
 #define NPR_CHANNEL_VECTORS 4
 #define NPR_GRADIENT_TAPS 6
 #define NPR_HAS_BFLOAT16_DOT
-#define NPR_HAS_INT16_DOT
-#define NPR_HAS_INT8_DOT
+#define NPR_HAS_INTEGER_DOT
+#define NPR_HAS_VNNI
 #include "instruction_set.h"
 #endif

@@ -6,7 +6,7 @@
 // needed, with sums and transforms in float32; in bfloat16 the transformed values are what is rounded. (F(4x4, 3x3) is
 // faster in float32, but rounds more than the rule of tests/tolerances.py allows.)
 //
-// Quantised activations, levels, are whole numbers from 0 to 255, as they come from ReLUs: a number of steps, of which each
+// Quantised activations, levels, are whole numbers from 0 to kMostLevel, as they come from ReLUs: a number of steps, of which each
 // channel has its own. They are multiplied by integer weights and summed exactly, in 32 bits; a factor for each channel
 // brings a sum to the scale of what is stored. Transformed, they are whole numbers of 16 bits, exactly, so that
 // there is room for F(4x4, 3x3): 36 products for 144.
@@ -19,10 +19,10 @@ struct Run {
 };
 
 constexpr int64_t kBlockChannels = kChannelVectors * kLanes<float>;  // output channels computed at a time
-// Pixels computed at a time: as many as there are registers for. A product that is summed by an instruction of its own
-// needs one, too.
+// Pixels computed at a time: as many as there are registers for. Products that are summed by an instruction of their own
+// need some, too.
 template <typename Element>
-constexpr int kBlockPixels = sizeof(Element) == 2 && kVectorBytes == 32 ? 4 : 6;
+constexpr int kBlockPixels = sizeof(Element) < 4 && kVectorBytes == 32 ? 4 : 6;
 
 inline Vector<float> load_widened(const float* p) { return load(p); }
 inline Vector<float> load_widened(const BFloat16* p) {
@@ -38,24 +38,15 @@ using Real = float;
 #endif
 template <typename Element>
 constexpr bool kIsLevel = false;
-#ifdef NPR_HAS_INT16_DOT
-#ifdef NPR_HAS_INT8_DOT
-using Level = uint8_t;
-#else
-using Level = int16_t;
-#endif
+#ifdef NPR_HAS_INTEGER_DOT
 template <>
-constexpr bool kIsLevel<Level> = true;
+constexpr bool kIsLevel<uint8_t> = true;
 #endif
 
 // A sum as what it stands for.
 inline Vector<float> real(Vector<float> sum, const float*, int64_t) { return sum; }
 
-#ifdef NPR_HAS_INT16_DOT
-typedef int16_t Shorts __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
-inline Vector<float> load_widened(const int16_t* p) {
-  return __builtin_convertvector(*reinterpret_cast<const Shorts*>(p), Vector<float>);
-}
+#ifdef NPR_HAS_INTEGER_DOT
 inline Vector<float> load_widened(const uint8_t* p) { return __builtin_convertvector(load_bytes<float>(p), Vector<float>); }
 inline Vector<float> real(Vector<int32_t> sum, const float* factor, int64_t channel) {
   return __builtin_convertvector(sum, Vector<float>) * load(factor + channel);
@@ -64,7 +55,7 @@ inline Vector<float> real(Vector<int32_t> sum, const float* factor, int64_t chan
 
 inline Vector<float> relu(Vector<float> v) { return Vector<float>{} > v ? Vector<float>{} : v; }  // NaN stays
 
-// ReLU and store; to levels by rounding, what is larger becomes 255. One vector, or the kBlockChannels values of a pixel.
+// ReLU and store; to levels by rounding, what is larger becomes kMostLevel. One vector, or the kBlockChannels values of a pixel.
 template <typename Output>
 inline void store_rectified(Output* out, Vector<float> value) {
   store_narrow<Output, float>(out, relu(value));
@@ -74,30 +65,31 @@ inline void store_rectified(Output* out, const Vector<float> (&values)[kChannelV
 #pragma GCC unroll 16
   for (int v = 0; v < kChannelVectors; ++v) store_rectified(out + v * kLanes<float>, values[v]);
 }
-#ifdef NPR_HAS_INT16_DOT
+#if defined(NPR_HAS_INTEGER_DOT) && NPR_VECTOR_BYTES == 32
 template <>
-inline void store_rectified<int16_t>(int16_t* out, Vector<float> value) {
-  const Vector<float> zero{}, most = broadcast(255.0f), least_whole = broadcast(12582912.0f);  // 1.5 * 2^23
-  const Vector<float> whole = maximum<float>(value < most ? value : most, zero) + least_whole;  // its low bits are the number
-  *reinterpret_cast<Shorts*>(out) = __builtin_convertvector((Vector<int32_t>)whole, Shorts);
+inline void store_rectified<uint8_t>(uint8_t* out, Vector<float> value) {
+  const __m256i whole = _mm256_cvtps_epi32(_mm256_min_ps((__m256)value, _mm256_set1_ps(kMostLevel)));  // see below
+  const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+  _mm_storeu_si64(out, _mm_packus_epi16(halves, halves));
 }
-#if NPR_VECTOR_BYTES == 32  // GCC narrows vector by vector
 template <>
-inline void store_rectified<int16_t>(int16_t* out, const Vector<float> (&values)[kChannelVectors]) {
+inline void store_rectified<uint8_t>(uint8_t* out, const Vector<float> (&values)[kChannelVectors]) {
   static_assert(kChannelVectors == 2);
   __m256i whole[2];
 #pragma GCC unroll 2
   for (int v = 0; v < 2; ++v)  // what no int32 holds would become negative
-    whole[v] = _mm256_cvtps_epi32(_mm256_min_ps((__m256)values[v], _mm256_set1_ps(255)));
-  const __m256i levels = _mm256_max_epi16(_mm256_packs_epi32(whole[0], whole[1]), _mm256_setzero_si256());
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permute4x64_epi64(levels, 0b11011000));
+    whole[v] = _mm256_cvtps_epi32(_mm256_min_ps((__m256)values[v], _mm256_set1_ps(kMostLevel)));
+  // Narrowing saturates, so that it is the ReLU as well. It works in halves.
+  const __m256i halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(whole[0], whole[1]), 0b11011000);
+  const __m128i levels = _mm_packus_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), levels);
 }
 #endif
-#endif
-#ifdef NPR_HAS_INT8_DOT
+#if defined(NPR_HAS_INTEGER_DOT) && NPR_VECTOR_BYTES == 64
 template <>
 inline void store_rectified<uint8_t>(uint8_t* out, Vector<float> value) {
-  const __m512i whole = _mm512_maskz_cvtps_epi32(0xffff, (__m512)relu(value));  // the plain forms make GCC 12 warn
+  const __m512 most = _mm512_set1_ps(kMostLevel);  // and the plain forms make GCC 12 warn
+  const __m512i whole = _mm512_maskz_cvtps_epi32(0xffff, (__m512)relu((Vector<float>)_mm512_maskz_min_ps(0xffff, (__m512)value, most)));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_maskz_cvtusepi32_epi8(0xffff, whole));
 }
 template <>
@@ -106,7 +98,7 @@ inline void store_rectified<uint8_t>(uint8_t* out, const Vector<float> (&values)
   __m512i whole[4];
 #pragma GCC unroll 4
   for (int v = 0; v < 4; ++v)  // what no int32 holds would become negative
-    whole[v] = _mm512_maskz_cvtps_epi32(0xffff, _mm512_maskz_min_ps(0xffff, (__m512)values[v], _mm512_set1_ps(255)));
+    whole[v] = _mm512_maskz_cvtps_epi32(0xffff, _mm512_maskz_min_ps(0xffff, (__m512)values[v], _mm512_set1_ps(kMostLevel)));
   // Narrowing saturates, so that it is the ReLU as well. It works in quarters: of their words the first are those of
   // the first vector, and so on.
   const __m512i low = _mm512_maskz_packs_epi32(~0u, whole[0], whole[1]), high = _mm512_maskz_packs_epi32(~0u, whole[2], whole[3]);
@@ -326,20 +318,21 @@ struct TilesOfTwo {
   }
 };
 
-#ifdef NPR_HAS_INT16_DOT
+#ifdef NPR_HAS_INTEGER_DOT
 // F(4x4, 3x3) on levels, at the points 0, 1, -1, 2, -2 and infinity. Transformed twice, 255 becomes 68 * 255 at most.
 struct TilesOfFour {
   static constexpr int kOutputs = 4;
-  using First = Level;
+  using First = uint8_t;
   using Factor = int16_t;
   using Product = int32_t;
 
-  static inline Vector<int16_t> load_first(const int16_t* p) { return load(p); }
-#ifdef NPR_HAS_INT8_DOT
   static inline Vector<int16_t> load_first(const uint8_t* p) {
+#if NPR_VECTOR_BYTES == 64
     return (Vector<int16_t>)_mm512_maskz_cvtepu8_epi16(~0u, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
+#else
+    return (Vector<int16_t>)_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #endif
+  }
   static inline void store_factor(int16_t* out, Vector<int16_t> v) { store(out, v); }
 
   static inline void transform_input(const Vector<int16_t> (&d)[6], Vector<int16_t> (&out)[6]) {
@@ -479,7 +472,7 @@ class Winograd {
 template <typename Element, typename Output = Element>
 void bottleneck_rows(const BottleneckTask& task, int64_t begin, int64_t end) {
   if (task.strip == 1) return bottleneck_direct<Element, Output>(task, begin, end);
-#ifdef NPR_HAS_INT16_DOT
+#ifdef NPR_HAS_INTEGER_DOT
   if constexpr (kIsLevel<Element>) return Winograd<TilesOfFour, Element, Output>(task).run(begin, end);
 #endif
   if constexpr (!kIsLevel<Element>) Winograd<TilesOfTwo<Element>, Element, Output>(task).run(begin, end);

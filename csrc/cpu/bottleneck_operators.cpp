@@ -23,8 +23,7 @@ constexpr int64_t kGrain = 2;
 
 Weight weight_type(ScalarType dtype) {
   STD_TORCH_CHECK(dtype == ScalarType::Float || (dtype == ScalarType::BFloat16 && kernels().bfloat16_products) ||
-                      (dtype == ScalarType::Char && kernels().level_bytes == 1) ||
-                      (dtype == ScalarType::Short && kernels().level_bytes > 0),
+                      ((dtype == ScalarType::Char || dtype == ScalarType::Short) && kernels().most_level > 0),
                   "bottlenecks are float32, or bfloat16, int8 and int16 where the processor has dot products of them");
   return dtype == ScalarType::Float      ? Weight::kFloat32
          : dtype == ScalarType::BFloat16 ? Weight::kBFloat16
@@ -35,21 +34,18 @@ Weight weight_type(ScalarType dtype) {
 // Of the activations of a block whose first layer's weights are `dtype`.
 Type type_of(ScalarType dtype) {
   const Weight weight = weight_type(dtype);
-  STD_TORCH_CHECK(weight != Weight::kInt16 || kernels().level_bytes == 2,
-                  "only the second layer's weights can be int16, as there are dot products of int8");
+  STD_TORCH_CHECK(weight != Weight::kInt16, "only the second layer's weights can be int16");
   return weight == Weight::kFloat32 ? Type::kFloat32 : weight == Weight::kBFloat16 ? Type::kBFloat16 : Type::kUInt8;
 }
 
-int64_t bytes_of(Type type) { return type == Type::kFloat32 ? 4 : type == Type::kBFloat16 ? 2 : kernels().level_bytes; }
+int64_t bytes_of(Type type) { return type == Type::kFloat32 ? 4 : type == Type::kBFloat16 ? 2 : 1; }
 
-int64_t product_bytes(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Float: return 4;
-    case ScalarType::BFloat16: return kernels().bfloat16_products ? 2 : 0;
-    case ScalarType::Char: return kernels().level_bytes;
-    default: return 0;
-  }
+bool serves_bottlenecks(ScalarType dtype) {
+  return dtype == ScalarType::Float || (dtype == ScalarType::BFloat16 && kernels().bfloat16_products) ||
+         (dtype == ScalarType::Char && kernels().most_level > 0);
 }
+
+int64_t most_level() { return kernels().most_level; }
 
 Tensor pack_weights(const Tensor& weight, ScalarType dtype) {
   STD_TORCH_CHECK(weight.dim() == 2 && weight.is_cpu() && weight.is_contiguous() && weight.scalar_type() == ScalarType::Float,
@@ -222,5 +218,6 @@ STABLE_TORCH_LIBRARY_IMPL(npr_kernels, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(npr_kernels, CompositeExplicitAutograd, m) {
-  m.impl("product_bytes", TORCH_BOX(&npr::cpu::product_bytes));
+  m.impl("serves_bottlenecks", TORCH_BOX(&npr::cpu::serves_bottlenecks));
+  m.impl("most_level", TORCH_BOX(&npr::cpu::most_level));
 }

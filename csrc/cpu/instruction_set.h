@@ -7,8 +7,8 @@
 //   NPR_CHANNEL_VECTORS    vectors of output channels that one block computes
 //   NPR_GRADIENT_TAPS      taps of the weight gradient held in registers
 //   NPR_HAS_BFLOAT16_DOT   if it has dot products of bfloat16 pairs
-//   NPR_HAS_INT16_DOT      if it has dot products of int16 pairs
-//   NPR_HAS_INT8_DOT       if it has dot products of four uint8 and int8, too
+//   NPR_HAS_INTEGER_DOT    if it has dot products of int16 pairs, and of pairs of uint8 and int8 that saturate at 16 bits
+//   NPR_HAS_VNNI           if it has them of four uint8 and int8, summed in 32 bits, too
 //
 // Nothing of the standard library may be included below the target: its inline functions would be compiled for it, and
 // the linker might hand them to a machine that lacks it.
@@ -36,6 +36,13 @@ namespace {
 constexpr int kVectorBytes = NPR_VECTOR_BYTES;
 constexpr int kChannelVectors = NPR_CHANNEL_VECTORS;
 constexpr int kGradientTaps = NPR_GRADIENT_TAPS;
+#if defined(NPR_HAS_VNNI)
+constexpr int64_t kMostLevel = 255;
+#elif defined(NPR_HAS_INTEGER_DOT)
+constexpr int64_t kMostLevel = 127;  // two of them times 127 fit into 16 bits
+#else
+constexpr int64_t kMostLevel = 0;
+#endif
 
 #include "vector.h"
 #include "arithmetic.h"
@@ -97,18 +104,13 @@ constexpr bool kBFloat16Products = true;
 #else
 constexpr bool kBFloat16Products = false;
 #endif
-#ifdef NPR_HAS_INT16_DOT
-constexpr int64_t kLevelBytes = sizeof(Level);
-#else
-constexpr int64_t kLevelBytes = 0;
-#endif
 
 inline void bottleneck_any(const BottleneckTask& task, int64_t begin, int64_t end) {
-#ifdef NPR_HAS_INT16_DOT
+#ifdef NPR_HAS_INTEGER_DOT
   if (task.type == Type::kUInt8)
-    return task.out_type == Type::kUInt8 ? bottleneck_rows<Level>(task, begin, end)
-                                         : bottleneck_rows<Level, Real>(task, begin, end);
-  if (task.out_type == Type::kUInt8) return bottleneck_rows<Real, Level>(task, begin, end);
+    return task.out_type == Type::kUInt8 ? bottleneck_rows<uint8_t>(task, begin, end)
+                                         : bottleneck_rows<uint8_t, Real>(task, begin, end);
+  if (task.out_type == Type::kUInt8) return bottleneck_rows<Real, uint8_t>(task, begin, end);
 #endif
 #ifdef NPR_HAS_BFLOAT16_DOT
   if (task.type == Type::kBFloat16) return bottleneck_rows<BFloat16>(task, begin, end);
@@ -117,10 +119,8 @@ inline void bottleneck_any(const BottleneckTask& task, int64_t begin, int64_t en
 }
 
 inline void pack_weights_any(const float* weight, int64_t channels, int64_t inputs, Weight type, void* packed) {
-#ifdef NPR_HAS_INT8_DOT
+#ifdef NPR_HAS_INTEGER_DOT
   if (type == Weight::kInt8) return pack_weights_as<uint8_t>(weight, channels, inputs, static_cast<int8_t*>(packed));
-#endif
-#ifdef NPR_HAS_INT16_DOT
   if (type == Weight::kInt16) return pack_weights_as<int16_t>(weight, channels, inputs, static_cast<int16_t*>(packed));
 #endif
 #ifdef NPR_HAS_BFLOAT16_DOT
@@ -137,7 +137,7 @@ inline void pack_weights_any(const float* weight, int64_t channels, int64_t inpu
 extern const Kernels table;
 const Kernels table = {NPR_STRING(NPR_INSTRUCTION_SET), npr_any, npr_backward_any, conv_grad_input_any,
                        conv_any, conv_grad_weight_any, moments_any, stem_any<false>, stem_any<true>, stem_grad_weight_any,
-                       bottleneck_any, pack_weights_any, kBlockChannels, kBFloat16Products, kLevelBytes};
+                       bottleneck_any, pack_weights_any, kBlockChannels, kBFloat16Products, kMostLevel};
 
 }  // namespace npr::cpu::NPR_INSTRUCTION_SET
 

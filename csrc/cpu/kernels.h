@@ -48,8 +48,7 @@ struct Task {
 // block's own, that is, that the shortcut is a convolution. A `strip` of output rows is computed together: one, or, where
 // the second layer's weights are those of Winograd's F(strip x strip, 3x3), which needs stride 1, two, for kUInt8 four.
 //
-// Where `type` is kUInt8, activations are whole numbers from 0 to 255, of `level_bytes` each, and weights are integers as
-// long, Winograd's int16. Each sum is multiplied by its channel's factor before the bias is added; a shortcut without a
+// Where `type` is kUInt8, activations are levels, whole numbers from 0 to `most_level`, and weights int8, Winograd's int16. Each sum is multiplied by its channel's factor before the bias is added; a shortcut without a
 // convolution by its channel's of factors[3].
 struct BottleneckTask {
   int64_t batch, in_channels, height, width;
@@ -57,7 +56,7 @@ struct BottleneckTask {
   int64_t channels[3];
   bool project;
   int64_t strip;
-  // The same, kFloat32 or kBFloat16 where `bfloat16_products`; where there are `level_bytes` also kUInt8 with kUInt8 on
+  // The same, kFloat32 or kBFloat16 where `bfloat16_products`; where there is a `most_level` also kUInt8 with kUInt8 on
   // the other side, or kBFloat16, or, without `bfloat16_products`, kFloat32.
   Type type, out_type;
   const void* x;
@@ -91,11 +90,11 @@ struct Kernels {
   // Strips: [begin, end) of batch * ceil(out_height / strip).
   void (*bottleneck)(const BottleneckTask&, int64_t begin, int64_t end);
   // (channels, inputs) float32, row-major, to the order that `bottleneck` reads; channels a multiple of block_channels.
-  // kBFloat16 where `bfloat16_products`, kInt16 where there are `level_bytes`, kInt8 where that is one.
+  // kBFloat16 where `bfloat16_products`, kInt8 and kInt16 where there is a `most_level`.
   void (*pack_weights)(const float* weight, int64_t channels, int64_t inputs, Weight type, void* packed);
   int64_t block_channels;
   bool bfloat16_products;  // whether bottlenecks can be bfloat16
-  int64_t level_bytes;     // of a whole number from 0 to 255, if they can be of such ones; else 0
+  int64_t most_level;      // the largest level, 0 where bottlenecks cannot be of levels
 };
 
 // Throws std::bad_alloc, for kernels, which may not include what it is declared in.

@@ -67,6 +67,11 @@ inline __m512i _mm512_set1_epi32(int32_t value) {
   for (int32_t& lane : out.lane) lane = value;
   return emulated::as<__m512i>(out);
 }
+inline __m512i _mm512_set1_epi16(int16_t value) {
+  emulated::Lanes<int16_t, 32> out;
+  for (int16_t& lane : out.lane) lane = value;
+  return emulated::as<__m512i>(out);
+}
 template <typename... Values>
 inline __m512i _mm512_setr_epi32(Values... values) {
   return emulated::as<__m512i>(emulated::Lanes<int32_t, 16>{{values...}});
@@ -96,6 +101,17 @@ inline __m512i _mm512_dpwssd_epi32(__m512i sum, __m512i a, __m512i b) {
   auto out = emulated::lanes<int32_t>(sum);
   const auto left = emulated::lanes<int16_t>(a), right = emulated::lanes<int16_t>(b);
   for (int i = 0; i < 32; ++i) out.lane[i / 2] += int32_t{left.lane[i]} * int32_t{right.lane[i]};
+  return emulated::as<__m512i>(out);
+}
+inline __m512i _mm512_maddubs_epi16(__m512i a, __m512i b) {
+  const auto bytes = emulated::lanes<uint8_t>(a);
+  const auto weights = emulated::lanes<int8_t>(b);
+  emulated::Lanes<int16_t, 32> out;
+  for (int i = 0; i < 32; ++i) {
+    int64_t sum = 0;
+    for (int k = 2 * i; k < 2 * i + 2; ++k) sum += int64_t{bytes.lane[k]} * int64_t{weights.lane[k]};
+    out.lane[i] = static_cast<int16_t>(emulated::clamp(sum, INT16_MIN, INT16_MAX));
+  }
   return emulated::as<__m512i>(out);
 }
 inline __m512i _mm512_madd_epi16(__m512i a, __m512i b) { return _mm512_dpwssd_epi32(__m512i{}, a, b); }

@@ -26,7 +26,7 @@ void print(const char* what, const char* which, const std::vector<float>& out) {
 
 // Values of one type as the kernels keep them: whole multiples of 1/64 below 4, or levels, both exact in bfloat16.
 int64_t bytes_of(Type type) {
-  return type == Type::kFloat32 ? 4 : type == Type::kBFloat16 ? 2 : kernels().level_bytes;
+  return type == Type::kFloat32 ? 4 : type == Type::kBFloat16 ? 2 : 1;
 }
 
 std::vector<char> encoded(const std::vector<float>& values, Type type) {
@@ -83,20 +83,19 @@ struct Block {
     };
     const Weight weight = type == Type::kFloat32      ? Weight::kFloat32
                           : type == Type::kBFloat16   ? Weight::kBFloat16
-                          : kernels().level_bytes == 1 ? Weight::kInt8
-                                                       : Weight::kInt16;
+                                                      : Weight::kInt8;
     const int64_t bytes = bytes_of(type), places = smooth ? (strip + 2) * (strip + 2) : 1;
-    std::vector<float> image = values(kPixels * kInner, whole ? 127 : 64, whole ? 1.f : 1 / 64.f);
+    std::vector<float> image = values(kPixels * kInner, whole ? 63 : 64, whole ? 1.f : 1 / 64.f);
     if (whole)
-      for (auto& value : image) value += 127;
+      for (auto& value : image) value += 63;  // to 126, and what follows stays below: some processors have 127 levels
     const std::vector<char> x = encoded(image, type);
     const bool wide = whole && smooth;
-    const std::vector<char> packed[] = {pack(kInner, 1, weight, bytes, whole ? 127 : 16),
+    const std::vector<char> packed[] = {pack(kInner, 1, weight, bytes, whole ? 64 : 16),
                                         pack(smooth ? kInner : 9 * kInner, places, wide ? Weight::kInt16 : weight,
-                                             wide ? 2 : bytes, wide ? 1500 : whole ? 127 : 16),
-                                        pack(project ? 2 * kInner : kInner, 1, weight, bytes, whole ? 127 : 16)};
+                                             wide ? 2 : bytes, wide ? 1500 : whole ? 64 : 16),
+                                        pack(project ? 2 * kInner : kInner, 1, weight, bytes, whole ? 64 : 16)};
     const std::vector<float> biases = values(kInner, 40, out_type == Type::kUInt8 || whole ? 1.f : 1 / 64.f);
-    const std::vector<float> outer(kInner, 0.0003f), inner(kInner, wide ? 0.000005f : 0.0001f), shortcut(kInner, 0.75f);
+    const std::vector<float> outer(kInner, 0.0003f), inner(kInner, wide ? 0.000005f : 0.0001f), shortcut(kInner, 0.5f);
     const int64_t out_height = (kHeight - 1) / stride + 1, out_width = (kWidth - 1) / stride + 1;
     std::vector<char> out(static_cast<size_t>(out_height * out_width * kInner * bytes_of(out_type)));
     std::vector<float> sums(static_cast<size_t>(out_height * kInner));
@@ -163,7 +162,7 @@ int main() {
     std::printf("%s sums %ld %.6g %.6g\n", kernels().name, static_cast<long>(anchor), of_products, of_moments);
   }
 
-  const bool bfloat16 = kernels().bfloat16_products, levels = kernels().level_bytes > 0;
+  const bool bfloat16 = kernels().bfloat16_products, levels = kernels().most_level > 0;
   const Type real = bfloat16 ? Type::kBFloat16 : Type::kFloat32;
   for (const Block& block : {Block{"direct", 1, 1, false, false}, Block{"winograd", 2, 1, false, false},
                              Block{"strided", 1, 2, true, false}, Block{"average", 2, 1, true, true}}) {

@@ -13,7 +13,6 @@ from torch import Tensor
 from npr_kernels import bottleneck
 from npr_kernels.bottleneck import (
     INPUTS_TO_FOUR,
-    LEVELS,
     WEIGHTS_TO_FOUR,
     FusedBottleneck,
     FusedBottlenecks,
@@ -26,11 +25,12 @@ from tests.tolerances import error
 
 REASON = bottleneck.refusal(torch.int8, 64)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=str(REASON))
+LEVELS = 0 if REASON else bottleneck.most_level()
 REAL = torch.float32 if bottleneck.refusal(torch.bfloat16, 64) else torch.bfloat16  # of the blocks around them
 
 
 def as_bytes(channels: int) -> FusedBottleneck:
-    """Whole numbers from 0 to 255 in REAL to the same quantised."""
+    """Levels in REAL to the same quantised."""
     nothing = [(torch.zeros(64, channels, 1, 1), torch.zeros(64)), (torch.zeros(64, 64, 3, 3), torch.zeros(64))]
     nothing.append((torch.zeros(channels, 64, 1, 1), torch.zeros(channels)))
     shortcut = torch.eye(channels)[..., None, None], torch.zeros(channels)
@@ -49,7 +49,7 @@ def steps_of(x: Tensor, exact: list, stride: int, last: bool) -> Steps:
     out = F.relu(F.conv2d(second, *conv3) + (x if shortcut is None else F.conv2d(x, *shortcut, stride)))
 
     def step(y: Tensor) -> Tensor:
-        return (y.amax((0, 2, 3)) / 200).clamp(min=1e-3).float()  # some are cut off: 255 / 200 of them are not
+        return (y.amax((0, 2, 3)) / (0.8 * LEVELS)).clamp(min=1e-3).float()
 
     return Steps(torch.full((x.shape[1],), 1 / LEVELS), step(first) * 0.7, step(second), None if last else step(out))
 
@@ -155,12 +155,25 @@ def test_the_largest_sums_fit_into_32_bits(channels):
         assert (found.double() - expected).abs().max() < 6  # 3 steps, and bfloat16's; one that wraps is 100 off
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_products_of_two_inputs_fit_into_what_the_processor_has(sign):
+    """Neighbours with the largest weights, on the largest levels."""
+    mixed = (torch.full((64, 64, 1, 1), sign / 64), torch.full((64,), 2.0 * LEVELS))
+    unit, zero, one = torch.eye(64)[..., None, None], torch.zeros(64), torch.ones(64)
+    through = torch.zeros(64, 64, 3, 3)
+    through[:, :, 1, 1] = torch.eye(64)
+    block = QuantisedBottleneck(mixed, (through, zero), (unit, zero), None, 1, Steps(one, 4 * one, 4 * one, None))
+    x = torch.full((1, 64, 4, 4), float(LEVELS))
+    found = FusedBottlenecks(as_bytes(64), block)(x.to(REAL))
+    assert (found.double() - (2 + sign + 1) * LEVELS).abs().max() < 4  # steps of four, and bfloat16's
+
+
 def test_sums_that_could_leave_32_bits_are_refused():
     wide = 2**31 // (127 * LEVELS) // 64 * 64 + 64
     exact = [(torch.zeros(64, wide, 1, 1), torch.zeros(64)), (torch.zeros(64, 64, 3, 3), torch.zeros(64))]
     exact.append((torch.zeros(64, 64, 1, 1), torch.zeros(64)))
     steps = Steps(torch.ones(wide), torch.ones(64), torch.ones(64), None)
-    with pytest.raises(ValueError, match="66368 inputs"):
+    with pytest.raises(ValueError, match=f"{wide} inputs"):
         QuantisedBottleneck(*exact, (torch.zeros(64, wide, 1, 1), torch.zeros(64)), 1, steps)
 
 

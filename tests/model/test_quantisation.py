@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 
 from npr_kernels import bottleneck
-from npr_kernels.bottleneck import LEVELS
 from npr_model import checkpoints, cli, images, quantisation
 from npr_model.checkpoints import CheckpointError, Metadata
 from npr_model.detectors import detector_class
 from npr_model.errors import InputError
 from npr_model.network import NPRDetector
+from npr_model.quantisation import LEVELS
 from tests.model.conftest import make_detector
 
 REASON = bottleneck.refusal(torch.int8, 64)
