@@ -95,7 +95,7 @@ struct Block {
                                              wide ? 2 : bytes, wide ? 1500 : whole ? 64 : 16),
                                         pack(project ? 2 * kInner : kInner, 1, weight, bytes, whole ? 64 : 16)};
     const std::vector<float> biases = values(kInner, 40, out_type == Type::kUInt8 || whole ? 1.f : 1 / 64.f);
-    const std::vector<float> outer(kInner, 0.0003f), inner(kInner, wide ? 0.000005f : 0.0001f), shortcut(kInner, 0.5f);
+    const std::vector<float> outer(kInner, 0.0003f), inner(kInner, wide ? 0.0000005f : 0.0001f), shortcut(kInner, 0.5f);
     const int64_t out_height = (kHeight - 1) / stride + 1, out_width = (kWidth - 1) / stride + 1;
     std::vector<char> out(static_cast<size_t>(out_height * out_width * kInner * bytes_of(out_type)));
     std::vector<float> sums(static_cast<size_t>(out_height * kInner));
