@@ -1,10 +1,11 @@
 """``python -m benchmarks.device``: everything that needs a GPU, in one go, into one JSON.
 
 Builds the CUDA kernels for the torch at hand, runs the tests (parity over the whole table, CUDA graphs, streams) with
-NPR_REQUIRE_CUDA=1, looks for memory errors and races with compute-sanitizer, times the operators and the detector, and
-reads the memory counters of the stem with Nsight Compute. Steps run in processes of their own, the file is written
-after each, and a step that fails, hangs or lacks its tool is recorded and does not stop the ones behind it. What it
-needs: torch with CUDA, triton, pytest, hypothesis, numpy, rich and typer; nvcc for the build.
+NPR_REQUIRE_CUDA=1, looks for memory errors and races with compute-sanitizer, times operators, detector, training
+and screening, and reads the memory counters of the stem with Nsight Compute. Steps run in processes of their own, the
+file is written after each, and a step that fails, hangs or lacks its tool is recorded and does not stop the ones behind
+it. What it needs: torch with CUDA, triton, pytest, hypothesis, numpy, rich and typer, and nvcc for the build; for the
+network pillow and simplejpeg, too, for training and screening the package's other dependencies.
 """
 
 from __future__ import annotations
@@ -127,6 +128,11 @@ def test(json_file: Path, limit: int) -> dict:
     return finished(arguments, json_file, "test", limit, {"NPR_REQUIRE_CUDA": "1"})
 
 
+def test_network(json_file: Path, limit: int) -> dict:
+    arguments = ["-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", "tests/model/test_cuda_graphs.py"]
+    return finished(arguments, json_file, "test_network", limit, {"NPR_REQUIRE_CUDA": "1"})
+
+
 def sanitize(tool: str) -> Callable[[Path, int], dict]:
     def step(json_file: Path, limit: int) -> dict:
         program = shutil.which("compute-sanitizer")
@@ -138,11 +144,13 @@ def sanitize(tool: str) -> Callable[[Path, int], dict]:
     return step
 
 
-def benchmark(module: str, *arguments: str) -> Callable[[Path, int], dict]:
+def benchmark(module: str, *arguments: str, name: str = "") -> Callable[[Path, int], dict]:
+    name = name or module
+
     def step(json_file: Path, limit: int) -> dict:
-        part = json_file.with_suffix(f".{module}.json")
+        part = json_file.with_suffix(f".{name}.json")
         command = ["-m", f"benchmarks.{module}", "--device", "cuda", "--json", str(part), *arguments]
-        outcome = finished(command, json_file, module, limit)
+        outcome = finished(command, json_file, name, limit)
         text = part.read_text() if part.exists() else ""
         part.unlink(missing_ok=True)
         return outcome | {"rows": json.loads(text)["rows"] if text else []}
@@ -201,11 +209,14 @@ def finished(
 STEPS: dict[str, Callable[[Path, int], dict]] = {
     "build": build,
     "test": test,
+    "test_network": test_network,
     "memcheck": sanitize("memcheck"),
     "racecheck": sanitize("racecheck"),
     "ops": benchmark("ops", "--seconds", "2"),
     "model": benchmark("model", "--seconds", "20", "--batch", "256"),
+    "small_batch": benchmark("model", "--seconds", "10", "--batch", "4", "--only", "ours|compile", name="small_batch"),
     "train": benchmark("train", "--seconds", "20"),
+    "screening": benchmark("screening", "--seconds", "20", "--only", "JPEG"),
     "profile": profile,
 }
 

@@ -21,7 +21,7 @@ from npr_model.network import IMAGENET_STD, NPRDetector
 from tests.tolerances import allowed, error
 
 INT8_LIMIT = 0.2  # of the largest logit, for its largest difference; on images, and in ranks: benchmarks.precision
-FLOAT32_LIMIT = 1e-4  # largest difference of a logit from float64, for those that compute in float32
+FLOAT32_LIMIT = 1e-4  # largest difference of a logit from float64 in float32, where eager's is smaller
 
 
 def random_detector() -> NPRDetector:
@@ -65,11 +65,11 @@ def benchmark(detector: NPRDetector, batch: int, size: int, device: torch.device
     @torch.inference_mode()
     def limit(dtype: torch.dtype) -> float:
         """Of a logit's difference from the truth."""
-        if dtype == f32:
-            return FLOAT32_LIMIT
+        largest = truth().abs().max().item()
         if dtype == int8:
-            return INT8_LIMIT * truth().abs().max().item()
-        return allowed(error(authors(dtype)(pixels), truth()), dtype) * truth().abs().max().item()
+            return INT8_LIMIT * largest
+        rule = allowed(error(authors(dtype)(pixels), truth()), dtype) * largest
+        return max(FLOAT32_LIMIT, rule) if dtype == f32 else rule  # on GPUs torch rounds to TF32 unless told otherwise
 
     def judge(logits: Tensor, dtype: torch.dtype) -> Parity:
         difference = error(logits, truth()) * truth().abs().max().item()

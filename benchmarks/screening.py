@@ -74,8 +74,9 @@ def benchmark(
     decoded = np.stack([np.array(Image.open(path).convert("RGB")) for path in paths])
     pixels = torch.from_numpy(decoded).permute(0, 3, 1, 2)
     detector, dtype = detector.to(device), default_dtype(device)
-    wide = peers.AuthorsDetector(detector, torch.float64).to(device)
-    low = peers.AuthorsDetector(detector, dtype).to(device)
+    wide, plain, low = (
+        peers.AuthorsDetector(detector, computed_in).to(device) for computed_in in (torch.float64, torch.float32, dtype)
+    )
 
     def logits(network: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Tensor:
         with torch.inference_mode():
@@ -84,8 +85,11 @@ def benchmark(
     parts = pixels.split(BATCH)
     truth = logits(wide, pixels[: 2 * BATCH].split(2))  # float64 takes its time
     largest = truth.abs().max().item()
-    limits = {torch.float32: FLOAT32_LIMIT}
-    limits[torch.bfloat16] = allowed(error(logits(low, parts[:2]), truth), torch.bfloat16) * largest
+    limits = {
+        computed_in: allowed(error(logits(network, parts[:2]), truth), computed_in) * largest
+        for computed_in, network in ((dtype, low), (torch.float32, plain))
+    }
+    limits[torch.float32] = max(FLOAT32_LIMIT, limits[torch.float32])
 
     def judge(result: Tensor | np.ndarray, computed_in: torch.dtype) -> Parity:
         if isinstance(result, np.ndarray):

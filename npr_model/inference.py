@@ -3,7 +3,7 @@
 Nothing is compiled at start. On the CPU a residual block is one kernel of ours, or, where there is none or where oneDNN
 uses matrix units, oneDNN's convolutions with bias, ReLU and residual sum fused and their weights laid out beforehand. A
 batch is scored PIXELS_AT_ONCE at a time, so that activations (2 MiB after each block at 256x256) stay in the caches
-from block to block.
+from block to block. On a GPU, what is launched for a small batch is kept as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from npr_kernels import bottleneck, fold_batch_norm, npr_stem
 from npr_kernels.info import cpu_capability
 from npr_model import quantisation
+from npr_model.cuda_graphs import CudaGraphs
 from npr_model.errors import InputError
 from npr_model.network import Bottleneck, NPRDetector
 
@@ -157,10 +158,12 @@ class InferenceDetector(nn.Module):
             trunk = nn.Sequential(*(FoldedBottleneck(block, self.dtype, onednn) for block in blocks), Average())
             self.trunk = torch.compile(trunk, dynamic=False) if compile else trunk
         self.eval().requires_grad_(False)
+        self.graphs = CudaGraphs(self.score) if device.type == "cuda" and not compile else None
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        return torch.cat([self.score(part) for part in split_by_pixels(images, self.pixels_at_once)])
+        run = self.score if self.graphs is None else self.graphs
+        return torch.cat([run(part) for part in split_by_pixels(images, self.pixels_at_once)])
 
     def score(self, images: Tensor) -> Tensor:
         """All ``images`` at once."""
