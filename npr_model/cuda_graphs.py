@@ -3,7 +3,7 @@ than it takes to launch some forty kernels one after another."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 MOST_PIXELS = 2**22  # in a batch: of more, the launches hide behind the work, and graphs keep their memory
-MOST_GRAPHS = 16
+MOST_GRAPHS = 32
+UNCAPTURED = 3  # times that a size is served without: capturing takes longer than some batches
 MOST_SEEN = 1024
 
 Network = Callable[[Tensor], Tensor]
@@ -29,15 +30,15 @@ class Captured:
 class CudaGraphs:
     """``network``, (N, C, H, W) images on a GPU to a tensor, from graphs where they pay; gives the same values.
 
-    A size is captured when it comes for the second time: collections of photographs have sizes that never come again,
-    and what is tuned or allocated at first sight must not be captured. The MOST_GRAPHS used last are kept; they share
-    memory, as they run one after another. Not for several threads at once.
+    The first MOST_GRAPHS sizes that have come UNCAPTURED times are captured; what is tuned at first sight must not be.
+    None is given up for another, or sizes in turns would be captured for ever. Graphs share memory, as they run one
+    after another. Not for several threads at once.
     """
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._captured: OrderedDict[tuple, Captured] = OrderedDict()
-        self._seen: OrderedDict[tuple, None] = OrderedDict()
+        self._captured: dict[tuple, Captured] = {}
+        self._seen: Counter[tuple] = Counter()
         self._pool: tuple[int, int] | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -47,12 +48,12 @@ class CudaGraphs:
         key = (images.shape, images.stride(), images.dtype, images.device)
         captured = self._captured.get(key)
         if captured is None:
-            if key not in self._seen:
-                _remember(self._seen, key, None, MOST_SEEN)
+            if self._seen[key] < UNCAPTURED or len(self._captured) == MOST_GRAPHS:
+                self._seen[key] += 1
+                if len(self._seen) > MOST_SEEN:
+                    self._seen.clear()
                 return self._network(images)
-            captured = self._capture(images)
-            _remember(self._captured, key, captured, MOST_GRAPHS)
-        self._captured.move_to_end(key)
+            captured = self._captured[key] = self._capture(images)
         captured.images.copy_(images)
         captured.replay()
         return captured.result.clone()
@@ -67,9 +68,3 @@ class CudaGraphs:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 result = self._network(images)
             return Captured(images, graph.replay, result)
-
-
-def _remember(among: OrderedDict, key: tuple, value: object, most: int) -> None:
-    among[key] = value
-    if len(among) > most:
-        among.popitem(last=False)

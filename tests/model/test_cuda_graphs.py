@@ -32,7 +32,13 @@ class Recorded(CudaGraphs):
         return Captured(memory, lambda: result.copy_(mean(memory)), result)
 
 
-def test_a_size_is_captured_at_its_second_coming():
+@pytest.fixture
+def soon(monkeypatch):
+    """Captures at the second coming."""
+    monkeypatch.setattr(cuda_graphs, "UNCAPTURED", 1)
+
+
+def test_a_size_is_captured_when_it_comes_again(soon):
     graphs = Recorded()
     results = []
     for seed, shape in enumerate([(2, 3, 8, 8), (1, 3, 8, 8), (2, 3, 8, 8), (2, 3, 8, 8), (1, 3, 8, 8)]):
@@ -43,7 +49,7 @@ def test_a_size_is_captured_at_its_second_coming():
         assert torch.equal(found, expected)
 
 
-def test_another_layout_is_another_graph():
+def test_another_layout_is_another_graph(soon):
     graphs, x = Recorded(), images(2, 3, 8, 8)
     for _ in range(2):
         for layout in (torch.contiguous_format, torch.channels_last):
@@ -51,15 +57,20 @@ def test_another_layout_is_another_graph():
     assert len(graphs.captures) == 2
 
 
-def test_the_graphs_used_last_are_kept(monkeypatch):
+@pytest.mark.parametrize("seen", [1, 1000])
+def test_so_many_graphs_and_no_more(monkeypatch, seen):
     monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(cuda_graphs, "UNCAPTURED", 2)
+    monkeypatch.setattr(cuda_graphs, "MOST_SEEN", seen)
     graphs = Recorded()
-    for width in (2, 2, 4, 4, 2, 6, 6, 2, 4):  # 4 makes room for 6
-        graphs(images(1, 3, 8, width))
-    assert [shape[3] for shape in graphs.captures] == [2, 4, 6, 4]
+    for width in (2, 4, 6, 2, 4, 6, 6, 4, 2, 6, 4, 2):
+        x = images(1, 3, 8, width)
+        assert torch.equal(graphs(x), mean(x))
+    assert [shape[3] for shape in graphs.captures] == ([6, 4] if seen > 1 else [])
+    assert len(graphs._seen) <= seen
 
 
-def test_large_and_empty_batches_are_not_captured(monkeypatch):
+def test_large_and_empty_batches_are_not_captured(soon, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "MOST_PIXELS", 2 * 8 * 8)
     graphs = Recorded()
     for _ in range(3):
@@ -69,7 +80,7 @@ def test_large_and_empty_batches_are_not_captured(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_logits_on_a_gpu(cuda, dtype):
+def test_logits_on_a_gpu(cuda, soon, dtype):
     """The detector, with graphs, of sizes that come in turns, against the network layer by layer in float64."""
     detector = make_detector()
     frozen = detector.to(cuda).for_inference(dtype)
@@ -85,7 +96,7 @@ def test_logits_on_a_gpu(cuda, dtype):
         assert (logits.cpu() - truth).abs().max() < (0.01 if dtype == torch.float32 else 0.1)  # TF32
 
 
-def test_nan_stays_with_its_image_on_a_gpu(cuda):
+def test_nan_stays_with_its_image_on_a_gpu(cuda, soon):
     frozen = make_detector().to(cuda).for_inference()
     x = torch.rand(3, 3, 32, 32)
     x[1, 0, 5, 5] = float("nan")
