@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+comma := ,
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
+.NOTPARALLEL:
 .PHONY: demo test bench lint clean
 
 demo: .venv/installed  ## screen the example images with the bundled checkpoint
@@ -26,17 +28,21 @@ lint: .venv/tests
 clean:
 	rm -rf .venv build *.egg-info npr_kernels/*.so npr_kernels/_build_info.json
 
-# torch comes first: the extension is compiled against the torch that will load it.
-.venv/installed: $(SOURCES)
+# torch comes first: the extension is compiled against the torch that will load it. It is compiled once for each of the
+# three, whichever is asked for: pip would do it anew for the extras alone.
+define install
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(PIP) torch setuptools wheel ninja numpy
-	$(PIP) --no-build-isolation --editable .
-	touch $@
+	$(PIP) --no-build-isolation --editable '.$(1)'
+	touch .venv/installed $@
+endef
 
-.venv/tests: .venv/installed
-	$(PIP) --no-build-isolation --editable '.[test]'
-	touch $@
+.venv/installed: $(SOURCES)
+	$(call install)
 
-.venv/benchmarks: .venv/tests
-	$(PIP) --no-build-isolation --editable '.[benchmark]'
-	touch $@
+.venv/tests: $(SOURCES)
+	$(call install,[test])
+
+.venv/benchmarks: $(SOURCES)
+	$(call install,[test$(comma)benchmark])
+	touch .venv/tests
