@@ -48,8 +48,9 @@ struct Task {
 // block's own, that is, that the shortcut is a convolution. A `strip` of output rows is computed together: one, or, where
 // the second layer's weights are those of Winograd's F(strip x strip, 3x3), which needs stride 1, two, for kUInt8 four.
 //
-// Where `type` is kUInt8, activations are levels, whole numbers from 0 to `most_level`, and weights int8, Winograd's int16. Each sum is multiplied by its channel's factor before the bias is added; a shortcut without a
-// convolution by its channel's of factors[3].
+// Where `type` is kUInt8, activations are levels, whole numbers from 0 to `most_level`, and weights int8, Winograd's
+// int16. Each sum is multiplied by its channel's factor before the bias is added; a shortcut without a convolution by its
+// channel's of factors[3].
 struct BottleneckTask {
   int64_t batch, in_channels, height, width;
   int64_t out_height, out_width, stride;
