@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,11 @@ def estimate_quality(table: Sequence[int]) -> int:
 
     Exact for files that libjpeg wrote; other encoders have tables of their own.
     """
+    return _nearest(tuple(table))
+
+
+@functools.lru_cache(1024)  # a collection has few tables, and searching for one takes as long as reading the header
+def _nearest(table: tuple[int, ...]) -> int:
     return int(np.abs(_TABLES - np.asarray(table)).sum(1).argmin()) + 1
 
 

@@ -56,11 +56,18 @@ def _histograms(pixels: np.ndarray, steps: tuple[int, ...]) -> np.ndarray:
     """(frequencies * BINS,): how often the magnitude of a coefficient is so many steps; the last of BINS: or more."""
     rows, columns = pixels.shape[0] // 8, pixels.shape[1] // 8
     blocks = pixels[: 8 * rows, : 8 * columns].reshape(rows, 8, columns, 8, 3)
-    chosen = np.linspace(0, rows * columns, min(rows * columns, MOST_BLOCKS), endpoint=False).astype(int)
-    some = blocks[chosen // max(columns, 1), :, chosen % max(columns, 1)].reshape(-1, 64 * 3).astype(np.float32)
+    row, column = _chosen(rows, columns)
+    some = blocks[row, :, column].reshape(-1, 64 * 3).astype(np.float32)
     products = [some[i : i + BLOCKS_AT_ONCE] @ _projection(steps) for i in range(0, max(1, len(some)), BLOCKS_AT_ONCE)]
     counts = np.minimum(np.rint(np.abs(np.concatenate(products))), BINS - 1).astype(np.int64)
     return np.bincount((counts + BINS * np.arange(len(steps))).ravel(), minlength=BINS * len(steps))
+
+
+@functools.lru_cache(64)
+def _chosen(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of MOST_BLOCKS of the blocks, or of all, evenly."""
+    chosen = np.linspace(0, rows * columns, min(rows * columns, MOST_BLOCKS), endpoint=False).astype(int)
+    return chosen // max(columns, 1), chosen % max(columns, 1)
 
 
 @functools.lru_cache(64)
