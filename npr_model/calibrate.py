@@ -49,8 +49,10 @@ def calibrate(
     *,
     rates: Sequence[float] = RATES,
     uncertain_rate: float = UNCERTAIN_RATE,
+    temperature: float = 1.0,
 ) -> Result:
-    """Calibrate on the logits of photographs and, for the temperature, of generated images.
+    """Calibrate on the logits of photographs and, for the temperature, of generated images; without any it stays
+    ``temperature``.
 
     The first of ``rates`` that the number of photographs allows gives the default verdict. Uncertain is what lies above
     the threshold for ``uncertain_rate`` but not above that of the verdict. Raises CalibrationError.
@@ -72,7 +74,6 @@ def calibrate(
     if not points:
         least = min(map(needed, rates))
         raise CalibrationError(f"{count} photographs are too few to calibrate; at least {least} are needed")
-    temperature = None
     if len(fakes):
         temperature = fit_temperature(reals, fakes)
         if temperature >= MAX_TEMPERATURE:
@@ -89,7 +90,7 @@ def calibrate(
         high=first.threshold,
         note=first.note,
         points=tuple(points),
-        temperature=1.0 if temperature is None else temperature,
+        temperature=temperature,
     )
     return Result(calibration, tuple(warnings))
 

@@ -106,7 +106,7 @@ class Calibration:
                 return dataclasses.replace(
                     self, threshold=point.threshold, low=low, high=point.threshold, note=point.note
                 )
-        rates = ", ".join(f"{point.rate:g}" for point in self.points) or "none"
+        rates = ", ".join(f"{point.rate:g}" for point in self.points) or "none; npr calibrate finds some"
         raise CheckpointError(f"the checkpoint has no threshold at the false-positive rate {rate:g}; it has: {rates}")
 
     def probability(self, logit: float) -> float:

@@ -56,18 +56,12 @@ def make_app(checkpoint: LoadedCheckpoint, scorer: Scorer, *, max_bytes: int) ->
     def _answer(data: bytes) -> dict[str, Any]:
         with one_at_a_time:
             (row,) = scorer.score([in_memory("", data)])
-            answer = row.as_dict() | {"note": _note(scorer)}
+            answer = row.as_dict() | {"note": scorer.doubt or scorer.calibration.note}
             if row.error is None and checkpoint.model.detector == "npr":
                 answer |= _maps(checkpoint, images.decode(data, max_pixels=scorer.decoder.max_pixels).pixels)
             return answer
 
     return app
-
-
-def _note(scorer: Scorer) -> str:
-    if not scorer.calibrated:
-        return "not calibrated: the verdict is that of logit 0, take it as a ranking"
-    return scorer.calibration.note
 
 
 def _maps(checkpoint: LoadedCheckpoint, pixels: np.ndarray) -> dict[str, str]:

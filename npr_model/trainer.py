@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,10 @@ from npr_model.checkpoints import Metadata
 from npr_model.config import TrainConfig
 from npr_model.detectors.base import Detector
 from npr_model.distributed import Process, SyncBatchNorm
+from npr_model.inference import onednn_serves
 from npr_model.network import NPRDetector
+
+_logger = logging.getLogger("npr_model")
 
 
 class Trainer:
@@ -33,6 +37,8 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, config.decay_epochs, config.decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
+        if config.dtype == "bfloat16" and device.type == "cpu" and not onednn_serves(torch.bfloat16):
+            _logger.warning("bfloat16 is slow here: this processor does not multiply it; float32 is faster")
 
     def start_from(self, network: NPRDetector | Detector) -> None:
         """Begin with the weights and running averages of ``network``, of the same architecture."""

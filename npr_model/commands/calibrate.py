@@ -98,10 +98,14 @@ def calibrate(
     logits = {
         label: [logit for sample, logit in scored if sample.label == label] for label in (datasets.REAL, datasets.FAKE)
     }
-    result = calibration.calibrate(
-        logits[datasets.REAL], logits[datasets.FAKE], rates=parsed, uncertain_rate=uncertain_rate
-    )
     loaded = checkpoints.load(checkpoint)
+    result = calibration.calibrate(
+        logits[datasets.REAL],
+        logits[datasets.FAKE],
+        rates=parsed,
+        uncertain_rate=uncertain_rate,
+        temperature=(loaded.metadata.calibration or checkpoints.Calibration()).temperature,
+    )
     if loaded.metadata.detector == NPRDetector.detector:
         paths = [sample.path for sample, _ in scored]
         with progress_bar("activations", total=min(len(paths), quantisation.IMAGES)) as advance:
@@ -145,6 +149,6 @@ def _print_calibration(result: Result, scored: list[tuple[Sample, float]], fakes
     if fakes:
         out.print(f"temperature {calibration.temperature:.3g}, fitted with {fakes} generated images", soft_wrap=True)
     else:
-        out.print("no generated images were given, so the temperature stays 1")
+        out.print(f"no generated images were given, so the temperature stays {calibration.temperature:.3g}")
     for warning in result.warnings:
         out.print(f"[yellow]warning: {warning}[/]", soft_wrap=True)

@@ -219,14 +219,7 @@ def _print_summary(summary: Summary, skipped: int, seconds: float, scorer: Score
         out.print(f"each alone: {scorer.rates.text}", highlight=False)
     if skipped:
         out.print(f"{skipped} other files in the folders were left out: their names are not those of images")
-    if scorer.calibrated:
-        note = f"; verdicts: {scorer.calibration.note}" if scorer.calibration.note else ""
-        out.print(f"model {escape(scorer.model_id)}, view {scorer.view}{escape(note)}", soft_wrap=True)
-    else:
-        out.print(
-            f"model {escape(scorer.model_id)}, view {scorer.view}; not calibrated: the verdicts are those of logit 0, "
-            "take them as a ranking",
-            soft_wrap=True,
-        )
+    note = scorer.doubt or (f"verdicts: {scorer.calibration.note}" if scorer.calibration.note else "")
+    out.print(f"model {escape(scorer.model_id)}, view {scorer.view}{escape(note and f'; {note}')}", soft_wrap=True)
     if output is not None and total:
         out.print(f"rows written to {escape(output)}", soft_wrap=True)

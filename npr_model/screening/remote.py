@@ -57,6 +57,10 @@ class Remote:
                 _again(lambda: self._files.ls(self._path, detail=False))  # what is wrong here should show at once
         except FileNotFoundError as error:
             raise InputError(f"{url} does not exist") from error
+        except ImportError as error:
+            extra = "s3" if url.startswith("s3") else "http" if url.startswith("http") else None
+            hint = f"pip install 'npr-kernels[{extra}]'" if extra else reason(error)
+            raise InputError(f"{url} needs a package that is not installed: {hint}") from error
         except Exception as error:  # whatever the library behind the protocol raises
             raise InputError(f"{url} cannot be reached: {reason(error)}") from error
 

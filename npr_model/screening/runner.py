@@ -88,6 +88,7 @@ class Scorer:
         calibration = calibration or checkpoint.metadata.calibration
         self.calibrated = calibration is not None
         self.calibration = calibration or Calibration()
+        self._calibrated_view = checkpoint.metadata.view
         self.rates = Rates(self.workers)
         self.dtype = str(dtype or default_dtype(self.device)).removeprefix("torch.")
         self._cache = None if cache is None else Cache(cache, self.dtype, self._finish)
@@ -96,6 +97,18 @@ class Scorer:
     @property
     def view(self) -> View:
         return self.decoder.view
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the verdicts may not be what the calibration's note says of them; None where they are."""
+        if not self.calibrated:
+            return "not calibrated: verdicts are those of logit 0, take them as a ranking"
+        if self.view != self._calibrated_view:
+            return (
+                f"verdicts by the threshold of view {self._calibrated_view}, which may mean something else here: "
+                f"npr calibrate --view {self.view} finds one for it"
+            )
+        return None
 
     @property
     def model_id(self) -> str:

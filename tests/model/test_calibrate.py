@@ -234,6 +234,10 @@ def test_output_view_and_separate_fakes(npr, labelled, tmp_path, uncalibrated):
     loaded = checkpoints.load(output).metadata
     assert str(loaded.view) == "crop:16" and loaded.calibration.points[0].photographs == 30
     assert loaded.calibration.threshold == loaded.calibration.points[0].threshold
+    assert loaded.calibration.temperature != 1
+    code, out, _ = npr("calibrate", output, root / "photos", "--rates", "0.1")  # without generated images
+    assert f"the temperature stays {loaded.calibration.temperature:.3g}" in out
+    assert checkpoints.load(output).metadata.calibration.temperature == loaded.calibration.temperature
 
 
 ERRORS = {

@@ -103,7 +103,9 @@ def test_screen_says_that_a_model_is_calibrated(npr, folder, tmp_path):
     path = tmp_path / "calibrated.safetensors"
     checkpoints.save(path, make_detector(), checkpoints.Metadata(calibration=Calibration(0.0, -9.0, 9.0)))
     code, out, _ = npr("screen", folder / "a.png", "--checkpoint", path)
-    assert code == 0 and "1 uncertain" in out and "not calibrated" not in out
+    assert code == 0 and "1 uncertain" in out and "not calibrated" not in out and "npr calibrate" not in out
+    code, out, _ = npr("screen", folder / "a.png", "--checkpoint", path, "--view", "crop:8")
+    assert code == 0 and "by the threshold of view native" in out and "npr calibrate --view crop:8" in out
 
 
 def test_interruption_keeps_the_rows(npr, folder, tmp_path, checkpoint, monkeypatch):
