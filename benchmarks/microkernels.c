@@ -56,24 +56,4 @@ double int8_dot_chains(int64_t rounds, float factor, float term, float* sink) {
   for (int i = 0; i < CHAINS; ++i) *sink += _mm512_reduce_add_epi32(sum[i]);
   return (double)rounds * CHAINS * 64 * 2;
 }
-#elif defined(__AVX2__)
-#include <immintrin.h>
-#define SUMS 8 /* their latency is 1; the products need registers, too */
-
-double int8_dot_chains(int64_t rounds, float factor, float term, float* sink) {
-  __m256i sum[SUMS];
-  const __m256i a = _mm256_set1_epi8((char)(100 * factor)), b = _mm256_set1_epi8((char)(100 * term));
-  const __m256i one = _mm256_set1_epi16(1);
-  for (int i = 0; i < SUMS; ++i) sum[i] = _mm256_set1_epi32(i);
-  for (int64_t round = 0; round < rounds; ++round) {
-#pragma GCC unroll 16
-    for (int i = 0; i < SUMS; ++i) {
-      __m256i bytes = a;
-      __asm__ volatile("" : "+x"(bytes)); /* or the product would be computed once */
-      sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, b), one));
-    }
-  }
-  for (int i = 0; i < SUMS; ++i) *sink += _mm256_extract_epi32(sum[i], 0);
-  return (double)rounds * SUMS * 32 * 2;
-}
 #endif
