@@ -3,12 +3,17 @@ than it takes to launch some forty kernels one after another."""
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from npr_model.errors import reason
+
+_logger = logging.getLogger("npr_model")
 
 MOST_PIXELS = 2**22  # in a batch: of more, the launches hide behind the work, and graphs keep their memory
 MOST_GRAPHS = 32
@@ -32,7 +37,7 @@ class CudaGraphs:
 
     The first MOST_GRAPHS sizes that have come UNCAPTURED times are captured; what is tuned at first sight must not be.
     None is given up for another, or sizes in turns would be captured for ever. Graphs share memory, as they run one
-    after another. Not for several threads at once.
+    after another. Where a capture fails there are no more of them, and that is logged. Not for several threads at once.
     """
 
     def __init__(self, network: Network) -> None:
@@ -40,10 +45,11 @@ class CudaGraphs:
         self._captured: dict[tuple, Captured] = {}
         self._seen: Counter[tuple] = Counter()
         self._pool: tuple[int, int] | None = None
+        self._failed = False
 
     def __call__(self, images: Tensor) -> Tensor:
         batch, _, height, width = images.shape
-        if batch == 0 or batch * height * width > MOST_PIXELS:
+        if self._failed or batch == 0 or batch * height * width > MOST_PIXELS:
             return self._network(images)
         key = (images.shape, images.stride(), images.dtype, images.device)
         captured = self._captured.get(key)
@@ -53,7 +59,12 @@ class CudaGraphs:
                 if len(self._seen) > MOST_SEEN:
                     self._seen.clear()
                 return self._network(images)
-            captured = self._captured[key] = self._capture(images)
+            try:
+                captured = self._captured[key] = self._capture(images)
+            except RuntimeError as error:  # what cannot be captured, or no memory for it, can still be launched
+                self._failed = True
+                _logger.warning("no CUDA graphs from here on (%s)", reason(error))
+                return self._network(images)
         captured.images.copy_(images)
         captured.replay()
         return captured.result.clone()

@@ -79,6 +79,18 @@ def test_large_and_empty_batches_are_not_captured(soon, monkeypatch):
     assert graphs.captures == [(2, 3, 8, 8)]
 
 
+def test_a_failed_capture_is_logged_once_and_does_without(soon, caplog, monkeypatch):
+    graphs, x = Recorded(), images(2, 3, 8, 8)
+
+    def fail(images: Tensor) -> Captured:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "_capture", fail)
+    for _ in range(4):
+        assert torch.equal(graphs(x), mean(x))
+    assert caplog.messages == ["no CUDA graphs from here on (operation not permitted when stream is capturing)"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_logits_on_a_gpu(cuda, soon, dtype):
     """The detector, with graphs, of sizes that come in turns, against the network layer by layer in float64."""
@@ -92,6 +104,7 @@ def test_logits_on_a_gpu(cuda, soon, dtype):
             truth = exact(x)
         for layout in (torch.contiguous_format, torch.channels_last):
             kept.append((frozen(x.contiguous(memory_format=layout).to(cuda)), truth))
+    assert len(frozen.graphs._captured) == 4
     for logits, truth in kept:
         assert (logits.cpu() - truth).abs().max() < (0.01 if dtype == torch.float32 else 0.1)  # TF32
 
@@ -102,3 +115,4 @@ def test_nan_stays_with_its_image_on_a_gpu(cuda, soon):
     x[1, 0, 5, 5] = float("nan")
     for _ in range(3):  # at once, captured, replayed
         assert frozen(x.to(cuda)).isnan().flatten().tolist() == [False, True, False]
+    assert len(frozen.graphs._captured) == 1
