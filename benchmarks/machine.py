@@ -18,7 +18,6 @@ import torch
 
 from benchmarks.harness import burst
 from npr_kernels import info
-from npr_model import inference
 
 SOURCE = Path(__file__).with_name("microkernels.c")
 INSTRUCTION_SETS = (
@@ -63,7 +62,7 @@ def peaks(device: torch.device) -> dict:
     micro = _microkernels() if device.type == "cpu" else {}
     fma = {"torch.mm float32": _matrix_peak(torch.float32, device)}
     bf16 = {}
-    if device.type == "cuda" or inference.onednn_serves(torch.bfloat16):  # elsewhere it takes minutes
+    if device.type == "cuda" or info.onednn_serves(torch.bfloat16):  # elsewhere it takes minutes
         bf16["torch.mm bfloat16"] = _matrix_peak(torch.bfloat16, device)
     if "fma_chains" in micro:
         fma["micro-kernel of fused multiply-adds"] = _threaded_peak(micro["fma_chains"])

@@ -17,6 +17,16 @@ def cpu_capability() -> str | None:
     return None if extension.FAILURE else torch.ops.npr_kernels.cpu_capability()
 
 
+def onednn_serves(dtype: torch.dtype) -> bool:
+    """Whether torch's fused oneDNN convolutions can be had in ``dtype`` here. They are internal operators, made for
+    torch's own compiler: they may be missing."""
+    if not (hasattr(torch.ops.mkldnn, "_convolution_pointwise") and torch.backends.mkldnn.is_available()):
+        return False
+    if dtype == torch.bfloat16:
+        return getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)()
+    return dtype == torch.float32
+
+
 def collect() -> dict:
     """Everything a bug report needs, as plain JSON types."""
     return {

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npr_kernels import bottleneck, fold_batch_norm, npr_stem
-from npr_kernels.info import cpu_capability
+from npr_kernels.info import cpu_capability, onednn_serves
 from npr_model import quantisation
 from npr_model.cuda_graphs import CudaGraphs
 from npr_model.errors import InputError
@@ -150,7 +150,9 @@ class InferenceDetector(nn.Module):
         self.engine = trunk_engine(device, trunk_dtype, compile)
         if device.type == "cpu" and self.engine == "torch" and not compile:
             why = bottleneck.refusal(trunk_dtype, 64)
-            _logger.warning("in %s the network runs on plain PyTorch, slowly (%s)", str(trunk_dtype)[6:], why)
+            _logger.warning(
+                "in %s the network runs on plain PyTorch, slowly (%s)", str(trunk_dtype).removeprefix("torch."), why
+            )
         if self.engine == "fused":
             self.trunk = fused_trunk(detector, trunk_dtype)
         else:
@@ -189,16 +191,6 @@ def split_by_pixels(images: Tensor, pixels: int) -> tuple[Tensor, ...]:
 def _check_finite(*folded: Tensor) -> None:
     if not all(parameter.isfinite().all() for parameter in folded):
         raise ValueError("the network's weights or batch-norm statistics give NaN or infinite convolutions")
-
-
-def onednn_serves(dtype: torch.dtype) -> bool:
-    """Whether torch's fused oneDNN convolutions can be had in ``dtype`` here. They are internal operators, made for
-    torch's own compiler: they may be missing."""
-    if not (hasattr(torch.ops.mkldnn, "_convolution_pointwise") and torch.backends.mkldnn.is_available()):
-        return False
-    if dtype == torch.bfloat16:
-        return getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)()
-    return dtype == torch.float32
 
 
 def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool) -> str:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from npr_kernels.info import onednn_serves
 from npr_model.checkpoints import Metadata
 from npr_model.config import TrainConfig
 from npr_model.detectors.base import Detector
 from npr_model.distributed import Process, SyncBatchNorm
-from npr_model.inference import onednn_serves
 from npr_model.network import NPRDetector
 
 _logger = logging.getLogger("npr_model")

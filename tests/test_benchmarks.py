@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import sys
 import time
 
@@ -20,6 +21,7 @@ from benchmarks.training import TrainingCase
 from npr_kernels import reference
 from npr_kernels.backends import extension
 from npr_model.network import NPRDetector
+from tests.conftest import ROOT
 from tests.model.conftest import encoded, noise
 from tests.tolerances import error
 
@@ -271,6 +273,15 @@ def test_readme_cannot_ask_for_what_was_not_measured():
     ):
         with pytest.raises(readme.UnknownTable, match=message):
             readme.filled(mark)
+
+
+@pytest.mark.parametrize("module", ["device", "ops"])
+def test_the_kernels_are_timed_without_what_decodes_images(module):
+    """A machine lent for its GPU may have torch and little else."""
+    code = "import sys; sys.modules |= dict.fromkeys(('PIL', 'simplejpeg', 'pyarrow', 'sklearn', 'safetensors'))\n"
+    code += f"import benchmarks.{module}"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_plot_of_a_result_file(tmp_path, monkeypatch):
