@@ -7,6 +7,7 @@ the logits, how far they lie apart, and ROC AUC and average precision, means ove
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ from npr_model.inference import trunk_engine
 from npr_model.screening.rows import Row
 from npr_model.screening.runner import Scorer
 
-DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 COLUMNS = {
     "rank correlation": ("rank_correlation", "{:.5f}"),
     "RMS difference": ("rms_difference", "{:.4f}"),
@@ -36,13 +37,15 @@ COLUMNS = {
 }
 
 
-def measure(checkpoint: str, root: Path) -> list[dict]:
-    """A row for each of DTYPES that this processor has kernels for, against float32. Raises InputError."""
+def measure(checkpoint: str, root: Path, dtypes: Collection[str]) -> list[dict]:
+    """A row for float32 and each of ``dtypes`` that this processor has kernels for. Raises InputError."""
     loaded, samples, rows = checkpoints.load(checkpoint), collect([root]), []
     reference: dict[str, float] = {}
-    for dtype in DTYPES:
+    for name, dtype in DTYPES.items():
+        if name not in {"float32", *dtypes}:
+            continue
         if trunk_engine(torch.device("cpu"), dtype, compile=False) == "torch":
-            print(f"{dtype} is left out: this processor has no kernels for it, and without it takes hours")
+            print(f"{name} is left out: this processor has no kernels for it, and without it takes hours")
             continue
         logits: dict[str, float] = {}
 
@@ -55,7 +58,7 @@ def measure(checkpoint: str, root: Path) -> list[dict]:
         ours, exact = (np.array([found[source] for source in sorted(reference)]) for found in (logits, reference))
         row = {
             "case": f"precision of {loaded.model_id} on {len(exact)} images",
-            "contender": f"{OURS} {str(dtype).removeprefix('torch.')}",
+            "contender": f"{OURS} {name}",
             "median_ms": None,
             "rank_correlation": float(spearmanr(ours, exact).statistic),
             "rms_difference": float(np.sqrt(np.mean((ours - exact) ** 2))),
@@ -71,11 +74,12 @@ def main(
     roots: Annotated[list[Path], typer.Argument(metavar="DATASET...", help="Folders as `npr evaluate` takes them.")],
     json_file: command.JsonFile = None,
     checkpoint: Annotated[str, typer.Option(metavar="FILE", help="A bundled name or a file.")] = "preview",
+    only: Annotated[str, typer.Option(metavar="REGEX", help="Run only the dtypes that match, and float32.")] = "",
 ) -> None:
     """Compare the logits in bfloat16 and int8 with those in float32."""
     command.checked_json(json_file)
     try:
-        tables = [measure(checkpoint, root) for root in roots]
+        tables = [measure(checkpoint, root, command.chosen(only, list(DTYPES), "dtypes")) for root in roots]
     except InputError as failure:
         command.refuse(str(failure))
     for rows in tables:

@@ -30,7 +30,6 @@ from benchmarks import command, machine
 from benchmarks.harness import OURS, interleave
 from benchmarks.model import random_detector, random_pixels
 from benchmarks.screening import make_files
-from npr_kernels import npr_stem
 from npr_model import images
 from npr_model.checkpoints import LoadedCheckpoint, Metadata
 from npr_model.inference import split_by_pixels
@@ -138,12 +137,11 @@ def time_parts(device: torch.device, folder: Path, seconds: float) -> dict[tuple
     """Median seconds of a call by part, batch and side: "decode" of one JPEG file of quality 90 on one core, "network",
     "stem" and, to a GPU, "copy" of a batch."""
     frozen = random_detector().to(device).for_inference()
-    weight, bias = frozen.stem_weight.to(frozen.dtype), frozen.stem_bias.to(frozen.dtype)
 
     @torch.inference_mode()
     def stem(pixels: torch.Tensor) -> None:
         for part in split_by_pixels(pixels, frozen.pixels_at_once):
-            npr_stem(part, weight, bias, **frozen.conv1.options(part))
+            frozen.stem(part)
 
     calls: dict[tuple[str, int, int], Callable[[], object]] = {}
     for side in FILES:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import sys
 
 import torch
@@ -144,6 +145,12 @@ class InferenceDetector(nn.Module):
         weight, bias = fold_batch_norm(detector.conv1.weight.detach(), None, detector.bn1)
         _check_finite(weight, bias)
         self.register_buffer("stem_weight", weight)
+        # Of the scale of pixels the kernel is left a power of two: with all of it, weights would be rounded a second
+        # time, which doubled the error of bfloat16's logits.
+        scale = self.conv1.options(torch.empty(0, dtype=torch.uint8))["scale"]
+        self.pixel_scale = 2.0 ** math.frexp(scale[0])[1]
+        rest = torch.tensor(scale, device=device) / self.pixel_scale
+        self.register_buffer("pixel_weight", (weight * rest.view(1, -1, 1, 1)).to(self.dtype))
         self.register_buffer("stem_bias", bias.detach())
         self.register_buffer("head_weight", detector.fc1.weight.detach().float().clone())
         self.register_buffer("head_bias", detector.fc1.bias.detach().float().clone())
@@ -167,16 +174,20 @@ class InferenceDetector(nn.Module):
         run = self.score if self.graphs is None else self.graphs
         return torch.cat([run(part) for part in split_by_pixels(images, self.pixels_at_once)])
 
-    def score(self, images: Tensor) -> Tensor:
-        """All ``images`` at once."""
+    def stem(self, images: Tensor) -> Tensor:
+        """The first layers alone: (N, 3, H, W) to (N, 64, H / 4, W / 4) of ``self.dtype``."""
         options = self.conv1.options(images)
         if images.is_floating_point():  # subtracted in float32: rounding comes after the differences, not before
-            x = npr_stem(images.float(), self.stem_weight.float(), self.stem_bias.float(), **options)
-            broken = ~x.isfinite().flatten(1).all(1, keepdim=True)  # oneDNN's ReLU would make zeros of NaN
-            x = x.to(self.dtype)
-        else:
-            x = npr_stem(images, self.stem_weight.to(self.dtype), self.stem_bias.to(self.dtype), **options)
-            broken = None
+            return npr_stem(images.float(), self.stem_weight.float(), self.stem_bias.float(), **options).to(self.dtype)
+        return npr_stem(
+            images, self.pixel_weight, self.stem_bias.to(self.dtype), **options | {"scale": self.pixel_scale}
+        )
+
+    def score(self, images: Tensor) -> Tensor:
+        """All ``images`` at once."""
+        x = self.stem(images)
+        # oneDNN's ReLU would make zeros of NaN, which pixels cannot be.
+        broken = ~x.isfinite().flatten(1).all(1, keepdim=True) if images.is_floating_point() else None
         features = self.trunk(x).flatten(1)
         # Not F.linear, whose sums come in another order for another number of images: a logit is the image's alone.
         logits = (features * self.head_weight).sum(1, keepdim=True) + self.head_bias

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -223,6 +225,18 @@ def test_float_images_lose_nothing_to_bytes_in_bfloat16(detector):
     raw, normalised = images(4, 3, 64, 64)
     fast = detector.for_inference(torch.bfloat16)
     assert (fast(raw) - fast(normalised)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("scale", [2 / 3, -1.0, 0.0])
+def test_weights_for_pixels_are_rounded_once(scale):
+    """What is left of the scale for the kernel is a power of two, which rounds nothing."""
+    detector = with_lively_statistics(NPRDetector(scale=scale))
+    frozen = detector.for_inference(torch.bfloat16)
+    assert math.frexp(frozen.pixel_scale)[0] == 0.5
+    std = torch.tensor(IMAGENET_STD, dtype=torch.float64).view(3, 1, 1)
+    exact = frozen.stem_weight.double() * scale / (255 * std)
+    found = frozen.pixel_weight.double() * frozen.pixel_scale
+    assert found.isfinite().all() and ((found - exact).abs() <= 1.001 * 2**-8 * exact.abs()).all()
 
 
 def test_weights_that_give_nan_are_refused(authors):
