@@ -1,7 +1,8 @@
 """``python -m benchmarks.screening``: files on disk to rows, against decoding or the network alone, and a plain loop.
 
-End to end can be no faster than the slower of its two halves; the share of that is what the runner loses. The reference
-is what the authors' code does: Pillow in a DataLoader's workers, and the network in plain PyTorch.
+End to end can be no faster than the slower of its two halves; the share of that is what the runner loses. With zeros in
+the network's place the runner, which reads, hashes, decodes, describes and gathers, shows how fast it could feed a GPU.
+The reference is what the authors' code does: Pillow in a DataLoader's workers, and the network in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 import typer
 from PIL import Image
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import command, machine, peers
@@ -37,6 +38,19 @@ from tests.tolerances import allowed, error
 CASES = (("JPEG", 256, 64), ("JPEG", 512, 32), ("JPEG", 1024, 16), ("PNG", 512, 32), ("WEBP", 512, 32))
 BATCH = 8
 DECODING, NETWORK = f"{OURS}, decoding alone", f"{OURS}, network alone"
+WITHOUT_NETWORK = f"{OURS}, without the network"
+
+
+class Zeros(nn.Module):
+    """Scores nothing."""
+
+    grid_size = 2
+
+    def for_inference(self, dtype: torch.dtype | None) -> Zeros:
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros(len(x), 1, device=x.device)
 
 
 class PlainFiles(Dataset):
@@ -93,7 +107,8 @@ def benchmark(
 
     def judge(result: Tensor | np.ndarray, computed_in: torch.dtype) -> Parity:
         if isinstance(result, np.ndarray):
-            return Parity(float(np.abs(result.astype(int) - decoded).max()), 0.0)
+            expected = decoded if result.ndim == 4 else np.full((len(paths), 2), decoded.shape[1:3])
+            return Parity(float(np.abs(result.astype(int) - expected).max()), 0.0)
         return Parity(error(result[: len(truth)], truth) * largest, limits[computed_in])
 
     def plain_loop() -> Callable[[], Tensor]:
@@ -102,14 +117,21 @@ def benchmark(
         return lambda: logits(network, DataLoader(PlainFiles(paths), **options))
 
     def end_to_end(computed_in: torch.dtype) -> Callable[[], Tensor]:
-        loaded = LoadedCheckpoint(detector, Metadata(), "0" * 64, Path("random"))
-        scorer = Scorer(loaded, batch_size=BATCH, workers=workers, dtype=computed_in, device=device)
+        scorer = made_scorer(detector, computed_in)
 
         def call() -> Tensor:
             found = {row.source: row.logit for row in scorer.score(Sources(paths))}
             return torch.tensor([[found[str(path)]] for path in paths])
 
         return call
+
+    def without_network() -> Callable[[], np.ndarray]:
+        scorer = made_scorer(Zeros(), dtype)
+        return lambda: np.array([(row.height, row.width) for row in scorer.score(Sources(paths)) if row.error is None])
+
+    def made_scorer(network: nn.Module, computed_in: torch.dtype) -> Scorer:
+        loaded = LoadedCheckpoint(network, Metadata(), "0" * 64, Path("random"))
+        return Scorer(loaded, batch_size=BATCH, workers=workers, dtype=computed_in, device=device)
 
     def decoding() -> Callable[[], np.ndarray]:
         def decode(path: Path) -> np.ndarray:
@@ -130,6 +152,7 @@ def benchmark(
         Contender(OURS, lambda: end_to_end(dtype), dtype),
         Contender(f"{OURS} float32", lambda: end_to_end(torch.float32)),
         Contender(DECODING, decoding),
+        Contender(WITHOUT_NETWORK, without_network),
         Contender(NETWORK, network, dtype),
     ]
     name = f"screening {len(paths)} {format} files of {decoded.shape[2]}x{decoded.shape[1]}"
@@ -142,12 +165,16 @@ def with_rates(rows: list[dict], count: int) -> list[dict]:
     for row in rows:
         if row["median_ms"]:
             row["images_per_second"] = count / row["median_ms"] * 1e3
-        if row["contender"] == DECODING:  # which does none of the operations
+        if row["contender"] in (DECODING, WITHOUT_NETWORK):  # which do none of the operations
             row.update({name: None for name in ("gflops", "share_of_fma_peak", "share_of_bf16_peak") if name in row})
     rates = {row["contender"]: row.get("images_per_second") for row in rows}
     if rates[OURS] and rates[DECODING] and rates[NETWORK]:
         next(row for row in rows if row["contender"] == OURS)["share_of_slower_half"] = rates[OURS] / min(
             rates[DECODING], rates[NETWORK]
+        )
+    if rates[DECODING] and rates[WITHOUT_NETWORK]:
+        next(row for row in rows if row["contender"] == WITHOUT_NETWORK)["share_of_decoding"] = (
+            rates[WITHOUT_NETWORK] / rates[DECODING]
         )
     return rows
 
@@ -177,6 +204,8 @@ def main(
         for row in new:
             if "share_of_slower_half" in row:
                 console.print(f"end to end: {row['share_of_slower_half']:.0%} of the slower of decoding and network")
+            if "share_of_decoding" in row:
+                console.print(f"without the network: {row['share_of_decoding']:.0%} of decoding alone")
             red |= row["parity"] == "red"
         rows += new
         if json_file:

@@ -45,5 +45,13 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
   m.def("serves_bottlenecks(ScalarType dtype) -> bool");
   // The largest quantised activation of bottlenecks of int8, 0 where there are none.
   m.def("most_level() -> int");
+  // Of a JPEG decoded to (H, W, 3) uint8 pixels: how often each of the 4x4 lowest coefficients of luminance is so many of
+  // its `steps`, (4, 4) float32, without sign, in `blocks` of the 8x8 blocks, evenly, or in all; the last of the bins: or
+  // more. Then for each gap, (G, 4) `places` (in it, below and above it in the histograms, and the owner of the gap) with
+  // the (G,) float64 share of what is above, what it holds and what its surroundings let expect; and of both, summed for
+  // each owner, half the Poisson deviance where there is less than a third: (owners,) float64.
+  m.def(
+      "coefficient_gaps(Tensor pixels, Tensor steps, Tensor places, Tensor shares, int owners, int blocks, int bins) "
+      "-> Tensor");
   m.def("cpu_capability() -> str");
 }

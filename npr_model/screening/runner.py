@@ -6,7 +6,8 @@ import copy
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -93,6 +94,9 @@ class Scorer:
         self.dtype = str(dtype or default_dtype(self.device)).removeprefix("torch.")
         self._cache = None if cache is None else Cache(cache, self.dtype, self._finish)
         self._model = checkpoint.model.to(self.device).for_inference(dtype)
+        # A GPU has the next batch before the rows of one are made, or it would wait for them.
+        self._launched_ahead = 1 if self.device.type == "cuda" else 0
+        self._scored_until = 0.0  # by time.perf_counter()
 
     @property
     def view(self) -> View:
@@ -144,16 +148,24 @@ class Scorer:
     def score_decoded(self, decoded: Iterable[Decoded], known: Known) -> Iterator[Row]:
         """As :meth:`score`, of what is decoded already; ``known`` is added to."""
         waiting: dict[tuple[int, int], list[Decoded]] = {}
-        unscored: dict[str, tuple[int, int]] = {}  # by sha256 the batch in which its pixels wait
+        launched: deque[tuple[list[Decoded], Callable[[], Iterator[Row]]]] = deque()
+        unscored: dict[str, tuple[int, int] | None] = {}  # by sha256 the batch in which its pixels wait, None: launched
         pixels_waiting = 0
 
-        def score(size: tuple[int, int]) -> Iterator[Row]:
+        def launch(size: tuple[int, int]) -> Iterator[Row]:
             nonlocal pixels_waiting
             batch = waiting.pop(size)
             pixels_waiting -= len(batch) * math.prod(size)
+            unscored.update((one.row.sha256, None) for one in batch)
+            launched.append((batch, self._launch(batch)))
+            while len(launched) > self._launched_ahead:
+                yield from finish()
+
+        def finish() -> Iterator[Row]:
+            batch, rows = launched.popleft()
             for one in batch:
                 del unscored[one.row.sha256]
-            for row in self._score_batch(batch):
+            for row in rows():
                 if row.error is None:
                     known.add(row)
                     if self._cache is not None:
@@ -162,7 +174,10 @@ class Scorer:
 
         for one in decoded:
             if one.pixels is not None and one.row.sha256 in unscored:
-                yield from score(unscored[one.row.sha256])
+                if size := unscored[one.row.sha256]:
+                    yield from launch(size)
+                while one.row.sha256 in unscored:
+                    yield from finish()
             if one.pixels is None or (twin := known.find(one.row)):
                 yield one.row if one.pixels is None else twin
                 continue
@@ -172,11 +187,13 @@ class Scorer:
             unscored[one.row.sha256] = size
             pixels_waiting += math.prod(size)
             if len(batch) == self.batch_size or len(batch) * math.prod(size) >= BATCH_PIXELS:
-                yield from score(size)
+                yield from launch(size)
             while pixels_waiting > PENDING_PIXELS:
-                yield from score(max(waiting, key=lambda size: len(waiting[size]) * math.prod(size)))
+                yield from launch(max(waiting, key=lambda size: len(waiting[size]) * math.prod(size)))
         for size in list(waiting):
-            yield from score(size)
+            yield from launch(size)
+        while launched:
+            yield from finish()
 
     def _decode_all(self, items: Iterable[Item], known: Known) -> Iterator[Decoded]:
         def find(row: Row) -> Row | None:
@@ -189,36 +206,65 @@ class Scorer:
             self.rates.decoding_seconds += decoded.row.milliseconds / 1000
             yield decoded
 
-    def _score_batch(self, batch: list[Decoded]) -> Iterator[Row]:
+    def _launch(self, batch: list[Decoded]) -> Callable[[], Iterator[Row]]:
+        """Sends a batch through the network; what is returned waits for it and gives its rows."""
         began = time.perf_counter()
         try:
             logits = self._logits([decoded.pixels for decoded in batch])
+        except (RuntimeError, MemoryError) as error:
+            logits = partial(_fail, error)
+        return partial(self._rows, batch, began, logits)
+
+    def _rows(self, batch: list[Decoded], began: float, logits: Callable[[], list[float]]) -> Iterator[Row]:
+        try:
+            found = logits()
         except BackendError:
             raise  # wrong for every batch, not for this one
         except (RuntimeError, MemoryError) as error:  # of memory, most likely: what fails alone, too, is an error row
             if len(batch) > 1:
                 middle = len(batch) // 2
-                yield from self._score_batch(batch[:middle])
-                yield from self._score_batch(batch[middle:])
+                yield from self._launch(batch[:middle])()
+                yield from self._launch(batch[middle:])()
             else:
                 yield unscored(batch[0].row, f"the image cannot be scored ({reason(error)})")
             return
-        seconds = time.perf_counter() - began
+        ended = time.perf_counter()
+        seconds = ended - max(began, self._scored_until)  # not those in which the batch before was computed
+        self._scored_until = ended
         self.rates.scored += len(batch)
         self.rates.scoring_seconds += seconds
-        for decoded, logit in zip(batch, logits, strict=True):
+        for decoded, logit in zip(batch, found, strict=True):
             row = replace(decoded.row, milliseconds=decoded.row.milliseconds + 1000 * seconds / len(batch))
             yield self._finish(row, logit)
 
-    def _logits(self, pixels: list[np.ndarray]) -> list[float]:
-        """N arrays (H, W, 3) uint8 to N logits. Permuted, they are channels_last, which the kernels like best."""
-        x = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+    def _logits(self, pixels: list[np.ndarray]) -> Callable[[], list[float]]:
+        """N arrays (H, W, 3) uint8 on their way through the network; what is returned waits for the N logits.
+
+        Permuted, the arrays are channels_last, which the kernels like best.
+        """
+        on_gpu = self.device.type == "cuda"
+        x = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=on_gpu)
         np.stack(pixels, out=x.numpy())
-        x = x.permute(0, 3, 1, 2).to(self.device, non_blocking=True)
-        return self._model(x).squeeze(1).tolist()
+        logits = self._model(x.permute(0, 3, 1, 2).to(self.device, non_blocking=True)).squeeze(1)
+        if not on_gpu:
+            return logits.tolist
+        copied = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+        copied.copy_(logits, non_blocking=True)
+        done = torch.cuda.Event(blocking=True)  # the core decodes meanwhile
+        done.record(torch.cuda.current_stream(self.device))
+
+        def wait() -> list[float]:
+            done.synchronize()
+            return copied.tolist()
+
+        return wait
 
     def _finish(self, row: Row, logit: float) -> Row:
         if not math.isfinite(logit):
             return unscored(row, f"the network gave a logit of {logit}")
         probability = self.calibration.probability(logit)
         return replace(row, logit=logit, probability=probability, verdict=self.calibration.verdict(logit))
+
+
+def _fail(error: Exception) -> list[float]:
+    raise error

@@ -6,8 +6,10 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from npr_kernels.backends import extension
 from npr_model import images
 from npr_model.images import View
 from npr_model.recompression import gaps, was_coarser
@@ -63,6 +65,47 @@ def test_what_tells_nothing_is_not_marked(size):
 def test_tables_of_any_kind(photographs):
     for table in ([0] * 64, [1] * 64, [255] * 64, [2**16 - 1] * 64):
         assert np.isfinite(gaps(photographs[0], table)).all() and not was_coarser(photographs[0], table)
+
+
+needs_extension = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
+
+
+@needs_extension
+@pytest.mark.parametrize("size", [(0, 0), (7, 300), (8, 8), (17, 130), (160, 160), (401, 333)], ids=str)
+@pytest.mark.parametrize("table", [range(1, 65), [0] * 64, [2**16 - 1] * 64], ids=["rising", "zero", "large"])
+def test_the_compiled_operator_finds_the_same(monkeypatch, photographs, size, table):
+    random = np.random.default_rng(0)
+    large = np.tile(photographs[0], (3, 3, 1))
+    for pixels in (large[: size[0], : size[1]], random.integers(0, 256, (*size, 3), np.uint8)):
+        found = gaps(pixels, table)
+        with monkeypatch.context() as patched:
+            patched.setattr(extension, "FAILURE", "not built")
+            np.testing.assert_allclose(found, gaps(pixels, table), rtol=1e-9, atol=1e-9)
+
+
+def test_without_the_compiled_operator(monkeypatch, photographs):
+    monkeypatch.setattr(extension, "FAILURE", "not built")
+    assert marked(jpeg(again(photographs[0], 50), 90)) and not marked(jpeg(photographs[0], 90))
+
+
+@needs_extension
+def test_the_compiled_operator_refuses_what_it_cannot_read():
+    steps, places, shares = torch.ones(4, 4), torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
+    pixels = torch.zeros(8, 8, 3, dtype=torch.uint8)
+    find = torch.ops.npr_kernels.coefficient_gaps
+    assert find(pixels, steps, places, shares, 1, 5, 26).tolist() == [0]
+    for wrong, message in (
+        ((pixels.float(), steps, places, shares, 1, 5, 26), "pixels"),
+        ((pixels.transpose(0, 1)[:, ::2], steps, places, shares, 1, 5, 26), "pixels"),
+        ((pixels, steps * 0, places, shares, 1, 5, 26), "steps"),
+        ((pixels, steps, places + 416, shares, 1, 5, 26), "place"),
+        ((pixels, steps, places - 1, shares, 1, 5, 26), "place"),
+        ((pixels, steps, places, shares, 0, 5, 26), "place"),
+        ((pixels, steps, places, shares[:0], 1, 5, 26), "shares"),
+        ((pixels, steps, places, shares, 1, 5, 0), "bin"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            find(*wrong)
 
 
 def test_rows_say_so(photographs):

@@ -134,6 +134,29 @@ def test_batches_are_bounded_in_pixels(scorer, monkeypatch):
     assert sizes == [3, 3, 2]
 
 
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_batches_are_launched_before_the_rows_of_others_are_made(scorer, monkeypatch, ahead):
+    """As on a GPU. The rows are the same, in the same order; a copy waits for the rows of what it is a copy of."""
+    pictures = [encoded(noise(16, 16, seed=i)) for i in range(7)]
+    items = [item(str(i), pictures[number]) for i, number in enumerate((0, 1, 2, 3, 4, 5, 2, 6, 6, 0))]
+    expected = list(scorer(batch_size=2).score(items))
+    made = scorer(batch_size=2)
+    inner, events = made._logits, []
+
+    def logits(pixels):
+        events.append(1)
+        wait = inner(pixels)
+        return lambda: events.append(-1) or wait()
+
+    monkeypatch.setattr(made, "_logits", logits)
+    monkeypatch.setattr(made, "_launched_ahead", ahead)
+    found = list(made.score(items))
+    assert [(row.source, row.logit) for row in found[:2]] == [(row.source, row.logit) for row in expected[:2]]
+    assert {row.source: row.logit for row in found} == {row.source: row.logit for row in expected}
+    assert len(found) == 10 and sum(events) == 0 and max(itertools.accumulate(events)) == ahead + 1
+    assert made.rates.scored == 7
+
+
 def test_what_fails_alone_is_an_error_row(scorer, monkeypatch):
     made = scorer(batch_size=4)
     inner = made._logits
@@ -163,7 +186,7 @@ def test_backend_that_cannot_serve_stops_the_run(scorer, monkeypatch):
 
 def test_non_finite_logit_is_an_error(scorer, monkeypatch):
     made = scorer()
-    monkeypatch.setattr(made, "_logits", lambda pixels: [math.nan] * len(pixels))
+    monkeypatch.setattr(made, "_logits", lambda pixels: lambda: [math.nan] * len(pixels))
     (row,) = made.score([item("a", encoded(noise(8, 8)))])
     assert row.logit is None and row.error == "the network gave a logit of nan"
 
