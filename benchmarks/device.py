@@ -133,6 +133,11 @@ def test_network(json_file: Path, limit: int) -> dict:
     return finished(arguments, json_file, "test_network", limit, {"NPR_REQUIRE_CUDA": "1"})
 
 
+def test_screening(json_file: Path, limit: int) -> dict:
+    arguments = ["-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", "tests/model/test_screening.py", "-k", "gpu"]
+    return finished(arguments, json_file, "test_screening", limit, {"NPR_REQUIRE_CUDA": "1"})
+
+
 def sanitize(tool: str) -> Callable[[Path, int], dict]:
     def step(json_file: Path, limit: int) -> dict:
         program = shutil.which("compute-sanitizer")
@@ -210,6 +215,7 @@ STEPS: dict[str, Callable[[Path, int], dict]] = {
     "build": build,
     "test": test,
     "test_network": test_network,
+    "test_screening": test_screening,
     "memcheck": sanitize("memcheck"),
     "racecheck": sanitize("racecheck"),
     "ops": benchmark("ops", "--seconds", "2"),

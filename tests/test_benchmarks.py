@@ -66,7 +66,9 @@ def test_screening_judges_logits_and_pixels(format, tmp_path):
     pixels = next(c for c in case.contenders if c.name == screening.DECODING).build()()
     pixels[3, 4, 5, 1] ^= 1
     assert not case.judge(pixels, torch.float32).green
-    rows = [{"contender": c.name, "median_ms": ms} for c, ms in zip(case.contenders, (100, 20, 40, 5, 8, 16), strict=True)]
+    rows = [
+        {"contender": c.name, "median_ms": ms} for c, ms in zip(case.contenders, (100, 20, 40, 5, 8, 16), strict=True)
+    ]
     rows = {row["contender"]: row for row in screening.with_rates(rows, 10)}
     assert rows[OURS]["images_per_second"] == 500 and rows[OURS]["share_of_slower_half"] == pytest.approx(0.8)
     assert rows[screening.WITHOUT_NETWORK]["share_of_decoding"] == pytest.approx(5 / 8)

@@ -157,6 +157,16 @@ def test_batches_are_launched_before_the_rows_of_others_are_made(scorer, monkeyp
     assert made.rates.scored == 7
 
 
+def test_rows_of_a_gpu_are_those_of_the_cpu(scorer, cuda):
+    """Batches on their way while others are launched, of sizes that come in turns, with copies among them."""
+    items = [item(str(i), encoded(noise(16 + 8 * (i % 3), 24, seed=i % 50))) for i in range(120)]
+    expected = {row.source: row.logit for row in scorer(batch_size=4).score(items)}
+    found = {row.source: row for row in scorer(batch_size=4, device=cuda).score(items)}
+    assert found.keys() == expected.keys() and len(found) == 120
+    for source, row in found.items():
+        assert row.error is None and abs(row.logit - expected[source]) < 0.01  # TF32
+
+
 def test_what_fails_alone_is_an_error_row(scorer, monkeypatch):
     made = scorer(batch_size=4)
     inner = made._logits
