@@ -15,14 +15,14 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageFilter
 
-from npr_model import images
+from npr_model import images, nvimagecodec
 from npr_model.errors import InputError
 
 USAGE = (
     "png, jpeg:QUALITY, webp:QUALITY, resize:FACTOR, blur:SIGMA, offset:ROWS,COLUMNS or "
-    "decoder:pillow|simplejpeg|fast; several joined by +, as in resize:0.5+jpeg:90"
+    "decoder:pillow|simplejpeg|fast|nvimagecodec; several joined by +, as in resize:0.5+jpeg:90"
 )
-DECODERS = ("pillow", "simplejpeg", "fast")
+DECODERS = ("pillow", "simplejpeg", "fast", "nvimagecodec")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Step:
     - ``resize`` by a factor, bilinear with antialiasing; ``blur``, Gaussian, sigma in pixels;
     - ``offset``: so many rows and columns cut off from the top and the left, which moves the cells if odd;
     - ``decoder``: what JPEG files are decoded with; ``fast`` repeats chroma by nearest neighbour and takes the fast
-      DCT, as hardware decoders may. Other formats are decoded as ever.
+      DCT, as hardware decoders may; ``nvimagecodec`` is NVIDIA's (:mod:`npr_model.nvimagecodec`). Other formats are
+      decoded as ever.
     """
 
     kind: str
@@ -45,6 +46,8 @@ class Step:
         """From its text. Raises InputError."""
         kind, _, rest = text.partition(":")
         if kind == "decoder" and rest in DECODERS:
+            if rest == "nvimagecodec":
+                nvimagecodec.check_installed()
             return cls(kind, decoder=rest)
         try:
             values = tuple(float(part) for part in rest.split(",") if rest)
@@ -130,6 +133,8 @@ def _decode(data: bytes, decoder: str | None) -> np.ndarray:
     decoded = images.decode(data)
     if decoder is None or not decoded.decoder.startswith("simplejpeg"):  # CMYK and the like are left to Pillow, too
         return decoded.pixels
+    if decoder == "nvimagecodec":
+        return nvimagecodec.decode(data)
     if decoder == "pillow":
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     return simplejpeg.decode_jpeg(data, fastdct=decoder == "fast", fastupsample=decoder == "fast")

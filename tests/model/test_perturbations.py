@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
 
-from npr_model import images, perturbations
+from npr_model import images, nvimagecodec, perturbations
 from npr_model.errors import InputError
 from npr_model.perturbations import Perturbation
 from tests.model.conftest import encoded, noise
@@ -58,6 +60,30 @@ def test_decoders_of_a_jpeg():
     assert (perturbed("decoder:fast", data) != perturbed("png", data)).mean() > 0.1  # chroma repeated, another DCT
     cmyk = encoded(Image.fromarray(PIXELS).convert("CMYK"), "JPEG")
     np.testing.assert_array_equal(perturbed("decoder:fast", cmyk), perturbed("png", cmyk))
+
+
+def test_nvimagecodec_decodes_by_the_rules():
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed")
+    most = 0 if not torch.cuda.is_available() else 4  # a GPU's inverse DCT rounds in its own way
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    grey = Image.fromarray(PIXELS).convert("L")
+    for data in (
+        *(encoded(PIXELS, "JPEG", quality=90, subsampling=chroma) for chroma in ("4:4:4", "4:2:2", "4:2:0")),
+        encoded(PIXELS, "JPEG", progressive=True, exif=turned),
+        encoded(grey, "JPEG"),
+        encoded(Image.fromarray(PIXELS).convert("CMYK"), "JPEG"),
+    ):
+        found, expected = (perturbed(text, data).astype(int) for text in ("decoder:nvimagecodec", "png"))
+        assert found.shape == expected.shape and abs(found - expected).max() <= most
+    with pytest.raises(images.ImageError):
+        nvimagecodec.decode(b"\xff\xd8\xff no JPEG")
+
+
+def test_nvimagecodec_says_how_to_have_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
+    with pytest.raises(InputError, match=r"decoder:nvimagecodec needs nvImageCodec \(pip install nvidia-nvimgcodec"):
+        Perturbation.parse("decoder:nvimagecodec+jpeg:90")
 
 
 @pytest.mark.parametrize(
