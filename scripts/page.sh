@@ -1,0 +1,13 @@
+# Sourced by the scripts that write a page of docs/, with PAGE and FIGURES set: what a page is made of.
+
+# A command, shown on the page as it is written here, then run.
+show() { printf '```\n%s\n```\n\n' "$1" >> "$PAGE"; }
+run() { show "$1"; eval "$1" >&2; }
+text() { printf '%s\n\n' "$1" >> "$PAGE"; }
+tables() { sed 's/^###/####/' "$1" >> "$PAGE"; echo >> "$PAGE"; }
+figure() { text "![$2]($(basename "$FIGURES")/$1)"; }
+# Of how many images of which kind the page speaks.
+images_of() { echo "$(find "$1"/*/1_fake -type f | wc -l) generated images of four generators and $(find "$1"/*/0_real -type f | wc -l) photographs of other sources"; }
+
+PATH="$PWD/.venv/bin:$PATH"
+: > "$PAGE"
