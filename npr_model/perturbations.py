@@ -33,8 +33,8 @@ class Step:
     - ``resize`` by a factor, bilinear with antialiasing; ``blur``, Gaussian, sigma in pixels;
     - ``offset``: so many rows and columns cut off from the top and the left, which moves the cells if odd;
     - ``decoder``: what JPEG files are decoded with; ``fast`` repeats chroma by nearest neighbour and takes the fast
-      DCT, as hardware decoders may; ``nvimagecodec`` is NVIDIA's (:mod:`npr_model.nvimagecodec`). Other formats are
-      decoded as ever.
+      DCT, as hardware decoders may; ``nvimagecodec`` is NVIDIA's, on a GPU (:mod:`npr_model.nvimagecodec`). Other
+      formats are decoded as ever.
     """
 
     kind: str
@@ -47,7 +47,7 @@ class Step:
         kind, _, rest = text.partition(":")
         if kind == "decoder" and rest in DECODERS:
             if rest == "nvimagecodec":
-                nvimagecodec.check_installed()
+                nvimagecodec.check_available()
             return cls(kind, decoder=rest)
         try:
             values = tuple(float(part) for part in rest.split(",") if rest)

@@ -23,7 +23,7 @@ from npr_model.network import Bottleneck, NPRDetector
 
 LEVELS = 255  # steps are measured for so many; a processor may have fewer, longer ones
 SHARE = 0.95  # of the images that a channel's largest value is not cut off in
-HEADROOM = 1.5  # steps are longer by so much than photographs need: fakes go further, and what is cut off costs ranks
+HEADROOM = 1.5  # steps are longer by so much: fakes go further than photographs, and what is cut off costs ranks
 LEAST = 1e-3  # of a layer's longest step: no channel's is shorter, or one that was silent would stay so
 SIDE = 256
 IMAGES = 64  # enough for the steps: with more they change less than the logits' rounding
@@ -107,8 +107,8 @@ def check_steps(detector: NPRDetector, steps: dict[str, Tensor]) -> None:
 
 
 def processor_steps(detector: NPRDetector) -> dict[str, Tensor]:
-    """As :func:`measure_steps` found them, for as many levels as this processor has. Raises InputError where the
-    detector has none."""
+    """Those that :func:`measure_steps` found, longer by HEADROOM, for as many levels as this processor has. Raises
+    InputError where the detector has none."""
     if not detector.activation_steps:
         raise InputError("int8 needs a checkpoint with activation steps: npr calibrate measures them on photographs")
     return {name: step * (HEADROOM * LEVELS / most_level()) for name, step in detector.activation_steps.items()}

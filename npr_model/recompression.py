@@ -67,7 +67,8 @@ class Search(NamedTuple):
 
 
 def plain_deviance(pixels: np.ndarray, search: Search) -> np.ndarray:
-    """(OWNERS,) float64, without the compiled operator."""
+    """(OWNERS,) float64, without the compiled operator, which finds the same but for coefficients halfway between two
+    steps: it computes in float32."""
     histograms = _histograms(pixels, search.steps)
     number, below, above, owner = search.places.T
     logarithms = np.log(histograms + 0.5)

@@ -18,6 +18,7 @@ using torch::headeronly::ScalarType;
 
 constexpr int64_t kSide = 8;  // of a block
 constexpr int64_t kLow = 4;   // frequencies in either direction
+constexpr int64_t kMostBins = 4096;
 
 // How often the magnitude of each coefficient is so many steps, in at most `most_blocks` blocks: (kLow, kLow, bins).
 std::vector<int64_t> histograms_of(const uint8_t* image, int64_t height, int64_t width, const float* step,
@@ -65,7 +66,8 @@ Tensor coefficient_gaps(const Tensor& pixels, const Tensor& steps, const Tensor&
   STD_TORCH_CHECK(is_dense(places, ScalarType::Long, 2) && places.size(1) == 4, "places must be (G, 4) int64, contiguous");
   STD_TORCH_CHECK(is_dense(shares, ScalarType::Double, 1) && shares.size(0) == places.size(0),
                   "shares must be (G,) float64, contiguous");
-  STD_TORCH_CHECK(most_blocks >= 0 && bins >= 1 && owners >= 0, "blocks and owners cannot be negative, and there must be a bin");
+  STD_TORCH_CHECK(most_blocks >= 0 && owners >= 0 && bins >= 1 && bins <= kMostBins,
+                  "blocks and owners cannot be negative, and there must be a bin, and no more than ", kMostBins);
   const auto* step = static_cast<const float*>(steps.const_data_ptr());
   STD_TORCH_CHECK(std::all_of(step, step + kLow * kLow, [](float one) { return one >= 1; }), "steps must be at least 1");
   const auto* place = static_cast<const int64_t*>(places.const_data_ptr());

@@ -14,7 +14,7 @@ from npr_model.errors import InputError, reason
 from npr_model.screening.rows import Row
 
 KNOWN_ROWS = 2**14  # of identical files in one run: about 10 MiB
-_VERSION = 1
+_VERSION = 2  # another one where the same checkpoint gives other logits
 ROWS_A_COMMIT = 1000
 _SECONDS_OF_PATIENCE = 60  # while another run commits to the same cache
 _OF_THE_RUN = ("source", "sha256", "view", "model", "probability", "verdict", "milliseconds", "error", "error_code")

@@ -44,7 +44,7 @@ except ImportError as error:
     raise InputError("the engine ray is not installed: pip install 'npr-kernels[ray]'") from error
 
 FILES_A_UNIT = 128
-IMAGES_A_GROUP = 16
+IMAGES_A_GROUP = 64  # several batches, so that a GPU has the next one while the rows of one are made
 BLOCK_BYTES = 2**25  # of decoded pixels that travel together, and of names
 DECODING_THREADS = 4  # of a task, so that it need not wait for files that are far away
 # Rows on their way; one that only counts what was skipped, or says what failed, has no source.

@@ -61,8 +61,8 @@ class Scorer:
     ``view`` and ``calibration`` None take the checkpoint's own. ``workers``: decoding threads (simplejpeg and Pillow
     work without the GIL), 0 for one a core, at most 16. ``cache``: a file of what earlier runs found
     (:class:`npr_model.screening.known.Cache`), to be read and added to. Two batches are decoded ahead, or
-    :data:`npr_model.screening.decoding.AHEAD_PIXELS`, and PENDING_PIXELS wait for a batch: memory stays bounded,
-    whatever the input.
+    :data:`npr_model.screening.decoding.AHEAD_PIXELS`, PENDING_PIXELS wait for a batch, and two batches, of one image or
+    BATCH_PIXELS each, are scored: memory stays bounded, whatever the input.
     """
 
     def __init__(
@@ -96,7 +96,6 @@ class Scorer:
         self._model = checkpoint.model.to(self.device).for_inference(dtype)
         # A GPU has the next batch before the rows of one are made, or it would wait for them.
         self._launched_ahead = 1 if self.device.type == "cuda" else 0
-        self._scored_until = 0.0  # by time.perf_counter()
 
     @property
     def view(self) -> View:
@@ -172,28 +171,33 @@ class Scorer:
                         self._cache.add(row)
                 yield row
 
-        for one in decoded:
-            if one.pixels is not None and one.row.sha256 in unscored:
-                if size := unscored[one.row.sha256]:
+        try:
+            for one in decoded:
+                if one.pixels is not None and one.row.sha256 in unscored:
+                    if size := unscored[one.row.sha256]:
+                        yield from launch(size)
+                    while one.row.sha256 in unscored:
+                        yield from finish()
+                if one.pixels is None or (twin := known.find(one.row)):
+                    yield one.row if one.pixels is None else twin
+                    continue
+                size = one.pixels.shape[:2]
+                batch = waiting.setdefault(size, [])
+                batch.append(one)
+                unscored[one.row.sha256] = size
+                pixels_waiting += math.prod(size)
+                if len(batch) == self.batch_size or len(batch) * math.prod(size) >= BATCH_PIXELS:
                     yield from launch(size)
-                while one.row.sha256 in unscored:
-                    yield from finish()
-            if one.pixels is None or (twin := known.find(one.row)):
-                yield one.row if one.pixels is None else twin
-                continue
-            size = one.pixels.shape[:2]
-            batch = waiting.setdefault(size, [])
-            batch.append(one)
-            unscored[one.row.sha256] = size
-            pixels_waiting += math.prod(size)
-            if len(batch) == self.batch_size or len(batch) * math.prod(size) >= BATCH_PIXELS:
+                while pixels_waiting > PENDING_PIXELS:
+                    yield from launch(max(waiting, key=lambda size: len(waiting[size]) * math.prod(size)))
+            for size in list(waiting):
                 yield from launch(size)
-            while pixels_waiting > PENDING_PIXELS:
-                yield from launch(max(waiting, key=lambda size: len(waiting[size]) * math.prod(size)))
-        for size in list(waiting):
-            yield from launch(size)
-        while launched:
-            yield from finish()
+            while launched:
+                yield from finish()
+        except Exception:  # what is computed already is not lost
+            while launched:
+                yield from finish()
+            raise
 
     def _decode_all(self, items: Iterable[Item], known: Known) -> Iterator[Decoded]:
         def find(row: Row) -> Row | None:
@@ -208,54 +212,67 @@ class Scorer:
 
     def _launch(self, batch: list[Decoded]) -> Callable[[], Iterator[Row]]:
         """Sends a batch through the network; what is returned waits for it and gives its rows."""
-        began = time.perf_counter()
         try:
             logits = self._logits([decoded.pixels for decoded in batch])
-        except (RuntimeError, MemoryError) as error:
-            logits = partial(_fail, error)
-        return partial(self._rows, batch, began, logits)
-
-    def _rows(self, batch: list[Decoded], began: float, logits: Callable[[], list[float]]) -> Iterator[Row]:
-        try:
-            found = logits()
         except BackendError:
             raise  # wrong for every batch, not for this one
-        except (RuntimeError, MemoryError) as error:  # of memory, most likely: what fails alone, too, is an error row
-            if len(batch) > 1:
-                middle = len(batch) // 2
-                yield from self._launch(batch[:middle])()
-                yield from self._launch(batch[middle:])()
-            else:
-                yield unscored(batch[0].row, f"the image cannot be scored ({reason(error)})")
-            return
-        ended = time.perf_counter()
-        seconds = ended - max(began, self._scored_until)  # not those in which the batch before was computed
-        self._scored_until = ended
-        self.rates.scored += len(batch)
-        self.rates.scoring_seconds += seconds
-        for decoded, logit in zip(batch, found, strict=True):
-            row = replace(decoded.row, milliseconds=decoded.row.milliseconds + 1000 * seconds / len(batch))
-            yield self._finish(row, logit)
+        except (RuntimeError, MemoryError) as error:
+            why = reason(error)  # not the error, which would keep the memory of all that led to it
+        else:
+            return partial(self._rows, batch, logits)
+        return partial(self._halves, batch, why)
 
-    def _logits(self, pixels: list[np.ndarray]) -> Callable[[], list[float]]:
-        """N arrays (H, W, 3) uint8 on their way through the network; what is returned waits for the N logits.
+    def _rows(self, batch: list[Decoded], logits: Callable[[], tuple[list[float], float]]) -> Iterator[Row]:
+        try:
+            found, seconds = logits()
+        except BackendError:
+            raise
+        except (RuntimeError, MemoryError) as error:
+            why = reason(error)
+        else:
+            self.rates.scored += len(batch)
+            self.rates.scoring_seconds += seconds
+            for decoded, logit in zip(batch, found, strict=True):
+                row = replace(decoded.row, milliseconds=decoded.row.milliseconds + 1000 * seconds / len(batch))
+                yield self._finish(row, logit)
+            return
+        yield from self._halves(batch, why)
+
+    def _halves(self, batch: list[Decoded], why: str) -> Iterator[Row]:
+        """Of a batch that failed, for want of memory most likely. What fails alone, too, is an error row."""
+        if len(batch) == 1:
+            yield unscored(batch[0].row, f"the image cannot be scored ({why})")
+            return
+        middle = len(batch) // 2
+        for half in (batch[:middle], batch[middle:]):
+            yield from self._launch(half)()
+
+    def _logits(self, pixels: list[np.ndarray]) -> Callable[[], tuple[list[float], float]]:
+        """N arrays (H, W, 3) uint8 on their way through the network; what is returned waits for the N logits, and the
+        seconds that they took.
 
         Permuted, the arrays are channels_last, which the kernels like best.
         """
+        began = time.perf_counter()
         on_gpu = self.device.type == "cuda"
         x = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=on_gpu)
         np.stack(pixels, out=x.numpy())
-        logits = self._model(x.permute(0, 3, 1, 2).to(self.device, non_blocking=True)).squeeze(1)
+        x = x.permute(0, 3, 1, 2)
         if not on_gpu:
-            return logits.tolist
+            logits = self._model(x).squeeze(1).tolist()
+            seconds = time.perf_counter() - began
+            return lambda: (logits, seconds)
+        stream = torch.cuda.current_stream(self.device)
+        start, end = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))
+        start.record(stream)
+        logits = self._model(x.to(self.device, non_blocking=True)).squeeze(1)
         copied = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
         copied.copy_(logits, non_blocking=True)
-        done = torch.cuda.Event(blocking=True)  # the core decodes meanwhile
-        done.record(torch.cuda.current_stream(self.device))
+        end.record(stream)
 
-        def wait() -> list[float]:
-            done.synchronize()
-            return copied.tolist()
+        def wait() -> tuple[list[float], float]:
+            end.synchronize()  # blocking: the core decodes meanwhile
+            return copied.tolist(), start.elapsed_time(end) / 1000
 
         return wait
 
@@ -264,7 +281,3 @@ class Scorer:
             return unscored(row, f"the network gave a logit of {logit}")
         probability = self.calibration.probability(logit)
         return replace(row, logit=logit, probability=probability, verdict=self.calibration.verdict(logit))
-
-
-def _fail(error: Exception) -> list[float]:
-    raise error

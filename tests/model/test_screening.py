@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import functools
+import gc
 import itertools
 import json
 import math
 import os
 import random
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ import torch
 from npr_kernels import BackendError
 from npr_model import checkpoints
 from npr_model.checkpoints import Calibration
+from npr_model.errors import InputError
 from npr_model.images import View
 from npr_model.screening import decoding, runner, sinks
 from npr_model.screening.items import Item
@@ -134,13 +137,25 @@ def test_batches_are_bounded_in_pixels(scorer, monkeypatch):
     assert sizes == [3, 3, 2]
 
 
-@pytest.mark.parametrize("ahead", [0, 1, 2])
-def test_batches_are_launched_before_the_rows_of_others_are_made(scorer, monkeypatch, ahead):
-    """As on a GPU. The rows are the same, in the same order; a copy waits for the rows of what it is a copy of."""
+@pytest.fixture(params=[0, 1, 2])
+def ahead(request, scorer):
+    """As ``scorer``, with so many batches launched before the rows of one are made: on a GPU it is 1."""
+
+    def make(**options) -> Scorer:
+        made = scorer(**options)
+        made._launched_ahead = make.ahead
+        return made
+
+    make.ahead = request.param
+    return make
+
+
+def test_batches_are_launched_before_the_rows_of_others_are_made(scorer, ahead, monkeypatch):
+    """The rows are the same; a copy waits for those of what it is a copy of."""
     pictures = [encoded(noise(16, 16, seed=i)) for i in range(7)]
     items = [item(str(i), pictures[number]) for i, number in enumerate((0, 1, 2, 3, 4, 5, 2, 6, 6, 0))]
-    expected = list(scorer(batch_size=2).score(items))
-    made = scorer(batch_size=2)
+    expected = {row.source: row.logit for row in scorer(batch_size=2).score(items)}
+    made = ahead(batch_size=2)
     inner, events = made._logits, []
 
     def logits(pixels):
@@ -149,11 +164,9 @@ def test_batches_are_launched_before_the_rows_of_others_are_made(scorer, monkeyp
         return lambda: events.append(-1) or wait()
 
     monkeypatch.setattr(made, "_logits", logits)
-    monkeypatch.setattr(made, "_launched_ahead", ahead)
     found = list(made.score(items))
-    assert [(row.source, row.logit) for row in found[:2]] == [(row.source, row.logit) for row in expected[:2]]
-    assert {row.source: row.logit for row in found} == {row.source: row.logit for row in expected}
-    assert len(found) == 10 and sum(events) == 0 and max(itertools.accumulate(events)) == ahead + 1
+    assert {row.source: row.logit for row in found} == expected and len(found) == 10
+    assert sum(events) == 0 and max(itertools.accumulate(events)) == ahead.ahead + 1
     assert made.rates.scored == 7
 
 
@@ -167,36 +180,93 @@ def test_rows_of_a_gpu_are_those_of_the_cpu(scorer, cuda):
         assert row.error is None and abs(row.logit - expected[source]) < 0.01  # TF32
 
 
-def test_what_fails_alone_is_an_error_row(scorer, monkeypatch):
-    made = scorer(batch_size=4)
+@pytest.mark.parametrize("when", ["launched", "waited for"])
+def test_what_fails_alone_is_an_error_row(ahead, monkeypatch, when):
+    made = ahead(batch_size=4)
     inner = made._logits
 
     def short_of_memory(pixels):
-        if (np.stack(pixels) == 255).all(axis=(1, 2, 3)).any():
+        def fail():
             raise RuntimeError("[enforce fail at alloc_cpu.cpp]\nDefaultCPUAllocator: can't allocate memory")
+
+        if any((one == 255).all() for one in pixels):
+            return fail if when == "waited for" else fail()
         return inner(pixels)
 
     monkeypatch.setattr(made, "_logits", short_of_memory)
-    pictures = [noise(8, 8, seed=i) for i in range(3)] + [np.full((8, 8, 3), 255, np.uint8)]
+    pictures = [noise(8, 8, seed=i) for i in range(11)]
+    pictures[3] = np.full((8, 8, 3), 255, np.uint8)
     rows = {row.source: row for row in made.score(item(str(i), encoded(p)) for i, p in enumerate(pictures))}
-    assert [rows[str(i)].error is None for i in range(4)] == [True, True, True, False]
+    assert [name for name, row in rows.items() if row.error is not None] == ["3"] and len(rows) == 11
     assert "can't allocate memory" in rows["3"].error and "\n" not in rows["3"].error
 
 
-def test_backend_that_cannot_serve_stops_the_run(scorer, monkeypatch):
-    made = scorer()
+def test_a_failed_batch_keeps_no_memory(ahead, monkeypatch):
+    """Where memory was short, the next batch would fail for what the one before still holds."""
+    made = ahead(batch_size=2)
+    held: list[weakref.ref] = []
+
+    def fail(pixels):
+        activations = torch.zeros(1000)
+        held.append(weakref.ref(activations))
+        assert not any(one() is not None for one in held[:-1])
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(made, "_logits", fail)
+    gc.disable()
+    try:
+        rows = list(made.score([item(str(i), encoded(noise(8, 8, seed=i))) for i in range(6)]))
+    finally:
+        gc.enable()
+    assert len(rows) == 6 and len(held) == 9
+    assert {row.error for row in rows} == {"the image cannot be scored (out of memory)"}
+
+
+def test_rows_that_are_computed_are_not_lost_where_the_source_fails(ahead):
+    def items():
+        for i in range(5):
+            yield item(str(i), encoded(noise(8, 8, seed=i)))
+        raise InputError("the list ends here")
+
+    rows = []
+    with pytest.raises(InputError, match="the list ends here"):
+        for row in ahead(batch_size=2, workers=1).score(items()):
+            rows.append(row.source)
+    assert rows == ["0", "1"]  # the others were only on their way to the network
+
+
+def test_backend_that_cannot_serve_stops_the_run(ahead, monkeypatch):
+    made = ahead(batch_size=1)
+    inner, calls = made._logits, []
 
     def refuse(pixels):
-        raise BackendError("no")
+        calls.append(pixels)
+        if len(calls) == 3:
+            raise BackendError("no")
+        return inner(pixels)
 
     monkeypatch.setattr(made, "_logits", refuse)
+    rows = []
     with pytest.raises(BackendError):
-        list(made.score([item("a", encoded(noise(8, 8)))]))
+        for row in made.score([item(str(i), encoded(noise(8, 8, seed=i))) for i in range(5)]):
+            rows.append(row.source)
+    assert rows == ["0", "1"]
+
+
+@pytest.mark.parametrize("cost", ["decoding", "rows"])
+def test_rates_tell_the_network_from_the_rest(ahead, monkeypatch, cost):
+    made = ahead(batch_size=2, workers=1)
+    slow = time.sleep if cost == "decoding" else lambda seconds: None
+    items = [Item(str(i), lambda i=i: slow(0.03) or encoded(noise(8, 8, seed=i))) for i in range(8)]
+    for _ in made.score(items):
+        time.sleep(0 if cost == "decoding" else 0.03)
+    assert made.rates.scoring > 60
+    assert cost == "rows" or made.rates.decoding < 40
 
 
 def test_non_finite_logit_is_an_error(scorer, monkeypatch):
     made = scorer()
-    monkeypatch.setattr(made, "_logits", lambda pixels: lambda: [math.nan] * len(pixels))
+    monkeypatch.setattr(made, "_logits", lambda pixels: lambda: ([math.nan] * len(pixels), 1.0))
     (row,) = made.score([item("a", encoded(noise(8, 8)))])
     assert row.logit is None and row.error == "the network gave a logit of nan"
 
