@@ -64,7 +64,7 @@ def test_screening_judges_logits_and_pixels(format, tmp_path):
         assert parity.green, contender.name
         assert contender.name != screening.DECODING or parity.error == 0
     pixels = next(c for c in case.contenders if c.name == screening.DECODING).build()()
-    pixels[3, 4, 5, 1] ^= 1
+    pixels[3][4, 5, 1] ^= 1
     assert not case.judge(pixels, torch.float32).green
     rows = [
         {"contender": c.name, "median_ms": ms} for c, ms in zip(case.contenders, (100, 20, 40, 5, 8, 16), strict=True)
