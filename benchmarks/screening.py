@@ -183,18 +183,32 @@ def with_rates(rows: list[dict], count: int) -> list[dict]:
     return rows
 
 
+def earlier_rows(json_file: Path | None, described: dict) -> list[dict]:
+    """Of a file that this kind of machine wrote."""
+    try:
+        found = json.loads(json_file.read_text()) if json_file else {}
+    except ValueError:  # empty, or of something else
+        return []
+    same = ("cpu", "cpu_capability", "threads", "gpu")
+    before = found.get("machine", {})
+    return found["rows"] if all(before.get(name) == described.get(name) for name in same) and before else []
+
+
 def main(
     device: command.Device = "cpu",
     json_file: command.JsonFile = None,
     seconds: command.Seconds = 30.0,
     workers: Annotated[int, typer.Option(min=0, help="Decoding threads, and the plain loop's processes.")] = 0,
-    only: Annotated[str, typer.Option(help="Cases whose name has this in it, as in JPEG or 512.")] = "",
+    only: Annotated[
+        str, typer.Option(help="Cases whose name has this in it, as in JPEG or 512; others stay in FILE as they are.")
+    ] = "",
 ) -> None:
     """Screening end to end; fails if a logit or a pixel of ours is wrong."""
     target = command.checked_device(device)
     command.checked_json(json_file)
     console = Console(width=None if sys.stdout.isatty() else 160)
     described, rows, red = machine.describe(target), [], False
+    earlier = earlier_rows(json_file, described)
     detector = random_detector()
     workers = workers or min(16, described["cores"])
     for format, size, count in CASES:
@@ -214,7 +228,8 @@ def main(
             red |= row["parity"] == "red"
         rows += new
         if json_file:
-            json_file.write_text(json.dumps({"machine": described, "rows": rows}, indent=1) + "\n")
+            kept = [row for row in earlier if row["case"] not in {row["case"] for row in rows}]
+            json_file.write_text(json.dumps({"machine": described, "rows": rows + kept}, indent=1) + "\n")
     if not rows:
         command.refuse(f"--only {only}: no case has that in its name")
     raise typer.Exit(1 if red else 0)

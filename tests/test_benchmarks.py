@@ -74,6 +74,19 @@ def test_screening_judges_logits_and_pixels(format, tmp_path):
     assert rows[screening.WITHOUT_NETWORK]["share_of_decoding"] == pytest.approx(5 / 8)
 
 
+def test_screening_keeps_the_cases_that_are_not_run_again(tmp_path):
+    file, here = tmp_path / "screening.json", {"cpu": "some", "cpu_capability": "avx2", "threads": 2}
+    assert screening.earlier_rows(None, here) == []
+    for text, expected in (
+        ("", []),
+        (json.dumps({"machine": here, "rows": [{"case": "a"}]}), [{"case": "a"}]),
+        (json.dumps({"machine": here | {"threads": 16}, "rows": [{"case": "a"}]}), []),
+        (json.dumps({"machine": here | {"gpu": "some"}, "rows": [{"case": "a"}]}), []),
+    ):
+        file.write_text(text)
+        assert screening.earlier_rows(file, here) == expected
+
+
 def test_training_step_judges_losses_and_gradients():
     case = train.benchmark(4, 32, CPU)
     contenders = {contender.name: contender for contender in case.contenders}
