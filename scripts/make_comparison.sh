@@ -8,7 +8,7 @@
 set -euo pipefail
 VALIDATION=$(realpath "$1") TRAINING=$(realpath "$2") RUNS=$(realpath -m "$3")
 cd "$(dirname "$0")/.."
-PAGE=docs/comparison.md FIGURES=docs/comparison
+PAGE=docs/comparison.md
 mkdir -p "$RUNS"
 . scripts/page.sh
 

@@ -1,4 +1,4 @@
-# Sourced by the scripts that write a page of docs/, with PAGE and FIGURES set: what a page is made of.
+# Sourced by the scripts that write a page of docs/, with PAGE set, and FIGURES for figures: what a page is made of.
 
 # A command, shown on the page as it is written here, then run.
 show() { printf '```\n%s\n```\n\n' "$1" >> "$PAGE"; }
