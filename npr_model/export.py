@@ -139,6 +139,9 @@ def export_package(checkpoint: LoadedCheckpoint, output: str | os.PathLike, dtyp
                     # Weights are rounded to bfloat16 as they are here, not left in float32 for being used in it.
                     inductor_configs={"aot_inductor.metadata": facts, "emulate_precision_casts": True},
                 )
+                torch._inductor.aoti_load_package(
+                    package
+                )  # another compilation may write the same files of torch's cache
                 shutil.copyfile(package, temporary)
     except InputError:
         raise

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from npr_model.errors import InputError
 from npr_model.export import PlainDetector, export_onnx, export_package, load_package
 from npr_model.network import NPRDetector
 from tests.model.conftest import make_detector, noise
+
+pytestmark = pytest.mark.xdist_group("export")  # compiling the same network twice at once, torch mixes up the files
 
 SHAPES = ((1, 64, 64), (3, 33, 47), (2, 256, 10), (5, 8, 8))
 
@@ -91,6 +94,18 @@ def package(tmp_path_factory):
     checkpoints.save(folder / "c.safetensors", model, Metadata(name="random"))
     assert cli.main(["export", "--checkpoint", str(folder / "c.safetensors"), "-o", str(folder / "c.pt2")]) == 0
     return folder / "c.pt2", model
+
+
+def test_a_package_that_cannot_be_loaded_is_not_written(monkeypatch, tmp_path, capsys):
+    def broken(program, package_path, **options):
+        Path(package_path).write_bytes(b"")
+        return package_path
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", broken)
+    checkpoints.save(tmp_path / "c.safetensors", make_detector(), Metadata(name="random"))
+    assert cli.main(["export", "--checkpoint", str(tmp_path / "c.safetensors"), "-o", str(tmp_path / "c.pt2")]) == 2
+    assert "the network could not be compiled" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
 
 
 def test_package_gives_our_logits(package):

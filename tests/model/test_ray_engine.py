@@ -303,6 +303,7 @@ def test_a_name_that_is_twice_in_an_archive_listed_twice(tmp_path):
 
 def test_groups_are_bounded_in_pixels(monkeypatch):
     monkeypatch.setattr(ray_engine, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(ray_engine, "IMAGES_A_GROUP", 16)
     images = [Decoded(Row(str(side)), np.zeros((side, side, 3), np.uint8)) for side in (10, 10, 10, 10, 50, 2, 2)]
     images += [Decoded(Row("bad"), None)] * 40
     groups = list(ray_engine._groups(iter(images)))
