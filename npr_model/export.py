@@ -121,6 +121,9 @@ def export_package(checkpoint: LoadedCheckpoint, output: str | os.PathLike, dtyp
     PIXELS_AT_ONCE (:mod:`npr_model.inference`) for each thread. Takes half a minute and a C++ compiler. Raises
     InputError for detectors other than NPR's, where ``dtype`` cannot be, and where nothing can be compiled.
     """
+    from filelock import FileLock  # which torch brings
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
     _check_is_npr(checkpoint)
     frozen = checkpoint.model.for_inference(dtype)
     sides = (torch.export.Dim(name, min=PACKAGE_SIDE) for name in ("height", "width"))
@@ -132,16 +135,20 @@ def export_package(checkpoint: LoadedCheckpoint, output: str | os.PathLike, dtyp
             program = torch.export.export(
                 _WholeBatch(frozen), (torch.zeros(2, 3, 66, 70, dtype=torch.uint8),), dynamic_shapes=(sizes,)
             )
-            with replacing(Path(output)) as temporary, tempfile.TemporaryDirectory() as folder:
+            with (
+                replacing(Path(output)) as temporary,
+                tempfile.TemporaryDirectory() as folder,
+                # Compilations of two networks of one kind write the same files there.
+                FileLock(f"{cache_dir()}/npr-export.lock"),
+            ):
                 package = torch._inductor.aoti_compile_and_package(
                     program,
                     package_path=f"{folder}/npr.pt2",  # no other ending is taken
                     # Weights are rounded to bfloat16 as they are here, not left in float32 for being used in it.
                     inductor_configs={"aot_inductor.metadata": facts, "emulate_precision_casts": True},
                 )
-                torch._inductor.aoti_load_package(
-                    package
-                )  # another compilation may write the same files of torch's cache
+                # One has come out broken, and nothing said so until it was loaded.
+                torch._inductor.aoti_load_package(package)
                 shutil.copyfile(package, temporary)
     except InputError:
         raise

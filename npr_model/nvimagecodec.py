@@ -1,7 +1,7 @@
 """JPEGs decoded by nvImageCodec on a GPU, to see what its pixels do to the scores.
 
-It is not what screening decodes with: of a JPEG that is damaged, or cut off and given an end marker, it makes up the
-rest and says nothing (version 0.9), while here pixels that a decoder made up are never scored.
+It is not what screening decodes with: of a JPEG that is damaged, or cut off and given an end marker, its CPU backend
+makes up the rest and gives no error (version 0.9), while here pixels that a decoder made up are never scored.
 """
 
 from __future__ import annotations

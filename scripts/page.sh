@@ -7,7 +7,7 @@ text() { printf '%s\n\n' "$1" >> "$PAGE"; }
 tables() { sed 's/^###/####/' "$1" >> "$PAGE"; echo >> "$PAGE"; }
 figure() { text "![$2]($(basename "$FIGURES")/$1)"; }
 # Of how many images of which kind the page speaks.
-images_of() { echo "$(find "$1"/*/1_fake -type f | wc -l) generated images of four generators and $(find "$1"/*/0_real -type f | wc -l) photographs of other sources"; }
+images_of() { echo "$(find "$1"/*/1_fake -type f | wc -l) generated images of $(ls -d "$1"/*/1_fake | wc -l) generators and $(find "$1"/*/0_real -type f | wc -l) photographs of other sources"; }
 
 PATH="$PWD/.venv/bin:$PATH"
 : > "$PAGE"

@@ -80,7 +80,8 @@ def winograd_product(x: Tensor, weight: Tensor) -> Tensor:
     assert products.abs().max() < 2**31
     results = torch.einsum("yi,nohwij,xj->nohywx", to_results, products, to_results)
     results = results.flatten(4, 5).flatten(2, 3)[:, :, :height, :width] * factor.view(1, -1, 1, 1)
-    assert error(results, F.conv2d(x, weight, padding=1)) < (1e-3 if LEVELS == 127 else 2e-3)  # a bit fewer
+    limit = 1e-3 * LEVELS / 127  # sums of levels twice as large leave the weights a bit less
+    assert error(results, F.conv2d(x, weight, padding=1)) < limit
     return results
 
 

@@ -19,7 +19,7 @@ from npr_model.export import PlainDetector, export_onnx, export_package, load_pa
 from npr_model.network import NPRDetector
 from tests.model.conftest import make_detector, noise
 
-pytestmark = pytest.mark.xdist_group("export")  # compiling the same network twice at once, torch mixes up the files
+pytestmark = pytest.mark.xdist_group("export")  # most use the same package, which takes half a minute to compile
 
 SHAPES = ((1, 64, 64), (3, 33, 47), (2, 256, 10), (5, 8, 8))
 

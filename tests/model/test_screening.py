@@ -254,14 +254,14 @@ def test_backend_that_cannot_serve_stops_the_run(ahead, monkeypatch):
 
 
 @pytest.mark.parametrize("cost", ["decoding", "rows"])
-def test_rates_tell_the_network_from_the_rest(ahead, monkeypatch, cost):
+def test_rates_tell_the_network_from_the_rest(ahead, cost):
     made = ahead(batch_size=2, workers=1)
     slow = time.sleep if cost == "decoding" else lambda seconds: None
-    items = [Item(str(i), lambda i=i: slow(0.03) or encoded(noise(8, 8, seed=i))) for i in range(8)]
+    items = [Item(str(i), lambda i=i: slow(0.1) or encoded(noise(8, 8, seed=i))) for i in range(6)]
     for _ in made.score(items):
-        time.sleep(0 if cost == "decoding" else 0.03)
-    assert made.rates.scoring > 60
-    assert cost == "rows" or made.rates.decoding < 40
+        time.sleep(0 if cost == "decoding" else 0.1)
+    assert made.rates.scoring > 20  # with the rest it would be 10 at most
+    assert cost == "rows" or made.rates.decoding < 10
 
 
 def test_non_finite_logit_is_an_error(scorer, monkeypatch):
