@@ -1,0 +1,96 @@
+"""The fused bottlenecks of a GPU against float64, under Triton's interpreter and, where there is one, on a GPU.
+
+Triton decides between compiler and interpreter when a kernel is defined, so the interpreter has a process of its own,
+which `test_under_the_interpreter` starts; run by themselves, the tests in it are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from npr_kernels.trunk.triton_bottleneck import FusedBottlenecks, composed
+from tests.conftest import ROOT
+from tests.kernels.test_bottleneck import layers
+from tests.tolerances import allowed, error
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+# Channels in, width and stride of each block (four times as many channels out); batch, height, width.
+STAGE = [(64, 64, 1), (256, 64, 1)]
+CASES = [
+    ([(64, 64, 1)], (2, 9, 15)),
+    ([(256, 64, 1)], (1, 5, 7)),
+    ([(64, 64, 2)], (1, 12, 10)),
+    ([(64, 64, 1)], (1, 1, 1)),
+    ([(256, 64, 2)], (1, 1, 5)),
+    ([(512, 128, 1)], (1, 3, 4)),
+    (STAGE, (0, 8, 8)),
+    (STAGE, (2, 4, 33)),
+    ([(256, 64, 1), (256, 128, 2), (512, 128, 1)], (2, 11, 13)),
+    ([(64, 64, 1), (256, 64, 2), (256, 64, 2)], (1, 7, 6)),
+]
+
+
+def trunk(blocks: list[tuple[int, int, int]], dtype: torch.dtype) -> list:
+    return [(layers(channels, width, 4 * width, stride, dtype), stride) for channels, width, stride in blocks]
+
+
+def images(channels: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    batch, *size = shape
+    x = torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(1))
+    return x.relu().to(dtype)  # as a stem gives them
+
+
+def check(blocks: list, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+    made, x = trunk(blocks, dtype), images(blocks[0][0], shape, dtype)
+    for averaged in (False, True):
+        truth = composed(x.double(), made, averaged)
+        eager = composed(x, made, averaged)
+        fused = FusedBottlenecks(made, dtype, averaged).to(device)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            found = fused(x.to(device).contiguous(memory_format=layout)).cpu()
+            assert found.is_contiguous(memory_format=torch.channels_last) and found.dtype == eager.dtype
+            assert found.shape == truth.shape
+            if shape[0]:
+                assert error(found, truth) <= allowed(error(eager, truth), dtype)
+
+
+@pytest.mark.xdist_group("interpreter")
+@pytest.mark.skipif(INTERPRETED, reason="this is that process")
+@pytest.mark.skipif(
+    tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9),
+    reason="the interpreter of older versions does not run on NumPy 2.4",
+)
+def test_under_the_interpreter():
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert " passed" in result.stdout
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own")
+@pytest.mark.parametrize(
+    ("blocks", "shape", "dtype"),
+    [*((*case, torch.bfloat16) for case in CASES), (*CASES[0], torch.float16), (*CASES[-1], torch.float16)],
+    ids=str,
+)
+def test_interpreted(blocks, shape, dtype):
+    check(blocks, shape, dtype, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("blocks", "shape"), [*CASES, ([*STAGE, (256, 128, 2)], (3, 56, 61))], ids=str)
+def test_on_a_gpu(cuda, blocks, shape, dtype):
+    check(blocks, shape, dtype, cuda)
