@@ -38,6 +38,7 @@ NPR_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 NPR_DEVICE int block_row() { return static_cast<int>(blockIdx.y); }
 NPR_DEVICE int blocks() { return static_cast<int>(gridDim.x); }
 NPR_DEVICE void synchronize() { __syncthreads(); }
+NPR_DEVICE bool any(bool value) { return __syncthreads_or(value); }  // of the block's threads, all of which must call
 NPR_DEVICE void synchronize_warp() { __syncwarp(); }
 
 NPR_DEVICE unsigned char* shared_memory() {
@@ -213,6 +214,13 @@ NPR_DEVICE void multiply<Float16>(float (&d)[4], const uint32_t (&a)[4], uint32_
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
+// The same with sums of float16, two in a word: rows of d and c are (2t, 2t + 1) of rows g and g + 8.
+NPR_DEVICE void multiply_halves(uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const uint32_t (&c)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0,%1}, {%2,%3,%4,%5}, {%6,%7}, {%8,%9};"
+      : "=r"(d[0]), "=r"(d[1])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]));
 }
 
 // Four transposed 8x8 matrices of 16-bit elements; lane l names the row l % 8 (16 bytes) of matrix l / 8.

@@ -17,13 +17,15 @@ struct Image {
   int64_t stride[4];
 };
 
-// Whether the kernels can read an image of three channels: planes or channels_last, rows that begin at multiples of four
-// elements. They may end anywhere, as four elements with one of a row's among them never reach beyond the image's memory.
+// Whether the kernels can read an image of three channels: planes or channels_last, rows that begin at multiples of 16
+// bytes. They may end anywhere, as 16 bytes with one of a row's among them never reach beyond the memory that the image
+// lies in.
 inline bool readable(const Image& x, int64_t batch) {
-  const uintptr_t bytes = x.type == Type::kUInt8 ? 1 : x.type == Type::kFloat32 ? 4 : 2;
-  const bool channels_last = x.stride[1] == 1 && x.stride[3] == 3, planar = x.stride[3] == 1 && x.stride[1] % 4 == 0;
-  return (channels_last || planar) && reinterpret_cast<uintptr_t>(x.data) % (4 * bytes) == 0 && x.stride[2] % 4 == 0 &&
-         (x.stride[0] % 4 == 0 || batch <= 1);
+  const int64_t bytes = x.type == Type::kUInt8 ? 1 : x.type == Type::kFloat32 ? 4 : 2;
+  const auto aligned = [&](int64_t stride) { return stride * bytes % 16 == 0; };
+  const bool channels_last = x.stride[1] == 1 && x.stride[3] == 3, planar = x.stride[3] == 1 && aligned(x.stride[1]);
+  return (channels_last || planar) && reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && aligned(x.stride[2]) &&
+         (aligned(x.stride[0]) || batch <= 1);
 }
 
 struct Task {

@@ -48,10 +48,10 @@ Tensor new_tensor(const Tensor& like, const Ints& shape, ScalarType dtype, Memor
   return torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt, format);
 }
 
-// x, or a copy that the kernels can read: channels_last, rows padded to a multiple of four pixels.
+// x, or a copy that the kernels can read: channels_last, rows padded to a multiple of 16 pixels.
 Tensor with_readable_rows(const Tensor& x) {
   if (readable(image("x", x, x), x.size(0))) return x;
-  const int64_t pitch = (x.size(3) + 3) / 4 * 4;
+  const int64_t pitch = (x.size(3) + 15) / 16 * 16;
   const Tensor rows = new_tensor(x, {x.size(0), x.size(2), pitch, x.size(1)}, x.scalar_type());
   Tensor padded = torch::stable::transpose(torch::stable::transpose(rows, 1, 3), 2, 3);
   Tensor copy = torch::stable::narrow(padded, 3, 0, x.size(3));

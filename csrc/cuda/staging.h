@@ -2,8 +2,8 @@
 //
 // A block walks down a strip of pooled columns. Step s of the walk is pooled row s: convolution rows 2s and 2s + 1,
 // which read cell rows 2s - 1 (its lower pixels), 2s and 2s + 1. So the ring holds three pairs of cell rows: pair s and
-// the end of pair s - 1 are read while pair s + 1 is written. Raw pixels arrive by asynchronous copies three steps
-// ahead. A warp stages what lies above its own eight pooled columns: a lane converts one cell of the sixteen in one of
+// the end of pair s - 1 are read while pair s + 1 is written. Raw pixels arrive by asynchronous copies of 16 bytes, three
+// steps ahead. A warp stages what lies above its own eight pooled columns: a lane converts one cell of the sixteen in one of
 // the two cell rows, so every warp has the same work, and only the lanes of a warp need to agree on raw pixels.
 //
 // A record is one pixel: its three differences and the constant 1 (which multiplies the bias, or counts positions).
@@ -25,14 +25,16 @@ struct Source {
   int cell_rows, cell_columns;  // also the size of the convolution's output
 };
 
-// How pooled pixels are shared out. A strip is `width` pooled columns of one image; strips overlap by one column, whose
-// results only the left strip keeps: the right one needs it as the left neighbour of its own. Every block takes an
-// equal share of the rows of all strips.
+// How pooled pixels are shared out. A strip is `width` pooled columns of one image; strips overlap by kOverlap columns, whose
+// results only the left strip keeps: the right one needs the last of them as the left neighbour of its own, and begins
+// where a piece of 16 bytes does. Every block takes an equal share of the rows of all strips.
 struct Tiling {
   int64_t batch;
   int rows, columns;  // pooled
   int strips, width;  // strips in an image; width is a multiple of 8: eight pooled columns for each warp
 };
+
+constexpr int kOverlap = 4;
 
 // One block's walks: each covers rows [begin, end) of a strip, until `left` rows are gone through.
 struct Walk {
@@ -58,8 +60,8 @@ struct Walk {
     left -= end - begin;
     image = strip / tiling.strips;
     const int index = strip - image * tiling.strips;
-    column = index * (tiling.width - 1);
-    first = index > 0;
+    column = index * (tiling.width - kOverlap);
+    first = index > 0 ? kOverlap : 0;
     return true;
   }
 };
@@ -96,7 +98,8 @@ constexpr int kPairRows = 4;    // pixel rows in a pair of cell rows
 constexpr int kPairs = 3;       // pairs in the ring
 constexpr int kRawStages = 2;   // steps whose raw pixels are on their way
 constexpr int kLead = 4;        // steps before a walk's first, in which its first pairs come in
-constexpr int kRowPieces = 24;  // of four elements each, in a warp's 32 pixels of a row
+constexpr int kRowElements = 96;  // in a warp's 32 pixels of a row
+constexpr int kPieceBytes = 16;
 
 NPR_CONSTANT int element_bytes(Type type) { return type == Type::kUInt8 ? 1 : type == Type::kFloat32 ? 4 : 2; }
 NPR_CONSTANT int record_pitch(int record_bytes, int width) { return (width + 1) * 4 * record_bytes; }
@@ -104,7 +107,7 @@ NPR_CONSTANT int64_t ring_bytes(int record_bytes, int width) {
   return static_cast<int64_t>(kPairs) * kPairRows * record_pitch(record_bytes, width);
 }
 NPR_CONSTANT int64_t raw_bytes(Type type, int width) {
-  return static_cast<int64_t>(kRawStages) * kPairRows * kRowPieces * 4 * element_bytes(type) * (width / 8);
+  return static_cast<int64_t>(kRawStages) * kPairRows * kRowElements * element_bytes(type) * (width / 8);
 }
 
 // The state of one thread of a block of 4 * width threads. T: of the records; it is Float16 if kBytes, that is for
@@ -114,10 +117,11 @@ struct Stager {
   const Source& source;
   const int pitch;
   uint32_t before, current, next;  // pairs s - 1, s and s + 1 of the ring
-  const unsigned char* rows;       // of the pair to be fetched next: this lane's first element of its first row
-  uint32_t piece;       // where this lane's first piece of a row goes to in the first raw stage
-  bool fetches;         // whether this lane copies anything of a row
-  uint32_t cell_rows;   // in which this lane's cell is inside the image: all of them, or none
+  const unsigned char* rows;       // of the pair to be fetched next: the warp's first pixel, of bytes this lane's piece
+  const uint32_t raw;    // this warp's
+  uint32_t cell_rows;    // in which this lane's cell is inside the image: all of them, or none
+  uint32_t piece_rows;   // alike, for its piece of bytes
+  int pixels;            // from the warp's first to the end of the row
   uint32_t read[2];     // in the first raw stage: the cell in its anchor's row, and in the other row
   uint32_t select[2];   // the anchor's column and the other column: of bytes the selector, else the offset
   int write[4];         // in a pair: the anchor, beside it, above or below it, across
@@ -129,19 +133,19 @@ struct Stager {
         current(ring + static_cast<uint32_t>(kPairRows * pitch)),
         next(ring + static_cast<uint32_t>(2 * kPairRows * pitch)),
         rows(nullptr),
-        fetches(false),
-        cell_rows(0) {
+        raw(raw + static_cast<uint32_t>(thread_index() / 32 * kRawStages * stage_bytes())),
+        cell_rows(0),
+        piece_rows(0),
+        pixels(0) {
     const int lane = thread_index() % 32, warp = thread_index() / 32, cell = lane % 16;
     const int upper = source.anchor >> 1, left = source.anchor & 1, element = size();
-    raw += static_cast<uint32_t>(warp * kRawStages * stage_bytes());
-    piece = raw + static_cast<uint32_t>(lane * 4 * element);
     // Of bytes the word with the cell's first one, else the cell's first element in its row.
     const int first = kBytes ? (source.planar ? cell / 2 * 4 : (cell / 2 * 3 + cell % 2) * 4)
                              : (source.planar ? 2 * cell : 6 * cell) * element;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = 2 * (lane / 16) + (i ^ upper), column = i ^ left;
-      read[i] = raw + static_cast<uint32_t>(row * kRowPieces * 4 * element + first);
+      read[i] = this->raw + static_cast<uint32_t>(row * kRowElements * element + first);
       const uint32_t byte = static_cast<uint32_t>(cell % 2 * 2 + (source.planar ? 1 : 3) * column);
       select[i] = source.planar ? byte | (byte + 4) << 4 : byte | (byte + 1) << 4 | (byte + 2) << 8;
       if (!kBytes) select[i] = static_cast<uint32_t>((source.planar ? 1 : 3) * column * element);
@@ -156,34 +160,55 @@ struct Stager {
   }
 
   NPR_DEVICE int size() const { return kBytes ? 1 : element_bytes(source.image.type); }
-  NPR_DEVICE int stage_bytes() const { return kPairRows * kRowPieces * 4 * size(); }
+  NPR_DEVICE int stage_bytes() const { return kPairRows * kRowElements * size(); }
   NPR_DEVICE uint32_t stage(int s) const { return static_cast<uint32_t>((s & 1) * stage_bytes()); }
   NPR_DEVICE int64_t row_bytes() const { return source.image.stride[2] * size(); }
 
   NPR_DEVICE void start(const Walk& walk) {
     const Image& x = source.image;
-    const int lane = thread_index() % 32, column = walk.column + thread_index() / 32 * 8;  // pooled
+    const int column = walk.column + thread_index() / 32 * 8;  // pooled
+    const int64_t offset = walk.image * x.stride[0] + int64_t{4} * (walk.begin - 1) * x.stride[2] + 4 * column * x.stride[3];
     const int cells = source.cell_columns - 2 * column;
-    int64_t offset = walk.image * x.stride[0] + int64_t{4} * (walk.begin - 1) * x.stride[2] + 4 * column * x.stride[3];
-    // A piece may end behind the last pixel of its row, but begins before its end.
-    if (source.planar) {
-      offset += lane / 8 * x.stride[1] + lane % 8 * 4;
-      fetches = lane < kRowPieces && lane % 8 * 4 < 2 * cells;
-    } else {
-      offset += 4 * lane;
-      fetches = lane < kRowPieces && 4 * lane < 6 * cells;
-    }
-    cell_rows = lane % 16 < cells ? static_cast<uint32_t>(source.cell_rows) : 0;
+    cell_rows = thread_index() % 16 < cells ? static_cast<uint32_t>(source.cell_rows) : 0;
+    pixels = 2 * cells;
     rows = static_cast<const unsigned char*>(x.data) + offset * size();
+    if constexpr (kBytes) {
+      const Piece piece(*this, thread_index() % 32);
+      piece_rows = piece.exists ? static_cast<uint32_t>(source.cell_rows) : 0;
+      if (piece.exists) rows += piece.offset;
+    }
   }
 
-  // Part of step s, from kLead steps before the walk's first: writes pair s + 1 to the ring, asks for pair s + 3.
-  NPR_DEVICE void advance(int s, const Walk& walk) {
+  // What of a pair's rows, one behind the other, a piece of the raw stage holds. It may end behind the last pixel of its
+  // row, but begins before its end.
+  struct Piece {
+    int row;
+    bool exists;
+    int64_t offset;  // bytes from the warp's first pixel of the first row
+
+    NPR_DEVICE Piece(const Stager& stager, int index) {
+      const int size = stager.size(), in_row = kRowElements * size / kPieceBytes, in_plane = in_row / 3;
+      const bool planar = stager.source.planar;
+      const int column = index % in_row, first = (planar ? column % in_plane : column) * (kPieceBytes / size);
+      row = index / in_row;
+      exists = row < kPairRows && first < (planar ? stager.pixels : 3 * stager.pixels);
+      offset = row * stager.row_bytes() + first * size;
+      if (planar) offset += column / in_plane * stager.source.image.stride[1] * size;
+    }
+  };
+
+  // Step s, from kLead steps before the walk's first, in two parts: pair s + 1 has arrived; it goes to the ring, and pair
+  // s + 3 is asked for.
+  NPR_DEVICE void receive() {
     wait_copies<kRawStages - 1>();
     synchronize_warp();
-    if (s + 1 >= walk.begin - 1 && s + 1 < walk.end) convert(s + 1);
+  }
+  NPR_DEVICE void advance(int s, const Walk& walk) {
+    if (s + 1 >= walk.begin - 1) convert(s + 1);  // of the pair behind the end, whatever there is
     synchronize_warp();
-    fetch(s + 3, walk.end);
+    if (s + 3 < walk.end) fetch(s + 3);
+    commit_copies();
+    rows += 4 * row_bytes();
   }
 
   // The end of step s: what was the next pair is the current one.
@@ -194,28 +219,19 @@ struct Stager {
     next = free;
   }
 
-  NPR_DEVICE void fetch(int s, int end) {
-    if (fetches && s < end) {
-      if constexpr (kBytes) {
-        copy<4>(s);
-      } else if (source.image.type == Type::kFloat32) {
-        copy<16>(s);
-      } else {
-        copy<8>(s);
+  NPR_DEVICE void fetch(int s) {
+    const int lane = thread_index() % 32;
+    const uint32_t to = raw + stage(s) + static_cast<uint32_t>(lane * kPieceBytes);
+    if constexpr (kBytes) {
+      constexpr int kHalf = kRowElements * 2 / kPieceBytes;  // pieces in a row of cells
+      if (static_cast<uint32_t>(2 * s + (lane >= kHalf)) < piece_rows) copy_async<kPieceBytes>(to, rows);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < 3; ++i) {
+        const Piece piece(*this, lane + 32 * i);
+        if (piece.exists && static_cast<uint32_t>(2 * s + piece.row / 2) < static_cast<uint32_t>(source.cell_rows))
+          copy_async<kPieceBytes>(to + static_cast<uint32_t>(32 * i * kPieceBytes), rows + piece.offset);
       }
-    }
-    commit_copies();
-    rows += 4 * row_bytes();
-  }
-
-  template <int kPiece>
-  NPR_DEVICE void copy(int s) {
-#pragma unroll
-    for (int row = 0; row < kPairRows; ++row) {
-      const int cell_row = 2 * s + row / 2;
-      if (cell_row >= 0 && cell_row < source.cell_rows)
-        copy_async<kPiece>(piece + stage(s) + static_cast<uint32_t>(row * kRowPieces * kPiece),
-                           rows + row * row_bytes());
     }
   }
 
@@ -238,7 +254,7 @@ struct Stager {
   NPR_DEVICE void convert_bytes(uint32_t stage) {
     uint32_t pixel[4];  // three bytes each
     if (source.planar) {
-      constexpr uint32_t kPlane = kRowPieces / 3 * 4;
+      constexpr uint32_t kPlane = kRowElements / 3;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const uint32_t from = stage + read[i];
@@ -272,7 +288,7 @@ struct Stager {
   template <typename Element>
   NPR_DEVICE void convert_floats(uint32_t stage) {
     constexpr uint32_t kSize = sizeof(Element);
-    const uint32_t channel = source.planar ? kRowPieces / 3 * 4 * kSize : kSize;
+    const uint32_t channel = source.planar ? kRowElements / 3 * kSize : kSize;
     float pixel[4][3];
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -297,8 +313,8 @@ inline Source source_of(const Task& task) {
 inline Tiling tiling_of(const Task& task, int most_warps) {
   const int64_t rows = (task.height / 2 + 1) / 2, columns = (task.width / 2 + 1) / 2;
   const int64_t most = 8 * most_warps;
-  const int64_t strips = columns <= most ? 1 : (columns - 1 + most - 2) / (most - 1);
-  const int64_t width = (columns - 1 + strips - 1) / strips + 1;
+  const int64_t strips = columns <= most ? 1 : (columns - kOverlap + most - kOverlap - 1) / (most - kOverlap);
+  const int64_t width = strips == 1 ? columns : (columns - kOverlap + strips - 1) / strips + kOverlap;
   return {task.batch, static_cast<int>(rows), static_cast<int>(columns), static_cast<int>(strips),
           static_cast<int>((width + 7) / 8 * 8)};
 }

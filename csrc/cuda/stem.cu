@@ -9,17 +9,21 @@
 // need no exchange, and of the horizontal ones only the odd column of the left neighbour, by one shuffle, or from the
 // warp to the left through shared memory. Channels are dealt out so that each lane stores 16 neighbouring bytes.
 //
-// The differences of uint8 images are exact in float16. Their weights are rounded to it after each channel's were divided
-// by a power of two that brings the largest close to 1, so that none is lost in the range of float16; the pooled values
-// are multiplied by it again. For float32 results a weight is the sum of two numbers of float16.
+// The differences of uint8 images are exact in float16. Their weights are rounded to it; a channel's that are small or large
+// for its range are divided by a power of two before, and the pooled values multiplied by it. Results of 16 bits are summed
+// in float16, whose words are then what the maxima compare. For float32 results a weight is the sum of two of float16.
+//
+// What decides the speed is shared memory and its port, through which stores, shuffles and copies go, too. So a lane reads
+// single words, in an order in which the taps of a quad meet different banks, and the image comes in pieces of 16 bytes.
 #include "staging.h"
 
 namespace npr::cuda {
 namespace {
 
 // Taps by slot, for anchor 0: rows and columns -1, 0, 1 as 0, 1, 2 in nibbles. Slots t and t + 4 belong to lane t of a
-// quad; the four of a load are in four different banks (Record::spread).
-constexpr uint32_t kTapRows = 0x20221100, kTapColumns = 0x11022020;
+// quad. Lanes 0 and 1 read a record's first word first, lanes 2 and 3 the second: then the lanes of all but a few loads are
+// in different banks (Record::spread), as the taps of each two lanes are two rows apart or in neighbouring columns.
+constexpr uint32_t kTapRows = 0x20112020, kTapColumns = 0x11202200;
 
 struct Tap {
   int dy, dx;
@@ -52,6 +56,8 @@ template <typename T, bool kBytes, bool kArgmax>
 struct Kind {
   using Staged = std::conditional_t<kBytes, Float16, T>;  // type of the records
   static constexpr bool kTensorCores = sizeof(Staged) == 2;
+  static constexpr bool kHalfSums = kBytes && sizeof(T) == 2;  // sums of float16: they are normalised
+  using Sum = std::conditional_t<kHalfSums, Float16, T>;
   // A warp's chunk of channels, in tiles of 8 (mma's n): as many as leave registers for that many blocks.
   static constexpr int kTiles = sizeof(T) == 4 || kArgmax ? 4 : 8;
   static constexpr int kChunk = 8 * kTiles;
@@ -72,6 +78,10 @@ struct Pair {
     if constexpr (sizeof(T) == 4) return {{as_bits(a), as_bits(b)}};
     else if constexpr (kArgmax) return {{pack<T>(0, a), pack<T>(0, b)}};
     else return {{pack<T>(a, b)}};
+  }
+  static NPR_DEVICE Pair of(uint32_t pair) {  // of 16 bits both
+    if constexpr (kArgmax) return {{byte_perm(pair, 0, 0x1044), pair & 0xffff0000u}};
+    else return {{pair}};
   }
 };
 
@@ -179,7 +189,8 @@ struct Table {
   using Kinds = Kind<T, kBytes, kArgmax>;
   static constexpr int kChannels = Kinds::kChunk, kRows = 28;
   static constexpr int64_t kSharedBytes = kRows * kChannels * 4 + kChannels * static_cast<int>(sizeof(T));
-  static NPR_DEVICE void fill(const Arguments& arguments, int chunk, unsigned char* shared) {
+  // Whether any of the factors is not 1.
+  static NPR_DEVICE bool fill(const Arguments& arguments, int chunk, unsigned char* shared) {
     float* const table = reinterpret_cast<float*>(shared);
     for (int i = thread_index(); i < kRows * kChannels; i += block_threads()) {
       const int channel = chunk + i % kChannels, k = i / kChannels;  // k: by tap, then by channel of the image
@@ -191,6 +202,7 @@ struct Table {
     }
     synchronize();
     if constexpr (kBytes) {
+      bool scaled = false;
       for (int channel = thread_index(); channel < kChannels; channel += block_threads()) {
         float largest = 0;
         for (int k = 0; k < kRows; ++k) {
@@ -198,22 +210,30 @@ struct Table {
           const float weighed = k == 27 ? size / 16 : size;  // a large bias may take more of the range
           if (weighed > largest && weighed < 3e38f) largest = weighed;
         }
-        // Two to the power of it is above the largest, if T can hold that.
-        constexpr int kLowest = std::is_same_v<T, Float16> ? -14 : -126;
-        constexpr int kHighest = std::is_same_v<T, Float16> ? 15 : 126;
-        int exponent = static_cast<int>(as_bits(largest) >> 23) - 126;
-        exponent = exponent < kLowest ? kLowest : exponent > kHighest ? kHighest : exponent;
+        const int exponent = exponent_of(largest);
         for (int k = 0; k < kRows; ++k) table[k * kChannels + channel] *= power_of_two(-exponent);
-        T* const factors = reinterpret_cast<T*>(shared + kRows * kChannels * 4);
-        const uint32_t bits = as_bits(power_of_two(exponent));
+        const float factor = power_of_two(exponent);
+        T& to = reinterpret_cast<T*>(shared + kRows * kChannels * 4)[channel];
         if constexpr (sizeof(T) == 4) {
-          factors[channel] = as_float(bits);
+          to = factor;
         } else {
-          factors[channel].bits = static_cast<uint16_t>(pack<T>(as_float(bits), 0));
+          to.bits = static_cast<uint16_t>(pack<T>(factor, 0));
         }
+        scaled = scaled || exponent != 0;
       }
-      synchronize();
+      return any(scaled);
     }
+    return false;
+  }
+
+  // Of the power of two that a channel's weights are divided by. For float32 results the second part of a weight is some
+  // 2^-11 of it, and must stay in the range of float16, too: all are brought close to 1. What T can hold limits it.
+  static NPR_DEVICE int exponent_of(float largest) {
+    const int exponent = static_cast<int>(as_bits(largest) >> 23) - 126;  // the largest is below two to the power of it
+    if (largest == 0 || (sizeof(T) == 2 && exponent >= -7 && exponent <= 8)) return 0;
+    constexpr int kLowest = std::is_same_v<T, Float16> ? -14 : -126;
+    constexpr int kHighest = std::is_same_v<T, Float16> ? 15 : 126;
+    return exponent < kLowest ? kLowest : exponent > kHighest ? kHighest : exponent;
   }
   static NPR_DEVICE float power_of_two(int exponent) { return as_float(static_cast<uint32_t>(127 + exponent) << 23); }
 };
@@ -223,6 +243,7 @@ template <typename T, bool kBytes, bool kArgmax>
 struct TensorCores {
   using Kinds = Kind<T, kBytes, kArgmax>;
   using Staged = typename Kinds::Staged;
+  using Values = Pair<typename Kinds::Sum, kArgmax>;
   static constexpr int kTiles = Kinds::kTiles;
   static constexpr int kParts = kBytes && sizeof(T) == 4 ? 2 : 1;  // numbers that a weight is the sum of
   uint32_t weight[kParts][2][kTiles][2];  // fragments for the taps in slots t and t + 4
@@ -243,7 +264,7 @@ struct TensorCores {
 #pragma unroll
         for (int odd = 0; odd < 2; ++odd) {
           const int pixel = 4 * (8 * warp + lane / 4) + 2 * odd + tap.dx, y = (2 * row + tap.dy) & 3;
-          record[x][row][odd] = static_cast<uint32_t>(y * pitch + record_offset<Staged, true>(pixel, y));
+          record[x][row][odd] = static_cast<uint32_t>(y * pitch + record_offset<Staged, true>(pixel, y) + lane % 4 / 2 * 4);
         }
       // The constant of a pixel in the position's own cell is 1 wherever there is a position: three taps for the bias.
       int part = -1;
@@ -261,11 +282,13 @@ struct TensorCores {
 #pragma unroll
         for (int c = 0; c < 3; ++c) w[c] = column[(k + c) * Kinds::kChunk];
         const float bias = part_of(column[27 * Kinds::kChunk], part);
-        weight[0][x][tile][0] = pack<Staged>(w[0], w[1]);
-        weight[0][x][tile][1] = pack<Staged>(w[2], bias);
+        const bool swapped = lane % 4 / 2;
+        weight[0][x][tile][0] = swapped ? pack<Staged>(w[2], bias) : pack<Staged>(w[0], w[1]);
+        weight[0][x][tile][1] = swapped ? pack<Staged>(w[0], w[1]) : pack<Staged>(w[2], bias);
         if constexpr (kParts == 2) {
-          weight[1][x][tile][0] = pack<Staged>(rest_of(w[0]), rest_of(w[1]));
-          weight[1][x][tile][1] = pack<Staged>(rest_of(w[2]), 0);
+          const uint32_t a = pack<Staged>(rest_of(w[0]), rest_of(w[1])), b = pack<Staged>(rest_of(w[2]), 0);
+          weight[1][x][tile][0] = swapped ? b : a;
+          weight[1][x][tile][1] = swapped ? a : b;
         }
       }
     }
@@ -290,26 +313,41 @@ struct TensorCores {
       const uint32_t pair = kRow == 0 && above[x] ? before : current;
 #pragma unroll
       for (int odd = 0; odd < 2; ++odd) {
-        fragment[x][odd] = load_shared<uint32_t>(pair + record[x][kRow][odd]);
-        fragment[x][2 + odd] = load_shared<uint32_t>(pair + record[x][kRow][odd] + 4);
+        const uint32_t first = pair + record[x][kRow][odd];
+        fragment[x][odd] = load_shared<uint32_t>(first);
+        fragment[x][2 + odd] = load_shared<uint32_t>(first ^ 4);
       }
     }
-    float sum[kTiles][4];
+    if constexpr (Kinds::kHalfSums) {
+      uint32_t sum[kTiles][2];
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      constexpr float kZero[4] = {0, 0, 0, 0};
-      multiply<Staged>(sum[tile], fragment[0], weight[0][0][tile][0], weight[0][0][tile][1], kZero);
+      for (int tile = 0; tile < kTiles; ++tile) {
+        constexpr uint32_t kZero[2] = {0, 0};
+        multiply_halves(sum[tile], fragment[0], weight[0][0][tile][0], weight[0][0][tile][1], kZero);
+      }
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile)
+        multiply_halves(sum[tile], fragment[1], weight[0][1][tile][0], weight[0][1][tile][1], sum[tile]);
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) take(tile, Values::of(sum[tile][0]), Values::of(sum[tile][1]));
+    } else {
+      float sum[kTiles][4];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        constexpr float kZero[4] = {0, 0, 0, 0};
+        multiply<Staged>(sum[tile], fragment[0], weight[0][0][tile][0], weight[0][0][tile][1], kZero);
+      }
+#pragma unroll
+      for (int part = 0; part < kParts; ++part)
+#pragma unroll
+        for (int x = part == 0; x < 2; ++x)
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile)
+            multiply<Staged>(sum[tile], fragment[x], weight[part][x][tile][0], weight[part][x][tile][1], sum[tile]);
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile)
+        take(tile, Values::of(sum[tile][0], sum[tile][1]), Values::of(sum[tile][2], sum[tile][3]));
     }
-#pragma unroll
-    for (int part = 0; part < kParts; ++part)
-#pragma unroll
-      for (int x = part == 0; x < 2; ++x)
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile)
-          multiply<Staged>(sum[tile], fragment[x], weight[part][x][tile][0], weight[part][x][tile][1], sum[tile]);
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile)
-      take(tile, Pair<T, kArgmax>::of(sum[tile][0], sum[tile][1]), Pair<T, kArgmax>::of(sum[tile][2], sum[tile][3]));
   }
 };
 
@@ -380,7 +418,7 @@ struct Float32 {
 
 // Words that a lane of a warp's last column posts for the warp to the right; one buffer for even steps, one for odd.
 template <typename T, bool kBytes, bool kArgmax>
-constexpr int kPosted = Kind<T, kBytes, kArgmax>::kTiles * Best<T, kArgmax>::kWords;
+constexpr int kPosted = Kind<T, kBytes, kArgmax>::kTiles * Best<typename Kind<T, kBytes, kArgmax>::Sum, kArgmax>::kWords;
 template <typename T, bool kBytes, bool kArgmax>
 NPR_CONSTANT int64_t exchange_bytes(int width) {
   return int64_t{2} * (width / 8) * 4 * kPosted<T, kBytes, kArgmax> * 4;
@@ -394,8 +432,9 @@ NPR_KERNEL(32 * (Kind<T, kBytes, kArgmax>::kWarps), (Kind<T, kBytes, kArgmax>::k
 stem_kernel(const Arguments arguments) {
   using Kinds = Kind<T, kBytes, kArgmax>;
   using Staged = typename Kinds::Staged;
-  using Kept = Best<T, kArgmax>;
-  using Values = Pair<T, kArgmax>;
+  using Sum = typename Kinds::Sum;
+  using Kept = Best<Sum, kArgmax>;
+  using Values = Pair<Sum, kArgmax>;
   constexpr int kTiles = Kinds::kTiles, kWords = kPosted<T, kBytes, kArgmax>;
   const Tiling& tiling = arguments.tiling;
   const int width = tiling.width, warps = width / 8;
@@ -404,7 +443,7 @@ stem_kernel(const Arguments arguments) {
 
   unsigned char* const shared = shared_memory();
   using Parameters = Table<T, kBytes, kArgmax>;
-  Parameters::fill(arguments, chunk, shared);
+  const bool scaled = Parameters::fill(arguments, chunk, shared);
   const Rows<T, kBytes, kArgmax> convolution(arguments, shared, record_pitch(Record<Staged>::kBytes, width));
   const uint32_t factors = shared_address(shared) + Parameters::kRows * Parameters::kChannels * 4 + 8 * t * sizeof(T);
   const uint32_t exchange = shared_address(shared) + static_cast<uint32_t>(Parameters::kSharedBytes);
@@ -425,58 +464,10 @@ stem_kernel(const Arguments arguments) {
     int64_t out = pixel * arguments.out_channels + chunk + 8 * t;
 
     Values top[kTiles][2];  // the row above, from the step before
-    for (int s = walk.begin - kLead; s < walk.begin; ++s, stager.rotate()) {
-      stager.advance(s, walk);
-      if (s == walk.begin - 1 && s >= 0) {
-        convolution.template row<1>(stager.before, stager.current, [&](int tile, const Values& even, const Values& odd) {
-          top[tile][0] = even;
-          top[tile][1] = odd;
-        });
-      } else {
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) top[tile][0] = top[tile][1] = Values{};
-      }
-      synchronize();
-    }
-    for (int s = walk.begin; s < walk.end; ++s, stager.rotate()) {
-      stager.advance(s, walk);
-      Kept best[kTiles][2];
-      {
-        Values middle[kTiles][2];
-        convolution.template row<0>(stager.before, stager.current, [&](int tile, const Values& even, const Values& odd) {
-          middle[tile][0] = even;
-          middle[tile][1] = odd;
-        });
-        const auto pool = [&](int tile, const Values& even, const Values& odd) {
-          best[tile][0] = Kept::column(top[tile][0], middle[tile][0], even);
-          best[tile][1] = Kept::column(top[tile][1], middle[tile][1], odd);
-          top[tile][0] = even;
-          top[tile][1] = odd;
-        };
-        if (2 * s + 1 < arguments.source.cell_rows) {
-          convolution.template row<1>(stager.before, stager.current, pool);
-        } else {
-#pragma unroll
-          for (int tile = 0; tile < kTiles; ++tile) pool(tile, Values{}, Values{});
-        }
-      }
-      if (!all_inside) {
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile)
-#pragma unroll
-          for (int i = 0; i < Kept::kWords; ++i) best[tile][1].word[i] = odd_inside ? best[tile][1].word[i] : 0;
-      }
-
-      const uint32_t posted = mine + static_cast<uint32_t>((s & 1) * warps * 4 * kWords * 4);
-      if (group == 7) {
-#pragma unroll
-        for (int i = 0; i < kWords; i += 4) {
-          const auto word = [&](int k) { return best[k / Kept::kWords][1].word[k % Kept::kWords]; };
-          store_shared(posted + static_cast<uint32_t>(4 * i), uint4{word(i), word(i + 1), word(i + 2), word(i + 3)});
-        }
-      }
-      synchronize();
-
+    Kept best[kTiles][2];   // of the step before
+    const auto post_at = [&](int s) { return mine + static_cast<uint32_t>((s & 1) * warps * 4 * kWords * 4); };
+    const auto finish = [&](int s) {
+      const uint32_t posted = post_at(s);
       uint32_t left[kWords];
 #pragma unroll
       for (int i = 0; i < kWords; ++i)
@@ -507,7 +498,10 @@ stem_kernel(const Arguments arguments) {
           for (int k = 0; k < kRun / 4; ++k) value[i * (kRun / 4) + k] = kept.value(k);
           if constexpr (kArgmax) codes[i] = kept.codes();
         }
-        if constexpr (kBytes) {
+        if constexpr (!std::is_same_v<Sum, T>)
+#pragma unroll
+          for (uint32_t& word : value) word = pack<T>(low_half<Sum>(word), high_half<Sum>(word));
+        if (kBytes && scaled) {
 #pragma unroll
           for (int i = 0; i < kRun; i += 4) {
             const uint4 four = load_shared<uint4>(factors + static_cast<uint32_t>(32 * run * sizeof(T) + 4 * i));
@@ -526,7 +520,60 @@ stem_kernel(const Arguments arguments) {
                     distance_of_bytes(byte_perm(codes[2], codes[3], 0x5410), 0x08080808u)};
       }
       out += int64_t{tiling.columns} * arguments.out_channels;
+    };
+    for (int s = walk.begin - kLead; s < walk.begin; ++s, stager.rotate()) {
+      stager.receive();
+      stager.advance(s, walk);
+      if (s == walk.begin - 1 && s >= 0) {
+        convolution.template row<1>(stager.before, stager.current, [&](int tile, const Values& even, const Values& odd) {
+          top[tile][0] = even;
+          top[tile][1] = odd;
+        });
+      } else {
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) top[tile][0] = top[tile][1] = Values{};
+      }
+      synchronize();
     }
+#pragma unroll 1
+    for (int s = walk.begin; s < walk.end; ++s, stager.rotate()) {
+      Values middle[kTiles][2];
+      stager.receive();
+      convolution.template row<0>(stager.before, stager.current, [&](int tile, const Values& even, const Values& odd) {
+        middle[tile][0] = even;
+        middle[tile][1] = odd;
+      });
+      if (s > walk.begin) finish(s - 1);
+      stager.advance(s, walk);
+      const auto pool = [&](int tile, const Values& even, const Values& odd) {
+        best[tile][0] = Kept::column(top[tile][0], middle[tile][0], even);
+        best[tile][1] = Kept::column(top[tile][1], middle[tile][1], odd);
+        top[tile][0] = even;
+        top[tile][1] = odd;
+      };
+      if (2 * s + 1 < arguments.source.cell_rows) {
+        convolution.template row<1>(stager.before, stager.current, pool);
+      } else {
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) pool(tile, Values{}, Values{});
+      }
+      if (!all_inside) {
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+          for (int i = 0; i < Kept::kWords; ++i) best[tile][1].word[i] = odd_inside ? best[tile][1].word[i] : 0;
+      }
+      if (group == 7) {
+#pragma unroll
+        for (int i = 0; i < kWords; i += 4) {
+          const auto word = [&](int k) { return best[k / Kept::kWords][1].word[k % Kept::kWords]; };
+          store_shared(post_at(s) + static_cast<uint32_t>(4 * i), uint4{word(i), word(i + 1), word(i + 2), word(i + 3)});
+        }
+      }
+      synchronize();
+    }
+    finish(walk.end - 1);
+    synchronize();
   }
 }
 

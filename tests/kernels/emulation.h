@@ -187,6 +187,16 @@ inline void synchronize() {
   emulation::yield();
 }
 
+inline bool any(bool value) {
+  static bool found;
+  synchronize();
+  found = false;
+  synchronize();
+  found = found || value;
+  synchronize();
+  return found;
+}
+
 inline void synchronize_warp() {
   static const char instruction = 0;
   emulation::together(&instruction, [](emulation::Warp&) {});
@@ -336,6 +346,14 @@ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, c
       }
   });
   for (int i = 0; i < 4; ++i) d[i] = as_float(warp.out[emulation::my_lane()][i]);
+}
+
+inline void multiply_halves(uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const uint32_t (&c)[2]) {
+  const float wide[4] = {low_half<Float16>(c[0]), high_half<Float16>(c[0]), low_half<Float16>(c[1]), high_half<Float16>(c[1])};
+  float sum[4];
+  multiply<Float16>(sum, a, b0, b1, wide);
+  d[0] = pack<Float16>(sum[0], sum[1]);
+  d[1] = pack<Float16>(sum[2], sum[3]);
 }
 
 inline void load_transposed(uint32_t (&out)[4], uint32_t address) {

@@ -97,7 +97,7 @@ class Emulation:
         if self.library.emulated_readable(ctypes.byref(CImage(x)), ctypes.c_int64(x.shape[0])):
             return x
         n, c, h, w = x.shape
-        copy = torch.full((n, h, -(-w // 4) * 4, c), POISON[x.dtype], dtype=x.dtype).permute(0, 3, 1, 2)[..., :w]
+        copy = torch.full((n, h, -(-w // 16) * 16, c), POISON[x.dtype], dtype=x.dtype).permute(0, 3, 1, 2)[..., :w]
         return copy.copy_(x)
 
     def stem(self, x, weight, bias, anchor, scale, argmax: bool) -> tuple[Tensor, Tensor | None]:
