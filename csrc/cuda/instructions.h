@@ -47,7 +47,8 @@ NPR_DEVICE unsigned char* shared_memory() {
 
 // The value of the lane `lanes` below; the lowest lanes keep their own.
 NPR_DEVICE uint32_t shuffle_up(uint32_t value, int lanes) { return __shfl_up_sync(0xffffffffu, value, static_cast<unsigned>(lanes)); }
-NPR_DEVICE double shuffle_xor(double value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+// The value of the lane `lane`.
+NPR_DEVICE uint32_t shuffle(uint32_t value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 
 // Four bytes chosen by the nibbles of `selector` among those of a (0..3) and b (4..7).
 NPR_DEVICE uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }

@@ -70,7 +70,7 @@ struct StemGradWeight {
   double* partial;
 };
 
-constexpr int64_t kMomentsPartial = 28 * 28, kGradientPartial = 28;
+constexpr int64_t kMomentsPartial = 960, kGradientPartial = 28;
 
 // Slots of partial sums that a reduction needs on the current device, the most it will write.
 int64_t slots();

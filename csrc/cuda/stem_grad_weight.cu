@@ -57,8 +57,7 @@ stem_grad_weight_kernel(const Arguments arguments) {
   const int chunk = block_row() * kChunk;
   const bool exists = chunk + lane < arguments.out_channels;
   unsigned char* const shared = shared_memory();
-  double* const total = reinterpret_cast<double*>(shared);
-  const uint32_t ring = shared_address(shared) + kChunk * kEntries * 8;
+  const uint32_t ring = shared_address(shared);
   const uint32_t raw = ring + static_cast<uint32_t>(ring_bytes(Record<T>::kBytes, tiling.width));
   Stager<T, kBytes, false> stager(arguments.source, ring, raw, tiling.width);
   const int pitch = stager.pitch;
@@ -123,12 +122,12 @@ stem_grad_weight_kernel(const Arguments arguments) {
     flush();
   }
   const int channels = arguments.out_channels - chunk < kChunk ? arguments.out_channels - chunk : kChunk;
-  reduce_block(total, channels * kEntries,
+  reduce_block(channels * kEntries,
                arguments.partial + (static_cast<int64_t>(block_index()) * arguments.out_channels + chunk) * kEntries,
                [&](double* out) {
 #pragma unroll
                  for (int i = 0; i < kEntries; ++i)
-                   if (exists) out[lane * kEntries + i] += sums[i];
+                   if (exists) out[lane * kEntries + i] = sums[i];
                });
 }
 
@@ -141,12 +140,10 @@ struct Result {
 
 NPR_KERNEL(32 * kReduceWarps, 1)
 finish_stem_grad_weight(const double* partial, int count, const Result result) {
-  const int64_t entries = int64_t{kEntries} * result.out_channels;
-  const int index = block_index() * kReduceWarps + thread_index() / 32;
-  if (index >= entries) return;
-  const double sum = reduce_rows(partial, entries, index, count);
+  const int entries = kEntries * result.out_channels, index = block_index() * 32 + thread_index() % 32;
+  const double sum = reduce_rows(partial, entries, index < entries ? index : -1, count);
+  if (thread_index() >= 32 || index >= entries) return;
   const int channel = index / kEntries, k = index % kEntries;
-  if (thread_index() % 32 != 0) return;
   if (k == 27) {
     result.sums[channel] = static_cast<float>(sum);
   } else {
@@ -163,8 +160,8 @@ const char* launch_stem_grad_weight(const StemGradWeight& call, void* stream) {
                             {stride[0], stride[1], stride[2], stride[3]}, out_channels, call.partial};
   const Tiling& tiling = arguments.tiling;
   const int threads = 4 * tiling.width;
-  const int64_t shared =
-      kChunk * kEntries * 8 + ring_bytes(Record<T>::kBytes, tiling.width) + raw_bytes(task.x.type, tiling.width);
+  const int64_t staged = ring_bytes(Record<T>::kBytes, tiling.width) + raw_bytes(task.x.type, tiling.width);
+  const int64_t reduced = reduce_bytes(kChunk * kEntries, threads), shared = staged > reduced ? staged : reduced;
   const auto kernel = stem_grad_weight_kernel<T, kBytes>;
   const int64_t chunks = (out_channels + kChunk - 1) / kChunk;
   int64_t blocks = 0;
@@ -173,8 +170,7 @@ const char* launch_stem_grad_weight(const StemGradWeight& call, void* stream) {
     if (const char* error = launch(kernel, blocks, chunks, threads, shared, stream, arguments)) return error;
   const auto scale = staged_scale<double>(task);
   const Result result{call.products, call.sums, {scale[0], scale[1], scale[2]}, out_channels};
-  const int64_t finishing = (out_channels * kEntries + kReduceWarps - 1) / kReduceWarps;
-  return launch(finish_stem_grad_weight, finishing, 1, 32 * kReduceWarps, 0, stream,
+  return launch(finish_stem_grad_weight, (out_channels * kEntries + 31) / 32, 1, 32 * kReduceWarps, kReduceBytes, stream,
                 static_cast<const double*>(call.partial), static_cast<int>(blocks), result);
 }
 

@@ -66,7 +66,6 @@ struct Warp {  // where the lanes meet
   int arrived = 0, generation = 0;
   const void* instruction = nullptr;
   uint32_t in[kLanes][10], out[kLanes][4];
-  double in_double[kLanes];
   const unsigned char* row[kLanes];
 };
 
@@ -204,18 +203,16 @@ inline uint32_t shuffle_up(uint32_t value, int lanes) {
   return warp.out[me][0];
 }
 
-inline double shuffle_xor(double value, int mask) {
+inline uint32_t shuffle(uint32_t value, int lane) {
   static const char instruction = 0;
   emulation::Warp& warp = emulation::my_warp();
   const int me = emulation::my_lane();
-  warp.in_double[me] = value;
-  warp.in[me][0] = static_cast<uint32_t>(mask);
+  warp.in[me][0] = value;
+  warp.in[me][1] = static_cast<uint32_t>(lane);
   emulation::together(&instruction, [](emulation::Warp& w) {
-    double out[emulation::kLanes];
-    for (auto i = 0; i < emulation::kLanes; ++i) out[i] = w.in_double[static_cast<uint32_t>(i) ^ w.in[i][0]];
-    std::memcpy(w.in_double, out, sizeof out);
+    for (auto i = 0; i < emulation::kLanes; ++i) w.out[i][0] = w.in[w.in[i][1]][0];
   });
-  return warp.in_double[me];
+  return warp.out[me][0];
 }
 
 inline uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
