@@ -215,12 +215,21 @@ inline uint32_t shuffle(uint32_t value, int lane) {
   return warp.out[me][0];
 }
 
-inline uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
+inline uint32_t byte_signs(uint32_t a, uint32_t b, uint32_t selector) {
   const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
   uint32_t out = 0;
-  for (int i = 0; i < 4; ++i)
-    out |= static_cast<uint32_t>(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t nibble = selector >> 4 * i & 15, byte = static_cast<uint32_t>(bytes >> 8 * (nibble & 7) & 255);
+    out |= (nibble < 8 ? byte : byte >> 7 ? 255u : 0u) << 8 * i;
+  }
   return out;
+}
+inline uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) { return byte_signs(a, b, selector & 0x7777u); }
+
+inline void shift_left(uint32_t value, uint32_t bits, uint32_t& low, uint32_t& high) {
+  const uint64_t wide = bits < 64 ? static_cast<uint64_t>(value) << bits : 0;
+  low = static_cast<uint32_t>(wide);
+  high = static_cast<uint32_t>(wide >> 32);
 }
 
 inline float as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
@@ -333,6 +342,11 @@ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, c
       }
   });
   for (int i = 0; i < 4; ++i) d[i] = as_float(warp.out[emulation::my_lane()][i]);
+}
+
+template <typename T>
+void multiply_half(float (&d)[4], const uint32_t (&a)[2], uint32_t b, const float (&c)[4]) {
+  multiply<T>(d, {a[0], a[1], 0, 0}, b, 0, c);
 }
 
 inline void load_transposed(uint32_t (&out)[4], uint32_t address) {
