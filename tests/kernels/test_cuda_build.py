@@ -19,8 +19,9 @@ REGISTERS = {
     ("stem_kernel", ""): 168,
     ("moments_kernel", "float"): 255,
     ("moments_kernel", ""): 128,
-    ("stem_grad_weight_kernel", "float"): 255,
-    ("stem_grad_weight_kernel", ""): 168,
+    ("tensor_core_kernel", ""): 255,
+    ("plain_kernel", "float"): 255,
+    ("plain_kernel", ""): 168,
     ("finish", ""): 64,
 }
 
