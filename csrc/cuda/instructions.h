@@ -48,10 +48,25 @@ NPR_DEVICE unsigned char* shared_memory() {
 
 // The value of the lane `lanes` below; the lowest lanes keep their own.
 NPR_DEVICE uint32_t shuffle_up(uint32_t value, int lanes) { return __shfl_up_sync(0xffffffffu, value, static_cast<unsigned>(lanes)); }
-NPR_DEVICE double shuffle_xor(double value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+// The value of the lane `lane`.
+NPR_DEVICE uint32_t shuffle(uint32_t value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 
 // Four bytes chosen by the nibbles of `selector` among those of a (0..3) and b (4..7).
 NPR_DEVICE uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
+
+// Alike, but nibbles from 8 on choose the sign of their byte, eight times.
+NPR_DEVICE uint32_t byte_signs(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t out;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selector));
+  return out;
+}
+
+// The 64 bits of `value` moved up by `bits`; 0 if that is 64 or more.
+NPR_DEVICE void shift_left(uint32_t value, uint32_t bits, uint32_t& low, uint32_t& high) {
+  asm("{.reg .b64 wide; mov.b64 wide, {%2, %4}; shl.b64 wide, wide, %3; mov.b64 {%0, %1}, wide;}"
+      : "=r"(low), "=r"(high)
+      : "r"(value), "r"(bits), "r"(0));
+}
 
 NPR_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 NPR_DEVICE uint32_t as_bits(float value) { return __float_as_uint(value); }
@@ -217,10 +232,26 @@ NPR_DEVICE void multiply<Float16>(float (&d)[4], const uint32_t (&a)[4], uint32_
 }
 
 // The same with sums of float16, two in a word: rows of d and c are (2t, 2t + 1) of rows g and g + 8.
-NPR_DEVICE void multiply_halves(uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const uint32_t (&c)[2]) {
+NPR_DEVICE void multiply_float16(uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const uint32_t (&c)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0,%1}, {%2,%3,%4,%5}, {%6,%7}, {%8,%9};"
       : "=r"(d[0]), "=r"(d[1])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]));
+}
+
+// The same with half of a's columns and b's rows: mma.m16n8k8.
+template <typename T>
+NPR_DEVICE void multiply_half(float (&d)[4], const uint32_t (&a)[2], uint32_t b, const float (&c)[4]);
+template <>
+NPR_DEVICE void multiply_half<BFloat16>(float (&d)[4], const uint32_t (&a)[2], uint32_t b, const float (&c)[4]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+template <>
+NPR_DEVICE void multiply_half<Float16>(float (&d)[4], const uint32_t (&a)[2], uint32_t b, const float (&c)[4]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 
 // Four transposed 8x8 matrices of 16-bit elements; lane l names the row l % 8 (16 bytes) of matrix l / 8.

@@ -60,19 +60,19 @@ struct Moments {
   double* partial;
 };
 
-// grad: the pooled gradient (N, O, Hp, Wp) and its argmax, any strides. products (O, 3, 3, 3) and sums (O): float,
-// contiguous. partial: kGradientPartial * O doubles per slot.
+// grad: the pooled gradient (N, O, Hp, Wp), and argmax its positions: channels_last, dense, beginning at multiples of 16
+// bytes. products (O, 3, 3, 3) and sums (O): float, contiguous. partial: gradient_partial(O) doubles per slot.
 struct StemGradWeight {
   Task task;
-  Image grad;
+  Parameter grad;
   const uint8_t* argmax;
-  int64_t argmax_stride[4];
   float* products;
   float* sums;
   double* partial;
 };
 
-constexpr int64_t kMomentsPartial = 28 * 28, kGradientPartial = 28;
+constexpr int64_t kMomentsPartial = 960;
+constexpr int64_t gradient_partial(int64_t out_channels) { return (out_channels + 63) / 64 * 64 * 32; }
 
 // Slots of partial sums that a reduction needs on the current device, the most it will write.
 int64_t slots();

@@ -59,6 +59,18 @@ Tensor with_readable_rows(const Tensor& x) {
   return copy;
 }
 
+// A pooled tensor as its kernel reads it, or a copy that is.
+Tensor channels_last(const Tensor& tensor) {
+  const int64_t channels = tensor.size(1), width = tensor.size(3), height = tensor.size(2);
+  const bool dense = tensor.stride(1) == 1 && tensor.stride(3) == channels && tensor.stride(2) == width * channels &&
+                     (tensor.size(0) <= 1 || tensor.stride(0) == height * width * channels);
+  if (dense && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0) return tensor;
+  Tensor copy = new_tensor(tensor, {tensor.size(0), channels, height, width}, tensor.scalar_type(),
+                           MemoryFormat::ChannelsLast);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
 // The task, the image that it reads, and the size of the pooled result.
 struct Prepared {
   Task task;
@@ -163,16 +175,17 @@ std::tuple<Tensor, Tensor> npr_stem_grad_weight(const Tensor& grad, const Tensor
   check_shape("grad", grad, shape);
   check_shape("argmax", argmax, shape);
   STD_TORCH_CHECK(argmax.scalar_type() == ScalarType::Byte, "argmax must be uint8");
-  const Image gradient = image("grad", grad, x), positions = image("argmax", argmax, x);
-  const int64_t* const s = positions.stride;
+  check_device("grad", grad, x);
+  check_device("argmax", argmax, x);
   const Guard guard(x.get_device_index());
+  const Tensor gradient = channels_last(grad), positions = channels_last(argmax);
   Tensor products = new_tensor(x, {out_channels, 3, 3, 3}, ScalarType::Float);
   Tensor sums = new_tensor(x, {out_channels}, ScalarType::Float);
-  Tensor partial = new_tensor(x, {slots(), out_channels, kGradientPartial}, ScalarType::Double);
+  Tensor partial = new_tensor(x, {slots(), gradient_partial(out_channels)}, ScalarType::Double);
   run(x, stem_grad_weight,
-      StemGradWeight{prepared.task, gradient, static_cast<const uint8_t*>(positions.data), {s[0], s[1], s[2], s[3]},
-                     static_cast<float*>(products.mutable_data_ptr()), static_cast<float*>(sums.mutable_data_ptr()),
-                     static_cast<double*>(partial.mutable_data_ptr())});
+      StemGradWeight{prepared.task, {gradient.const_data_ptr(), type_of("grad", gradient.scalar_type())},
+                     static_cast<const uint8_t*>(positions.const_data_ptr()), static_cast<float*>(products.mutable_data_ptr()),
+                     static_cast<float*>(sums.mutable_data_ptr()), static_cast<double*>(partial.mutable_data_ptr())});
   return {products, sums};
 }
 

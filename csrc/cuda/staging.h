@@ -110,7 +110,7 @@ NPR_CONSTANT int64_t raw_bytes(Type type, int width) {
   return static_cast<int64_t>(kRawStages) * kPairRows * kRowElements * element_bytes(type) * (width / 8);
 }
 
-// The state of one thread of a block of 4 * width threads. T: of the records; it is Float16 if kBytes, that is for
+// The state of one thread of a block of 4 * width threads. T: of the records; it has 16 bits if kBytes, that is for
 // uint8 images.
 template <typename T, bool kBytes, bool kSpread>
 struct Stager {
@@ -277,12 +277,18 @@ struct Stager {
     // 4 + byte / 256 for two channels; then for the third, beside it 4 in the anchor and 5 elsewhere: they differ by 1.
     constexpr uint32_t kFour = 0x45004444u, kPair = 0x4140u, kAnchor = 0x4642u, kOther = 0x7642u, kOne = 0x3c000000u;
     const uint2 anchor{byte_perm(pixel[0], kFour, kPair), byte_perm(pixel[0], kFour, kAnchor)};
-    store_shared(next + static_cast<uint32_t>(write[0]), uint2{0, kOne});
+    store_shared(next + static_cast<uint32_t>(write[0]), uint2{0, staged(kOne)});
 #pragma unroll
     for (int i = 1; i < 4; ++i)
       store_shared(next + static_cast<uint32_t>(write[i]),
-                   uint2{subtract_halves(byte_perm(pixel[i], kFour, kPair), anchor.x),
-                         subtract_halves(byte_perm(pixel[i], kFour, kOther), anchor.y)});
+                   uint2{staged(subtract_halves(byte_perm(pixel[i], kFour, kPair), anchor.x)),
+                         staged(subtract_halves(byte_perm(pixel[i], kFour, kOther), anchor.y))});
+  }
+
+  // Two differences of bytes, which both types hold exactly.
+  static NPR_DEVICE uint32_t staged(uint32_t halves) {
+    if constexpr (std::is_same_v<T, Float16>) return halves;
+    else return pack<T>(low_half<Float16>(halves), high_half<Float16>(halves));
   }
 
   template <typename Element>

@@ -323,11 +323,11 @@ struct TensorCores {
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
         constexpr uint32_t kZero[2] = {0, 0};
-        multiply_halves(sum[tile], fragment[0], weight[0][0][tile][0], weight[0][0][tile][1], kZero);
+        multiply_float16(sum[tile], fragment[0], weight[0][0][tile][0], weight[0][0][tile][1], kZero);
       }
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile)
-        multiply_halves(sum[tile], fragment[1], weight[0][1][tile][0], weight[0][1][tile][1], sum[tile]);
+        multiply_float16(sum[tile], fragment[1], weight[0][1][tile][0], weight[0][1][tile][1], sum[tile]);
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) take(tile, Values::of(sum[tile][0]), Values::of(sum[tile][1]));
     } else {

@@ -42,12 +42,9 @@ const char* emulated_moments(const CallTask* task, double* first, double* second
   return moments({task->task(), first, second, partial}, nullptr);
 }
 
-const char* emulated_stem_grad_weight(const CallTask* task, const CallImage* grad, const CallImage* argmax,
+const char* emulated_stem_grad_weight(const CallTask* task, const void* grad, int grad_type, const uint8_t* argmax,
                                       float* products, float* sums, double* partial) {
-  const Image positions = argmax->image();
-  const int64_t* const s = positions.stride;
-  return stem_grad_weight({task->task(), grad->image(), static_cast<const uint8_t*>(positions.data),
-                           {s[0], s[1], s[2], s[3]}, products, sums, partial}, nullptr);
+  return stem_grad_weight({task->task(), {grad, static_cast<Type>(grad_type)}, argmax, products, sums, partial}, nullptr);
 }
 
 }

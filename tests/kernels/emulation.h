@@ -66,7 +66,6 @@ struct Warp {  // where the lanes meet
   int arrived = 0, generation = 0;
   const void* instruction = nullptr;
   uint32_t in[kLanes][10], out[kLanes][4];
-  double in_double[kLanes];
   const unsigned char* row[kLanes];
 };
 
@@ -214,26 +213,33 @@ inline uint32_t shuffle_up(uint32_t value, int lanes) {
   return warp.out[me][0];
 }
 
-inline double shuffle_xor(double value, int mask) {
+inline uint32_t shuffle(uint32_t value, int lane) {
   static const char instruction = 0;
   emulation::Warp& warp = emulation::my_warp();
   const int me = emulation::my_lane();
-  warp.in_double[me] = value;
-  warp.in[me][0] = static_cast<uint32_t>(mask);
+  warp.in[me][0] = value;
+  warp.in[me][1] = static_cast<uint32_t>(lane);
   emulation::together(&instruction, [](emulation::Warp& w) {
-    double out[emulation::kLanes];
-    for (auto i = 0; i < emulation::kLanes; ++i) out[i] = w.in_double[static_cast<uint32_t>(i) ^ w.in[i][0]];
-    std::memcpy(w.in_double, out, sizeof out);
+    for (auto i = 0; i < emulation::kLanes; ++i) w.out[i][0] = w.in[w.in[i][1]][0];
   });
-  return warp.in_double[me];
+  return warp.out[me][0];
 }
 
-inline uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
+inline uint32_t byte_signs(uint32_t a, uint32_t b, uint32_t selector) {
   const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
   uint32_t out = 0;
-  for (int i = 0; i < 4; ++i)
-    out |= static_cast<uint32_t>(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t nibble = selector >> 4 * i & 15, byte = static_cast<uint32_t>(bytes >> 8 * (nibble & 7) & 255);
+    out |= (nibble < 8 ? byte : byte >> 7 ? 255u : 0u) << 8 * i;
+  }
   return out;
+}
+inline uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) { return byte_signs(a, b, selector & 0x7777u); }
+
+inline void shift_left(uint32_t value, uint32_t bits, uint32_t& low, uint32_t& high) {
+  const uint64_t wide = bits < 64 ? static_cast<uint64_t>(value) << bits : 0;
+  low = static_cast<uint32_t>(wide);
+  high = static_cast<uint32_t>(wide >> 32);
 }
 
 inline float as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
@@ -348,12 +354,17 @@ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, c
   for (int i = 0; i < 4; ++i) d[i] = as_float(warp.out[emulation::my_lane()][i]);
 }
 
-inline void multiply_halves(uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const uint32_t (&c)[2]) {
+inline void multiply_float16(uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const uint32_t (&c)[2]) {
   const float wide[4] = {low_half<Float16>(c[0]), high_half<Float16>(c[0]), low_half<Float16>(c[1]), high_half<Float16>(c[1])};
   float sum[4];
   multiply<Float16>(sum, a, b0, b1, wide);
   d[0] = pack<Float16>(sum[0], sum[1]);
   d[1] = pack<Float16>(sum[2], sum[3]);
+}
+
+template <typename T>
+void multiply_half(float (&d)[4], const uint32_t (&a)[2], uint32_t b, const float (&c)[4]) {
+  multiply<T>(d, {a[0], a[1], 0, 0}, b, 0, c);
 }
 
 inline void load_transposed(uint32_t (&out)[4], uint32_t address) {

@@ -17,9 +17,11 @@ REGISTERS = {
     ("stem_kernel", "BFloat16, false"): 128,
     ("stem_kernel", "Float16, false"): 128,
     ("stem_kernel", ""): 168,
-    ("moments_kernel", ""): 255,
-    ("stem_grad_weight_kernel", "float"): 255,
-    ("stem_grad_weight_kernel", ""): 168,
+    ("moments_kernel", "float"): 255,
+    ("moments_kernel", ""): 128,
+    ("tensor_core_kernel", ""): 255,
+    ("plain_kernel", "float"): 255,
+    ("plain_kernel", ""): 168,
     ("finish", ""): 64,
 }
 

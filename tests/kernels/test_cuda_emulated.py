@@ -112,7 +112,7 @@ class Emulation:
 
     def moments(self, x, anchor, scale) -> tuple[Tensor, Tensor]:
         first, second = poisoned((27,), torch.float64), poisoned((27, 27), torch.float64)
-        partial = poisoned((4 * self.processors, 28, 28), torch.float64)
+        partial = poisoned((4 * self.processors, 960), torch.float64)
         x = self.readable(x)
         self._call("emulated_moments", CTask(x, 16, anchor, scale), first, second, partial)
         return first, second
@@ -120,10 +120,11 @@ class Emulation:
     def stem_grad_weight(self, grad, argmax, x, anchor, scale) -> tuple[Tensor, Tensor]:
         out_channels = grad.shape[1]
         products, sums = poisoned((out_channels, 27), torch.float32), poisoned((out_channels,), torch.float32)
-        partial = poisoned((4 * self.processors, out_channels, 28), torch.float64)
-        x = self.readable(x)
+        partial = poisoned((4 * self.processors, -(-out_channels // 64) * 64, 32), torch.float64)
+        x, type_ = self.readable(x), TYPES.index(grad.dtype)
         task = CTask(x, out_channels, anchor, scale)
-        self._call("emulated_stem_grad_weight", task, CImage(grad), CImage(argmax), products, sums, partial)
+        grad, argmax = (t.contiguous(memory_format=torch.channels_last) for t in (grad, argmax))  # as the operator does
+        self._call("emulated_stem_grad_weight", task, grad, type_, argmax, products, sums, partial)
         return products, sums
 
 
