@@ -199,7 +199,11 @@ class InferenceDetector(nn.Module):
         broken = ~x.isfinite().flatten(1).all(1, keepdim=True) if images.is_floating_point() else None
         features = self.trunk(x).flatten(1)
         # Not F.linear, whose sums come in another order for another number of images: a logit is the image's alone.
-        logits = (features * self.head_weight).sum(1, keepdim=True) + self.head_bias
+        if self.engine == "fused" and features.is_cuda:
+            products = triton_bottleneck.dot(features, self.head_weight[0])[:, None]
+        else:
+            products = (features * self.head_weight).sum(1, keepdim=True)
+        logits = products + self.head_bias
         return logits if broken is None else logits.masked_fill(broken, float("nan"))
 
 

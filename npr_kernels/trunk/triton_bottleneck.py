@@ -162,7 +162,7 @@ class FusedBottlenecks(nn.Module):
                 Y_STRIDE=y_stride,
                 PROJECTED=block.projected,
                 SUMS=sums is not None,
-                BLOCK_O=32 if block.middle == 64 else 64,  # two programs of 64 channels on a processor, or one of 128
+                BLOCK_O=_block_of_outputs(block.middle, x.device),
                 INDEX=_index(max(x.shape[1] * x.shape[2], height * width) * max(block.inputs, block.outputs, 512)),
             )
             x, middle, height, width, x_stride = y, next_middle, out_height, out_width, 1
@@ -173,6 +173,27 @@ class FusedBottlenecks(nn.Module):
             grid = batch, block.outputs // 64
             kernels.mean_kernel[grid](sums, means, sums.shape[1], pixels, block.outputs, 8, 64, num_warps=2)
         return means[:, :, None, None]
+
+
+def dot(x: Tensor, weight: Tensor) -> Tensor:
+    """Each row of x (N, C) times weight (C,), dense float32, C a power of two: (N,).
+
+    A row's result is the same to the bit whatever N is. torch's sums are not: it shares a sum among more threads where
+    there are fewer rows.
+    """
+    from npr_kernels.trunk import triton_kernels as kernels
+
+    out = x.new_empty(len(x))
+    if len(x):
+        with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+            kernels.dot_kernel[len(x),](x, weight, out, x.shape[1], num_warps=1)
+    return out
+
+
+def _block_of_outputs(middle: int, device: torch.device) -> int:
+    """Output channels multiplied at a time: 32 where a processor shall run two programs, or has 99 KiB to share."""
+    roomy = device.type == "cpu" or torch.cuda.get_device_capability(device) >= (9, 0)
+    return 64 if middle > 64 and roomy else 32
 
 
 def _index(elements: int):

@@ -14,12 +14,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from npr_kernels.trunk.triton_bottleneck import FusedBottlenecks, composed
+from benchmarks.model import random_detector
+from npr_kernels.trunk import triton_bottleneck
+from npr_kernels.trunk.triton_bottleneck import FusedBottlenecks, composed, dot
+from npr_model.inference import folded_layers
 from tests.conftest import ROOT
 from tests.kernels.test_bottleneck import layers
 from tests.tolerances import allowed, error
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
+from npr_kernels.trunk import triton_kernels  # noqa: E402
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 # Channels in, width and stride of each block (four times as many channels out); batch, height, width.
@@ -88,6 +93,59 @@ def test_under_the_interpreter():
 )
 def test_interpreted(blocks, shape, dtype):
     check(blocks, shape, dtype, torch.device("cpu"))
+
+
+def check_whatever_the_batch(device: torch.device, size: tuple[int, int]) -> None:
+    """To the bit, the result of an image is its own."""
+    made = trunk([(64, 64, 1), (256, 64, 2)], torch.bfloat16)
+    x = images(64, (5, *size), torch.bfloat16).to(device)
+    for averaged in (False, True):
+        fused = FusedBottlenecks(made, torch.bfloat16, averaged).to(device)
+        together = fused(x)
+        assert all(torch.equal(fused(x[i : i + 1]), together[i : i + 1]) for i in range(5))
+    features = together.flatten(1)
+    found = dot(features, features[0])
+    assert torch.allclose(found.double(), features.double() @ features[0].double(), rtol=1e-6)
+    assert torch.equal(dot(features[3:], features[0]), found[3:])
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own")
+def test_the_detectors_blocks():
+    """Batch norms folded, all seven blocks, from the stem's result to the mean."""
+    detector = random_detector()
+    blocks = [block for stage in (detector.layer1, detector.layer2) for block in stage]
+    fused = FusedBottlenecks([(folded_layers(b), b.conv2.stride[0]) for b in blocks], torch.bfloat16, averaged=True)
+    x = images(64, (2, 9, 6), torch.bfloat16)
+    with torch.no_grad():
+        truth = detector.double().layer2(detector.layer1(x.double())).mean((2, 3), keepdim=True)
+        eager = detector.bfloat16().layer2(detector.layer1(x)).float().mean((2, 3), keepdim=True)
+    assert error(fused(x), truth) <= allowed(error(eager, truth), torch.bfloat16)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own")
+def test_results_are_an_images_own():
+    check_whatever_the_batch(torch.device("cpu"), (5, 6))
+
+
+def test_results_are_an_images_own_on_a_gpu(cuda):
+    check_whatever_the_batch(cuda, (40, 37))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own")
+def test_the_kernels_prove_themselves(monkeypatch):
+    """A kernel made wrong on purpose is found out, and so is one that fails."""
+    device = torch.device("cpu")
+    triton_bottleneck.fault.cache_clear()
+    assert triton_bottleneck.fault(torch.bfloat16, device) is None
+    inner = triton_kernels.mean_kernel
+    for wrong, message in (
+        (lambda sums, out, tiles, *rest, **options: inner[len(out), 8](sums, out, tiles - 1, *rest), "differs by"),
+        (lambda *_, **__: 1 / 0, "ZeroDivisionError: division by zero"),
+    ):
+        triton_bottleneck.fault.cache_clear()
+        monkeypatch.setattr(triton_kernels, "mean_kernel", {(2, 8): wrong})
+        assert message in triton_bottleneck.fault(torch.bfloat16, device)
+    triton_bottleneck.fault.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
