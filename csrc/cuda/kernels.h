@@ -17,20 +17,34 @@ struct Image {
   int64_t stride[4];
 };
 
+// Whether the kernels can read an image of three channels: planes or channels_last, rows that begin at multiples of four
+// elements. They may end anywhere, as four elements with one of a row's among them never reach beyond the image's memory.
+inline bool readable(const Image& x, int64_t batch) {
+  const uintptr_t bytes = x.type == Type::kUInt8 ? 1 : x.type == Type::kFloat32 ? 4 : 2;
+  const bool channels_last = x.stride[1] == 1 && x.stride[3] == 3, planar = x.stride[3] == 1 && x.stride[1] % 4 == 0;
+  return (channels_last || planar) && reinterpret_cast<uintptr_t>(x.data) % (4 * bytes) == 0 && x.stride[2] % 4 == 0 &&
+         (x.stride[0] % 4 == 0 || batch <= 1);
+}
+
 struct Task {
-  Image x;
+  Image x;                       // readable
   int64_t batch, height, width;  // of x; height and width trimmed to whole cells
   int anchor;                    // row-major index in a cell, 0 .. 3
   double scale[3];               // factor on the NPR map, per channel
   int64_t out_channels;          // a multiple of 16
 };
 
+// Contiguous numbers of a floating point type; data is null where there are none.
+struct Parameter {
+  const void* data;
+  Type type;
+};
+
 // pooled (N, O, Hp, Wp), channels_last, of type `out_type`; argmax alike in uint8, or null: nobody asks for it.
-// weight (O, 3, 3, 3) and bias (O) or null: float, contiguous.
+// weight (O, 3, 3, 3) and bias (O).
 struct Stem {
   Task task;
-  const float* weight;
-  const float* bias;
+  Parameter weight, bias;
   void* out;
   Type out_type;
   uint8_t* argmax;

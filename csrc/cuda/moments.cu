@@ -61,7 +61,7 @@ struct Sums {
   static NPR_DEVICE int tile_column(bool second, int i) { return second ? 2 + i : i; }
 
   // A row of the convolution, at the positions of this warp and its partner: rows[dy] are the records it sees.
-  NPR_DEVICE void row(const unsigned char* const (&rows)[3], const Walk& walk, const Source& source) {
+  NPR_DEVICE void row(const uint32_t (&rows)[3], const Walk& walk, const Source& source) {
     const int lane = thread_index() % 32, warps = thread_index() / 64 * 2;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -71,7 +71,7 @@ struct Sums {
       uint32_t patch[3][4];  // by dy: (left, own) of the first eight positions, then of the last
 #pragma unroll
       for (int dy = 0; dy < 3; ++dy) {
-        load_transposed(patch[dy], rows[dy] + record_offset<T, false>(2 * cell, 0));
+        load_transposed(patch[dy], rows[dy] + static_cast<uint32_t>(record_offset<T, false>(2 * cell, 0)));
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int position = first + i / 2 * 8 + lane % 4 * 2;  // and the next
@@ -93,7 +93,7 @@ struct Sums {
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
       const int n = tile_column(kSecond, i) - (kSecond && i >= 4 ? 2 : 0);
-      multiply<T>(sum[i], patch[tile_row(kSecond, i)], patch[n / 2][n % 2], patch[n / 2][n % 2 + 2]);
+      multiply<T>(sum[i], patch[tile_row(kSecond, i)], patch[n / 2][n % 2], patch[n / 2][n % 2 + 2], sum[i]);
     }
   }
 
@@ -147,9 +147,9 @@ struct Sums<float> {
     clear();
   }
 
-  NPR_DEVICE void row(const unsigned char* const (&rows)[3], const Walk& walk, const Source& source) {
-    const unsigned char* const mine = tap < 3 ? rows[0] : tap < 6 ? rows[1] : rows[2];
-    const unsigned char* const others = other == 0 ? rows[0] : other == 1 ? rows[1] : rows[2];
+  NPR_DEVICE void row(const uint32_t (&rows)[3], const Walk& walk, const Source& source) {
+    const uint32_t mine = tap < 3 ? rows[0] : tap < 6 ? rows[1] : rows[2];
+    const uint32_t others = other == 0 ? rows[0] : other == 1 ? rows[1] : rows[2];
     const int warp = thread_index() / 32, end = source.cell_columns - 2 * walk.column;
     const int begin = 16 * warp < 2 * walk.first ? 2 * walk.first : 16 * warp;
     for (int position = begin; position < end && position < 16 * (warp + 1); ++position) {
@@ -163,8 +163,9 @@ struct Sums<float> {
       for (int c = 0; c < 3; ++c) first[c] += value[c];
     }
   }
-  static NPR_DEVICE float4 record(const unsigned char* row, int pixel) {
-    return *reinterpret_cast<const float4*>(row + record_offset<float, false>(pixel, 0));
+  static NPR_DEVICE float4 record(uint32_t row, int pixel) {
+    const uint4 words = load_shared<uint4>(row + static_cast<uint32_t>(record_offset<float, false>(pixel, 0)));
+    return {as_float(words.x), as_float(words.y), as_float(words.z), as_float(words.w)};
   }
 
   NPR_DEVICE void add(double* out) const {
@@ -180,27 +181,26 @@ struct Sums<float> {
 
 constexpr int kWarps = 8;
 
-template <typename T>
+template <typename T, bool kBytes>
 NPR_KERNEL(32 * kWarps, 1)
 moments_kernel(const Arguments arguments) {
   const Tiling& tiling = arguments.tiling;
   unsigned char* const shared = shared_memory();
   double* const total = reinterpret_cast<double*>(shared);
-  unsigned char* const ring = shared + kMomentsPartial * 8;
-  Stager<T, false> stager(arguments.source, ring, ring + ring_bytes(Record<T>::kBytes, tiling.width), tiling.width);
-  stager.clear_left();
+  const uint32_t ring = shared_address(shared) + kMomentsPartial * 8;
+  const uint32_t raw = ring + static_cast<uint32_t>(ring_bytes(Record<T>::kBytes, tiling.width));
+  Stager<T, kBytes, false> stager(arguments.source, ring, raw, tiling.width);
 
   Sums<T> sums;
   Walk walk(tiling);
   while (walk.next(tiling)) {
     stager.start(walk);
-    for (int s = walk.begin - kLead; s < walk.end; ++s, synchronize()) {
+    for (int s = walk.begin - kLead; s < walk.end; ++s, stager.rotate(), synchronize()) {
       stager.advance(s, walk);
       if (s < walk.begin) continue;
-      const unsigned char* const pair = stager.pair(s);
-      const int pitch = stager.pitch;
-      const unsigned char* const upper[3] = {stager.pair(s - 1) + 3 * pitch, pair, pair + pitch};
-      const unsigned char* const lower[3] = {pair + pitch, pair + 2 * pitch, pair + 3 * pitch};
+      const uint32_t pair = stager.current, pitch = static_cast<uint32_t>(stager.pitch);
+      const uint32_t upper[3] = {stager.before + 3 * pitch, pair, pair + pitch};
+      const uint32_t lower[3] = {pair + pitch, pair + 2 * pitch, pair + 3 * pitch};
       sums.row(upper, walk, arguments.source);
       if (2 * s + 1 < arguments.source.cell_rows) sums.row(lower, walk, arguments.source);
       if ((s - walk.begin) % Sums<T>::kFlush == Sums<T>::kFlush - 1) sums.flush();
@@ -231,7 +231,7 @@ finish_moments(const double* partial, int count, const Result result) {
   }
 }
 
-template <typename T>
+template <typename T, bool kBytes>
 const char* launch_moments(const Moments& call, void* stream) {
   Arguments arguments{source_of(call.task), tiling_of(call.task, kWarps), call.partial};
   Tiling& tiling = arguments.tiling;
@@ -239,7 +239,7 @@ const char* launch_moments(const Moments& call, void* stream) {
   const int threads = 4 * tiling.width;
   const int64_t shared =
       kMomentsPartial * 8 + ring_bytes(Record<T>::kBytes, tiling.width) + raw_bytes(call.task.x.type, tiling.width);
-  const auto kernel = moments_kernel<T>;
+  const auto kernel = moments_kernel<T, kBytes>;
   int64_t blocks = 0;
   if (const char* error = reduction_blocks(kernel, tiling, 1, threads, shared, blocks)) return error;
   if (blocks > 0)
@@ -256,9 +256,10 @@ int64_t slots() { return 4 * multiprocessors(); }
 
 const char* moments(const Moments& call, void* stream) {
   switch (call.task.x.type) {
-    case Type::kFloat32: return launch_moments<float>(call, stream);
-    case Type::kBFloat16: return launch_moments<BFloat16>(call, stream);
-    default: return launch_moments<Float16>(call, stream);
+    case Type::kUInt8: return launch_moments<Float16, true>(call, stream);
+    case Type::kFloat32: return launch_moments<float, false>(call, stream);
+    case Type::kBFloat16: return launch_moments<BFloat16, false>(call, stream);
+    default: return launch_moments<Float16, false>(call, stream);
   }
 }
 

@@ -48,9 +48,21 @@ Tensor new_tensor(const Tensor& like, const Ints& shape, ScalarType dtype, Memor
   return torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt, format);
 }
 
-// The task, and the size of the pooled result.
+// x, or a copy that the kernels can read: channels_last, rows padded to a multiple of four pixels.
+Tensor with_readable_rows(const Tensor& x) {
+  if (readable(image("x", x, x), x.size(0))) return x;
+  const int64_t pitch = (x.size(3) + 3) / 4 * 4;
+  const Tensor rows = new_tensor(x, {x.size(0), x.size(2), pitch, x.size(1)}, x.scalar_type());
+  Tensor padded = torch::stable::transpose(torch::stable::transpose(rows, 1, 3), 2, 3);
+  Tensor copy = torch::stable::narrow(padded, 3, 0, x.size(3));
+  torch::stable::copy_(copy, x);
+  return copy;
+}
+
+// The task, the image that it reads, and the size of the pooled result.
 struct Prepared {
   Task task;
+  Tensor x;
   int64_t pooled_height, pooled_width;
 };
 
@@ -67,9 +79,9 @@ Prepared prepare(const Tensor& x, int64_t out_channels, const Ints& kernel, cons
   STD_TORCH_CHECK(grid.height < kMost / 4 && grid.width < kMost / 4, "x is too high or too wide");
   STD_TORCH_CHECK(grid.batch * (grid.width / 100 + 1) < kMost, "x has too many images");
   STD_TORCH_CHECK(factors.size() == 1 || factors.size() == 3, "scale must be one factor or one per channel");
-  Prepared prepared{};
+  Prepared prepared{{}, with_readable_rows(x)};
   Task& task = prepared.task;
-  task.x = image("x", x, x);
+  task.x = image("x", prepared.x, x);
   task.batch = grid.batch;
   task.height = grid.height;
   task.width = grid.width;
@@ -100,9 +112,9 @@ std::tuple<Tensor, Tensor> stem_with(bool argmax, const Tensor& x, const Tensor&
   Prepared prepared = prepare(x, weight.size(0), kernel, stride, padding, grid_size, anchor, factors);
   const auto parameter = [&](const char* name, const Tensor& tensor) {
     check_device(name, tensor, x);
-    STD_TORCH_CHECK(tensor.is_contiguous() && tensor.scalar_type() == ScalarType::Float, name,
-                    " must be float32 and contiguous");
-    return static_cast<const float*>(tensor.const_data_ptr());
+    STD_TORCH_CHECK(tensor.is_contiguous() && tensor.scalar_type() != ScalarType::Byte, name,
+                    " must be contiguous and floating point");
+    return Parameter{tensor.const_data_ptr(), type_of(name, tensor.scalar_type())};
   };
   STD_TORCH_CHECK(weight.size(1) == 3, "weight expects ", weight.size(1), " channels, x has 3");
   if (bias) check_shape("bias", *bias, {weight.size(0)});
@@ -112,7 +124,7 @@ std::tuple<Tensor, Tensor> stem_with(bool argmax, const Tensor& x, const Tensor&
   Tensor positions = new_tensor(x, argmax ? shape : Ints{0}, ScalarType::Byte,
                                 argmax ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   run(x, stem,
-      Stem{prepared.task, parameter("weight", weight), bias ? parameter("bias", *bias) : nullptr, out.mutable_data_ptr(),
+      Stem{prepared.task, parameter("weight", weight), bias ? parameter("bias", *bias) : Parameter{}, out.mutable_data_ptr(),
            type_of("the result", dtype), argmax ? static_cast<uint8_t*>(positions.mutable_data_ptr()) : nullptr});
   return {out, positions};
 }

@@ -35,21 +35,21 @@ NPR_DEVICE float load_gradient(const Image& grad, int64_t index) {
 }
 
 template <typename T>
-NPR_DEVICE void load_record(const unsigned char* from, float (&out)[3]) {
+NPR_DEVICE void load_record(uint32_t from, float (&out)[3]) {
   if constexpr (sizeof(T) == 4) {
-    const float4 record = *reinterpret_cast<const float4*>(from);
-    out[0] = record.x;
-    out[1] = record.y;
-    out[2] = record.z;
+    const uint4 record = load_shared<uint4>(from);
+    out[0] = as_float(record.x);
+    out[1] = as_float(record.y);
+    out[2] = as_float(record.z);
   } else {
-    const uint2 record = *reinterpret_cast<const uint2*>(from);
+    const uint2 record = load_shared<uint2>(from);
     out[0] = low_half<T>(record.x);
     out[1] = high_half<T>(record.x);
     out[2] = low_half<T>(record.y);
   }
 }
 
-template <typename T>
+template <typename T, bool kBytes>
 NPR_KERNEL(32 * kWarps, sizeof(T) == 4 ? 2 : 3)
 stem_grad_weight_kernel(const Arguments arguments) {
   const Tiling& tiling = arguments.tiling;
@@ -58,9 +58,9 @@ stem_grad_weight_kernel(const Arguments arguments) {
   const bool exists = chunk + lane < arguments.out_channels;
   unsigned char* const shared = shared_memory();
   double* const total = reinterpret_cast<double*>(shared);
-  unsigned char* const ring = shared + kChunk * kEntries * 8;
-  Stager<T, false> stager(arguments.source, ring, ring + ring_bytes(Record<T>::kBytes, tiling.width), tiling.width);
-  stager.clear_left();
+  const uint32_t ring = shared_address(shared) + kChunk * kEntries * 8;
+  const uint32_t raw = ring + static_cast<uint32_t>(ring_bytes(Record<T>::kBytes, tiling.width));
+  Stager<T, kBytes, false> stager(arguments.source, ring, raw, tiling.width);
   const int pitch = stager.pitch;
 
   float sum[kEntries] = {};
@@ -76,7 +76,7 @@ stem_grad_weight_kernel(const Arguments arguments) {
   Walk walk(tiling);
   while (walk.next(tiling)) {
     stager.start(walk);
-    for (int s = walk.begin - kLead; s < walk.end; ++s, synchronize()) {
+    for (int s = walk.begin - kLead; s < walk.end; ++s, stager.rotate(), synchronize()) {
       float gradient[8];
       uint32_t position[8];
 #pragma unroll
@@ -95,14 +95,14 @@ stem_grad_weight_kernel(const Arguments arguments) {
       stager.advance(s, walk);
       if (s < walk.begin) continue;
 
-      const unsigned char *const before = stager.pair(s - 1), *const current = stager.pair(s);
+      const int before = static_cast<int>(stager.before), current = static_cast<int>(stager.current);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         if (position[i] > 8) continue;
         const int row = static_cast<int>(position[i] * 11 >> 5), column = static_cast<int>(position[i]) - 3 * row;
         // Convolution row 2s - 1 + row sees the pixel rows 1, 2, 3 of the pair before, then 3 and 0, 1 of this one, ...
         const int offset = record_offset<T, false>(4 * (8 * warp + i) + 2 * column - 3, 0);
-        const unsigned char* const rows[3] = {
+        const int rows[3] = {
             (row < 2 ? before + (1 + 2 * row) * pitch : current + pitch) + offset,
             (row < 1 ? before + 2 * pitch : current + (2 * row - 2) * pitch) + offset,
             (row < 1 ? before + 3 * pitch : current + (2 * row - 1) * pitch) + offset,
@@ -112,7 +112,7 @@ stem_grad_weight_kernel(const Arguments arguments) {
 #pragma unroll
           for (int dx = 0; dx < 3; ++dx) {
             float record[3];
-            load_record<T>(rows[dy] + dx * Record<T>::kBytes, record);
+            load_record<T>(static_cast<uint32_t>(rows[dy] + dx * Record<T>::kBytes), record);
 #pragma unroll
             for (int c = 0; c < 3; ++c) sum[c * 9 + dy * 3 + dx] += gradient[i] * record[c];
           }
@@ -154,7 +154,7 @@ finish_stem_grad_weight(const double* partial, int count, const Result result) {
   }
 }
 
-template <typename T>
+template <typename T, bool kBytes>
 const char* launch_stem_grad_weight(const StemGradWeight& call, void* stream) {
   const Task& task = call.task;
   const int out_channels = static_cast<int>(task.out_channels);
@@ -165,7 +165,7 @@ const char* launch_stem_grad_weight(const StemGradWeight& call, void* stream) {
   const int threads = 4 * tiling.width;
   const int64_t shared =
       kChunk * kEntries * 8 + ring_bytes(Record<T>::kBytes, tiling.width) + raw_bytes(task.x.type, tiling.width);
-  const auto kernel = stem_grad_weight_kernel<T>;
+  const auto kernel = stem_grad_weight_kernel<T, kBytes>;
   const int64_t chunks = (out_channels + kChunk - 1) / kChunk;
   int64_t blocks = 0;
   if (const char* error = reduction_blocks(kernel, tiling, chunks, threads, shared, blocks)) return error;
@@ -182,9 +182,10 @@ const char* launch_stem_grad_weight(const StemGradWeight& call, void* stream) {
 
 const char* stem_grad_weight(const StemGradWeight& call, void* stream) {
   switch (call.task.x.type) {
-    case Type::kFloat32: return launch_stem_grad_weight<float>(call, stream);
-    case Type::kBFloat16: return launch_stem_grad_weight<BFloat16>(call, stream);
-    default: return launch_stem_grad_weight<Float16>(call, stream);
+    case Type::kUInt8: return launch_stem_grad_weight<Float16, true>(call, stream);
+    case Type::kFloat32: return launch_stem_grad_weight<float, false>(call, stream);
+    case Type::kBFloat16: return launch_stem_grad_weight<BFloat16, false>(call, stream);
+    default: return launch_stem_grad_weight<Float16, false>(call, stream);
   }
 }
 

@@ -30,9 +30,12 @@ void emulate(int processors, unsigned seed) {
   emulation::random_order.seed(seed);
 }
 
-const char* emulated_stem(const CallTask* task, const float* weight, const float* bias, void* out, int out_type,
-                          uint8_t* argmax) {
-  return stem({task->task(), weight, bias, out, static_cast<Type>(out_type), argmax}, nullptr);
+bool emulated_readable(const CallImage* x, int64_t batch) { return readable(x->image(), batch); }
+
+const char* emulated_stem(const CallTask* task, const void* weight, const void* bias, int weight_type, int bias_type,
+                          void* out, int out_type, uint8_t* argmax) {
+  return stem({task->task(), {weight, static_cast<Type>(weight_type)}, {bias, static_cast<Type>(bias_type)}, out,
+               static_cast<Type>(out_type), argmax}, nullptr);
 }
 
 const char* emulated_moments(const CallTask* task, double* first, double* second, double* partial) {
