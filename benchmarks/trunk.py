@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import command
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, Unavailable
 from benchmarks.model import random_detector
-from npr_kernels.trunk import triton_bottleneck
+from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck
 from npr_model.inference import folded_layers
 from npr_model.network import NPRDetector
 from tests.tolerances import allowed, error
@@ -34,7 +34,7 @@ class Plain(nn.Module):
         self.blocks, self.averaged = blocks, averaged
 
     def forward(self, x: Tensor) -> Tensor:
-        return triton_bottleneck.composed(x, self.blocks, self.averaged)
+        return gpu_bottleneck.composed(x, self.blocks, self.averaged)
 
 
 class CudnnFused(Plain):
@@ -88,11 +88,14 @@ def benchmark(
 
         return prepare
 
-    def fused() -> nn.Module:
-        reason = triton_bottleneck.refusal(dtype, device)
+    def fused(hopper: bool) -> nn.Module:
+        reason = gpu_bottleneck.refusal(dtype, device) or (hopper and hopper_bottleneck.refusal(dtype, device))
         if reason:
             raise Unavailable(reason)
-        return triton_bottleneck.FusedBottlenecks(blocks, dtype, averaged).to(device)
+        made = gpu_bottleneck.FusedBottlenecks(blocks, dtype, averaged, hopper)
+        if hopper and all(block.packed is None for block in made.blocks):
+            raise Unavailable("no kernel for this block alone")
+        return made.to(device)
 
     def cudnn_fused() -> nn.Module:
         if device.type != "cuda":
@@ -102,7 +105,8 @@ def benchmark(
     contenders = [
         Contender(REFERENCE, running(lambda: Plain(in_dtype(blocks, dtype, device), averaged)), dtype),
         Contender("cuDNN fused", running(cudnn_fused), dtype),
-        Contender(f"{OURS} Triton", running(fused), dtype),
+        Contender(f"{OURS} Triton", running(lambda: fused(hopper=False)), dtype),
+        Contender(f"{OURS} CUDA C++", running(lambda: fused(hopper=True)), dtype),
     ]
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         result = Plain(in_dtype(blocks, dtype, device), averaged)(x[:1])

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from npr_kernels.backends.triton import launch, operators  # noqa: E402
-from npr_kernels.trunk.triton_bottleneck import FusedBottlenecks  # noqa: E402
+from npr_kernels.trunk.gpu_bottleneck import FusedBottlenecks  # noqa: E402
 from tests.kernels.test_trunk import trunk  # noqa: E402
 
 CONVOLUTION = (2, 2), (1, 1), 2, 0, (2 / 3 / (255 * 0.229), 2 / 3 / (255 * 0.224), 2 / 3 / (255 * 0.225))

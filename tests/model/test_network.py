@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from npr_kernels import bottleneck
-from npr_kernels.trunk import triton_bottleneck
+from npr_kernels.trunk import gpu_bottleneck
 from npr_model import inference
 from npr_model.inference import InferenceDetector, default_dtype
 from npr_model.network import IMAGENET_MEAN, IMAGENET_STD, NPRDetector
@@ -186,21 +186,13 @@ def test_a_logit_depends_on_no_other_image_of_the_batch_on_a_gpu(detector, dtype
     torch.testing.assert_close(frozen(images[3:20]), together[3:20], rtol=0, atol=0)
 
 
-def test_the_engine_of_a_gpu(monkeypatch, caplog):
-    """Fused blocks serve where they are right; where they are not, one warning says why."""
-    gpu = torch.device("cuda")
+def test_the_engine_of_a_gpu(monkeypatch):
+    def engine(kernels: str | None, compile: bool = False) -> str:
+        monkeypatch.setattr(gpu_bottleneck, "kernels_for", lambda *_: kernels)
+        return inference.trunk_engine(torch.device("cuda"), torch.bfloat16, compile)
 
-    def engine(dtype: torch.dtype, refusal: str | None, fault: str | None, compile: bool = False) -> str:
-        monkeypatch.setattr(triton_bottleneck, "refusal", lambda *_: refusal)
-        monkeypatch.setattr(triton_bottleneck, "fault", lambda *_: fault)
-        return inference.trunk_engine(gpu, dtype, compile)
-
-    assert engine(torch.bfloat16, None, None) == "fused"
-    assert engine(torch.bfloat16, None, None, compile=True) == "torch"
-    assert engine(torch.float32, "no kernel", None) == "torch" and not caplog.records
-    assert engine(torch.bfloat16, None, "no registers left") == "torch"
-    (message,) = caplog.messages
-    assert "no registers left" in message
+    assert engine("hopper") == engine("triton") == "fused"
+    assert engine(None) == engine("hopper", compile=True) == "torch"
 
 
 def test_inference_is_frozen(detector):

@@ -1,4 +1,4 @@
-"""Residual bottlenecks of ResNet-50 in evaluation mode on a GPU, one Triton kernel a block.
+"""Residual bottlenecks of ResNet-50 in evaluation mode on a GPU, one kernel a block: Triton's, or CUDA C++ on Hopper.
 
 What lies between a block's second and third convolution is never written, nor is the last block's result where it is
 averaged, nor the pixels of a result that a shortcut of stride 2 leaves out.
@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import logging
 import os
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from npr_kernels.trunk import hopper_bottleneck
 
 Folded = tuple[Tensor, Tensor]  # weight (O, C, KH, KW) and bias (O,) of a convolution, see fold_batch_norm
 
@@ -25,6 +28,9 @@ WARPS = 8  # two groups of four, each of which multiplies 64 pixels at once on H
 STAGES = 3  # loads under way
 BLOCK_K = 64  # channels multiplied at a time
 GRID_LIMIT = 2**31 - 1
+# The kinds of the detector's blocks, in their order: inputs, channels inside, stride.
+DETECTOR = ((64, 64, 1), (256, 64, 1), (256, 64, 1), (256, 128, 2), (512, 128, 1), (512, 128, 1))
+_logger = logging.getLogger("npr_kernels")
 
 
 class FusedBottleneck(nn.Module):
@@ -66,6 +72,7 @@ class FusedBottlenecks(nn.Module):
         blocks: of each the layers, as :class:`FusedBottleneck` takes them, and the stride.
         dtype: bfloat16 or float16.
         averaged: see above.
+        hopper: use :mod:`npr_kernels.trunk.hopper_bottleneck` for the blocks that it serves.
 
     Raises:
         ValueError: a number of channels is no power of two from 64 to 512, or blocks do not fit together.
@@ -76,11 +83,12 @@ class FusedBottlenecks(nn.Module):
         blocks: Sequence[tuple[Sequence[Folded | None], int]],
         dtype: torch.dtype,
         averaged: bool = False,
+        hopper: bool = False,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(FusedBottleneck(*layers, stride, dtype) for layers, stride in blocks)
         self.dtype, self.averaged = dtype, averaged
-        for block, behind in zip(self.blocks, [*self.blocks[1:], None], strict=True):
+        for i, (block, behind) in enumerate(self._pairs()):
             for channels in (block.inputs, block.middle, block.outputs):
                 if channels not in (64, 128, 256, 512):
                     raise ValueError(f"the fused bottleneck serves 64, 128, 256 or 512 channels, got {channels}")
@@ -90,89 +98,130 @@ class FusedBottlenecks(nn.Module):
                 )
             if behind is not None and behind.inputs != block.outputs:
                 raise ValueError(f"a block of {block.outputs} channels is followed by one that takes {behind.inputs}")
+            kind = (
+                block.middle,
+                block.stride,
+                block.inputs if block.projected else 0,
+                self._kept(behind),
+                0 if behind is None else behind.middle,
+            )
+            compact = i > 0 or block.stride == 1  # x has no pixels that the shortcut leaves out
+            packed = None
+            if hopper and kind in hopper_bottleneck.KINDS and compact:
+                shortcut = block.weight_shortcut if block.projected else None
+                following = None if behind is None else behind.weight1
+                packed = hopper_bottleneck.pack(block.weight2, block.weight3, shortcut, following)
+            block.register_buffer("packed", packed)
+
+    def _pairs(self) -> list[tuple[FusedBottleneck, FusedBottleneck | None]]:
+        """Each block and the one behind it."""
+        return list(zip(self.blocks, [*self.blocks[1:], None], strict=True))
+
+    def _kept(self, behind: FusedBottleneck | None) -> int:
+        """Every so many-th row and column of a result is written; 0: sums over the pixels instead."""
+        return behind.stride if behind is not None else 0 if self.averaged else 1
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != self.dtype or x.dim() != 4 or x.shape[1] != self.blocks[0].inputs:
             expected = f"(N, {self.blocks[0].inputs}, H, W) of {self.dtype}"
             raise ValueError(f"x must be {expected}, got {tuple(x.shape)} of {x.dtype}")
         with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
-            return self._run(x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1))
+            x = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+            middle, x_stride = _pointwise(self.blocks[0], x), self.blocks[0].stride
+            for block, behind in self._pairs():
+                pixels = ((middle.shape[1] - 1) // block.stride + 1) * ((middle.shape[2] - 1) // block.stride + 1)
+                if block.packed is None:
+                    x, middle = _bottleneck(block, behind, middle, x, x_stride, self._kept(behind))
+                else:
+                    next_bias = None if behind is None else behind.bias1
+                    parameters = block.packed, block.bias2, block.bias3, next_bias
+                    x, middle = hopper_bottleneck.run(middle, x, *parameters, block.stride, self._kept(behind))
+                x_stride = 1
+            return _means(x, pixels) if self.averaged else x.permute(0, 3, 1, 2)
 
-    def _run(self, x: Tensor) -> Tensor:
-        """x: (N, H, W, C), dense."""
-        from npr_kernels.trunk import triton_kernels as kernels
 
-        batch, height, width, _ = x.shape
-        first = self.blocks[0]
-        middle = x.new_empty((batch, height, width, first.middle))
-        _launch(
-            kernels.pointwise_kernel,
-            batch,
-            height * width,
-            (x, first.weight1, first.bias1, middle, height * width),
-            INPUT=first.inputs,
-            OUTPUT=first.middle,
-            INDEX=_index(height * width * max(first.inputs, first.middle)),
-        )
-        y = sums = next_middle = None
-        x_stride = first.stride
-        for block, behind in zip(self.blocks, [*self.blocks[1:], None], strict=True):
-            out_height, out_width = (height - 1) // block.stride + 1, (width - 1) // block.stride + 1
-            pixels = out_height * out_width
-            if behind is None and self.averaged:
-                y_stride, y = 0, x
-                sums = x.new_empty((batch, -(-pixels // PIXELS), block.outputs), dtype=torch.float32)
-            else:
-                y_stride = 1 if behind is None else behind.stride
-                kept = (out_height - 1) // y_stride + 1, (out_width - 1) // y_stride + 1
-                y = x.new_empty((batch, *kept, block.outputs))
-            if behind is not None:
-                next_middle = x.new_empty((batch, out_height, out_width, behind.middle))
-            following = behind or block
-            _launch(
-                kernels.bottleneck_kernel,
-                batch,
-                pixels,
-                (
-                    middle,
-                    x,
-                    block.weight2,
-                    block.bias2,
-                    block.weight3,
-                    block.bias3,
-                    block.weight_shortcut if block.projected else block.weight3,
-                    following.weight1,
-                    following.bias1,
-                    y,
-                    middle if behind is None else next_middle,
-                    block.bias3 if sums is None else sums,
-                    height,
-                    width,
-                    out_height,
-                    out_width,
-                    *x.shape[1:3],
-                    *y.shape[1:3],
-                ),
-                MIDDLE=block.middle,
-                OUTPUT=block.outputs,
-                INPUT=block.inputs,
-                NEXT=0 if behind is None else behind.middle,
-                STRIDE=block.stride,
-                X_STRIDE=x_stride,
-                Y_STRIDE=y_stride,
-                PROJECTED=block.projected,
-                SUMS=sums is not None,
-                BLOCK_O=_block_of_outputs(block.middle, x.device),
-                INDEX=_index(max(x.shape[1] * x.shape[2], height * width) * max(block.inputs, block.outputs, 512)),
-            )
-            x, middle, height, width, x_stride = y, next_middle, out_height, out_width, 1
-        if not self.averaged:
-            return x.permute(0, 3, 1, 2)
-        means = x.new_empty((batch, block.outputs), dtype=torch.float32)
-        if batch:
-            grid = batch, block.outputs // 64
-            kernels.mean_kernel[grid](sums, means, sums.shape[1], pixels, block.outputs, 8, 64, num_warps=2)
-        return means[:, :, None, None]
+def _pointwise(block: FusedBottleneck, x: Tensor) -> Tensor:
+    """The first convolution of a block: x (N, H, W, C) to (N, H, W, channels inside)."""
+    from npr_kernels.trunk import triton_kernels as kernels
+
+    batch, height, width, _ = x.shape
+    out = x.new_empty((batch, height, width, block.middle))
+    _launch(
+        kernels.pointwise_kernel,
+        batch,
+        height * width,
+        (x, block.weight1, block.bias1, out, height * width),
+        INPUT=block.inputs,
+        OUTPUT=block.middle,
+        INDEX=_index(height * width * max(block.inputs, block.middle)),
+    )
+    return out
+
+
+def _bottleneck(
+    block: FusedBottleneck, behind: FusedBottleneck | None, middle: Tensor, x: Tensor, x_stride: int, kept: int
+) -> tuple[Tensor, Tensor | None]:
+    """All of a block behind its first convolution, and the next block's first, by Triton: what
+    :func:`npr_kernels.trunk.hopper_bottleneck.run` gives."""
+    from npr_kernels.trunk import triton_kernels as kernels
+
+    batch, height, width, _ = middle.shape
+    out_height, out_width = (height - 1) // block.stride + 1, (width - 1) // block.stride + 1
+    pixels = out_height * out_width
+    if kept:
+        result = x.new_empty((batch, (out_height - 1) // kept + 1, (out_width - 1) // kept + 1, block.outputs))
+    else:
+        result = x.new_empty((batch, -(-pixels // PIXELS), block.outputs), dtype=torch.float32)
+    next_middle = None if behind is None else x.new_empty((batch, out_height, out_width, behind.middle))
+    following = behind or block
+    _launch(
+        kernels.bottleneck_kernel,
+        batch,
+        pixels,
+        (
+            middle,
+            x,
+            block.weight2,
+            block.bias2,
+            block.weight3,
+            block.bias3,
+            block.weight_shortcut if block.projected else block.weight3,
+            following.weight1,
+            following.bias1,
+            result if kept else x,
+            middle if behind is None else next_middle,
+            block.bias3 if kept else result,
+            height,
+            width,
+            out_height,
+            out_width,
+            *x.shape[1:3],
+            *(result.shape[1:3] if kept else (0, 0)),
+        ),
+        MIDDLE=block.middle,
+        OUTPUT=block.outputs,
+        INPUT=block.inputs,
+        NEXT=0 if behind is None else behind.middle,
+        STRIDE=block.stride,
+        X_STRIDE=x_stride,
+        Y_STRIDE=kept,
+        PROJECTED=block.projected,
+        SUMS=kept == 0,
+        BLOCK_O=_block_of_outputs(block.middle, x.device),
+        INDEX=_index(max(x.shape[1] * x.shape[2], height * width) * max(block.inputs, block.outputs, 512)),
+    )
+    return result, next_middle
+
+
+def _means(sums: Tensor, pixels: int) -> Tensor:
+    """Sums (N, parts, C) over so many pixels to means (N, C, 1, 1)."""
+    from npr_kernels.trunk import triton_kernels as kernels
+
+    batch, parts, channels = sums.shape
+    means = sums.new_empty((batch, channels))
+    if batch:
+        kernels.mean_kernel[batch, channels // 64](sums, means, parts, pixels, channels, 8, 64, num_warps=2)
+    return means[:, :, None, None]
 
 
 def dot(x: Tensor, weight: Tensor) -> Tensor:
@@ -223,8 +272,18 @@ def composed(x: Tensor, blocks: Sequence[tuple[Sequence[Folded | None], int]], a
     return x.to(torch.promote_types(x.dtype, torch.float32)).mean((2, 3), keepdim=True)
 
 
+def kernels_for(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Which kernels serve ``device``: "hopper", else "triton", else None. Those that fail a small case do not; that is
+    logged once."""
+    if refusal(dtype, device) is not None:
+        return None
+    if hopper_bottleneck.refusal(dtype, device) is None and _sound(dtype, device, hopper=True):
+        return "hopper"
+    return "triton" if _sound(dtype, device, hopper=False) else None
+
+
 def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why ``device`` has no fused bottleneck of ``dtype``; None if it has. If it has, :func:`fault` tries it."""
+    """Why ``device`` has no fused bottleneck of ``dtype``; None if it has."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (pip install triton)"
     if dtype not in DTYPES:
@@ -237,11 +296,18 @@ def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
 
 
 @functools.cache
-def fault(dtype: torch.dtype, device: torch.device) -> str | None:
+def _sound(dtype: torch.dtype, device: torch.device, hopper: bool) -> bool:
+    why = fault(dtype, device, hopper)
+    if why is not None:
+        what = "CUDA C++ on Hopper" if hopper else "Triton"
+        _logger.warning("the fused residual blocks in %s are not used on %s: %s", what, device, why)
+    return why is None
+
+
+def fault(dtype: torch.dtype, device: torch.device, hopper: bool) -> str | None:
     """What is wrong with the kernels on ``device``; None if a small case is right.
 
-    The first call in a process compiles the kernels of the detector's blocks, for some seconds if no earlier process
-    did, and compares their result with float64.
+    The first call compiles the Triton kernels of the detector's blocks, for some seconds if no earlier process did.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -250,20 +316,13 @@ def fault(dtype: torch.dtype, device: torch.device) -> str | None:
         return weight.to(device, dtype), torch.randn(outputs, generator=generator).to(device, dtype)
 
     blocks = []
-    for inputs, middle, stride in (
-        (64, 64, 1),
-        (256, 64, 1),
-        (256, 64, 1),
-        (256, 128, 2),
-        (512, 128, 1),
-        (512, 128, 1),
-    ):
+    for inputs, middle, stride in DETECTOR:
         shortcut = None if inputs == 4 * middle else draw(inputs, 4 * middle)
         blocks.append(([draw(inputs, middle), draw(middle, middle, 3), draw(middle, 4 * middle), shortcut], stride))
     x = torch.randn(2, 64, 19, 30, generator=generator).relu().to(device, dtype)
     try:
         with torch.inference_mode():
-            found = FusedBottlenecks(blocks, dtype, averaged=True).to(device)(x).double()
+            found = FusedBottlenecks(blocks, dtype, averaged=True, hopper=hopper).to(device)(x).double()
             truth, plain = composed(x.double(), blocks, averaged=True), composed(x, blocks, averaged=True).double()
         difference, largest = (found - truth).abs().max().item(), truth.abs().max().item()
         allowed = 2 * (plain - truth).abs().max().item() + torch.finfo(dtype).eps * largest
