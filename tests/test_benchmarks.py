@@ -62,7 +62,7 @@ def test_residual_blocks_are_judged_each_and_together():
     for name, maker in made:
         rows = harness.run(maker(), PEAKS, CPU, seconds=0)
         names.append(rows[0]["case"])
-        assert [row["parity"] for row in rows] == ["green", *["unavailable"] * 3], name
+        assert [row["parity"] for row in rows] == ["green", *["unavailable"] * (len(rows) - 1)], name
     assert names == [
         "trunk, 2x64x8x8 bfloat16",
         "layer1.2, 2x256x8x8 bfloat16",
