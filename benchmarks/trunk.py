@@ -6,6 +6,7 @@ The reference is plain torch: cuDNN's convolutions, with bias, shortcut and ReLU
 from __future__ import annotations
 
 import functools
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -17,13 +18,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import command
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, Unavailable
 from benchmarks.model import random_detector
-from npr_kernels.trunk import triton_bottleneck
+from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck
 from npr_model.inference import folded_layers
 from npr_model.network import NPRDetector
 from tests.tolerances import allowed, error
 
 Blocks = list[tuple[list, int]]  # of each block its folded layers and its stride, as FusedBottlenecks takes them
 JUDGED = 3  # images of a batch, whose results are compared: the first, the last and one between
+PROFILED = 5  # calls
+AT_ONCE = (8, 16, 32)  # images whose results a GPU's cache may hold from block to block
 
 
 class Plain(nn.Module):
@@ -34,7 +37,7 @@ class Plain(nn.Module):
         self.blocks, self.averaged = blocks, averaged
 
     def forward(self, x: Tensor) -> Tensor:
-        return triton_bottleneck.composed(x, self.blocks, self.averaged)
+        return gpu_bottleneck.composed(x, self.blocks, self.averaged)
 
 
 class CudnnFused(Plain):
@@ -48,6 +51,17 @@ class CudnnFused(Plain):
             shortcut = x if projection is None else torch.conv2d(x, *projection, [stride, stride])
             x = torch.cudnn_convolution_add_relu(y, conv3[0], shortcut, 1.0, conv3[1], *once)
         return x.float().mean((2, 3), keepdim=True) if self.averaged else x
+
+
+class InParts(nn.Module):
+    """``build()`` on so many images after another, in the same memory."""
+
+    def __init__(self, images: int, build: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.images, self.inner = images, build()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.inner(part) for part in x.split(self.images)])
 
 
 def in_dtype(blocks: Blocks, dtype: torch.dtype, device: torch.device) -> Blocks:
@@ -88,11 +102,14 @@ def benchmark(
 
         return prepare
 
-    def fused() -> nn.Module:
-        reason = triton_bottleneck.refusal(dtype, device)
+    def fused(hopper: bool) -> nn.Module:
+        reason = gpu_bottleneck.refusal(dtype, device) or (hopper and hopper_bottleneck.refusal(dtype, device))
         if reason:
             raise Unavailable(reason)
-        return triton_bottleneck.FusedBottlenecks(blocks, dtype, averaged).to(device)
+        made = gpu_bottleneck.FusedBottlenecks(blocks, dtype, averaged, hopper)
+        if hopper and all(block.packed is None for block in made.blocks):
+            raise Unavailable("no kernel for this block alone")
+        return made.to(device)
 
     def cudnn_fused() -> nn.Module:
         if device.type != "cuda":
@@ -102,8 +119,13 @@ def benchmark(
     contenders = [
         Contender(REFERENCE, running(lambda: Plain(in_dtype(blocks, dtype, device), averaged)), dtype),
         Contender("cuDNN fused", running(cudnn_fused), dtype),
-        Contender(f"{OURS} Triton", running(fused), dtype),
+        Contender(f"{OURS} Triton", running(lambda: fused(hopper=False)), dtype),
+        Contender(f"{OURS} CUDA C++", running(lambda: fused(hopper=True)), dtype),
     ]
+    if averaged:
+        for images in AT_ONCE:
+            build = functools.partial(InParts, images, lambda: fused(hopper=True))
+            contenders.append(Contender(f"{OURS} CUDA C++, {images} images at a time", running(build), dtype))
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         result = Plain(in_dtype(blocks, dtype, device), averaged)(x[:1])
     return Benchmark(
@@ -112,6 +134,8 @@ def benchmark(
         judge,
         flops=counter.get_total_flops() * len(x),
         bytes=x.nbytes + result.nbytes * len(x),
+        captured=True,
+        images=len(x),
     )
 
 
@@ -141,6 +165,26 @@ def cases(
     return [(name, maker) for name, maker in made if name in chosen]
 
 
+def print_kernels(contender: Contender, images: int) -> None:
+    """Microseconds an image of each kernel on a GPU, in the order of launches, the median of some calls."""
+    try:
+        call = contender.build()
+    except Unavailable as reason:
+        print(f"{contender.name}: {reason}")
+        return
+    calls = []
+    for _ in range(PROFILED + 2):  # the first two compile and warm up
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
+        events = [event for event in profile.events() if event.device_type == torch.profiler.DeviceType.CUDA]
+        calls.append(sorted(events, key=lambda event: event.time_range.start))
+    print(contender.name)
+    for launches in zip(*calls[2:], strict=True):
+        median = statistics.median(event.time_range.elapsed_us() for event in launches)
+        print(f"{median / images:8.3f} us an image  {launches[0].name[:120]}")
+
+
 def main(
     device: command.Device = "cuda",
     json_file: command.JsonFile = None,
@@ -148,10 +192,17 @@ def main(
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 256,
     size: Annotated[int, typer.Option(min=4, help="Height and width of the image before the stem.")] = 256,
     only: Annotated[str, typer.Option(metavar="REGEX", help="Run only the cases whose name has a match.")] = "",
+    kernels: Annotated[bool, typer.Option("--kernels", help="Print the time of each of our kernels instead.")] = False,
 ) -> None:
     """Residual blocks in bfloat16: cuDNN's convolutions, cuDNN's fused ones and ours; fails if ours are wrong."""
     target = command.checked_device(device)
     command.checked_json(json_file)
+    if kernels:
+        (_, maker), *_ = cases(random_detector().to(target), batch, size, torch.bfloat16, target, "^trunk$")
+        for contender in maker().contenders:
+            if contender.name in (f"{OURS} Triton", f"{OURS} CUDA C++"):
+                print_kernels(contender, batch)
+        return
     made = cases(random_detector().to(target), batch, size, torch.bfloat16, target, only)
     command.finish((maker() for _, maker in made), target, seconds, json_file)
 

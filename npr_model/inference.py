@@ -3,8 +3,8 @@
 Nothing is compiled at start. On the CPU a residual block is one kernel of ours, or, where there is none or where oneDNN
 uses matrix units, oneDNN's convolutions with bias, ReLU and residual sum fused and their weights laid out beforehand. A
 batch is scored PIXELS_AT_ONCE at a time, so that activations (2 MiB after each block at 256x256) stay in the caches
-from block to block. On a GPU a block is one Triton kernel of ours in bfloat16 or float16, once it has proved itself,
-and what is launched for a small batch is kept as a CUDA graph.
+from block to block. On a GPU a block is one kernel of ours in bfloat16 or float16, once it has proved itself, and
+what is launched for a small batch is kept as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from npr_kernels import bottleneck, fold_batch_norm, npr_stem
 from npr_kernels.info import cpu_capability, onednn_serves
-from npr_kernels.trunk import triton_bottleneck
+from npr_kernels.trunk import gpu_bottleneck
 from npr_model import quantisation
 from npr_model.cuda_graphs import CudaGraphs
 from npr_model.errors import InputError
@@ -119,7 +119,8 @@ def fused_trunk(detector: NPRDetector, dtype: torch.dtype, device: torch.device)
     if device.type == "cuda":
         blocks = quantisation.blocks(detector).values()
         layers = [(folded_layers(block), block.conv2.stride[0]) for block in blocks]
-        return triton_bottleneck.FusedBottlenecks(layers, dtype, averaged=True)
+        hopper = gpu_bottleneck.kernels_for(dtype, device) == "hopper"
+        return gpu_bottleneck.FusedBottlenecks(layers, dtype, averaged=True, hopper=hopper)
     steps = quantisation.block_steps(detector) if dtype == torch.int8 else {}
     made = []
     for name, block in quantisation.blocks(detector).items():
@@ -199,7 +200,11 @@ class InferenceDetector(nn.Module):
         broken = ~x.isfinite().flatten(1).all(1, keepdim=True) if images.is_floating_point() else None
         features = self.trunk(x).flatten(1)
         # Not F.linear, whose sums come in another order for another number of images: a logit is the image's alone.
-        logits = (features * self.head_weight).sum(1, keepdim=True) + self.head_bias
+        if self.engine == "fused" and features.is_cuda:
+            products = gpu_bottleneck.dot(features, self.head_weight[0])[:, None]
+        else:
+            products = (features * self.head_weight).sum(1, keepdim=True)
+        logits = products + self.head_bias
         return logits if broken is None else logits.masked_fill(broken, float("nan"))
 
 
@@ -222,11 +227,8 @@ def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool) -> str
         if why:
             raise InputError(f"int8 cannot be had here ({why}); give float32 or bfloat16")
         return "fused"
-    if device.type == "cuda" and not compile and triton_bottleneck.refusal(dtype, device) is None:
-        why = triton_bottleneck.fault(dtype, device)
-        if why is None:
-            return "fused"
-        _logger.warning("the network runs on plain PyTorch, as the fused residual blocks are not right here (%s)", why)
+    if device.type == "cuda" and not compile and gpu_bottleneck.kernels_for(dtype, device):
+        return "fused"
     if device.type != "cpu" or compile:
         return "torch"
     onednn = onednn_serves(dtype)

@@ -71,6 +71,25 @@ struct StemGradWeight {
   double* partial;
 };
 
+// A residual bottleneck behind its first convolution, and the first convolution of the next block; bfloat16, dense
+// channels_last. The result has four times as many channels as there are inside.
+struct Bottleneck {
+  const void* middle;   // (N, middle_channels, H, W): what the first convolution gave
+  const void* x;        // of the result's size: the block's input, of which every stride-th row and column
+  const void* weights;  // in the order of stages
+  const float* bias2;
+  const float* bias3;
+  const float* next_bias;
+  void* y;            // every kept-th row and column of the result
+  void* next_middle;  // (N, next_channels, H', W')
+  float* sums;        // where nothing is kept, (N, squares of 8x8 pixels, 4, channels): the result's, over their pixels
+  int batch, height, width, middle_channels;
+  int stride;         // 1 or 2
+  int projected;      // channels of x, where the shortcut has a convolution, or 0
+  int kept;           // 1, 2, or 0: nothing
+  int next_channels;  // or 0
+};
+
 constexpr int64_t kMomentsPartial = 960;
 constexpr int64_t gradient_partial(int64_t out_channels) { return (out_channels + 63) / 64 * 64 * 32; }
 
@@ -80,6 +99,7 @@ int64_t slots();
 // Each launches on `stream` (a cudaStream_t) of the current device and returns what went wrong, or null.
 const char* stem(const Stem& call, void* stream);
 const char* moments(const Moments& call, void* stream);
+const char* bottleneck(const Bottleneck& call, void* stream);
 const char* stem_grad_weight(const StemGradWeight& call, void* stream);
 
 }  // namespace npr::cuda

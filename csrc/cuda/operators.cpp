@@ -189,6 +189,50 @@ std::tuple<Tensor, Tensor> npr_stem_grad_weight(const Tensor& grad, const Tensor
   return {products, sums};
 }
 
+std::tuple<Tensor, Tensor> hopper_bottleneck(const Tensor& middle, const Tensor& x, const Tensor& weights, const Tensor& bias2,
+                                             const Tensor& bias3, const std::optional<Tensor>& next_bias, int64_t stride,
+                                             int64_t kept) {
+  const auto check = [&](const char* name, const Tensor& tensor, ScalarType type) {
+    check_device(name, tensor, middle);
+    STD_TORCH_CHECK(tensor.is_contiguous() && tensor.scalar_type() == type, name, " must be contiguous and of another type");
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0, name, " must begin at 16 bytes");
+  };
+  check("middle", middle, ScalarType::BFloat16);
+  check("x", x, ScalarType::BFloat16);
+  check("weights", weights, ScalarType::BFloat16);
+  check("bias2", bias2, ScalarType::Float);
+  check("bias3", bias3, ScalarType::Float);
+  if (next_bias) check("next_bias", *next_bias, ScalarType::Float);
+  STD_TORCH_CHECK(middle.dim() == 4 && x.dim() == 4, "middle and x must have four dimensions");
+  STD_TORCH_CHECK((stride == 1 || stride == 2) && kept >= 0 && kept <= 2, "stride must be 1 or 2, kept 0, 1 or 2");
+  const int64_t batch = middle.size(0), height = middle.size(1), width = middle.size(2), inside = middle.size(3);
+  const int64_t inputs = x.size(3), outputs = 4 * inside, next = next_bias ? next_bias->size(0) : 0;
+  const int64_t out_height = (height - 1) / stride + 1, out_width = (width - 1) / stride + 1;
+  STD_TORCH_CHECK(height > 0 && width > 0, "middle has no pixels");
+  check_shape("x", x, {batch, out_height, out_width, inputs});
+  check_shape("bias2", bias2, {inside});
+  check_shape("bias3", bias3, {outputs});
+  const int64_t projected = inputs == outputs ? 0 : inputs;
+  check_shape("weights", weights, {9 * inside * inside + outputs * (inside + projected + next)});
+  const int64_t squares = ((out_height + 7) / 8) * ((out_width + 7) / 8);
+  STD_TORCH_CHECK(height * width < (int64_t{1} << 31) && (batch + 1000) * squares < (int64_t{1} << 31), "x is too large");
+  const Guard guard(middle.get_device_index());
+  const ScalarType type = kept == 0 ? ScalarType::Float : ScalarType::BFloat16;
+  Tensor result = new_tensor(middle, kept == 0 ? Ints{batch, 4 * squares, outputs}
+                                               : Ints{batch, (out_height - 1) / kept + 1, (out_width - 1) / kept + 1, outputs}, type);
+  Tensor next_middle = new_tensor(middle, next ? Ints{batch, out_height, out_width, next} : Ints{0}, ScalarType::BFloat16);
+  if (batch > 0)
+    run(middle, bottleneck,
+        Bottleneck{middle.const_data_ptr(), x.const_data_ptr(), weights.const_data_ptr(),
+                   static_cast<const float*>(bias2.const_data_ptr()), static_cast<const float*>(bias3.const_data_ptr()),
+                   next_bias ? static_cast<const float*>(next_bias->const_data_ptr()) : nullptr,
+                   kept == 0 ? nullptr : result.mutable_data_ptr(), next ? next_middle.mutable_data_ptr() : nullptr,
+                   kept == 0 ? static_cast<float*>(result.mutable_data_ptr()) : nullptr, static_cast<int>(batch),
+                   static_cast<int>(height), static_cast<int>(width), static_cast<int>(inside), static_cast<int>(stride),
+                   static_cast<int>(projected), static_cast<int>(kept), static_cast<int>(next)});
+  return {result, next_middle};
+}
+
 }  // namespace
 }  // namespace npr::cuda
 
@@ -197,4 +241,5 @@ STABLE_TORCH_LIBRARY_IMPL(npr_kernels, CUDA, m) {
   m.impl("npr_stem_argmax", TORCH_BOX(&npr::cuda::npr_stem_argmax));
   m.impl("npr_moments", TORCH_BOX(&npr::cuda::npr_moments));
   m.impl("npr_stem_grad_weight", TORCH_BOX(&npr::cuda::npr_stem_grad_weight));
+  m.impl("hopper_bottleneck", TORCH_BOX(&npr::cuda::hopper_bottleneck));
 }

@@ -194,3 +194,11 @@ def mean_kernel(
         offsets = (first + t).to(tl.int64)[:, None] * CHANNELS + o[None, :]
         total += tl.sum(tl.load(sums + offsets, mask=(first + t < tiles)[:, None], other=0.0), 0)
     tl.store(out + n * CHANNELS + o, total / pixels.to(tl.float32))
+
+
+@triton.jit
+def dot_kernel(x, weight, out, CHANNELS: tl.constexpr):
+    """A row of x (N, CHANNELS) times weight (CHANNELS,), float32: products are added in the same order in every row."""
+    row = tl.program_id(0).to(tl.int64)
+    o = tl.arange(0, CHANNELS)
+    tl.store(out + row, tl.sum(tl.load(x + row * CHANNELS + o) * tl.load(weight + o), 0))

@@ -47,4 +47,12 @@ const char* emulated_stem_grad_weight(const CallTask* task, const void* grad, in
   return stem_grad_weight({task->task(), {grad, static_cast<Type>(grad_type)}, argmax, products, sums, partial}, nullptr);
 }
 
+// sizes: those of Bottleneck, from batch on.
+const char* emulated_bottleneck(const void* middle, const void* x, const void* weights, const float* bias2,
+                                const float* bias3, const float* next_bias, void* y, void* next_middle, float* sums,
+                                const int* sizes) {
+  return bottleneck({middle, x, weights, bias2, bias3, next_bias, y, next_middle, sums, sizes[0], sizes[1], sizes[2],
+                     sizes[3], sizes[4], sizes[5], sizes[6], sizes[7]}, nullptr);
+}
+
 }
