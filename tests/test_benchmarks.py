@@ -12,7 +12,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import command, kernels, machine, model, ops, peers, scaling, screening, train, trunk
+from benchmarks import command, harness, kernels, machine, model, ops, peers, scaling, screening, train, trunk
 from benchmarks import report as readme
 from benchmarks.cases import OperatorCase
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, Unavailable, is_peer, report

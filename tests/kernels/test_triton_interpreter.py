@@ -206,6 +206,20 @@ def test_argmax_takes_the_first_among_equals():
 
 
 @interpreted
+@pytest.mark.parametrize(("bias", "scale"), [(-1e-8, 0.0), (0.0, 1e-12), (-1e-8, 1e-12)])
+def test_what_fp16_rounds_to_zero_is_not_positive(bias, scale):
+    """A bias of -1e-8 becomes -0.0, whose bits are the largest if taken as unsigned; 1e-10 is positive in float32."""
+    x, weight, _ = Case(dtype=torch.uint8, weight_dtype=torch.float16).tensors()
+    bias = torch.full((8,), bias).half()
+    assert not bias.any()
+    options = ((2, 2), (1, 1), 2, 0, (scale or 1.0,))
+    weight = weight if scale else torch.zeros_like(weight)
+    pooled, argmax = registry.get("triton").npr_stem_argmax(x, weight, bias, *options)
+    assert not pooled.any() and not pooled.signbit().any()
+    assert (argmax == 9).all()
+
+
+@interpreted
 @pytest.mark.parametrize("case", STEM_CASES, ids=str)
 def test_stem_grad_weight(case: Case):
     x, weight, bias = case.tensors()
