@@ -123,7 +123,7 @@ class OperatorCase:
         if self.operator == "stem" and self.x_dtype == torch.uint8:
             authors = self._authors_layers(weight, bias)
             contenders.append(contender("authors' layers", lambda x, *_: authors(x), torch.float32))
-        return Benchmark(str(self), contenders, judge, self.flops, self.bytes)
+        return Benchmark(str(self), contenders, judge, self.flops, self.bytes, captured=True, images=self.batch)
 
     def _call(
         self, function: Callable, x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, dtype: torch.dtype

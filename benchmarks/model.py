@@ -124,7 +124,7 @@ def benchmark(detector: NPRDetector, batch: int, size: int, device: torch.device
         Contender("OpenVINO int8", lambda: peers.openvino(int8_file(), pixels, "bf16"), int8),
     ]
     name = f"detector, uint8 -> logits, {batch}x3x{size}x{size}"
-    return Benchmark(name, contenders, judge, needed_flops(authors(f32), pixels))
+    return Benchmark(name, contenders, judge, needed_flops(authors(f32), pixels), captured=True, images=batch)
 
 
 def needed_flops(model: peers.AuthorsDetector, pixels: Tensor) -> float:

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import command, machine, peers
-from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, report, synchronize
+from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, report
 from benchmarks.model import random_pixels
+from benchmarks.timing import synchronize
 from npr_model import datasets, images
 from npr_model.checkpoints import Metadata
 from npr_model.config import TrainConfig

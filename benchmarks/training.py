@@ -107,7 +107,7 @@ class TrainingCase:
             contender("composed 4x4", self._composed),
             contender("composed 4x4, torch.compile", peers.compiled(self._composed, device)),
         ]
-        return Benchmark(str(self), contenders, judge, self.flops, self.bytes)
+        return Benchmark(str(self), contenders, judge, self.flops, self.bytes, captured=True, images=self.batch)
 
     def _call(
         self, function: Callable, x: Tensor, parameters: list[Tensor], grad: Tensor, dtype: torch.dtype

@@ -10,7 +10,7 @@ from torch import Tensor
 from npr_kernels import arguments
 
 IMAGE_DTYPES = (torch.uint8, torch.float32, torch.float64, torch.bfloat16, torch.float16)
-LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded", "permuted")
+LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded", "permuted", "offset", "pitched")
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,10 @@ def _laid_out(shape: tuple, layout: str, dtype: torch.dtype, generator: torch.Ge
         return draw(n, h, w, c).permute(0, 3, 1, 2)
     if layout == "sliced":  # a crop of a larger channels_last image, every second row
         return draw(n, 2 * h + 3, w + 5, c)[:, 2 : 2 * h + 2 : 2, 3 : w + 3].permute(0, 3, 1, 2)
+    if layout == "offset":  # rows of whole words, the first pixel in the middle of one
+        return draw(n, h, -(-w // 4) * 4 + 4, c)[:, :, 1 : w + 1].permute(0, 3, 1, 2)
+    if layout == "pitched":  # rows padded to whole words
+        return draw(n, h, -(-w // 4) * 4 + 4, c)[:, :, :w].permute(0, 3, 1, 2)
     if layout == "expanded":  # one image, repeated without memory
         return draw(1, c, h, w).expand(n, c, h, w)
     if layout == "permuted":  # height innermost
@@ -120,6 +124,7 @@ def _table() -> list[Case]:
     cases = [Case(grid_size=g, anchor=a, height=13, width=17, dtype=d) for g, a in GRIDS for d in IMAGE_DTYPES]
     cases += [Case(dtype=d, layout=layout, out_channels=64) for d in IMAGE_DTYPES for layout in LAYOUTS]
     cases += [Case(dtype=torch.uint8, weight_dtype=d, out_channels=64) for d in IMAGE_DTYPES[1:]]
+    cases += [Case(dtype=d, layout="pitched", width=w) for d in (torch.uint8, torch.float32) for w in (13, 14, 19)]
     cases += [replace(DEFAULT, batch=0, dtype=d) for d in IMAGE_DTYPES]
     low = {"dtype": torch.uint8, "weight_dtype": torch.bfloat16}  # products in bfloat16, where the processor has them
     cases += [Case(grid_size=g, anchor=a, height=13, width=17, **low) for g, a in GRIDS]

@@ -13,7 +13,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import command, device, machine, model, ops, peers, scaling, screening, train
+from benchmarks import command, device, harness, machine, model, ops, peers, scaling, screening, train, trunk
 from benchmarks import report as readme
 from benchmarks.cases import OperatorCase
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, Unavailable, interleave, is_peer, report
@@ -53,6 +53,22 @@ def test_authors_layers_are_the_detector():
         truth.load_state_dict(detector.state_dict())
         assert error(peers.AuthorsDetector(detector, torch.float64)(pixels), truth(pixels)) < 1e-12
         assert error(peers.AuthorsDetector(detector)(pixels), truth(pixels)) < 1e-5
+
+
+def test_residual_blocks_are_judged_each_and_together():
+    """Their inputs follow from one another; what needs a GPU says so."""
+    made = trunk.cases(model.random_detector(), 2, 32, torch.bfloat16, CPU, "trunk|layer1.2|layer2.[01]")
+    names = []
+    for name, maker in made:
+        rows = harness.run(maker(), PEAKS, CPU, seconds=0)
+        names.append(rows[0]["case"])
+        assert [row["parity"] for row in rows] == ["green", *["unavailable"] * (len(rows) - 1)], name
+    assert names == [
+        "trunk, 2x64x8x8 bfloat16",
+        "layer1.2, 2x256x8x8 bfloat16",
+        "layer2.0, 2x256x8x8 bfloat16",
+        "layer2.1, 2x512x4x4 bfloat16",
+    ]
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])

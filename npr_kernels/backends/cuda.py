@@ -59,11 +59,11 @@ def refusal(call) -> str | None:
 
 
 def npr_stem(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution) -> Tensor:
-    return torch.ops.npr_kernels.npr_stem(x, _float(weight), _float(bias), *convolution, weight.dtype)
+    return torch.ops.npr_kernels.npr_stem(x, *_contiguous(weight, bias), *convolution, weight.dtype)
 
 
 def npr_stem_argmax(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution) -> tuple[Tensor, Tensor]:
-    return torch.ops.npr_kernels.npr_stem_argmax(x, _float(weight), _float(bias), *convolution, weight.dtype)
+    return torch.ops.npr_kernels.npr_stem_argmax(x, *_contiguous(weight, bias), *convolution, weight.dtype)
 
 
 def npr_stem_grad_weight(
@@ -76,5 +76,5 @@ def npr_moments(x: Tensor, kernel: Sequence[int], *convolution) -> tuple[Tensor,
     return torch.ops.npr_kernels.npr_moments(x, kernel, *convolution)
 
 
-def _float(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.to(torch.float32).contiguous()
+def _contiguous(*parameters: Tensor | None) -> list[Tensor | None]:
+    return [None if parameter is None else parameter.contiguous() for parameter in parameters]

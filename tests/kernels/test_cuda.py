@@ -69,6 +69,20 @@ def test_what_trains_the_stem(case: Case, device):
         assert error(found.cpu(), expected) < (1e-14 if x.dtype == torch.uint8 else 2e-6)
 
 
+WALKS = [
+    Case(dtype=x, weight_dtype=d, out_channels=64, batch=b, height=h, width=64, layout=layout)
+    for x, d in ((torch.uint8, torch.bfloat16), (torch.uint8, torch.float32), (torch.float32, torch.float32))
+    for b, h, layout in ((128, 64, "channels_last"), (2, 8192, "contiguous"))
+]
+
+
+@pytest.mark.parametrize("case", WALKS, ids=str)
+def test_long_walk(case: Case, device):
+    """Every block goes through many rows with the same memory: of images in a row, and of a tall one."""
+    test_stem(case, device)
+    test_what_trains_the_stem(case, device)
+
+
 LARGE = Case(batch=8, height=200, width=312, dtype=torch.uint8, weight_dtype=torch.bfloat16, out_channels=64)
 
 

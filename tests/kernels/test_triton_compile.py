@@ -20,6 +20,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from npr_kernels.backends.triton import operators  # noqa: E402
+from npr_kernels.trunk.gpu_bottleneck import FusedBottlenecks  # noqa: E402
+from tests.kernels.test_trunk import trunk  # noqa: E402
 
 CONVOLUTION = (2, 2), (1, 1), 2, 0, (2 / 3 / (255 * 0.229), 2 / 3 / (255 * 0.224), 2 / 3 / (255 * 0.225))
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -199,6 +201,35 @@ def test_sizes_compile_nothing_anew(launches):
     views = [image(1, 1200, 1600)[..., top : top + 512, left : left + 512] for top, left in ((0, 0), (16, 32), (3, 34))]
     found = programs(*photographs, *views)
     assert all(found[name] <= 3 * one[name] for name in one), (found, one)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "product", "most_shared"),
+    [
+        (80, torch.bfloat16, "HMMA", 163),
+        (90, torch.bfloat16, "HGMMA", 227),
+        (90, torch.float16, "HGMMA", 227),
+        (100, torch.bfloat16, "UTCHMMA", 227),
+    ],
+)
+def test_residual_blocks(capability, dtype, product, most_shared, launches, tmp_path):
+    """The network's blocks spill nothing, and multiply on the fastest units."""
+    compiled = launches(capability)
+    channels = [(64, 64, 1), (256, 64, 1), (256, 64, 1), (256, 128, 2), (512, 128, 1), (512, 128, 1)]
+    channels = [channels[i] for i in (range(6) if (capability, dtype) == (90, torch.bfloat16) else (0, 2, 3, 5))]
+    FusedBottlenecks(trunk(channels, dtype), dtype, averaged=True)(torch.zeros(2, 64, 8, 8, dtype=dtype))
+    assert [name for name, *_ in compiled] == [
+        "pointwise_kernel",
+        *["bottleneck_kernel"] * len(channels),
+        "mean_kernel",
+    ]
+    for name, keywords, kernel in compiled:
+        registers, stack, code = machine_code(kernel, tmp_path)
+        shared = kernel.metadata.shared
+        print(f"{name:18} {keywords.get('INPUT', ''):3} {registers:3} registers, {shared:6} bytes shared")
+        assert stack == 0, f"{name} spills {stack} bytes"
+        assert shared <= most_shared * 2**10
+        assert name == "mean_kernel" or any(instruction.startswith(product) for instruction in code)
 
 
 @pytest.mark.parametrize(
