@@ -21,8 +21,6 @@ namespace npr::cuda {
 // The same in all threads of a warp, and known to be: what addresses a matrix must be.
 NPR_DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
-NPR_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
-
 // 16 bytes to shared memory, zeros unless `read`. The L2 cache takes 256 bytes from memory, which others want next.
 NPR_DEVICE void copy_async_or_zero(uint32_t to, const unsigned char* from, bool read) {
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(read ? 16 : 0) : "memory");

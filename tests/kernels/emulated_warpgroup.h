@@ -89,8 +89,6 @@ inline const char* without_warpgroups() { return nullptr; }
 
 inline int uniform(int value) { return value; }
 
-inline float shuffle_xor(float value, int mask) { return static_cast<float>(shuffle_xor(static_cast<double>(value), mask)); }
-
 inline void store_global(unsigned char* to, uint4 value) { std::memcpy(to, &value, sizeof value); }
 
 inline void copy_async_or_zero(uint32_t address, const unsigned char* from, bool read) {
