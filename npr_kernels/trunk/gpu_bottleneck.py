@@ -31,6 +31,7 @@ BLOCK_K = 64  # channels multiplied at a time
 GRID_LIMIT = 2**31 - 1
 # The kinds of the detector's blocks, in their order: inputs, channels inside, stride.
 DETECTOR = ((64, 64, 1), (256, 64, 1), (256, 64, 1), (256, 128, 2), (512, 128, 1), (512, 128, 1))
+ENVIRONMENT_VARIABLE = "NPR_KERNELS_TRUNK"
 _logger = logging.getLogger("npr_kernels")
 
 
@@ -277,11 +278,18 @@ def composed(x: Tensor, blocks: Sequence[tuple[Sequence[Folded | None], int]], a
 
 
 def kernels_for(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Which kernels serve ``device``: "hopper", else "triton", else None. Those that fail a small case do not; that is
-    logged once."""
-    if refusal(dtype, device) is not None:
+    """Which kernels serve ``device``: "hopper", else "triton", else None.
+
+    Those that fail a small case do not; that is logged once. With NPR_KERNELS_TRUNK=triton in the environment the
+    CUDA C++ on Hopper is not used, with NPR_KERNELS_TRUNK=none no kernel is.
+    """
+    allowed = os.environ.get(ENVIRONMENT_VARIABLE, "hopper")
+    if allowed not in ("hopper", "triton", "none"):
+        raise ValueError(f"{ENVIRONMENT_VARIABLE} must be hopper, triton or none, got {allowed!r}")
+    if allowed == "none" or refusal(dtype, device) is not None:
         return None
-    if hopper_bottleneck.refusal(dtype, device) is None and _sound(dtype, device, hopper=True):
+    hopper = allowed == "hopper" and hopper_bottleneck.refusal(dtype, device) is None
+    if hopper and _sound(dtype, device, hopper=True):
         return "hopper"
     return "triton" if _sound(dtype, device, hopper=False) else None
 

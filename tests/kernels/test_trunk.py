@@ -183,8 +183,15 @@ def test_what_serves_a_gpu(monkeypatch):
             gpu_bottleneck, "_sound", lambda *_, hopper, sound=sound: ("triton", "hopper")[hopper] in sound
         )
         assert gpu_bottleneck.kernels_for(dtype, device) == expected
-    monkeypatch.setattr(hopper_bottleneck, "refusal", lambda *_: "no")
     monkeypatch.setattr(gpu_bottleneck, "_sound", lambda *_, hopper: True)
+    for choice, expected in ("hopper", "hopper"), ("triton", "triton"), ("none", None):
+        monkeypatch.setenv("NPR_KERNELS_TRUNK", choice)
+        assert gpu_bottleneck.kernels_for(dtype, device) == expected
+    monkeypatch.setenv("NPR_KERNELS_TRUNK", "ampere")
+    with pytest.raises(ValueError, match="NPR_KERNELS_TRUNK must be hopper, triton or none, got 'ampere'"):
+        gpu_bottleneck.kernels_for(dtype, device)
+    monkeypatch.delenv("NPR_KERNELS_TRUNK")
+    monkeypatch.setattr(hopper_bottleneck, "refusal", lambda *_: "no")
     assert gpu_bottleneck.kernels_for(dtype, device) == "triton"
     monkeypatch.setattr(gpu_bottleneck, "refusal", lambda *_: "no")
     assert gpu_bottleneck.kernels_for(dtype, device) is None
