@@ -315,6 +315,7 @@ def test_the_toolkit_behind_a_script_is_found(tmp_path):
     nvcc.write_text("#!/bin/sh\necho 'tools, release 13.0, V13.0.1'\necho '#$ _HERE_=/opt/toolkit/bin' >&2\n")
     nvcc.chmod(0o755)
     environment = {**os.environ, "NPR_KERNELS_BUILD": "cuda", "PYTHONPATH": str(tmp_path / "fakes")}
+    environment["TORCH_CUDA_ARCH_LIST"] = "8.0;9.0"
     environment["PATH"] = f"{nvcc.parent}{os.pathsep}{environment['PATH']}"
     for name in ("CUDA_HOME", "CUDA_PATH"):
         environment.pop(name, None)
@@ -323,6 +324,8 @@ def test_the_toolkit_behind_a_script_is_found(tmp_path):
     )
     kernels = len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
     assert f"toolkit /opt/toolkit of {kernels}" in result.stdout, result.stderr
+    info = json.loads((tmp_path / "npr_kernels" / "_build_info.json").read_text())
+    assert info["CUDA architectures"] == "8.0;9.0a"  # with the instructions of Hopper alone
 
 
 def test_build_none_compiles_nothing(tmp_path):
