@@ -47,6 +47,11 @@ LONG_WALKS = [
     for b, h, w, layout in ((5, 64, 64, "channels_last"), (1, 402, 30, "contiguous"))
 ]
 CASES += LONG_WALKS
+CASES += [  # strips of whole warpgroups
+    Case(dtype=torch.uint8, weight_dtype=d, out_channels=o, batch=3, height=h, width=w, layout=layout)
+    for d in (torch.bfloat16, torch.float16)
+    for o, h, w, layout in ((64, 22, 128, "channels_last"), (80, 7, 250, "contiguous"), (16, 4, 402, "pitched"))
+]
 
 
 class CImage(ctypes.Structure):
