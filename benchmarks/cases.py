@@ -14,8 +14,8 @@ from benchmarks import peers
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity
 from npr_kernels import reference
 from npr_kernels.backends import registry
+from npr_kernels.testing import allowed, error
 from npr_model.network import IMAGENET_STD
-from tests.tolerances import allowed, error
 
 OUT_CHANNELS = 64
 PRODUCTS = 24  # an output needs: of the 27, the three of the tap that always sees the anchor are zero

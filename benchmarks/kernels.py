@@ -22,8 +22,8 @@ from benchmarks.cases import NAMES, OUT_CHANNELS, PRODUCTS, fused
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity
 from npr_kernels import reference
 from npr_kernels.backends import registry
+from npr_kernels.testing import allowed, error
 from npr_model.network import IMAGENET_STD
-from tests.tolerances import allowed, error
 
 PIECE = 32  # images whose float64 results are computed at once
 CACHES = 3  # times the GPU's cache that the inputs exceed

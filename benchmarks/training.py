@@ -16,8 +16,8 @@ from benchmarks.cases import fused
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity
 from npr_kernels import reference
 from npr_kernels.backends import registry
+from npr_kernels.testing import allowed, error
 from npr_model.network import IMAGENET_STD
-from tests.tolerances import allowed, error
 
 OUT_CHANNELS = 64
 PRODUCTS = 24  # of the 27, see benchmarks.cases

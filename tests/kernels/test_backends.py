@@ -20,7 +20,7 @@ import npr_kernels
 from npr_kernels import arguments
 from npr_kernels.backends import cpu, cuda, extension, registry, triton
 from npr_kernels.info import cpu_capability
-from tests.cases import Case
+from npr_kernels.testing import Case
 from tests.conftest import ROOT
 
 needs_extension = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))

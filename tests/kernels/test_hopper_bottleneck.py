@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from npr_kernels.testing import allowed, error
 from npr_kernels.trunk import hopper_bottleneck
 from tests.kernels.test_cuda_emulated import Emulation, emulation, poisoned  # noqa: F401
-from tests.tolerances import allowed, error
 
 KINDS = sorted(hopper_bottleneck.KINDS)
 SIZES = [(1, 8, 8), (2, 9, 17), (3, 16, 31), (1, 1, 1), (7, 5, 16)]  # batch, height and width of the result

@@ -19,10 +19,9 @@ import torch.nn.functional as F
 import npr_kernels
 from npr_kernels import reference
 from npr_kernels.backends import registry
-from tests.cases import GRIDS, IMAGE_DTYPES, LAYOUTS, TABLE, Case
+from npr_kernels.testing import GRIDS, IMAGE_DTYPES, LAYOUTS, TABLE, Case, assert_close, error
 from tests.conftest import ROOT
 from tests.kernels.test_parity import double, gradients
-from tests.tolerances import assert_close, error
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
