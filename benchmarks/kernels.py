@@ -119,7 +119,7 @@ class KernelCase:
 
     def _served_by(self, device: torch.device) -> list[str]:
         name = "npr_conv2d" if self.operator == "conv" else "npr_stem"
-        return fused(registry.Call(name, device.type, self.x_dtype, self.dtype, 2, 0))
+        return fused(registry.Call(name, device, self.x_dtype, self.dtype, 2, 0))
 
     # --- the convolution, and the stem with and without the positions of its maxima ---
 

@@ -34,7 +34,7 @@ def npr(x: Tensor, grid_size: int = 2, anchor: Anchor = 0, *, edge: str = "trim"
     """
     arguments.check_grid(grid_size, anchor)
     arguments.check_image(x, grid_size, edge)
-    chosen = registry.select(registry.Call("npr", x.device.type, x.dtype, x.dtype, grid_size, anchor), backend)
+    chosen = registry.select(registry.Call("npr", x.device, x.dtype, x.dtype, grid_size, anchor), backend)
     if chosen == "eager":
         return reference.npr(x, grid_size, anchor)
     return autograd.NPR.apply(x, (grid_size, anchor), chosen)
@@ -211,10 +211,10 @@ def explain(x: Tensor, weight: Tensor | None = None, *, grid_size: int = 2, anch
     arguments.check_grid(grid_size, anchor)
     arguments.check_image(x, grid_size, "trim")
     if weight is None:
-        return registry.explain(registry.Call("npr", x.device.type, x.dtype, x.dtype, grid_size, anchor))
+        return registry.explain(registry.Call("npr", x.device, x.dtype, x.dtype, grid_size, anchor))
     x, weight, _ = _autocast(x, weight, None)
     arguments.check_convolution(x, weight, None)
-    return registry.explain(registry.Call("npr_conv2d", x.device.type, x.dtype, weight.dtype, grid_size, anchor))
+    return registry.explain(registry.Call("npr_conv2d", x.device, x.dtype, weight.dtype, grid_size, anchor))
 
 
 def _autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
@@ -254,14 +254,14 @@ def _prepare(operator, x, weight, bias, stride, padding, grid_size, anchor, scal
 def _call(operator: str, x: Tensor, weight: Tensor, dtype: torch.dtype, convolution: tuple) -> registry.Call:
     stride, padding, grid_size, anchor, _ = convolution
     geometry = registry.Geometry(x.shape[1], weight.shape[0], tuple(weight.shape[2:]), stride, padding)
-    return registry.Call(operator, x.device.type, x.dtype, dtype, grid_size, anchor, geometry)
+    return registry.Call(operator, x.device, x.dtype, dtype, grid_size, anchor, geometry)
 
 
 def _dense_backend(x: Tensor, dtype: torch.dtype, grid_size: int, anchor: Anchor, backend: str | None) -> str | None:
     """Name of the backend for a stem's gradient to the image, which needs the whole convolution; None if unwanted."""
     if not (torch.is_grad_enabled() and x.requires_grad):
         return None
-    return registry.select(registry.Call("npr_conv2d", x.device.type, x.dtype, dtype, grid_size, anchor), backend)
+    return registry.select(registry.Call("npr_conv2d", x.device, x.dtype, dtype, grid_size, anchor), backend)
 
 
 def _fused_stem(x, weight, bias, dtype, convolution, chosen, dense) -> Tensor:

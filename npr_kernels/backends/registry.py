@@ -47,7 +47,7 @@ class Call:
     """What a backend must know of a call to say whether it can serve it."""
 
     operator: str
-    device: str
+    device: torch.device
     x_dtype: torch.dtype
     weight_dtype: torch.dtype
     grid_size: int
@@ -75,12 +75,12 @@ class Explanation:
 def backends() -> dict[str, str | None]:
     """Every backend, in the order of automatic choice, and why it is not available here (None: it is).
 
-    Judged for a plain float32 image on the device type that the backend is made for, and an operator that it has.
+    Judged for a plain float32 image on the kind of device that the backend is made for, and an operator that it has.
     """
-    call = Call("npr_conv2d", "cpu", torch.float32, torch.float32, 2, 0)
+    call = Call("npr_conv2d", torch.device("cpu"), torch.float32, torch.float32, 2, 0)
     calls = {
-        "cuda": replace(call, operator="npr_stem", device="cuda"),
-        "triton": replace(call, device=triton.DEVICE),
+        "cuda": replace(call, operator="npr_stem", device=torch.device("cuda")),
+        "triton": replace(call, device=torch.device(triton.DEVICE)),
     }
     return {name: _BACKENDS[name].refusal(calls.get(name, call)) for name in ORDER}
 

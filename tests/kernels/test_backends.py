@@ -18,13 +18,13 @@ import torch
 
 import npr_kernels
 from npr_kernels import arguments
-from npr_kernels.backends import cpu, cuda, extension, registry, triton
+from npr_kernels.backends import cpu, cuda, devices, extension, registry, triton
 from npr_kernels.info import cpu_capability
 from npr_kernels.testing import Case
 from tests.conftest import ROOT
 
 needs_extension = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
-CALL = registry.Call("npr_conv2d", "cpu", torch.float32, torch.float32, 2, 0)
+CALL = registry.Call("npr_conv2d", torch.device("cpu"), torch.float32, torch.float32, 2, 0)
 
 
 @pytest.fixture
@@ -105,10 +105,10 @@ def test_explain(without_extension):
 
 def test_refusals_of_triton_name_the_reason(monkeypatch):
     monkeypatch.setattr(triton, "_INSTALLED", True)
-    call = registry.Call("npr", "mps", torch.float32, torch.float32, 2, 0)
+    call = registry.Call("npr", torch.device("mps"), torch.float32, torch.float32, 2, 0)
     assert "x is on mps" in triton.refusal(call)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    call = replace(call, device=triton.DEVICE)
+    call = replace(call, device=torch.device(triton.DEVICE))
     assert triton.refusal(call) is None
     assert "float8" in triton.refusal(replace(call, weight_dtype=torch.float8_e4m3fn))
     monkeypatch.setattr(triton, "_INSTALLED", False)
@@ -118,13 +118,15 @@ def test_refusals_of_triton_name_the_reason(monkeypatch):
 def test_refusals_of_cuda_name_the_argument(monkeypatch):
     """What it serves does not depend on there being a GPU here."""
     monkeypatch.setattr(cuda, "MISSING", None)
+    monkeypatch.setattr(cuda, "ARCHITECTURES", "8.0;9.0a;10.0+PTX")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "capability", lambda device: (9, 0))
 
     def refusal(case: Case, operator: str = "npr_stem", device: str = "cuda") -> str | None:
         pairs = [arguments.pair("", value, 0) for value in (case.stride, case.padding)]
         geometry = registry.Geometry(case.channels, case.out_channels, case.kernel, *pairs)
-        types = case.dtype, case.parameter_dtype
-        return cuda.refusal(registry.Call(operator, device, *types, case.grid_size, case.anchor, geometry))
+        types = case.dtype, case.parameter_dtype, case.grid_size, case.anchor
+        return cuda.refusal(registry.Call(operator, torch.device(device), *types, geometry))
 
     served = Case(out_channels=64)
     assert refusal(served) is None
@@ -139,12 +141,65 @@ def test_refusals_of_cuda_name_the_argument(monkeypatch):
     ):
         assert what in refusal(case)
     assert "npr_conv2d" in refusal(served, "npr_conv2d") and "x is on cpu" in refusal(served, device="cpu")
+    monkeypatch.setattr(devices, "capability", lambda device: (7, 5))
+    reason = "it is built for compute capability 8.0, 9.0a, 10.0+PTX, and cuda:1 has 7.5"
+    assert refusal(served, device="cuda:1").startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "runs", "does_not"),
+    [
+        ("8.0;9.0a;10.0+PTX", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)], [(7, 5), (6, 1)]),
+        ("9.0a", [(9, 0)], [(8, 0), (8, 9), (10, 0), (12, 0)]),
+        ("8.6 8.9", [(8, 6), (8, 9)], [(8, 0), (9, 0), (12, 0)]),
+        ("8.0+PTX", [(8, 0), (8, 6), (9, 0), (12, 1)], [(7, 5)]),
+        ("9.0a+PTX", [(9, 0)], [(10, 0)]),
+        ("10.0f;12.0f", [(10, 0), (10, 3), (12, 0), (12, 1)], [(9, 0), (11, 0)]),
+        ("Ampere;9.0", [(8, 0), (9, 0), (7, 5)], []),
+        ("", [(7, 5), (9, 0)], []),
+    ],
+)
+def test_architectures_and_capabilities(architectures, runs, does_not):
+    """The build's architectures, in torch's form; a name or nothing at all says too little to refuse."""
+    assert all(cuda.runs_on(capability, architectures) for capability in runs)
+    assert not any(cuda.runs_on(capability, architectures) for capability in does_not)
+
+
+def test_automatic_choice_below_the_capability_that_cuda_is_built_for(monkeypatch):
+    """A GPU of compute capability 7.5 is served by Triton, not by code that it cannot load."""
+    monkeypatch.setattr(cuda, "MISSING", None)
+    monkeypatch.setattr(cuda, "ARCHITECTURES", "8.0;9.0a+PTX")
+    monkeypatch.setattr(triton, "_INSTALLED", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    geometry = registry.Geometry(3, 64, (3, 3), (2, 2), (1, 1))
+    call = registry.Call("npr_stem", torch.device("cuda", 0), torch.uint8, torch.bfloat16, 2, 0, geometry)
+    for capability, expected in (((7, 5), "triton"), ((9, 0), "cuda")):
+        monkeypatch.setattr(devices, "capability", lambda device, found=capability: found)
+        assert registry.select(call) == expected
+
+
+def test_the_capability_is_asked_for_while_a_graph_is_traced(monkeypatch):
+    monkeypatch.setattr(cuda, "ARCHITECTURES", "8.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, device.index))
+    monkeypatch.setattr(devices, "_capabilities", {})
+
+    def chosen(x, device):
+        return x + 1 if cuda._unbuilt(device) is None else x
+
+    torch._dynamo.reset()
+    compiled = torch.compile(chosen, fullgraph=True, backend="eager")
+    first, other = torch.device("cuda", 0), torch.device("cuda", 6)
+    assert compiled(torch.zeros(()), first) == compiled(torch.zeros(()), other) == 1
+    monkeypatch.setattr(cuda, "ARCHITECTURES", "8.6")
+    torch._dynamo.reset()
+    assert compiled(torch.zeros(()), first) == 0 and compiled(torch.zeros(()), other) == 1
+    assert devices._capabilities == {first: (8, 0), other: (8, 6)}
 
 
 @needs_extension
 def test_refusals_name_the_reason():
-    assert "on cuda" in cpu.refusal(registry.Call("npr", "cuda", torch.float32, torch.float32, 2, 0))
-    reason = cpu.refusal(registry.Call("npr", "cpu", torch.float8_e4m3fn, torch.float32, 2, 0))
+    assert "on cuda" in cpu.refusal(replace(CALL, device=torch.device("cuda")))
+    reason = cpu.refusal(replace(CALL, x_dtype=torch.float8_e4m3fn))
     assert "float8" in reason
 
 

@@ -305,5 +305,5 @@ def test_compile_and_export():
 @interpreted
 def test_the_interpreter_serves_cpu_tensors_and_says_so():
     assert npr_kernels.backends()["triton"] is None
-    call = registry.Call("npr", "cuda", torch.float32, torch.float32, 2, 0)
+    call = registry.Call("npr", torch.device("cuda"), torch.float32, torch.float32, 2, 0)
     assert "CPU tensors while TRITON_INTERPRET=1" in registry.get("triton").refusal(call)
