@@ -1,7 +1,8 @@
 """Which backend serves a call: an argument, then the context manager, then the environment, then automatic choice.
 
 An explicit choice never falls back: what it cannot serve is a :class:`BackendError` with the reason. The automatic
-choice takes the first of ``ORDER`` that can; when only ``eager`` can, that is logged once for each set of reasons.
+choice takes the first of ``ORDER`` that can, and that gets a small case right (:mod:`npr_kernels.backends.proof`); when
+only ``eager`` does, that is logged once for each set of reasons.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from npr_kernels.backends import cpu, cuda, eager, triton
-from npr_kernels.reference import Anchor
+from npr_kernels.backends import cpu, cuda, eager, proof, triton
+from npr_kernels.backends.base import Call
 
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_BACKEND"
 ORDER = ("cuda", "triton", "cpu", "eager")
@@ -29,30 +30,6 @@ _context = threading.local()  # of each thread: what use_backend asked for
 
 class BackendError(RuntimeError):
     """The backend asked for does not exist or cannot serve the call."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Of a convolution: what a backend that serves only some must know. Pairs are (height, width)."""
-
-    channels: int
-    out_channels: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a backend must know of a call to say whether it can serve it."""
-
-    operator: str
-    device: torch.device
-    x_dtype: torch.dtype
-    weight_dtype: torch.dtype
-    grid_size: int
-    anchor: Anchor
-    geometry: Geometry | None = None  # None: of no convolution, or one that any backend would serve
 
 
 @dataclass(frozen=True)
@@ -113,7 +90,7 @@ def select(call: Call, argument: str | None = None) -> str:
             raise BackendError(f"backend {name!r} (chosen by {source}) cannot serve {call.operator}: {reason}")
         return name
     for name in ORDER:
-        if _BACKENDS[name].refusal(call) is None:
+        if _reason(name, call) is None:
             break
     if name == "eager" and not torch.compiler.is_compiling():
         _log_fallback(call)
@@ -126,7 +103,7 @@ def explain(call: Call) -> Explanation:
         chosen = select(call)
     except BackendError:
         chosen = None
-    return Explanation(chosen, _explicit(None)[1], {name: _BACKENDS[name].refusal(call) for name in ORDER})
+    return Explanation(chosen, _explicit(None)[1], {name: _reason(name, call) for name in ORDER})
 
 
 def _explicit(argument: str | None) -> tuple[str | None, str]:
@@ -140,8 +117,13 @@ def _explicit(argument: str | None) -> tuple[str | None, str]:
     return (name, ENVIRONMENT_VARIABLE) if name else (None, "automatic choice")
 
 
+def _reason(name: str, call: Call) -> str | None:
+    """Why the automatic choice passes a backend over, None if it does not."""
+    return _BACKENDS[name].refusal(call) or proof.failure(name, call)
+
+
 def _log_fallback(call: Call) -> None:
-    reasons = "; ".join(f"{name}: {_BACKENDS[name].refusal(call)}" for name in ORDER if name != "eager")
+    reasons = "; ".join(f"{name}: {_reason(name, call)}" for name in ORDER if name != "eager")
     if reasons not in _logged:
         _logged.add(reasons)
         _logger.warning("%s runs on plain PyTorch (%s)", call.operator, reasons)
