@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
+import shlex
 import sys
 import tarfile
 import tempfile
@@ -30,8 +30,8 @@ SECONDS = 550.0  # of a plan: 570 with the start of Python and the end of the la
 TRAINING = "/tmp/npr-training"
 LARGEST_FILE = "12M"  # the run's state, which is larger, is kept in parts
 WHEELS = ROOT / ".wheels"
-PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "100", "--durations", "5")
-REQUIRED = {"NPR_REQUIRE_CUDA": "1"}
+# One line a test: what is killed at its limit says how far it came.
+PYTEST = (sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "--timeout=100")
 WALKS = (  # every block takes many rows, one after another, from the same shared memory
     Case(batch=128, height=64, width=64, out_channels=64, dtype=torch.uint8, weight_dtype=torch.bfloat16),
     Case(batch=4, height=4096, width=64, out_channels=64, dtype=torch.uint8, weight_dtype=torch.bfloat16),
@@ -118,63 +118,61 @@ def finish(steps: list[Step], output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as failure:
         refuse(f"{output}: {failure.strerror}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the step that runs is ended, too
     with tempfile.TemporaryDirectory() as packages:
-        wheels = sorted(map(str, WHEELS.glob("*.whl")))
-        if wheels:
-            install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", packages]
-            steps = [Step("packages", [*install, *wheels], 40), *steps]
-            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
-        raise typer.Exit(run_plan(steps, SECONDS, output))
+        path = os.pathsep.join(filter(None, [packages, str(ROOT), os.environ.get("PYTHONPATH")]))
+        raise typer.Exit(run_plan([*packages_steps(packages), *steps], SECONDS, output, {"PYTHONPATH": path}))
+
+
+def packages_steps(folder: str) -> list[Step]:
+    """Installs what is in WHEELS, if there is anything, into ``folder``."""
+    wheels = sorted(map(str, WHEELS.glob("*.whl")))
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", folder]
+    return [Step("packages", [*install, *wheels], 40)] if wheels else []
 
 
 def check_steps() -> list[Step]:
+    cuda, parity = "tests/kernels/test_cuda.py", "tests/kernels/test_parity.py"
     return [
         *build_steps(),
-        test("long_walk", "tests/kernels/test_cuda.py", 60, only="long_walk"),
-        benchmark("kernels", 150, "--seconds", "1.5"),
-        test("test_cuda", "tests/kernels/test_cuda.py", 120, only="not long_walk and not 2_to_the_31", processes=4),
+        test("long_walk", cuda, limit=60, only="long_walk"),
+        benchmark("kernels", "--seconds", "1.5", limit=150),
+        test("test_cuda", cuda, limit=120, only="not long_walk and not 2_to_the_31", processes=4),
         sanitizer("racecheck"),
         sanitizer("memcheck"),
         profile(),
-        test("2_to_the_31", "tests/kernels/test_cuda.py", 60, only="2_to_the_31"),
-        test(
-            *("parity_uint8", "tests/kernels/test_parity.py", 200),
-            only="triton and uint8",
-            processes=14,
-            least=60,
-            after=[],
-        ),
-        benchmark("model", 90, "--batch", "256", "--seconds", "5", "--only", "^(ours|eager) bfloat16$", least=40),
+        test("2_to_the_31", cuda, limit=60, only="2_to_the_31"),
+        test("parity_uint8", parity, limit=200, least=60, only="triton and uint8", processes=14, after=()),
+        benchmark("model", "--batch", "256", "--seconds", "5", "--only", "^(ours|eager) bfloat16$", limit=90, least=40),
     ]
 
 
 def rest_steps() -> list[Step]:
-    first = "^(training )?stem .*uint8 -> bfloat16.*256x3x256x256$"
-    others = "^conv forward.*bfloat16.*256x3x256x256$|uint8 -> float32.*256x3x256x256$"
-    graphs = "tests/model/test_cuda_graphs.py"
+    stems = "^stem forward, uint8 .*, 256x3x256x256$|^training stem .*uint8 .*, 256x3x256x256$"
+    others = "^conv forward.*bfloat16.*, 256x3x256x256$"
+    graphs = ("tests/model/test_cuda_graphs.py", "tests/test_timing.py")
     return [
         *build_steps(),
-        benchmark("ops", 120, "--seconds", "1", "--only", f"{first}|{others}"),
-        benchmark("train", 70, "--seconds", "10"),
-        benchmark("screening", 70, "--seconds", "10", "--only", "JPEG"),
-        test("test_cuda_graphs", graphs, 60),
-        test("test_screening", "tests/model/test_screening.py", 60, only="gpu"),
-        test("parity", "tests/kernels/test_parity.py", 400, only="triton", processes=14, least=60, after=[]),
+        test("parity", "tests/kernels/test_parity.py", limit=200, only="triton", processes=14, after=()),
+        benchmark("ops", "--seconds", "1", "--only", f"{stems}|{others}", limit=150),
+        benchmark("train", "--seconds", "10", limit=70),
+        benchmark("screening", "--seconds", "10", "--only", "JPEG", limit=70),
+        test("test_cuda_graphs", *graphs, limit=60),
+        test("test_screening", "tests/model/test_screening.py", limit=60, only="gpu"),
     ]
 
 
 def train_steps(data: Path, output: Path) -> list[Step]:
     """``npr train`` in TRAINING, a path that stays the same: a resumed run must find its images where they were."""
-    arguments = "if [ -d run ]; then set -- --resume run; else set -- --config config.json --output run; fi"
-    begin = f'cd {TRAINING} && {arguments} && exec {sys.executable} -m npr_model.cli train "$@"'
-    parts = f"split -b {LARGEST_FILE} run/state.pt {output}/state.pt."
-    keep = f"cd {TRAINING} && cp run/*.safetensors run/config.json run/history.jsonl {output}; {parts}"
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    source, target, python = (shlex.quote(str(path)) for path in (data, output, sys.executable))
+    unpack = f"rm -rf {TRAINING} && mkdir {TRAINING} && tar -xf {source} -C {TRAINING}"
+    which = "if [ -d run ]; then set -- --resume run; else set -- --config config.json --output run; fi"
+    train = f'cd {TRAINING} && {which} && exec {python} -m npr_model.cli train "$@"'
+    keep = f"cd {TRAINING}/run && cp *.safetensors config.json history.jsonl {target}"
+    keep += f"; split -b {LARGEST_FILE} state.pt {target}/state.pt."
     return [
         *build_steps(),
-        Step("unpack", ["bash", "-c", f"rm -rf {TRAINING} && mkdir {TRAINING} && tar -xf {data} -C {TRAINING}"], 60),
-        Step("train", ["bash", "-c", begin], 360, 60, ["unpack"], {"PYTHONPATH": path}),
+        Step("unpack", ["bash", "-c", unpack], 60),
+        Step("train", ["bash", "-c", train], 360, 60, ["unpack"]),
         Step("keep", ["bash", "-c", keep], 30, 0, ["unpack"]),
     ]
 
@@ -193,19 +191,19 @@ def build_steps() -> list[Step]:
 
 def test(
     name: str,
-    path: str,
+    *paths: str,
     limit: float,
+    least: float = 15,
     only: str = "",
     processes: int = 0,
-    least: float = 15,
     after: Sequence[str] = ("build",),
 ) -> Step:
     spread = ["-n", str(processes), "--dist", "loadgroup"] if processes else []
     chosen = ["-k", only] if only else []
-    return Step(name, [*PYTEST, *spread, path, *chosen], limit, least, after, REQUIRED)
+    return Step(name, [*PYTEST, *spread, *paths, *chosen], limit, least, after, {"NPR_REQUIRE_CUDA": "1"})
 
 
-def benchmark(name: str, limit: float, *arguments: str, least: float = 25) -> Step:
+def benchmark(name: str, *arguments: str, limit: float, least: float = 25) -> Step:
     """It runs without the build, too: Triton's kernels need none."""
     line = [sys.executable, "-m", f"benchmarks.{name}", "--device", "cuda", *arguments]
     return Step(name, line, limit, least, json=True)

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,9 +43,11 @@ class Step:
     counters: Callable[[str], list[dict]] | None = None
 
 
-def run_plan(steps: Sequence[Step], seconds: float, folder: Path) -> int:
+def run_plan(steps: Sequence[Step], seconds: float, folder: Path, environment: Mapping[str, str] | None = None) -> int:
     """Run ``steps``, one after another, in ``seconds`` altogether. Exit code: 1 if one failed, else 0.
 
+    ``environment`` is added to this process's. SIGTERM ends the step that runs, and then the process, with exit code
+    143.
     Into ``folder`` go LOG, all output, and RESULTS, written anew after every step: {"machine", "steps": {name:
     {"outcome", "seconds", "last_line"}}, "rows", "counters"}. An outcome begins with "passed", "failed" or "skipped".
     """
@@ -53,32 +56,42 @@ def run_plan(steps: Sequence[Step], seconds: float, folder: Path) -> int:
     log.write_text("")
     deadline = time.monotonic() + seconds
     result: dict = {"machine": {}, "steps": {}, "rows": [], "counters": []}
-    for step in steps:
-        start, part = time.monotonic(), folder / f"{step.name}.json"
-        reason = _refusal(step, deadline - start, result["steps"])
-        if reason:
-            outcome, output = f"skipped: {reason}", ""
-        else:
-            outcome, output = _run(step, min(step.limit, deadline - start), log, part)
-        took = time.monotonic() - start
-        lines = [line.strip() for line in output.splitlines() if line.strip()]
-        result["steps"][step.name] = {
-            "outcome": outcome,
-            "seconds": round(took, 1),
-            "last_line": lines[-1][-300:] if lines else "",
-        }
-        if part.exists():
-            written = json.loads(part.read_text() or "{}")
-            result["machine"] = written.get("machine", result["machine"])
-            result["rows"] += written.get("rows", [])
+    with _ended_by_sigterm():
+        for step in steps:
+            begin, part = time.monotonic(), folder / f"{step.name}.json"
+            part.unlink(missing_ok=True)
+            outcome, output = _run(step, deadline - begin, result["steps"], environment or {}, log, part)
+            if part.exists() and (text := part.read_text()):
+                written = json.loads(text)
+                result["machine"] = written["machine"]
+                result["rows"] += written["rows"]
+                print("\n".join(map(_line, written["rows"])))
             for file in (part, unfinished(part)):
                 file.unlink(missing_ok=True)
-            print("\n".join(map(_line, written.get("rows", []))), flush=True)
-        if step.counters:
-            result["counters"] += step.counters(output)
-        write_json(folder / RESULTS, result)
-        print(f"{step.name:16} {took:6.1f} s  {outcome}", flush=True)
+            if step.counters:
+                try:
+                    result["counters"] += step.counters(output)
+                except Exception as failure:  # what another program prints must not end the plan
+                    outcome += f"; its counters cannot be read: {type(failure).__name__}: {failure}"
+            seconds, last = round(time.monotonic() - begin, 1), _last_line(output)
+            result["steps"][step.name] = {"outcome": outcome, "seconds": seconds, "last_line": last}
+            write_json(folder / RESULTS, result)
+            print(f"{step.name:16} {seconds:6.1f} s  {outcome}  {last[:100]}", flush=True)
     return int(any(step["outcome"].startswith("failed") for step in result["steps"].values()))
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _last_line(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return lines[-1][-300:] if lines else ""
 
 
 def _line(row: Mapping) -> str:
@@ -100,39 +113,43 @@ def _refusal(step: Step, left: float, done: Mapping[str, dict]) -> str | None:
     return None
 
 
-def _run(step: Step, limit: float, log: Path, part: Path) -> tuple[str, str]:
-    """(outcome, output) of a step after at most ``limit`` seconds, and the time to end what it started."""
-    mark = uuid.uuid4().hex
+def _run(
+    step: Step, left: float, done: Mapping[str, dict], environment: Mapping[str, str], log: Path, part: Path
+) -> tuple[str, str]:
+    """(outcome, output) of a step, begun with so many seconds ``left``, after what is ``done``."""
+    mark, limit = uuid.uuid4().hex, min(step.limit, left)
     command = [*step.command, "--json", str(part)] if step.json else list(step.command)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **step.environment, MARK: mark}
-    with log.open("ab") as output:
-        variables = "".join(f"{name}={value} " for name, value in step.environment.items())
-        output.write(f"\n===== {step.name} (at most {limit:.0f} s): {variables}{' '.join(command)}\n\n".encode())
+    variables = "".join(f"{name}={value} " for name, value in step.environment.items())
+    with log.open("a+b") as output:
+        output.write(f"\n===== {step.name}: {variables}{' '.join(command)}\n\n".encode())
         output.flush()
         begin = output.tell()
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            code = process.wait(limit)
-            outcome = "passed" if code == 0 else f"failed: exit code {code}"
-        except subprocess.TimeoutExpired:
-            outcome = f"failed: killed after {limit:.0f} s"
-        finally:  # also when the plan itself is ended
-            survivors = _end(process, mark)
-        if survivors:
-            outcome += f"; could not kill {', '.join(map(str, survivors))}"
+        reason = _refusal(step, left, done)
+        if reason:
+            outcome = f"skipped: {reason}"
+        else:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **environment, **step.environment, MARK: mark},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                code = process.wait(limit)
+                outcome = "passed" if code == 0 else f"failed: exit code {code}"
+            except subprocess.TimeoutExpired:
+                outcome = f"failed: killed after {limit:.0f} s"
+            finally:  # also where the plan itself is ended
+                survivors = _end(process, mark)
+            if survivors:
+                outcome += f"; could not kill {', '.join(map(str, survivors))}"
+        output.seek(begin)
+        text = output.read().decode(errors="replace")
         output.write(f"\n===== {step.name}: {outcome}\n".encode())
-    with log.open("rb") as written:
-        written.seek(begin)
-        text = written.read().decode(errors="replace")
-    return outcome, text.rpartition("\n=====")[0]
+    return outcome, text
 
 
 def _end(process: subprocess.Popen, mark: str) -> list[int]:

@@ -6,6 +6,7 @@ holds one call for each set of inputs, in turn: no call finds its input, or the 
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,10 +34,11 @@ class Timer:
         self._events = captured and device.type == "cuda"
         self._launch = self._each
         if self._events:
+            stream = torch.cuda.current_stream()
             try:
                 self._launch = graph_of(calls)
             except RuntimeError as failure:
-                torch.cuda.synchronize(device)
+                recover(stream)
                 reason = textwrap.shorten(str(failure), 200)
                 self.note = f"launched from Python, as it cannot be captured in a CUDA graph: {reason}"
         self._burst(1)  # warm-up, and how often the calls fit into a burst
@@ -75,6 +77,17 @@ def graph_of(calls: Sequence[Call]) -> Call:
         graph.replay()
 
     return replay
+
+
+def recover(stream: torch.cuda.Stream) -> None:
+    """Undo what a failed capture leaves: its own stream is the current one, and the random generator refuses to draw.
+
+    ``stream`` was the current one before. A capture that succeeds sets the generator free.
+    """
+    torch.cuda.set_stream(stream)
+    torch.cuda.synchronize()
+    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.zeros(1, device="cuda")
 
 
 def by_events(launch: Call, repeats: int, device: torch.device) -> float:

@@ -30,6 +30,13 @@ struct Float16 {
 #define NPR_CONSTANT __host__ __device__ constexpr  // for sizes that both sides compute
 #define NPR_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 
+// Processors with less shared memory than a Hopper's run one large block at a time, which may then use more registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define NPR_LARGE_BLOCKS 1
+#else
+#define NPR_LARGE_BLOCKS 2
+#endif
+
 namespace npr::cuda {
 
 NPR_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
@@ -298,6 +305,15 @@ const char* resident_blocks(void (*kernel)(Arguments...), int threads, int64_t s
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, static_cast<size_t>(shared_bytes));
   if (error == cudaSuccess) blocks = found->second = static_cast<int64_t>(processors) * (each < 1 ? 1 : each);
   return describe(error);
+}
+
+// Shared memory that a block can have, in bytes.
+inline int64_t most_shared_bytes() {
+  int device = 0, most = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
+    return 0;
+  return most;
 }
 
 inline int64_t multiprocessors() {

@@ -161,7 +161,7 @@ struct Stager {
 
   NPR_DEVICE int size() const { return kBytes ? 1 : element_bytes(source.image.type); }
   NPR_DEVICE int stage_bytes() const { return kPairRows * kRowElements * size(); }
-  NPR_DEVICE uint32_t stage(int s) const { return static_cast<uint32_t>((s & 1) * stage_bytes()); }
+  NPR_DEVICE uint32_t raw_stage(int s) const { return static_cast<uint32_t>((s & 1) * stage_bytes()); }
   NPR_DEVICE int64_t row_bytes() const { return source.image.stride[2] * size(); }
 
   NPR_DEVICE void start(const Walk& walk) {
@@ -197,13 +197,17 @@ struct Stager {
     }
   };
 
-  // Step s, from kLead steps before the walk's first, in two parts: pair s + 1 has arrived; it goes to the ring, and pair
-  // s + 3 is asked for.
+  // Part of step s, from kLead steps before the walk's first: pair s + 1, which receive() has waited for, goes to the ring,
+  // and pair s + 3 is asked for.
+  NPR_DEVICE void advance(int s, const Walk& walk) {
+    receive();
+    stage(s, walk);
+  }
   NPR_DEVICE void receive() {
     wait_copies<kRawStages - 1>();
     synchronize_warp();
   }
-  NPR_DEVICE void advance(int s, const Walk& walk) {
+  NPR_DEVICE void stage(int s, const Walk& walk) {
     if (s + 1 >= walk.begin - 1) convert(s + 1);  // of the pair behind the end, whatever there is
     synchronize_warp();
     if (s + 3 < walk.end) fetch(s + 3);
@@ -221,7 +225,7 @@ struct Stager {
 
   NPR_DEVICE void fetch(int s) {
     const int lane = thread_index() % 32;
-    const uint32_t to = raw + stage(s) + static_cast<uint32_t>(lane * kPieceBytes);
+    const uint32_t to = raw + raw_stage(s) + static_cast<uint32_t>(lane * kPieceBytes);
     if constexpr (kBytes) {
       constexpr int kHalf = kRowElements * 2 / kPieceBytes;  // pieces in a row of cells
       if (static_cast<uint32_t>(2 * s + (lane >= kHalf)) < piece_rows) copy_async<kPieceBytes>(to, rows);
@@ -241,13 +245,13 @@ struct Stager {
 #pragma unroll
       for (int i = 0; i < 4; ++i) Record<T>::store(next + static_cast<uint32_t>(write[i]), 0, 0, 0, 0);
     } else if constexpr (kBytes) {
-      convert_bytes(stage(s));
+      convert_bytes(raw_stage(s));
     } else if (source.image.type == Type::kFloat32) {
-      convert_floats<float>(stage(s));
+      convert_floats<float>(raw_stage(s));
     } else if (source.image.type == Type::kBFloat16) {
-      convert_floats<BFloat16>(stage(s));
+      convert_floats<BFloat16>(raw_stage(s));
     } else {
-      convert_floats<Float16>(stage(s));
+      convert_floats<Float16>(raw_stage(s));
     }
   }
 

@@ -522,7 +522,6 @@ stem_kernel(const Arguments arguments) {
       out += int64_t{tiling.columns} * arguments.out_channels;
     };
     for (int s = walk.begin - kLead; s < walk.begin; ++s, stager.rotate()) {
-      stager.receive();
       stager.advance(s, walk);
       if (s == walk.begin - 1 && s >= 0) {
         convolution.template row<1>(stager.before, stager.current, [&](int tile, const Values& even, const Values& odd) {
@@ -544,7 +543,7 @@ stem_kernel(const Arguments arguments) {
         middle[tile][1] = odd;
       });
       if (s > walk.begin) finish(s - 1);
-      stager.advance(s, walk);
+      stager.stage(s, walk);
       const auto pool = [&](int tile, const Values& even, const Values& odd) {
         best[tile][0] = Kept::column(top[tile][0], middle[tile][0], even);
         best[tile][1] = Kept::column(top[tile][1], middle[tile][1], odd);

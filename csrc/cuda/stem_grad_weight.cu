@@ -140,67 +140,76 @@ struct Gradient<BFloat16, float> {
 
 template <typename T>
 struct Products {
+  static constexpr int kCell = 2 * Record<T>::kBytes;
+  static constexpr uint32_t kBefore = 0x80000000u;  // marks an offset in the pair before the current one
+  static constexpr int kRowsBytes = 3 * 32 * 8;
+
   const Patch patch;
-  // This lane's rows for ldmatrix, by four positions of the pooling windows and for the ninth: in the rows above and
-  // without the anchor, and in the anchor's row. In the pair before, or in the current one.
-  uint32_t cells[3], beside[3];
-  bool cells_before[2], beside_before[2];
+  // In shared memory, to save registers: each lane's rows for ldmatrix as a warp of column 0 has them, by four positions of
+  // the pooling windows and for the ninth: in the rows above and without the anchor, and in the anchor's row.
+  const uint32_t rows;
   float sum[kChannels / 16][kPatchTiles][4] = {};
 
-  static constexpr int kCell = 2 * Record<T>::kBytes;
-
-  NPR_DEVICE Products(int anchor, int pitch) : patch(anchor) {
-    const int lane = thread_index() % 32, matrix = lane / 8, window = lane % 8 / 2, odd = lane % 2, h = anchor >> 1;
-    const auto offset = [&](int y, int column) {
-      return static_cast<uint32_t>((y & 3) * pitch + record_offset<T, false>(4 * (thread_index() / 32 * 8) + column, 0));
+  NPR_DEVICE Products(int anchor, int pitch, uint32_t rows) : patch(anchor), rows(rows + thread_index() % 32 * 8) {
+    if (thread_index() >= 32) return;
+    const int matrix = thread_index() / 8, window = thread_index() % 8 / 2, odd = thread_index() % 2, h = anchor >> 1;
+    const auto row = [&](int y, int column, bool left) {
+      const int offset = (y & 3) * pitch + record_offset<T, false>(column, 0) - (left ? kCell : 0);
+      return static_cast<uint32_t>(offset) + (y < 0 ? kBefore : 0);
     };
 #pragma unroll
     for (int four = 0; four < 2; ++four) {  // matrices: (two positions, the next two) x (two rows, or own and left)
-      const int code = 4 * four + matrix % 2 * 2 + odd, r = code / 3, c = code % 3;
-      const int y = matrix < 2 ? 2 * r - 3 : 2 * r - 1 - h, column = 4 * window + 2 * (c - 1);
-      cells[four] = offset(y, column);
-      cells_before[four] = y < 0;
-      beside[four] = offset(2 * r - 2 + h, column) - (matrix < 2 ? 0 : kCell);
-      beside_before[four] = 2 * r - 2 + h < 0;
+      const int code = 4 * four + matrix % 2 * 2 + odd, r = code / 3, column = 4 * window + 2 * (code % 3 - 1);
+      store_shared(place(four), uint2{row(matrix < 2 ? 2 * r - 3 : 2 * r - 1 - h, column, false),
+                                      row(2 * r - 2 + h, column, matrix >= 2)});
     }
     const int column = 4 * (window + 4 * odd) + 2;  // matrices: (two rows) x (own and left), (own, left)
-    cells[2] = offset(matrix % 2 == 0 ? 1 : 3 - h, column) - (matrix < 2 ? 0 : kCell);
-    beside[2] = offset(2 + h, column) - (matrix % 2 == 0 ? 0 : kCell);
+    store_shared(place(2), uint2{row(matrix % 2 == 0 ? 1 : 3 - h, column, matrix >= 2), row(2 + h, column, matrix % 2)});
   }
+  NPR_DEVICE uint32_t place(int i) const { return rows + static_cast<uint32_t>(i * 32 * 8); }
 
   template <typename G>
   NPR_DEVICE void step(uint32_t before, uint32_t current, uint32_t pooled) {
     constexpr int kParts = Gradient<T, G>::kParts;
+    current += static_cast<uint32_t>(thread_index() / 32 * 16 * kCell);
+    before += static_cast<uint32_t>(thread_index() / 32 * 16 * kCell) + kBefore;
+    const auto at = [&](uint32_t row) { return (static_cast<int>(row) < 0 ? before : current) + row; };
+#pragma unroll 1
+    for (int quarter = 0; quarter < 4; ++quarter) {  // four columns, four positions
+      const int half = quarter / 2, four = quarter % 2;
+      Gradient<T, G> gradient;
+      gradient.load(pooled, half);
+      const uint2 codes = load_shared<uint2>(pooled + Pooled<G>::code(half));
+      const uint2 lanes = load_shared<uint2>(place(four));
+      const uint32_t columns = static_cast<uint32_t>(8 * half * kCell);
+      uint32_t b[kPatchTiles][2];
+      load(b, at(lanes.x) + columns, at(lanes.y) + columns);
+      // Of the other four positions' shifts, 64 bits or more remain.
+      const uint32_t flip = static_cast<uint32_t>(four) * 0x40404040u;
+      const uint32_t shifts[2] = {codes.x << 4 ^ flip, codes.y << 4 ^ flip};
+#pragma unroll
+      for (int i = 0; i < kChannels / 16; ++i) {
+        const uint32_t first = byte_perm(shifts[i / 2], 0, i % 2 ? 0x4442u : 0x4440u);
+        const uint32_t second = byte_perm(shifts[i / 2], 0, i % 2 ? 0x4443u : 0x4441u);
+        uint32_t parts[kParts];
+        gradient.parts(i, parts);
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          uint32_t a[4];
+          shift_left(parts[part] & 0xffffu, first, a[0], a[2]);
+          shift_left(parts[part] >> 16, second, a[1], a[3]);
+#pragma unroll
+          for (int n = 0; n < kPatchTiles; ++n) multiply<T>(sum[i][n], a, b[n][0], b[n][1], sum[i][n]);
+        }
+      }
+    }
+    // The ninth position has code 8, no position 9: bit 3 and not bit 0, as the sign of a byte.
     uint32_t ninth[kParts][kChannels / 16][2];  // of the first columns, then with those of the others
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Gradient<T, G> gradient;
       gradient.load(pooled, half);
       const uint2 codes = load_shared<uint2>(pooled + Pooled<G>::code(half));
-#pragma unroll
-      for (int four = 0; four < 2; ++four) {
-        uint32_t b[kPatchTiles][2];
-        load(b, (cells_before[four] ? before : current) + cells[four] + static_cast<uint32_t>(8 * half * kCell),
-             (beside_before[four] ? before : current) + beside[four] + static_cast<uint32_t>(8 * half * kCell));
-        const uint32_t flip = four == 0 ? 0 : 0x40404040u;  // of the others' shifts, 64 or more bits remain
-        const uint32_t shifts[2] = {codes.x << 4 ^ flip, codes.y << 4 ^ flip};
-#pragma unroll
-        for (int i = 0; i < kChannels / 16; ++i) {
-          const uint32_t first = byte_perm(shifts[i / 2], 0, i % 2 ? 0x4442u : 0x4440u);
-          const uint32_t second = byte_perm(shifts[i / 2], 0, i % 2 ? 0x4443u : 0x4441u);
-          uint32_t parts[kParts];
-          gradient.parts(i, parts);
-#pragma unroll
-          for (int part = 0; part < kParts; ++part) {
-            uint32_t a[4];
-            shift_left(parts[part] & 0xffffu, first, a[0], a[2]);
-            shift_left(parts[part] >> 16, second, a[1], a[3]);
-#pragma unroll
-            for (int n = 0; n < kPatchTiles; ++n) multiply<T>(sum[i][n], a, b[n][0], b[n][1], sum[i][n]);
-          }
-        }
-      }
-      // The ninth position has code 8, no position 9: bit 3 and not bit 0, as the sign of a byte.
       const uint32_t chosen[2] = {codes.x << 4 & ~(codes.x << 7), codes.y << 4 & ~(codes.y << 7)};
 #pragma unroll
       for (int i = 0; i < kChannels / 16; ++i) {
@@ -216,8 +225,9 @@ struct Products {
       }
     }
     uint32_t own[4], left[4];
-    load_transposed(own, current + cells[2]);
-    load_transposed(left, current + beside[2]);
+    const uint2 lanes = load_shared<uint2>(place(2));
+    load_transposed(own, current + lanes.x);
+    load_transposed(left, current + lanes.y);
     const uint32_t b[kPatchTiles] = {own[0], own[1], patch.second(left[0], own[2]), patch.third(left[1], own[3])};
 #pragma unroll
     for (int part = 0; part < kParts; ++part)
@@ -259,13 +269,12 @@ struct Products {
       synchronize();
       for (int pair = thread_index(); pair < kScratchBytes / 8; pair += block_threads()) {
         float first = 0, second = 0;
-#pragma unroll
-        for (int other = 0; other < kWarps; ++other)
-          if (other < block_threads() / 32) {
-            const uint2 both = load_shared<uint2>(scratch + static_cast<uint32_t>(other * kScratchBytes + pair * 8));
-            first += as_float(both.x);
-            second += as_float(both.y);
-          }
+#pragma unroll 2
+        for (int other = 0; other < block_threads() / 32; ++other) {
+          const uint2 both = load_shared<uint2>(scratch + static_cast<uint32_t>(other * kScratchBytes + pair * 8));
+          first += as_float(both.x);
+          second += as_float(both.y);
+        }
         total[i * (kScratchBytes / 4) + 2 * pair] += first;
         total[i * (kScratchBytes / 4) + 2 * pair + 1] += second;
       }
@@ -275,42 +284,43 @@ struct Products {
 
 template <typename T, typename G>
 NPR_CONSTANT int64_t tensor_core_bytes(Type type, int width) {
-  return kSums * 8 + int64_t{width / 8} * Products<T>::kScratchBytes + Pooled<G>::bytes(width) +
+  return kSums * 8 + Products<T>::kRowsBytes + int64_t{width / 8} * Products<T>::kScratchBytes + Pooled<G>::bytes(width) +
          ring_bytes(Record<T>::kBytes, width) + raw_bytes(type, width);
 }
 
 template <typename T, typename G, bool kBytes>
-NPR_KERNEL(32 * kWarps, 1)
+NPR_KERNEL(32 * kWarps, (sizeof(G) == 4 ? 1 : NPR_LARGE_BLOCKS))
 tensor_core_kernel(const Arguments arguments) {
   const Tiling& tiling = arguments.tiling;
   double* const total = reinterpret_cast<double*>(shared_memory());
-  const uint32_t scratch = shared_address(shared_memory()) + kSums * 8;
+  const uint32_t rows = shared_address(shared_memory()) + kSums * 8, scratch = rows + Products<T>::kRowsBytes;
   const uint32_t copies = scratch + static_cast<uint32_t>(tiling.width / 8 * Products<T>::kScratchBytes);
   const uint32_t ring = copies + static_cast<uint32_t>(Pooled<G>::bytes(tiling.width));
   const uint32_t raw = ring + static_cast<uint32_t>(ring_bytes(Record<T>::kBytes, tiling.width));
   for (int i = thread_index(); i < kSums; i += block_threads()) total[i] = 0;
 
   Stager<T, kBytes, false> stager(arguments.source, ring, raw, tiling.width);
-  Products<T> products(arguments.source.anchor, stager.pitch);
+  Products<T> products(arguments.source.anchor, stager.pitch, rows);
   Pooled<G> pooled(arguments, copies, block_row() * kChannels);
-  int steps = 0;  // since the last flush
   Walk walk(tiling);
   while (walk.next(tiling)) {
     stager.start(walk);
     pooled.start(walk);
-    for (int s = walk.begin - kLead; s < walk.end; ++s, stager.rotate(), synchronize()) {
+    for (int s = walk.begin - kLead; s < walk.begin; ++s, stager.rotate(), synchronize()) {
       const int ahead = s + Pooled<G>::kAhead;
       if (ahead >= walk.begin && ahead < walk.end) pooled.fetch(ahead);
       stager.advance(s, walk);
-      if (s < walk.begin) continue;
-      products.template step<G>(stager.before, stager.current, pooled.step(s));
-      if (++steps == kFlush) {
-        products.flush(scratch, total);
-        steps = 0;
+    }
+    for (int s = walk.begin; s < walk.end;) {
+      const int stop = s + kFlush < walk.end ? s + kFlush : walk.end;
+      for (; s < stop; ++s, stager.rotate(), synchronize()) {
+        if (s + Pooled<G>::kAhead < walk.end) pooled.fetch(s + Pooled<G>::kAhead);
+        stager.advance(s, walk);
+        products.template step<G>(stager.before, stager.current, pooled.step(s));
       }
+      products.flush(scratch, total);
     }
   }
-  products.flush(scratch, total);
   synchronize();
   const int64_t chunks = (arguments.out_channels + kChannels - 1) / kChannels;
   double* const out = arguments.partial + (block_index() * chunks + block_row()) * kSums;
@@ -476,9 +486,12 @@ Arguments arguments_of(const StemGradWeight& call, int warps) {
 
 template <typename T, typename G, bool kBytes>
 const char* launch_tensor_cores(const StemGradWeight& call, void* stream) {
-  const Arguments arguments = arguments_of(call, kWarps);
+  const Type type = call.task.x.type;
+  int warps = kWarps;
+  while (warps > 1 && tensor_core_bytes<T, G>(type, 8 * warps) > most_shared_bytes()) --warps;
+  const Arguments arguments = arguments_of(call, warps);
   return launch_with<true>(tensor_core_kernel<T, G, kBytes>, call, arguments, kChannels,
-                           tensor_core_bytes<T, G>(call.task.x.type, arguments.tiling.width), stream);
+                           tensor_core_bytes<T, G>(type, arguments.tiling.width), stream);
 }
 
 template <typename T>

@@ -23,6 +23,7 @@
 #define NPR_DEVICE inline
 #define NPR_CONSTANT constexpr
 #define NPR_KERNEL(threads, blocks) void
+#define NPR_LARGE_BLOCKS 2
 
 struct alignas(8) uint2 {
   uint32_t x, y;
@@ -397,6 +398,7 @@ const char* resident_blocks(void (*)(Arguments...), int threads, int64_t shared_
   return nullptr;
 }
 
+inline int64_t most_shared_bytes() { return emulation::kSharedMost; }
 inline int64_t multiprocessors() { return emulation::processors; }
 
 template <typename... Arguments>

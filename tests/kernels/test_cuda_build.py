@@ -19,7 +19,8 @@ REGISTERS = {
     ("stem_kernel", ""): 168,
     ("moments_kernel", "float"): 255,
     ("moments_kernel", ""): 128,
-    ("tensor_core_kernel", ""): 255,
+    ("tensor_core_kernel", "float"): 255,
+    ("tensor_core_kernel", ""): 128,
     ("plain_kernel", "float"): 255,
     ("plain_kernel", ""): 168,
     ("finish", ""): 64,
@@ -30,7 +31,9 @@ REGISTERS = {
 }
 
 
-def bound(kernel: str) -> int:
+def bound(kernel: str, architecture: str) -> int:
+    if "tensor_core_kernel" in kernel and int(architecture) < 90:  # shared memory holds one block
+        return 255
     return next(most for (name, arguments), most in REGISTERS.items() if name in kernel and arguments in kernel)
 
 
@@ -57,4 +60,4 @@ def test_no_spills(source, architecture, tmp_path):
         assert all(int(registers) > 100 for *_, registers in kernels)
     for kernel, stores, loads, registers in kernels:
         assert (stores, loads) == ("0", "0"), f"{kernel} spills {stores} bytes"
-        assert int(registers) <= bound(kernel), f"{kernel} uses {registers} registers"
+        assert int(registers) <= bound(kernel, architecture), f"{kernel} uses {registers} registers"
