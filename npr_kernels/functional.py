@@ -24,7 +24,7 @@ def npr(x: Tensor, grid_size: int = 2, anchor: Anchor = 0, *, edge: str = "trim"
         anchor: index of the anchor pixel in its cell, row-major, 0 .. grid_size**2 - 1 (the paper's w_j is anchor
             j - 1), or "mean" or "max" of the cell (among equal maxima the first takes the gradient).
         edge: "trim" leaves out trailing rows and columns that fill no cell; "error" refuses such sizes.
-        backend: name of the backend to use; None chooses one (:func:`npr_kernels.backends`).
+        backend: name of the backend to use; None chooses one (:func:`which_backend` tells).
 
     Returns:
         (N, C, H', W'), the trimmed size, in x's dtype; float32 for uint8.
@@ -205,19 +205,42 @@ def fold_batch_norm(weight: Tensor, bias: Tensor | None, bn: torch.nn.BatchNorm2
     return batch_norm.fold(weight, bias, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
 
 
-def explain(x: Tensor, weight: Tensor | None = None, *, grid_size: int = 2, anchor: Anchor = 0) -> registry.Explanation:
-    """Which backend would serve ``npr_conv2d(x, weight, ...)`` (or ``npr(x, ...)`` without weight) now, and why.
+def which_backend(
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    operator: str = "npr_conv2d",
+    stride: int | tuple[int, int] = 2,
+    padding: int | tuple[int, int] = 1,
+    grid_size: int = 2,
+    anchor: Anchor = 0,
+    scale: float | Sequence[float] = 2 / 3,
+) -> registry.Explanation:
+    """Which backend would serve a call now, and why no other: prints as a table of all backends with their reasons.
 
-    Prints as a table of every backend with its reason; takes the context manager and the environment into account.
+    Autocast, gradients that are recorded, :func:`use_backend` and the environment count as in the call itself. A GPU
+    backend that was not yet tried on a small case is tried now (:mod:`npr_kernels.backends.proof`).
+
+    Args:
+        x, weight, stride, padding, grid_size, anchor, scale: as in :func:`npr_conv2d`; without weight it is the call
+            ``npr(x, grid_size, anchor)``.
+        operator: "npr_conv2d", "npr_stem" or "npr_batch_norm_stem" (in training mode).
+
+    Raises:
+        ValueError, TypeError: as the call itself, and for another operator.
     """
     arguments.check_grid(grid_size, anchor)
     arguments.check_image(x, grid_size, "trim")
     if weight is None:
-        return registry.explain(_call("npr", x, x.dtype, grid_size, anchor))
-    x, weight, _ = _autocast(x, weight, None)
-    convolution = _convolution(x, weight, None, 2, 1, grid_size, anchor, 2 / 3)
+        return registry.which_backend(_call("npr", x, x.dtype, grid_size, anchor))
+    if operator not in ("npr_conv2d", "npr_stem", "npr_batch_norm_stem"):
+        raise ValueError(f'operator must be "npr_conv2d", "npr_stem" or "npr_batch_norm_stem", got {operator!r}')
+    training, dtype = operator == "npr_batch_norm_stem", _autocast_dtype(x, weight) or weight.dtype
+    if not training:
+        x, weight, _ = _autocast(x, weight, None)
+    convolution = _convolution(x, weight, None, stride, padding, grid_size, anchor, scale, training)
     geometry = _geometry(x, weight, convolution)
-    return registry.explain(_call("npr_conv2d", x, weight.dtype, grid_size, anchor, geometry, (weight,)))
+    return registry.which_backend(_call(operator, x, dtype, grid_size, anchor, geometry, (weight,)))
 
 
 def _autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:

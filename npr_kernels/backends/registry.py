@@ -34,7 +34,7 @@ class BackendError(RuntimeError):
 
 @dataclass(frozen=True)
 class Explanation:
-    """``chosen`` serves the call because of ``source``; ``reasons`` maps every backend to why it cannot, or None.
+    """``chosen`` serves the call because of ``source``; ``reasons`` maps every backend to why it does not, or None.
 
     ``chosen`` is None where an explicit choice cannot serve: the call itself would raise BackendError.
     """
@@ -49,10 +49,11 @@ class Explanation:
         return "\n".join(lines)
 
 
-def backends() -> dict[str, str | None]:
+def available_backends() -> dict[str, str | None]:
     """Every backend, in the order of automatic choice, and why it is not available here (None: it is).
 
-    Judged for a plain float32 image on the kind of device that the backend is made for, and an operator that it has.
+    Judged for a plain float32 image on the kind of device that the backend is made for, and an operator that it has;
+    :func:`npr_kernels.which_backend` judges for a call.
     """
     call = Call("npr_conv2d", torch.device("cpu"), torch.float32, torch.float32, 2, 0)
     calls = {
@@ -97,7 +98,7 @@ def select(call: Call, argument: str | None = None) -> str:
     return name
 
 
-def explain(call: Call) -> Explanation:
+def which_backend(call: Call) -> Explanation:
     """As :func:`select`, with the reasons of all backends."""
     try:
         chosen = select(call)

@@ -95,13 +95,24 @@ def test_automatic_fallback_is_logged_once(without_extension, caplog):
     assert message.endswith("; cpu: the extension is on holiday)")
 
 
-def test_explain(without_extension):
+def test_which_backend(without_extension):
     x, weight, _ = Case().tensors()
-    explanation = npr_kernels.explain(x, weight)
+    explanation = npr_kernels.which_backend(x, weight)
     assert explanation.chosen == "eager" and explanation.source == "automatic choice"
     assert "cpu" in str(explanation) and "on holiday" in str(explanation)
     with npr_kernels.use_backend("eager"):
-        assert npr_kernels.explain(x).source == "use_backend"
+        assert npr_kernels.which_backend(x).source == "use_backend"
+    for operator in ("npr_stem", "npr_batch_norm_stem"):
+        reasons = npr_kernels.which_backend(x, weight, operator=operator, stride=1).reasons
+        assert "on holiday" in reasons["cpu"] and operator not in reasons["cuda"]
+    with pytest.raises(ValueError, match="operator must be"):
+        npr_kernels.which_backend(x, weight, operator="npr")
+
+
+def test_names_of_functions_hide_no_module():
+    """`import npr_kernels` alone reaches the packages below it by their names."""
+    assert npr_kernels.backends.registry is registry
+    assert not [name for name in npr_kernels.__all__ if f"npr_kernels.{name}" in sys.modules]
 
 
 def test_refusals_of_triton_name_the_reason(monkeypatch):
@@ -294,7 +305,7 @@ def test_a_failed_load_never_breaks_the_import(broken, tmp_path):
         (tmp_path / "npr_kernels" / "_C.abi3.so").write_bytes(b"this is no library")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import npr_kernels, torch, json;"
-        "npr_kernels.npr(torch.zeros(1, 3, 4, 4)); print(json.dumps(npr_kernels.backends()))"
+        "npr_kernels.npr(torch.zeros(1, 3, 4, 4)); print(json.dumps(npr_kernels.available_backends()))"
     )
     result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -395,7 +406,7 @@ def test_build_none_compiles_nothing(tmp_path):
         cwd=tmp_path,
         env={**os.environ, "NPR_KERNELS_BUILD": "none"},
     )
-    code = "import npr_kernels; print(npr_kernels.backends()['cpu'])"
+    code = "import npr_kernels; print(npr_kernels.available_backends()['cpu'])"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path / "installed", check=True
     )

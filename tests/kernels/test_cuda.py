@@ -15,7 +15,7 @@ from tests.kernels.test_cuda_emulated import CASES, convolution, exact, patches,
 @pytest.fixture(autouse=True)
 def device(cuda):
     """Every test here needs the GPU, and an extension with the CUDA kernels."""
-    reason = npr_kernels.backends()["cuda"]
+    reason = npr_kernels.available_backends()["cuda"]
     assert reason is None, reason
     return cuda
 

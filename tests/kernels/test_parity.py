@@ -13,7 +13,7 @@ from npr_kernels.testing import GRIDS, IMAGE_DTYPES, TABLE, Case, allowed, asser
 DEVICES = {"triton": "cuda", "cpu": "cpu", "eager": "cpu"}  # cuda serves the stem only: test_cuda.py
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=str(reason)))
-    for name, reason in npr_kernels.backends().items()
+    for name, reason in npr_kernels.available_backends().items()
     if name in DEVICES
 ]
 FAST = [backend for backend in BACKENDS if backend.values[0] != "eager"]  # eager is what they are compared with

@@ -307,7 +307,7 @@ def test_a_compiled_graph_has_what_was_proved(wrong, monkeypatch):
 def test_which_backend_says_why(monkeypatch):
     monkeypatch.setattr(cpu, "npr_conv2d", lambda *args: torch.zeros(2, 8, 6, 8))
     x, weight, _ = Case().tensors()
-    explanation = npr_kernels.explain(x, weight)
+    explanation = npr_kernels.which_backend(x, weight)
     assert explanation.chosen == "eager"
     assert "a small case" in explanation.reasons["cpu"]
 

@@ -355,7 +355,7 @@ def of_processes(tmp_path_factory) -> list[dict]:
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("needs torch.distributed with Gloo")
     folder = tmp_path_factory.mktemp("processes")
-    backends = [name for name, reason in npr_kernels.backends().items() if not reason]
+    backends = [name for name, reason in npr_kernels.available_backends().items() if not reason]
     torch.multiprocessing.spawn(process, (str(folder), backends), PROCESSES)
     return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
 

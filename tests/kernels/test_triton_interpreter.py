@@ -305,7 +305,7 @@ def test_compile_and_export():
 
 @interpreted
 def test_the_interpreter_serves_cpu_tensors_and_says_so():
-    assert npr_kernels.backends()["triton"] is None
+    assert npr_kernels.available_backends()["triton"] is None
     call = registry.Call("npr", torch.device("cuda"), torch.float32, torch.float32, 2, 0)
     assert "CPU tensors while TRITON_INTERPRET=1" in registry.get("triton").refusal(call)
 
@@ -334,7 +334,7 @@ def test_a_wrong_triton_kernel_is_passed_over(monkeypatch, caplog):
     monkeypatch.setattr(triton_backend, "npr_conv2d", lambda *args: right(*args) * 1.001)
     x, weight, bias = Case(batch=1).tensors()
     for _ in range(2):
-        explanation = npr_kernels.explain(x, weight)
+        explanation = npr_kernels.which_backend(x, weight)
         assert explanation.chosen in ("cpu", "eager") and "npr_conv2d has error" in explanation.reasons["triton"]
         assert_close(
             npr_kernels.npr_conv2d(x, weight, bias),
