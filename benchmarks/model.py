@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import command, peers
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity
+from npr_kernels.testing import allowed, error
 from npr_model import quantisation
 from npr_model.errors import InputError
 from npr_model.network import IMAGENET_STD, NPRDetector
-from tests.tolerances import allowed, error
 
 INT8_LIMIT = 0.2  # of the largest logit, for its largest difference; on images, and in ranks: benchmarks.precision
 FLOAT32_LIMIT = 1e-4  # largest difference of a logit from float64 in float32, where eager's is smaller

@@ -26,6 +26,7 @@ from benchmarks import command, machine, peers
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, report
 from benchmarks.model import random_pixels
 from benchmarks.timing import synchronize
+from npr_kernels.testing import allowed, error
 from npr_model import datasets, images
 from npr_model.checkpoints import Metadata
 from npr_model.config import TrainConfig
@@ -34,7 +35,6 @@ from npr_model.errors import InputError
 from npr_model.loading import BalancedBatches, Loader
 from npr_model.train import find_samples
 from npr_model.trainer import Trainer
-from tests.tolerances import allowed, error
 
 FILES = 256  # JPEGs that the loader reads
 WARM_UP = 4  # steps before the waiting is measured: the workers have begun by then

@@ -8,15 +8,14 @@ import torch
 import npr_kernels
 from npr_kernels import arguments, reference
 from npr_kernels.backends import cuda as backend
-from tests.cases import Case, on
+from npr_kernels.testing import Case, assert_close, error, on
 from tests.kernels.test_cuda_emulated import CASES, convolution, exact, patches, windows
-from tests.tolerances import assert_close, error
 
 
 @pytest.fixture(autouse=True)
 def device(cuda):
     """Every test here needs the GPU, and an extension with the CUDA kernels."""
-    reason = npr_kernels.backends()["cuda"]
+    reason = npr_kernels.available_backends()["cuda"]
     assert reason is None, reason
     return cuda
 

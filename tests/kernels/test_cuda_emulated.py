@@ -14,9 +14,8 @@ from torch import Tensor
 
 from npr_kernels import arguments, reference
 from npr_kernels.backends.cuda import DTYPES
-from tests.cases import TABLE, Case
+from npr_kernels.testing import TABLE, Case, assert_close, error
 from tests.conftest import ROOT
-from tests.tolerances import assert_close, error
 
 TYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)  # in the order of npr::cuda::Type
 POISON = dict.fromkeys(TYPES, float("nan")) | {torch.uint8: 255}

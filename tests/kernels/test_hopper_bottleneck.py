@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from npr_kernels.testing import allowed, error
 from npr_kernels.trunk import hopper_bottleneck
 from tests.kernels.test_cuda_emulated import Emulation, emulation, poisoned  # noqa: F401
-from tests.tolerances import allowed, error
 
 CPU = torch.device("cpu")
 KINDS = sorted(hopper_bottleneck.KINDS)

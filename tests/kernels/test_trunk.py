@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.model import random_detector
+from npr_kernels.testing import allowed, error
 from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck
 from npr_kernels.trunk.gpu_bottleneck import FusedBottlenecks, composed, dot
 from npr_model.inference import folded_layers
@@ -22,7 +23,6 @@ from tests.conftest import ROOT
 from tests.kernels.test_bottleneck import layers
 from tests.kernels.test_cuda_emulated import emulation  # noqa: F401
 from tests.kernels.test_hopper_bottleneck import run_emulated
-from tests.tolerances import allowed, error
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 from npr_kernels.trunk import triton_kernels  # noqa: E402

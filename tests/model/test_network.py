@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from npr_kernels import bottleneck
+from npr_kernels.testing import error
 from npr_kernels.trunk import gpu_bottleneck
 from npr_model import inference
 from npr_model.inference import InferenceDetector, default_dtype
 from npr_model.network import IMAGENET_MEAN, IMAGENET_STD, NPRDetector
-from tests.tolerances import error
 
 
 class AuthorsBottleneck(nn.Module):

@@ -1,13 +1,79 @@
-"""The table of cases that every backend must get right, and the tensors for them."""
+"""What is right: the tolerance rule, and the table of cases that every backend must get right.
+
+For tests, for benchmarks, and for the check of a kernel on the user's machine (:mod:`npr_kernels.backends.proof`).
+
+A fast path is right when its largest error against float64 is no worse than twice that of eager PyTorch in the same
+dtype, plus one rounding of the result. In float64 there is nothing better to compare with, so a few roundings are
+allowed instead.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from npr_kernels import arguments
+
+# ---- the tolerance rule
+
+
+def error(result: Tensor, truth: Tensor) -> float:
+    """Largest absolute difference, relative to the largest magnitude of ``truth``; NaN and inf must agree in place.
+
+    Raises:
+        AssertionError: the shapes differ.
+    """
+    result, truth = result.detach().double(), truth.detach().double()
+    if result.shape != truth.shape:
+        raise AssertionError(f"shape {tuple(result.shape)} instead of {tuple(truth.shape)}")
+    finite = truth.isfinite()
+    if not torch.equal(finite, result.isfinite()) or not torch.equal(truth.isnan(), result.isnan()):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = truth[finite].abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return ((result - truth)[finite].abs().max() / scale).item()
+
+
+def allowed(eager_error: float, dtype: torch.dtype) -> float:
+    """Largest error a result of ``dtype`` may have where eager PyTorch's, in that dtype, is ``eager_error``."""
+    roundings = 16 if dtype == torch.float64 else 1
+    return 2 * eager_error + roundings * torch.finfo(dtype).eps
+
+
+def assert_close(result: Tensor, eager: Tensor, truth: Tensor) -> None:
+    """``result`` obeys the rule, ``eager`` being PyTorch's result in the same dtype and ``truth`` the float64 one.
+
+    Raises:
+        AssertionError: it does not; the message gives its error and the limit.
+    """
+    if result.dtype != eager.dtype:
+        raise AssertionError(f"dtype {result.dtype} instead of {eager.dtype}")
+    found, limit = error(result, truth), allowed(error(eager, truth), result.dtype)
+    if found > limit:
+        raise AssertionError(f"error {found:.3g} against float64, at most {limit:.3g} is allowed")
+
+
+def pool_at(argmax: Tensor) -> Callable[[Tensor], Tensor]:
+    """ReLU and pooling as a function of the convolution's output, taking the values at the positions ``argmax``.
+
+    Among nearly equal values the choice of a maximum depends on rounding: gradients are compared for the choice made.
+    """
+    positive = argmax != 9
+    position = argmax.long().where(positive, 4)  # the middle of a window is never outside
+    row, column = (2 * torch.arange(n, device=argmax.device) - 1 for n in argmax.shape[2:])
+
+    def pool(y: Tensor) -> Tensor:
+        chosen = (row[:, None] + position // 3) * y.shape[3] + column + position % 3
+        return y.flatten(2).gather(2, chosen.flatten(2)).view_as(chosen) * positive
+
+    return pool
+
+
+# ---- the cases
 
 IMAGE_DTYPES = (torch.uint8, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded", "permuted", "offset", "pitched")
