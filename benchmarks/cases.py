@@ -14,7 +14,7 @@ from benchmarks import peers
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity
 from npr_kernels import reference
 from npr_kernels.backends import registry
-from npr_model.network import IMAGENET_STD
+from npr_model.detectors.base import IMAGENET_STD
 from tests.tolerances import allowed, error
 
 OUT_CHANNELS = 64

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from npr_model.network import NPRDetector
+    from npr_model.detectors.npr import NPRDetector
 
 __all__ = ["NPRDetector"]
 
 
 def __getattr__(name: str):
     if name == "NPRDetector":
-        from npr_model.network import NPRDetector
+        from npr_model.detectors.npr import NPRDetector
 
         return NPRDetector
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

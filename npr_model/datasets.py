@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from npr_model import images
 from npr_model.errors import InputError, reason
 from npr_model.files import natural_key, readable_name, walk_images
+from npr_model.imaging.decode import DecodedImage, ImageError, decode
+from npr_model.imaging.views import check_cell
 
 REAL, FAKE = 0, 1
 CLASS_FOLDERS = {"0_real": REAL, "1_fake": FAKE}
@@ -134,9 +135,9 @@ def survey(
     def format_and_decoder(sample: Sample) -> tuple[str, str] | str:
         try:
             decoded = read(sample.path)
-            images.check_cell(decoded.pixels, grid_size)
+            check_cell(decoded.pixels, grid_size)
             return decoded.format, decoded.decoder
-        except images.ImageError as error:
+        except ImageError as error:
             return f"{readable_name(sample.path)}: {error}"
 
     results = []
@@ -155,13 +156,13 @@ def survey(
     return Survey(tuple(sorted({decoder for _, decoder in results})), formats)
 
 
-def read(path: str | os.PathLike) -> images.DecodedImage:
+def read(path: str | os.PathLike) -> DecodedImage:
     """Decode a file. Raises ImageError, also where the file cannot be read."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise images.ImageError(f"the file cannot be read ({reason(error)})") from error
-    return images.decode(data)
+        raise ImageError(f"the file cannot be read ({reason(error)})") from error
+    return decode(data)
 
 
 def _class_folders(folder: Path, root: Path, classes: Mapping[str, int] = CLASS_FOLDERS) -> Iterator[Path]:

@@ -20,7 +20,7 @@ from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, Un
 from benchmarks.training import TrainingCase
 from npr_kernels import reference
 from npr_kernels.backends import extension
-from npr_model.network import NPRDetector
+from npr_model.detectors.npr import NPRDetector
 from tests.conftest import ROOT
 from tests.model.conftest import encoded, noise
 from tests.tolerances import error

@@ -41,7 +41,7 @@ def ablate(
 
     Run it again after an interruption, and it goes on; variants that are done are not trained again.
     """
-    from npr_model import config as configs
+    from npr_model.training import config as configs
 
     if preset and config:
         raise InputError("give one of --preset and --config, each of which brings a whole config")
@@ -49,9 +49,9 @@ def ablate(
     chosen = chosen.changed(folders=[str(path) for path in folders]).overridden(settings or [])
     sides, anchor_values = ([_number(text) for text in listed(option)] for option in (grids, anchors))
 
-    from npr_model import ablation
-    from npr_model.evaluate import collect
+    from npr_model.evaluation.evaluate import collect
     from npr_model.files import replacing
+    from npr_model.studies import ablation
 
     variants = ablation.variants(sides, anchor_values)
     if not variants:

@@ -23,9 +23,9 @@ def audit(
 
     Exit code 0: all headers were read; 1: some could not be, they are listed; 2: wrong usage.
     """
-    from npr_model.audit import SUFFIXES
-    from npr_model.audit import audit as run
-    from npr_model.evaluate import collect
+    from npr_model.evaluation.evaluate import collect
+    from npr_model.studies.audit import SUFFIXES
+    from npr_model.studies.audit import audit as run
 
     for path in output or []:
         if path.suffix.lower() not in SUFFIXES:

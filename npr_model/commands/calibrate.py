@@ -27,8 +27,8 @@ from npr_model.commands.terminal import (
 from npr_model.errors import InputError
 
 if TYPE_CHECKING:
-    from npr_model.calibrate import Result
     from npr_model.datasets import Sample
+    from npr_model.evaluation.calibration import Result
 
 
 def calibrate(
@@ -68,10 +68,12 @@ def calibrate(
     Exit code 0: all images were scored; 1: some could not be, they are listed; 2: wrong usage.
     """
 
-    from npr_model import calibrate as calibration
-    from npr_model import checkpoints, datasets, quantisation
-    from npr_model.network import NPRDetector
+    from npr_model import checkpoints, datasets
+    from npr_model.detectors.npr import NPRDetector
+    from npr_model.evaluation import calibration
+    from npr_model.inference import quantisation
     from npr_model.screening.sources import file_item
+    from npr_model.verdicts import Calibration
 
     try:
         parsed = [float(rate) for rate in listed(rates)]
@@ -104,9 +106,9 @@ def calibrate(
         logits[datasets.FAKE],
         rates=parsed,
         uncertain_rate=uncertain_rate,
-        temperature=(loaded.metadata.calibration or checkpoints.Calibration()).temperature,
+        temperature=(loaded.metadata.calibration or Calibration()).temperature,
     )
-    if loaded.metadata.detector == NPRDetector.detector:
+    if isinstance(loaded.model, NPRDetector):
         paths = [sample.path for sample, _ in scored]
         with progress_bar("activations", total=min(len(paths), quantisation.IMAGES)) as advance:
             batches = quantisation.central_parts(paths, loaded.model.grid_size, lambda: advance(1))

@@ -56,10 +56,11 @@ def compare(
     """
     changes = parsed_changes(equalise, perturb)
 
-    from npr_model import checkpoints, comparison
+    from npr_model import checkpoints
     from npr_model.errors import InputError
-    from npr_model.evaluate import collect, evaluate
+    from npr_model.evaluation.evaluate import collect, evaluate
     from npr_model.files import replacing
+    from npr_model.studies import comparison
 
     kinds = [checkpoints.load(name).model.in_the_paper for name in checkpoint]  # all, before the slow part
     samples = collect(folders, real or [])

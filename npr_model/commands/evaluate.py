@@ -29,10 +29,10 @@ from npr_model.commands.terminal import (
 from npr_model.errors import InputError
 
 if TYPE_CHECKING:
-    from npr_model import report
-    from npr_model.evaluate import Evaluation
-    from npr_model.perturbations import Perturbation
-    from npr_model.protocols import Found, Protocol
+    from npr_model.evaluation import report
+    from npr_model.evaluation.evaluate import Evaluation
+    from npr_model.evaluation.protocols import Found, Protocol
+    from npr_model.imaging.perturbations import Perturbation
     from npr_model.screening.runner import Scorer
 
 Folders = Annotated[
@@ -94,11 +94,11 @@ def evaluate(
     A generator without real images is measured against those of all folders that have only real ones.
     Exit code 0: all images were scored; 1: some could not be, they are listed; 2: wrong usage.
     """
-    from npr_model import protocols, published
-    from npr_model.evaluate import collect, evaluate, require_classes
-    from npr_model.images import View
-    from npr_model.plots import require_matplotlib
-    from npr_model.report import SUFFIXES, Report
+    from npr_model.evaluation import protocols, published
+    from npr_model.evaluation.evaluate import collect, evaluate, require_classes
+    from npr_model.evaluation.report import SUFFIXES, Report
+    from npr_model.figures import require_matplotlib
+    from npr_model.imaging.views import View
 
     changes = parsed_changes(equalise, perturb)
     for path in output or []:
@@ -135,7 +135,7 @@ def evaluate(
     for path in output or []:
         result.write(path)
     if plots:
-        from npr_model.plots import plot_evaluation
+        from npr_model.evaluation.plots import plot_evaluation
 
         for path in plot_evaluation(result, plots):
             out.print(printable(str(path)), soft_wrap=True)
@@ -144,7 +144,7 @@ def evaluate(
 
 
 def _find(chosen: list[Protocol], folder: Path) -> list[Found]:
-    from npr_model import protocols
+    from npr_model.evaluation import protocols
 
     if len(chosen) == 1:
         return [protocols.find(chosen[0], folder)]
@@ -172,8 +172,8 @@ def _warn_of_view(scorer: Scorer, view: str | None, protocol: Protocol) -> None:
 
 
 def parsed_changes(equalise: str | None, perturb: str | None) -> dict[str, Perturbation | None]:
-    """What --equalise and --perturb ask for, as the arguments of :func:`npr_model.evaluate.evaluate`."""
-    from npr_model import perturbations
+    """What --equalise and --perturb ask for, as the arguments of :func:`npr_model.evaluation.evaluate.evaluate`."""
+    from npr_model.imaging import perturbations
 
     return {
         "equalise": perturbations.codec(equalise) if equalise else None,

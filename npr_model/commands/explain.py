@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from npr_model.checkpoints import LoadedCheckpoint
-    from npr_model.explain import Explanation
-    from npr_model.images import DecodedImage, View
+    from npr_model.explanation.explain import Explanation
+    from npr_model.imaging.decode import DecodedImage
+    from npr_model.imaging.views import View
 
 
 def explain(
@@ -37,15 +38,16 @@ def explain(
     The network runs in float32, so that the logit may differ from npr screen's in the third digit.
     Exit code 0: done; 2: wrong usage, or an image that cannot be explained.
     """
-    from npr_model.images import View
-    from npr_model.plots import require_matplotlib
+    from npr_model.figures import require_matplotlib
+    from npr_model.imaging.views import View
 
     chosen_view = View.parse(view) if view else None
     require_matplotlib()
 
     from npr_kernels.backends import registry
-    from npr_model import checkpoints, heat_maps
-    from npr_model.explain import explain
+    from npr_model import checkpoints
+    from npr_model.explanation import heat_maps
+    from npr_model.explanation.explain import explain
     from npr_model.files import replacing
 
     if backend is not None:
@@ -79,12 +81,12 @@ def explain(
 
 def _read(path: Path, view: View, grid_size: int) -> tuple[DecodedImage, np.ndarray]:
     """A file's image, and the pixels of it that the network sees."""
-    from npr_model import images
+    from npr_model.imaging.decode import ImageError, decode
 
     try:
-        decoded = images.decode(path.read_bytes())
+        decoded = decode(path.read_bytes())
         return decoded, view.apply(decoded.pixels, grid_size)
-    except images.ImageError as error:
+    except ImageError as error:
         raise InputError(f"{path}: {error}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {reason(error)}") from error
@@ -94,8 +96,8 @@ def _describe(path: Path, decoded: DecodedImage, found: Explanation, loaded: Loa
     """What was explained, by the names of npr screen's columns, and numbers of the maps that can be compared."""
     import numpy as np
 
-    from npr_model.checkpoints import Calibration
     from npr_model.files import readable_name
+    from npr_model.verdicts import Calibration
 
     calibration = loaded.metadata.calibration or Calibration()
     magnitudes = np.abs(found.npr)

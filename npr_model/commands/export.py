@@ -31,7 +31,7 @@ def export(
         raise InputError("--dtype is for .pt2 packages; an ONNX file is float32")
 
     from npr_model import checkpoints
-    from npr_model.export import export_onnx, export_package
+    from npr_model.inference.export import export_onnx, export_package
 
     loaded = checkpoints.load(checkpoint)
     if suffix == ".onnx":

@@ -49,16 +49,16 @@ def robustness(
     What is measured is kept at once: run it again after an interruption, and it goes on.
     Exit code 0: all images were scored; 1: some could not be; 2: wrong usage.
     """
-    from npr_model.perturbations import Perturbation
+    from npr_model.imaging.perturbations import Perturbation
 
     families = {"given": tuple(perturb)} if perturb else None
     for text in perturb or []:
         Perturbation.parse(text)
 
-    from npr_model import robustness as robust
-    from npr_model.evaluate import collect
+    from npr_model.evaluation.evaluate import collect
+    from npr_model.figures import require_matplotlib
     from npr_model.files import replacing
-    from npr_model.plots import require_matplotlib
+    from npr_model.studies import robustness as robust
 
     families = families or robust.FAMILIES
     require_matplotlib()
@@ -77,7 +77,7 @@ def robustness(
     with replacing(written[1]) as temporary:
         temporary.write_text(table.markdown(), encoding="utf-8")
 
-    from npr_model.plots import plot_robustness
+    from npr_model.studies.plots import plot_robustness
 
     written += plot_robustness(points, families, output)
     for path in written:

@@ -30,7 +30,7 @@ def serve(
     try:
         import uvicorn
 
-        from npr_model.serve import make_app
+        from npr_model.screening.serve import make_app
     except ImportError as error:
         raise InputError("npr serve needs FastAPI and uvicorn: pip install 'npr-kernels[serve]'") from error
     from npr_model import checkpoints

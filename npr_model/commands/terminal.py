@@ -83,20 +83,22 @@ def scorer_maker(
     cache: Path | None = None,
 ) -> functools.partial[Scorer]:
     """The scorer but for its device; it can be pickled. Usage errors before the slow parts."""
-    from npr_model.images import MAX_PIXELS, View
+    from npr_model.imaging.decode import MAX_PIXELS
+    from npr_model.imaging.views import View
 
     parsed = View.parse(view) if view else None
 
     from npr_kernels.backends import registry
     from npr_model import checkpoints
     from npr_model.screening.runner import Scorer
+    from npr_model.verdicts import Calibration
 
     if backend is not None:
         registry.get(backend)
     loaded = checkpoints.load(checkpoint, backend=backend)
     calibration = loaded.metadata.calibration
     if false_positive_rate is not None:
-        calibration = (calibration or checkpoints.Calibration()).at(false_positive_rate)
+        calibration = (calibration or Calibration()).at(false_positive_rate)
     return functools.partial(
         Scorer,
         loaded,
@@ -119,7 +121,7 @@ def scoring_dtype(name: str | None) -> torch.dtype | None:
 
 
 def chosen_device(name: str) -> str:
-    from npr_model.distributed import choose_device
+    from npr_model.devices import choose_device
 
     return choose_device(name)
 

@@ -14,7 +14,7 @@ from npr_model.commands.terminal import EXIT_INTERRUPTED, err, out
 from npr_model.errors import InputError
 
 if TYPE_CHECKING:
-    from npr_model.train import Epoch, Plan, Step
+    from npr_model.training.loop import Epoch, Plan, Step
 
 
 def train(
@@ -58,7 +58,7 @@ def train(
     --config, and these before those of --preset. In several processes:
     torchrun --nproc-per-node 2 -m npr_model.cli train ...
     """
-    from npr_model import config as configs
+    from npr_model.training import config as configs
 
     if sum(source is not None for source in (preset, config, resume)) > 1:
         raise InputError("give one of --preset, --config and --resume, each of which brings a whole config")
@@ -87,7 +87,7 @@ def train(
     if resume is None and output is None:
         raise InputError("Missing option '--output' / '-o', a new folder for the checkpoints")
 
-    from npr_model.train import train as run
+    from npr_model.training.loop import train as run
 
     run_folder = resume or output
     try:

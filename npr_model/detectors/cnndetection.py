@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from npr_model.detectors.base import Detector
-from npr_model.network import resnet_stage
+from npr_model.detectors.base import PixelDetector
+from npr_model.detectors.resnet import resnet_stage
 
 
-class CNNDetection(Detector):
+class CNNDetection(PixelDetector):
     """A whole ResNet-50 on pixels; 23,510,081 parameters, with the state-dict names of torchvision and the authors.
 
     The authors begin with ImageNet's weights and train with blur and JPEG: ``start``, ``blur_probability`` and
-    ``jpeg_probability`` of :class:`npr_model.config.TrainConfig`.
+    ``jpeg_probability`` of :class:`npr_model.training.config.TrainConfig`.
     """
 
     detector, in_the_paper = "cnndetection", "CNNDetection"

@@ -11,14 +11,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from npr_model.detectors.base import Detector
+from npr_model.detectors.base import PixelDetector
 
 RINGS = 88  # the length of the authors' spectra
 _LUMA = (0.299, 0.587, 0.114)
 _EPSILON = 1e-8  # the authors'; far below the spectrum of any image of 8 bits
 
 
-class Durall(Detector):
+class Durall(PixelDetector):
     """Logistic regression on an image's azimuthally averaged power spectrum, as scikit-learn fits it.
 
     The spectrum of the luma in decibels, averaged over rings of equal width in cycles a pixel, less its first ring: the

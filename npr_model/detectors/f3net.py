@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npr_model.detectors.base import Detector
+from npr_model.detectors.base import PixelDetector
 from npr_model.detectors.frequency import EPSILON, dct_2d, dct_matrix, inverse_dct_2d
-from npr_model.network import resnet_stage
+from npr_model.detectors.resnet import resnet_stage
 
 _BANDS = ((0, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1), (0, 1))  # of the spectrum: low, middle, high, all of it
 _LUMA = (0.299, 0.587, 0.114)
@@ -64,7 +64,7 @@ class LocalFrequencyStatistics(nn.Module):
         return torch.log10(energies + EPSILON)
 
 
-class F3Net(Detector):
+class F3Net(PixelDetector):
     """The two frequency-aware branches, each with the first two stages of a ResNet-50, joined before the last layer.
 
     The authors' branches are Xceptions that exchange attention maps (MixBlock), which is left out: what is compared is

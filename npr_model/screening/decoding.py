@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from npr_model import images
 from npr_model.errors import InputError, reason
-from npr_model.images import DecodedImage, ImageError, View
-from npr_model.jpeg_quality import estimate_quality
-from npr_model.recompression import was_coarser
+from npr_model.imaging.decode import MAX_PIXELS, DecodedImage, ImageError, decode
+from npr_model.imaging.headers import read_encoding
+from npr_model.imaging.jpeg_quality import estimate_quality
+from npr_model.imaging.recompression import was_coarser
+from npr_model.imaging.views import View
 from npr_model.screening.items import Item
 from npr_model.screening.rows import Row
 
@@ -40,7 +41,7 @@ class Decoder:
     view: View
     model: str
     grid_size: int
-    max_pixels: int = images.MAX_PIXELS
+    max_pixels: int = MAX_PIXELS
 
     def decode(self, item: Item, find: Callable[[Row], Row | None] = lambda row: None) -> Decoded:
         """``find`` gives the finished row of the same bytes, where there is one: then nothing is decoded."""
@@ -53,7 +54,7 @@ class Decoder:
             if twin := find(row):
                 row = twin
             else:
-                decoded = images.decode(data, max_pixels=self.max_pixels)
+                decoded = decode(data, max_pixels=self.max_pixels)
                 row = _describe(row, data, decoded, self.grid_size)
                 pixels = self.view.apply(decoded.pixels, self.grid_size)
                 if self.view.kind == "resize" and self.view.size < min(decoded.width, decoded.height):
@@ -116,7 +117,7 @@ def _describe(row: Row, data: bytes, decoded: DecodedImage, grid_size: int) -> R
     """``row`` with what its file is."""
     quality, subsampling, recompressed = None, None, False
     if decoded.format in ("JPEG", "MPO"):
-        encoding = images.read_encoding(data)
+        encoding = read_encoding(data)
         table = encoding.quantization[0]
         quality, subsampling = estimate_quality(table), encoding.subsampling
         recompressed = was_coarser(decoded.pixels, table)

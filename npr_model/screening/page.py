@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from npr_kernels import npr
-from npr_model import images
 from npr_model.errors import InputError
+from npr_model.explanation.pictures import data_url, npr_picture
 from npr_model.files import replacing
-from npr_model.images import ImageError, View
-from npr_model.pictures import data_url, npr_picture
+from npr_model.imaging.decode import ImageError, decode
+from npr_model.imaging.views import View
 from npr_model.screening.digest import Digest, edges, group
 from npr_model.screening.sources import Sources
 
@@ -72,7 +72,7 @@ def fetch(sources: Iterable[str]) -> dict[str, bytes]:
 def thumbnail(data: bytes) -> dict[str, str]:
     """Data URLs: "picture", at most THUMBNAIL pixels, and "npr", the central THUMBNAIL x THUMBNAIL of the NPR map."""
     try:
-        pixels = images.decode(data).pixels
+        pixels = decode(data).pixels
     except ImageError as error:
         return {"lost": str(error)}
     picture = Image.fromarray(pixels)

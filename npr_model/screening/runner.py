@@ -15,15 +15,17 @@ import numpy as np
 import torch
 
 from npr_kernels import BackendError
-from npr_model import images
-from npr_model.checkpoints import Calibration, LoadedCheckpoint
+from npr_model.checkpoints import LoadedCheckpoint
 from npr_model.errors import reason
-from npr_model.images import View
-from npr_model.inference import default_dtype
+from npr_model.imaging.decode import MAX_PIXELS
+from npr_model.imaging.views import View
+from npr_model.inference.freeze import freeze
+from npr_model.inference.fused import default_dtype
 from npr_model.screening.decoding import Decoded, Decoder, decode_ahead
 from npr_model.screening.items import Item
 from npr_model.screening.known import Cache, Known
 from npr_model.screening.rows import Row, unscored
+from npr_model.verdicts import Calibration
 
 PENDING_PIXELS = 2**26  # decoded pixels that may wait for a batch of their size: 192 MiB
 BATCH_PIXELS = 2**24  # pixels in one batch, so that large images are scored a few at a time
@@ -75,7 +77,7 @@ class Scorer:
         workers: int = 0,
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
-        max_pixels: int = images.MAX_PIXELS,
+        max_pixels: int = MAX_PIXELS,
         cache: str | os.PathLike | None = None,
     ) -> None:
         if batch_size < 1:
@@ -93,7 +95,7 @@ class Scorer:
         self.rates = Rates(self.workers)
         self.dtype = str(dtype or default_dtype(self.device)).removeprefix("torch.")
         self._cache = None if cache is None else Cache(cache, self.dtype, self._finish)
-        self._model = checkpoint.model.to(self.device).for_inference(dtype)
+        self._model = freeze(checkpoint.model.to(self.device), dtype)
         # A GPU has the next batch before the rows of one are made, or it would wait for them.
         self._launched_ahead = 1 if self.device.type == "cuda" else 0
 

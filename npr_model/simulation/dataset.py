@@ -25,10 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npr_model import datasets, images
+from npr_model import datasets
 from npr_model.errors import InputError, reason
 from npr_model.files import is_image_name, natural_key, readable_name, replacing, walk_images
-from npr_model.images import ImageError
+from npr_model.imaging.decode import ImageError
+from npr_model.imaging.encode import encode_jpeg, encode_png
+from npr_model.imaging.headers import header_size
 from npr_model.simulation import generators as packaged
 from npr_model.simulation import history
 from npr_model.simulation.generators import Generator
@@ -129,7 +131,7 @@ def find_photographs(paths: Iterable[Path], crop_size: int) -> tuple[list[Photog
 
     def survey(path: Path) -> Photograph | ImageError:
         try:
-            width, height = images.header_size(path)
+            width, height = header_size(path)
             if min(width, height) < crop_size:
                 return ImageError(f"{width}x{height} pixels, smaller than a crop of {crop_size}")
             return Photograph(path, width, height)
@@ -399,7 +401,7 @@ class DatasetWriter:
     def _write(self, folder: Path, number: int, pixels: np.ndarray, quality: int | None) -> str:
         """The image's path below the output, with slashes."""
         suffix = "png" if quality is None else "jpg"
-        data = images.encode_png(pixels) if quality is None else images.encode_jpeg(pixels, quality)
+        data = encode_png(pixels) if quality is None else encode_jpeg(pixels, quality)
         path = folder / f"{number:06d}.{suffix}"
         (self.output / folder).mkdir(parents=True, exist_ok=True)
         with replacing(self.output / path) as temporary:
