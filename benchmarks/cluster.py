@@ -30,7 +30,7 @@ from benchmarks.memory import make_tars
 from benchmarks.model import random_detector
 from benchmarks.screening import make_files
 from npr_model.checkpoints import LoadedCheckpoint, Metadata
-from npr_model.detectors.base import Detector
+from npr_model.detectors.base import DetectorNetwork
 from npr_model.screening.parts import Finished
 from npr_model.screening.ray_engine import RayEngine
 from npr_model.screening.rows import Row
@@ -43,7 +43,7 @@ ROUNDS = 3
 SAME_MOMENT = 0.05  # seconds
 
 
-class FixedCost(Detector):
+class FixedCost(DetectorNetwork):
     """Takes SECONDS_AN_IMAGE for each image and no core."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class FixedCost(Detector):
         return torch.zeros(len(x), 1)
 
 
-def maker(model: Detector) -> partial[Scorer]:
+def maker(model: DetectorNetwork) -> partial[Scorer]:
     return partial(Scorer, LoadedCheckpoint(model, Metadata(), "0" * 64, Path("random")))
 
 

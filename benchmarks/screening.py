@@ -28,7 +28,7 @@ from benchmarks import command, machine, peers
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, run, table
 from benchmarks.model import FLOAT32_LIMIT, needed_flops, random_detector, random_pixels
 from npr_model.checkpoints import LoadedCheckpoint, Metadata
-from npr_model.detectors.base import Detector
+from npr_model.detectors.base import DetectorNetwork
 from npr_model.detectors.npr import NPRDetector
 from npr_model.imaging.decode import decode
 from npr_model.imaging.encode import encode_jpeg, encode_png, encode_webp
@@ -45,7 +45,7 @@ DECODING, NETWORK = f"{OURS}, decoding alone", f"{OURS}, network alone"
 WITHOUT_NETWORK = f"{OURS}, without the network"
 
 
-class Zeros(Detector):
+class Zeros(DetectorNetwork):
     """Scores nothing."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from npr_model.detectors import detector_class
-from npr_model.detectors.base import IMAGENET_STD, Detector
+from npr_model.detectors.base import IMAGENET_STD, DetectorNetwork
 from npr_model.errors import InputError, reason
-from npr_model.files import natural_key, replacing
+from npr_model.files import atomic_write, natural_key
 from npr_model.imaging.views import View
 from npr_model.verdicts import Calibration, OperatingPoint
 
@@ -91,7 +91,7 @@ class Metadata:
             known["calibration"] = Calibration(**known["calibration"] | {"points": points})
         return cls(**known)
 
-    def network(self, backend: str | None = None) -> Detector:
+    def network(self, backend: str | None = None) -> DetectorNetwork:
         """A freshly initialised network of this architecture; ``backend`` is for NPR. Raises InputError."""
         kind = detector_class(self.detector)
         network = kind(**{name: getattr(self, name) for name in kind.architecture})
@@ -103,7 +103,7 @@ class Metadata:
 class LoadedCheckpoint:
     """``model`` is in evaluation mode on the CPU; ``sha256`` is that of the whole file, in hex."""
 
-    model: Detector
+    model: DetectorNetwork
     metadata: Metadata
     sha256: str
     path: Path
@@ -166,7 +166,7 @@ def load(name_or_path: str | os.PathLike = DEFAULT, *, backend: str | None = Non
     return LoadedCheckpoint(model.eval(), metadata, hashlib.sha256(data).hexdigest(), path)
 
 
-def save(path: str | os.PathLike, model: Detector, metadata: Metadata) -> None:
+def save(path: str | os.PathLike, model: DetectorNetwork, metadata: Metadata) -> None:
     """Write a .safetensors file in one step; the architecture is taken from ``model``. Raises CheckpointError."""
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -177,7 +177,7 @@ def save(path: str | os.PathLike, model: Detector, metadata: Metadata) -> None:
     state |= {_STEPS + name: step.cpu().contiguous() for name, step in model.activation_steps.items()}
     data = safetensors.torch.save(state, metadata={_HEADER_KEY: metadata.to_json()})
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be written: {reason(error)}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from npr_model.errors import InputError, reason
-from npr_model.files import replacing
+from npr_model.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +36,6 @@ def save(figure: Figure, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"folder {path.parent} cannot be made: {reason(error)}") from error
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
     return path

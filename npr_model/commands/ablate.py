@@ -50,7 +50,7 @@ def ablate(
     sides, anchor_values = ([_number(text) for text in listed(option)] for option in (grids, anchors))
 
     from npr_model.evaluation.evaluate import collect
-    from npr_model.files import replacing
+    from npr_model.files import atomic_write
     from npr_model.studies import ablation
 
     variants = ablation.variants(sides, anchor_values)
@@ -84,7 +84,7 @@ def ablate(
     table = ablation.table(outcomes, note)
     print_table(table)
     for name, text in (("ablation.md", table.markdown()), ("ablation.json", ablation.as_json(outcomes))):
-        with replacing(output / name) as temporary:
+        with atomic_write(output / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
         out.print(printable(str(output / name)), soft_wrap=True)
 

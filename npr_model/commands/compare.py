@@ -59,10 +59,10 @@ def compare(
     from npr_model import checkpoints
     from npr_model.errors import InputError
     from npr_model.evaluation.evaluate import collect, evaluate
-    from npr_model.files import replacing
+    from npr_model.files import atomic_write
     from npr_model.studies import comparison
 
-    kinds = [checkpoints.load(name).model.in_the_paper for name in checkpoint]  # all, before the slow part
+    kinds = [checkpoints.load(name).model.paper_name for name in checkpoint]  # all, before the slow part
     samples = collect(folders, real or [])
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def compare(
                 raise InputError("no generator has both real and generated images: give the real ones with --real")
             entries.append(comparison.Entry(kind, found))
             for path, text in written.items():
-                with replacing(path) as temporary:
+                with atomic_write(path) as temporary:
                     temporary.write_text(text(entries), encoding="utf-8")
     print_table(comparison.table(entries))
     errors = print_errors(entry.evaluation for entry in entries)

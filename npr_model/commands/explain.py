@@ -48,7 +48,7 @@ def explain(
     from npr_model import checkpoints
     from npr_model.explanation import heat_maps
     from npr_model.explanation.explain import explain
-    from npr_model.files import replacing
+    from npr_model.files import atomic_write
 
     if backend is not None:
         registry.get(backend)
@@ -72,7 +72,7 @@ def explain(
     ]
     result = values[0] | ({"other": values[1]} if other else {})
     written.append(output / "explanation.json")
-    with replacing(written[-1]) as temporary:
+    with atomic_write(written[-1]) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     out.print(f"logit {found[0].logit:.3f}, probability {result['probability']:.3f}: {result['verdict']}")
     for path in written:

@@ -29,10 +29,10 @@ def report(
     if not scores.exists():
         raise InputError(f"{scores} does not exist")
 
-    from npr_model.screening.digest import digest
     from npr_model.screening.page import write_page
+    from npr_model.screening.summary import summarise
 
-    found = digest(scores, images)
+    found = summarise(scores, images)
     if not found.total:
         raise InputError(f"{scores} has no rows")
     with progress_bar("reading images", total=len(found.gallery)) as advance:

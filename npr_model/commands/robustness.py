@@ -57,7 +57,7 @@ def robustness(
 
     from npr_model.evaluation.evaluate import collect
     from npr_model.figures import require_matplotlib
-    from npr_model.files import replacing
+    from npr_model.files import atomic_write
     from npr_model.studies import robustness as robust
 
     families = families or robust.FAMILIES
@@ -74,7 +74,7 @@ def robustness(
     table = robust.table(points, note)
     print_table(table)
     written = [output / robust.RESULTS, output / "robustness.md"]
-    with replacing(written[1]) as temporary:
+    with atomic_write(written[1]) as temporary:
         temporary.write_text(table.markdown(), encoding="utf-8")
 
     from npr_model.studies.plots import plot_robustness

@@ -35,7 +35,7 @@ from npr_model.errors import InputError
 
 if TYPE_CHECKING:
     from npr_model.screening.parts import Finished
-    from npr_model.screening.rows import Row, Summary
+    from npr_model.screening.rows import Row, Totals
     from npr_model.screening.runner import Scorer
     from npr_model.screening.sources import Sources
 
@@ -132,10 +132,10 @@ def screen(
     make_scorer = scorer_maker(
         checkpoint, view, batch_size, workers, backend, dtype, max_pixels, false_positive_rate, cache
     )
-    from npr_model.screening.rows import Summary
+    from npr_model.screening.rows import Totals
     from npr_model.screening.sinks import Sink
 
-    summary, shown = Summary(), []
+    summary, shown = Totals(), []
     interrupted, kept, failed_before, scorer = False, 0, 0, None
     began = time.perf_counter()
     try:
@@ -211,7 +211,7 @@ def _row_table(rows: list[Row]) -> Table:
     return table
 
 
-def _print_summary(summary: Summary, skipped: int, seconds: float, scorer: Scorer, output: str | None) -> None:
+def _print_summary(summary: Totals, skipped: int, seconds: float, scorer: Scorer, output: str | None) -> None:
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in summary.verdicts.items())
     total = summary.scored + summary.failed
     out.print(f"{total} images: {verdicts}, {summary.failed} failed; {total / seconds:.1f} images/s", soft_wrap=True)
@@ -219,7 +219,7 @@ def _print_summary(summary: Summary, skipped: int, seconds: float, scorer: Score
         out.print(f"each alone: {scorer.rates.text}", highlight=False)
     if skipped:
         out.print(f"{skipped} other files in the folders were left out: their names are not those of images")
-    note = scorer.doubt or (f"verdicts: {scorer.calibration.note}" if scorer.calibration.note else "")
+    note = scorer.verdict_caveat or (f"verdicts: {scorer.calibration.note}" if scorer.calibration.note else "")
     out.print(f"model {escape(scorer.model_id)}, view {scorer.view}{escape(note and f'; {note}')}", soft_wrap=True)
     if output is not None and total:
         out.print(f"rows written to {escape(output)}", soft_wrap=True)

@@ -76,6 +76,7 @@ def simulate(
     Writes OUTPUT/KIND/0_real and 1_fake, and OUTPUT/manifest.csv. Exit code 0: all photographs were used or could have
     been; 1: some could not, they are listed in OUTPUT/skipped.csv; 2: wrong usage.
     """
+    from npr_model.imaging.codecs import Codec
     from npr_model.simulation import dataset, simulator
     from npr_model.simulation import generators as packaged
     from npr_model.simulation.autoencoders import KINDS
@@ -85,7 +86,7 @@ def simulate(
         if kind not in KINDS:
             raise InputError(f"no kind {kind!r} of up-sampling; give some of {', '.join(KINDS)}, or none")
     chosen_generators = packaged.choose(listed(generators), taef2)
-    parsed = dataset.Codec.parse(codec)
+    parsed = Codec.parse(codec, ranges=True)
     dataset.check_sizes(crop_size, chosen_generators)
     if not chosen_kinds and not chosen_generators:
         raise InputError("nothing to make fakes with: give --kinds or --generators")

@@ -146,9 +146,9 @@ class TrainingProgress:
         )
         if plan.first_step:
             out.print(f"resumed after {plan.first_step} of {steps} steps")
-        if plan.survey:
-            out.print(str(plan.survey), soft_wrap=True, highlight=False)
-            if plan.survey.classes_differ and not config.match_classes:
+        if plan.inspection:
+            out.print(str(plan.inspection), soft_wrap=True, highlight=False)
+            if plan.inspection.classes_differ and not config.match_classes:
                 out.print(
                     "[yellow]warning: the classes differ in file format, so the codec may be what is learned; try "
                     "--set match_classes=true[/]",

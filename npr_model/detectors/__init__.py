@@ -1,5 +1,5 @@
 """The networks: NPR, and the other detectors of the paper's tables that need nothing but training data.
-Each is a :class:`npr_model.detectors.base.Detector`. Importing this package loads no torch.
+Each is a :class:`npr_model.detectors.base.DetectorNetwork`. Importing this package loads no torch.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Detector(nn.Module):
+class DetectorNetwork(nn.Module):
     """A network that gives the logit that an image was generated: (N, 3, H, W) -> (N, 1), H and W >= ``grid_size``.
 
     uint8 images are raw pixels. Floating point images are already normalised by ImageNet's mean and standard deviation.
@@ -21,7 +21,7 @@ class Detector(nn.Module):
 
     Class attributes:
         detector: Name in configs and checkpoints.
-        in_the_paper: Name in the paper's tables.
+        paper_name: Name in the paper's tables.
         architecture: Constructor arguments that a checkpoint stores; each is also an attribute.
         grid_size: Views keep whole cells of this side.
         fitted: Whether :class:`npr_model.training.fitter.Fitter` fits it in closed form instead of gradient descent.
@@ -32,7 +32,7 @@ class Detector(nn.Module):
     """
 
     detector: ClassVar[str]
-    in_the_paper: ClassVar[str]
+    paper_name: ClassVar[str]
     architecture: ClassVar[tuple[str, ...]] = ()
     grid_size: int = 2
     fitted: ClassVar[bool] = False
@@ -46,7 +46,7 @@ class Detector(nn.Module):
             raise ValueError(f"the detector {self.detector} has no activation steps")
 
 
-class PixelDetector(Detector):
+class PixelNetwork(DetectorNetwork):
     """A detector that reads pixel values, where NPR reads only differences between them."""
 
     def __init__(self) -> None:

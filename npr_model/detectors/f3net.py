@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npr_model.detectors.base import PixelDetector
+from npr_model.detectors.base import PixelNetwork
 from npr_model.detectors.frequency import EPSILON, dct_2d, dct_matrix, inverse_dct_2d
 from npr_model.detectors.resnet import resnet_stage
 
@@ -64,14 +64,14 @@ class LocalFrequencyStatistics(nn.Module):
         return torch.log10(energies + EPSILON)
 
 
-class F3Net(PixelDetector):
+class F3Net(PixelNetwork):
     """The two frequency-aware branches, each with the first two stages of a ResNet-50, joined before the last layer.
 
     The authors' branches are Xceptions that exchange attention maps (MixBlock), which is left out: what is compared is
     the frequency-aware input, on a backbone like NPR's. 2,930,137 parameters.
     """
 
-    detector, in_the_paper = "f3net", "F3Net"
+    detector, paper_name = "f3net", "F3Net"
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from npr_kernels import NPRConv2d, stem_forward
-from npr_model.detectors.base import IMAGENET_STD, Detector
+from npr_model.detectors.base import IMAGENET_STD, DetectorNetwork
 from npr_model.detectors.resnet import Bottleneck, resnet_stage
 
 
-class NPRDetector(Detector):
+class NPRDetector(DetectorNetwork):
     """Logits that an image was generated: (N, 3, H, W) -> (N, 1); the sigmoid of a logit is the probability.
 
     Floating point images are taken as already normalised; uint8 images as raw pixels, which need no normalisation but
@@ -22,7 +22,7 @@ class NPRDetector(Detector):
     :func:`npr_kernels.npr_conv2d`.
     """
 
-    detector, in_the_paper = "npr", "NPR"
+    detector, paper_name = "npr", "NPR"
     architecture = ("grid_size", "anchor", "scale", "pixel_std")
 
     def __init__(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from npr_model.datasets import FAKE, REAL, DatasetError, Sample, find_reals, find_samples
+from npr_model.datasets import CLASS_NAMES, FAKE, REAL, DatasetError, Sample, find_reals, find_samples, formats_differ
 from npr_model.evaluation import bootstrap, metrics
 from npr_model.evaluation.metrics import Metrics
 from npr_model.imaging.decode import ImageError
@@ -22,7 +22,6 @@ from npr_model.screening.rows import Row
 from npr_model.screening.runner import Scorer
 from npr_model.screening.sources import file_item
 
-CLASS_NAMES = {REAL: "real", FAKE: "generated"}
 SMALL_SHARE = 0.05  # of the images may be smaller than what --equalise cuts the others to
 
 
@@ -124,14 +123,14 @@ def evaluate(
 
     by_source = {file_item(members[0].path).source: members for members in groups.values()}
     logits: dict[tuple[str, int], list[float]] = {}
-    survey = _Survey()
+    composition = _Composition()
     errors = {}
     for row in scorer.score(items()):
         on_row(row)
         if row.error is not None:
             errors[row.source] = row.error
             continue
-        survey.add(by_source[row.source][0].label, row)
+        composition.add(by_source[row.source][0].label, row)
         for sample in by_source[row.source]:
             logits.setdefault((sample.group, sample.label), []).append(row.logit)
     if not logits:
@@ -148,8 +147,8 @@ def evaluate(
         reals={name: metrics.measure([REAL] * len(found), found, threshold) for name, found in reals.items()},
         mean=mean(scores.values(), threshold),
         errors=errors,
-        comparison=survey.text + _treatment(perturbation, equalise, size),
-        warning=None if equalise else survey.warning,
+        comparison=composition.text + _treatment(perturbation, equalise, size),
+        warning=None if equalise else composition.warning,
         scores=scores,
     )
 
@@ -217,7 +216,7 @@ def _treatment(perturbation: Perturbation | None, equalise: Perturbation | None,
     return f" ({', '.join(parts)})" if parts else ""
 
 
-class _Survey:
+class _Composition:
     """What the scored files of either class are: how many of each format, how large."""
 
     def __init__(self) -> None:
@@ -240,13 +239,8 @@ class _Survey:
 
     @property
     def warning(self) -> str | None:
-        """A tenth of a class in another format is enough to move an accuracy by percents."""
-        if not all(self._formats.values()):
-            return None
-        real, fake = (
-            {format: count / counts.total() for format, count in counts.items()} for counts in self._formats.values()
-        )
-        if any(abs(real.get(format, 0) - fake.get(format, 0)) > 0.1 for format in {**real, **fake}):
+        """Why the numbers may measure the codec; None where both classes have the same formats."""
+        if formats_differ(*self._formats.values()):
             return "the classes differ in file format, so the numbers may measure the codec; try --equalise jpeg:90"
         return None
 

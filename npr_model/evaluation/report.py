@@ -14,7 +14,7 @@ from npr_model.evaluation import bootstrap, published
 from npr_model.evaluation.evaluate import Evaluation, mean
 from npr_model.evaluation.metrics import RATES, Metrics
 from npr_model.evaluation.protocols import PROTOCOLS
-from npr_model.files import replacing
+from npr_model.files import atomic_write
 from npr_model.tables import Table, percent
 
 MEAN = "mean"
@@ -56,7 +56,7 @@ class Report:
         """As the suffix says. Raises InputError for any other than SUFFIXES."""
         if path.suffix.lower() not in SUFFIXES:
             raise InputError(f"{path} has no suffix of a report; give one of {', '.join(SUFFIXES)}")
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(SUFFIXES[path.suffix.lower()](self), encoding="utf-8")
 
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from npr_model.errors import InputError
-from npr_model.imaging import nvimagecodec
+from npr_model.imaging import codecs, nvimagecodec
+from npr_model.imaging.codecs import Codec
 from npr_model.imaging.decode import decode
-from npr_model.imaging.encode import encode_jpeg, encode_png, encode_webp
+from npr_model.imaging.filters import gaussian_blur, resize
 from npr_model.imaging.views import check_cell
 
 USAGE = (
@@ -43,6 +44,7 @@ class Step:
     kind: str
     values: tuple[float, ...] = ()
     decoder: str | None = None
+    codec: Codec | None = None
 
     @classmethod
     def parse(cls, text: str) -> Step:
@@ -52,14 +54,13 @@ class Step:
             if rest == "nvimagecodec":
                 nvimagecodec.check_available()
             return cls(kind, decoder=rest)
+        if kind in codecs.NAMES:
+            return cls(kind, codec=Codec.parse(text))
         try:
             values = tuple(float(part) for part in rest.split(",") if rest)
         except ValueError:
             values = (math.nan,)
         allowed = {
-            "png": lambda: True,
-            "jpeg": lambda quality: quality in range(1, 101),
-            "webp": lambda quality: quality in range(1, 101),
             "resize": lambda factor: 0.05 <= factor <= 20,
             "blur": lambda sigma: 0 < sigma <= 100,
             "offset": lambda rows, columns: {rows, columns} <= set(range(64)),
@@ -67,32 +68,19 @@ class Step:
         try:
             if allowed[kind](*values):
                 return cls(kind, values)
-        except (KeyError, TypeError):  # no such kind, or another number of values
+        except (KeyError, TypeError):  # unknown kind, or the wrong number of values
             pass
-        raise InputError(f"no perturbation {text!r}; give {USAGE}")
-
-    @property
-    def is_codec(self) -> bool:
-        return self.kind in ("png", "jpeg", "webp")
-
-    def encode(self, pixels: np.ndarray) -> bytes:
-        """(H, W, 3) uint8 as a file of this codec; as a PNG if it is none."""
-        if self.kind == "jpeg":
-            return encode_jpeg(pixels, int(self.values[0]))
-        if self.kind == "webp":
-            return encode_webp(pixels, int(self.values[0]))
-        return encode_png(np.ascontiguousarray(pixels))
+        raise InputError(f"unknown perturbation {text!r}: use {USAGE}")
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 to (H', W', 3) uint8."""
         height, width = pixels.shape[:2]
-        if self.is_codec:
-            return decode(self.encode(pixels)).pixels
+        if self.codec:
+            return decode(self.codec.encode(pixels)).pixels
         if self.kind == "resize":
-            size = (max(1, round(side * self.values[0])) for side in (width, height))
-            return np.asarray(Image.fromarray(pixels).resize(tuple(size), Image.Resampling.BILINEAR))
+            return resize(pixels, *(max(1, round(side * self.values[0])) for side in (height, width)))
         if self.kind == "blur":
-            return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(self.values[0])))
+            return gaussian_blur(pixels, self.values[0])
         if self.kind == "offset":
             rows, columns = map(int, self.values)
             check_cell(pixels[rows:, columns:], 1)
@@ -121,15 +109,13 @@ class Perturbation:
         for step in self.steps[:-1]:
             pixels = step.apply(pixels)
         last = self.steps[-1]
-        return last.encode(pixels if last.is_codec else last.apply(pixels))
+        return last.codec.encode(pixels) if last.codec else Codec().encode(last.apply(pixels))
 
 
 def codec(text: str) -> Perturbation:
     """A single codec, for both classes to go through. Raises InputError."""
-    parsed = Perturbation.parse(text)
-    if len(parsed.steps) != 1 or not parsed.steps[0].is_codec:
-        raise InputError(f"{text!r} is no codec; give png, jpeg:QUALITY or webp:QUALITY, as in jpeg:90")
-    return parsed
+    parsed = Codec.parse(text)
+    return Perturbation(text, (Step(parsed.name, codec=parsed),))
 
 
 def _decode(data: bytes, decoder: str | None) -> np.ndarray:

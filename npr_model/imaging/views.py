@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from npr_model.imaging.decode import ImageError
+from npr_model.imaging.filters import resize
 
 MAX_SIDE = 13_377  # the square of it is decode.MAX_PIXELS
 
@@ -55,7 +55,7 @@ class View:
         """(H, W, 3) uint8 to (H', W', 3) uint8; raises ImageError where not one cell is left."""
         check_cell(pixels, grid_size)
         if self.kind == "resize":
-            pixels = np.asarray(Image.fromarray(pixels).resize((self.size, self.size), Image.Resampling.BILINEAR))
+            pixels = resize(pixels, self.size, self.size)
         if self.kind == "tile":
             pixels = tile(pixels, self.size, grid_size)
         if self.kind in ("crop", "tile"):

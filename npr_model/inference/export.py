@@ -22,7 +22,7 @@ from npr_model.checkpoints import LoadedCheckpoint
 from npr_model.detectors.npr import NPRDetector
 from npr_model.detectors.resnet import Bottleneck
 from npr_model.errors import InputError, reason
-from npr_model.files import replacing
+from npr_model.files import atomic_write
 from npr_model.inference.fused import InferenceDetector
 from npr_model.verdicts import Calibration
 
@@ -101,7 +101,7 @@ def export_onnx(checkpoint: LoadedCheckpoint, output: str | os.PathLike) -> None
             logging.disable(logging.NOTSET)
     model = program.model_proto
     onnx.helper.set_model_props(model, _facts(checkpoint))
-    with replacing(Path(output)) as temporary:
+    with atomic_write(Path(output)) as temporary:
         onnx.save(model, temporary)
 
 
@@ -138,7 +138,7 @@ def export_package(checkpoint: LoadedCheckpoint, output: str | os.PathLike, dtyp
                 _WholeBatch(frozen), (torch.zeros(2, 3, 66, 70, dtype=torch.uint8),), dynamic_shapes=(sizes,)
             )
             with (
-                replacing(Path(output)) as temporary,
+                atomic_write(Path(output)) as temporary,
                 tempfile.TemporaryDirectory() as folder,
                 # Compilations of two networks of one kind write the same files there.
                 FileLock(f"{cache_dir()}/npr-export.lock"),

@@ -7,13 +7,13 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from npr_model.detectors.base import Detector
+from npr_model.detectors.base import DetectorNetwork
 from npr_model.detectors.npr import NPRDetector
 from npr_model.errors import InputError
 from npr_model.inference.fused import InferenceDetector
 
 
-def freeze(detector: Detector, dtype: torch.dtype | None = None, *, compile: bool = False) -> nn.Module:
+def freeze(detector: DetectorNetwork, dtype: torch.dtype | None = None, *, compile: bool = False) -> nn.Module:
     """A frozen copy of ``detector`` on its device: (N, 3, H, W) -> (N, 1) float32 logits, without gradients.
 
     Args:
@@ -35,7 +35,7 @@ def freeze(detector: Detector, dtype: torch.dtype | None = None, *, compile: boo
 class FrozenDetector(nn.Module):
     """A copy of ``detector`` in evaluation mode, without gradients, autocast to ``dtype``."""
 
-    def __init__(self, detector: Detector, dtype: torch.dtype) -> None:
+    def __init__(self, detector: DetectorNetwork, dtype: torch.dtype) -> None:
         super().__init__()
         self.detector, self.dtype = copy.deepcopy(detector), dtype
         self.eval().requires_grad_(False)

@@ -81,7 +81,7 @@ class _Unit:
         if self.earlier:  # a name may be in the archive more than once
             for item in self.entries.items(lambda name: None):
                 earlier[item.source] += self.earlier
-        has_row = finished.taker(earlier)
+        has_row = finished.row_matcher(earlier)
         return (item for item in self.entries.items(skip) if not has_row(item.source))
 
 
@@ -188,7 +188,7 @@ def _list(sources: Sources, rows_there: list[ray.ObjectRef], folder: str) -> Ite
 
 
 def _units(sources: Sources, finished: Finished) -> Iterator[_Unit]:
-    has_row, archives, files, skipped = finished.taker(), Counter(), [], 0
+    has_row, archives, files, skipped = finished.row_matcher(), Counter(), [], 0
 
     def unit(entries: list[Item] | Archive, earlier: int = 0) -> _Unit:
         nonlocal skipped

@@ -80,7 +80,7 @@ def as_table(rows: Iterable[Row]) -> pa.Table:
 
 
 @dataclass
-class Summary:
+class Totals:
     """Running totals over rows."""
 
     failed: int = 0

@@ -104,7 +104,7 @@ class Scorer:
         return self.decoder.view
 
     @property
-    def doubt(self) -> str | None:
+    def verdict_caveat(self) -> str | None:
         """Why the verdicts may not be what the calibration's note says of them; None where they are."""
         if not self.calibrated:
             return "not calibrated: verdicts are those of logit 0, take them as a ranking"

@@ -58,7 +58,7 @@ def make_app(checkpoint: LoadedCheckpoint, scorer: Scorer, *, max_bytes: int) ->
     def _answer(data: bytes) -> dict[str, Any]:
         with one_at_a_time:
             (row,) = scorer.score([in_memory("", data)])
-            answer = row.as_dict() | {"note": scorer.doubt or scorer.calibration.note}
+            answer = row.as_dict() | {"note": scorer.verdict_caveat or scorer.calibration.note}
             if row.error is None and isinstance(checkpoint.model, NPRDetector):
                 answer |= _maps(checkpoint, decode(data, max_pixels=scorer.decoder.max_pixels).pixels)
             return answer

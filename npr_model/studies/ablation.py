@@ -14,7 +14,7 @@ from npr_model.errors import InputError, reason
 from npr_model.evaluation import published
 from npr_model.evaluation.evaluate import Evaluation, evaluate
 from npr_model.evaluation.metrics import Metrics
-from npr_model.files import replacing
+from npr_model.files import atomic_write
 from npr_model.imaging.views import View
 from npr_model.screening.rows import Row
 from npr_model.screening.runner import Scorer
@@ -38,7 +38,7 @@ class Variant:
         return f"grid{self.grid_size}-anchor-{self.anchor}"
 
     @property
-    def in_the_paper(self) -> str:
+    def paper_name(self) -> str:
         """The paper's name of the anchor: w_1 for 0, mean, max."""
         return self.anchor if isinstance(self.anchor, str) else f"w_{self.anchor + 1}"
 
@@ -110,10 +110,10 @@ def table(outcomes: Sequence[Outcome], note: str) -> Table:
     columns += ["published mean accuracy", "published mean AP"]
     rows = []
     for outcome in outcomes:
-        cells = [str(outcome.variant.grid_size), outcome.variant.in_the_paper]
+        cells = [str(outcome.variant.grid_size), outcome.variant.paper_name]
         for row in (*(outcome.generators[name] for name in generators), outcome.mean):
             cells += [percent(row.accuracy), percent(row.average_precision)] if row else ["-", "-"]
-        theirs = published.ablation().get((outcome.variant.grid_size, outcome.variant.in_the_paper), {})
+        theirs = published.ablation().get((outcome.variant.grid_size, outcome.variant.paper_name), {})
         mean = theirs.get(published.MEAN)
         cells += [f"{mean.accuracy:.1f}", f"{mean.average_precision:.1f}"] if mean else ["", ""]
         rows.append(tuple(cells))
@@ -126,7 +126,7 @@ def as_json(outcomes: Sequence[Outcome]) -> str:
 
 
 def _write(path: Path, found: Evaluation) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
 
 

@@ -19,9 +19,9 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from npr_model.datasets import FAKE, REAL, Sample
+from npr_model.datasets import CLASS_NAMES, FAKE, REAL, Sample
 from npr_model.errors import InputError, reason
-from npr_model.files import readable_name, replacing
+from npr_model.files import atomic_write, readable_name
 from npr_model.imaging.decode import ImageError
 from npr_model.imaging.headers import Encoding, read_encoding
 from npr_model.imaging.jpeg_quality import estimate_quality
@@ -137,7 +137,7 @@ class Audit:
         """As Markdown or JSON. Raises InputError for any other suffix than SUFFIXES."""
         if path.suffix.lower() not in SUFFIXES:
             raise InputError(f"{path} has no suffix of an audit; give one of {', '.join(SUFFIXES)}")
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(SUFFIXES[path.suffix.lower()](self), encoding="utf-8")
 
 
@@ -162,10 +162,7 @@ def audit(samples: Sequence[Sample], workers: int = 4, on_read: Callable[[int], 
                 files.append(result)
             else:
                 errors[readable_name(sample.path)] = str(result)
-    sides = {
-        name: _side([file for file in files if file.label == label])
-        for name, label in (("real", REAL), ("generated", FAKE))
-    }
+    sides = {name: _side([file for file in files if file.label == label]) for label, name in CLASS_NAMES.items()}
     return Audit(sides, _baselines(files), errors)
 
 

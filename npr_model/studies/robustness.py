@@ -12,7 +12,7 @@ from npr_model.datasets import Sample
 from npr_model.errors import InputError, reason
 from npr_model.evaluation.evaluate import Evaluation, evaluate
 from npr_model.evaluation.metrics import Metrics
-from npr_model.files import replacing
+from npr_model.files import atomic_write
 from npr_model.imaging.perturbations import Perturbation
 from npr_model.screening.rows import Row
 from npr_model.screening.runner import Scorer
@@ -69,7 +69,7 @@ def measure(
         if text not in known:
             found = evaluate(scorer, samples, perturbation=perturbation, on_row=on_row)
             known[text] = _point(text, found)
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_text(_dump(identity, known), encoding="utf-8")
         points.append(known[text])
         on_point(known[text])

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from npr_model.imaging.decode import decode
 from npr_model.imaging.encode import encode_jpeg, encode_webp, encoded_as
+from npr_model.imaging.filters import gaussian_blur, resize
 from npr_model.imaging.headers import Encoding, read_encoding
 from npr_model.imaging.views import View, tile
 from npr_model.training.config import TrainConfig
@@ -35,11 +36,13 @@ def augment(
     factor = random.uniform(*config.rescale_factor) if random.random() < config.rescale_probability else 1.0
     pixels = crop(pixels, max(1, round(config.crop_size / factor)), config.grid_size, random)
     if pixels.shape[0] != config.crop_size:
-        pixels = rescale(pixels, config.crop_size, INTERPOLATIONS[random.integers(len(INTERPOLATIONS))])
+        pixels = resize(
+            pixels, config.crop_size, config.crop_size, INTERPOLATIONS[random.integers(len(INTERPOLATIONS))]
+        )
     if random.random() < config.flip_probability:
         pixels = flip(pixels)
     if random.random() < config.blur_probability:
-        pixels = blur(pixels, random.uniform(*config.blur_sigma))
+        pixels = gaussian_blur(pixels, random.uniform(*config.blur_sigma))
     if random.random() < config.webp_probability:
         pixels = decode(encode_webp(pixels, _integer(config.webp_quality, random))).pixels
     if random.random() < config.jpeg_probability:
@@ -71,19 +74,9 @@ def crop(pixels: np.ndarray, size: int, grid_size: int, random: np.random.Genera
     return pixels[top : top + size, left : left + size]
 
 
-def rescale(pixels: np.ndarray, size: int, interpolation: Image.Resampling) -> np.ndarray:
-    """(H, W, 3) to (size, size, 3) with Pillow's antialiased interpolation."""
-    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((size, size), interpolation))
-
-
 def flip(pixels: np.ndarray) -> np.ndarray:
     """Left to right. (torch copies pixels of three bytes ten times as fast as NumPy.)"""
     return torch.from_numpy(np.require(pixels, requirements="W")).flip(1).numpy()
-
-
-def blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian of ``sigma`` pixels, as Pillow approximates it by repeated box filters."""
-    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).filter(ImageFilter.GaussianBlur(sigma)))
 
 
 @functools.lru_cache(maxsize=2**16)

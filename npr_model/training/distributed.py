@@ -27,10 +27,10 @@ class Process:
     size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
-    def from_first(self, value: Any) -> Any:
+    def from_main(self, value: Any) -> Any:
         """The first process's ``value``, in every process."""
         if self.size == 1:
             return value
@@ -63,7 +63,7 @@ class Process:
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[Process]:
+def process_group(device: str) -> Iterator[Process]:
     """This process among those that torchrun started (Gloo on the CPU, NCCL on GPUs), or alone without torchrun.
 
     A process group that exists already is used as it is.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from npr_model.detectors import detector_class
-from npr_model.detectors.base import Detector
+from npr_model.detectors.base import DetectorNetwork
 from npr_model.errors import InputError
 from npr_model.training.config import TrainConfig
 from npr_model.training.distributed import Process
@@ -31,7 +31,7 @@ class Fitter:
 
     def __init__(self, config: TrainConfig, process: Process, crops: int) -> None:
         self.config, self.process = config, process
-        self.network: Detector = detector_class(config.detector)().to(process.device).eval()
+        self.network: DetectorNetwork = detector_class(config.detector)().to(process.device).eval()
         bytes_each = 4 * self.network.fc.in_features
         if process.size > 1:
             raise InputError(f"the detector {config.detector} is fitted in one process: start it without torchrun")
@@ -44,7 +44,7 @@ class Fitter:
         self.labels: list[Tensor] = []
         self.first = 0  # of the lists' parts, those of this epoch
 
-    def start_from(self, network: Detector) -> None:
+    def start_from(self, network: DetectorNetwork) -> None:
         """Give the logits of ``network`` until the first fit."""
         self.network.load_state_dict(network.state_dict())
 

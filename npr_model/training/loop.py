@@ -19,15 +19,15 @@ from typing import Any
 
 from npr_model import checkpoints, datasets
 from npr_model.checkpoints import Metadata
-from npr_model.datasets import DatasetError, Sample, Survey
+from npr_model.datasets import DatasetError, Inspection, Sample
 from npr_model.detectors import detector_class
-from npr_model.detectors.base import Detector
+from npr_model.detectors.base import DetectorNetwork
 from npr_model.errors import InputError
 from npr_model.evaluation.evaluate import Evaluation, collect, evaluate
 from npr_model.imaging.views import View
 from npr_model.screening.runner import Scorer
 from npr_model.training.config import TrainConfig
-from npr_model.training.distributed import Process, joined
+from npr_model.training.distributed import Process, process_group
 from npr_model.training.fitter import Fitter
 from npr_model.training.loading import BalancedBatches, Loader
 from npr_model.training.run_folder import BEST, LAST, Run, open_run
@@ -38,7 +38,7 @@ from npr_model.training.trainer import Trainer
 class Plan:
     """What is about to be trained: ``steps`` in an epoch, in ``processes``, from a ``first_step`` of the whole run on.
 
-    ``survey`` of the training images is None where a resumed run makes none.
+    ``inspection`` of the training images is None where a resumed run makes none.
     """
 
     config: TrainConfig
@@ -47,7 +47,7 @@ class Plan:
     steps: int
     processes: int
     first_step: int
-    survey: Survey | None
+    inspection: Inspection | None
 
 
 @dataclass(frozen=True)
@@ -119,16 +119,16 @@ def train(
     samples, validation = find_samples(config)
     if config.start and not resume:
         starting_point(config)  # before all images are read
-    with joined(config.device) as process:
+    with process_group(config.device) as process:
         if config.dtype == "float16" and process.device.type == "cpu":
             raise InputError("dtype float16 is for GPUs; on the CPU use bfloat16")
         batches = BalancedBatches([sample.label for sample in samples], config, process.rank, process.size)
         crops = config.epochs * batches.steps * config.batch_size
         trainer = Fitter(config, process, crops) if detector_class(config.detector).fitted else Trainer(config, process)
-        run = survey = None
-        if process.first:
-            run, survey = open_run(folder, config, samples, validation, resume, on_read)
-        run = process.from_first(run)
+        run = inspection = None
+        if process.is_main:
+            run, inspection = open_run(folder, config, samples, validation, resume, on_read)
+        run = process.from_main(run)
         if run.trainer is not None:
             trainer.load(run.trainer)
             run.trainer = None
@@ -137,15 +137,15 @@ def train(
         loader = Loader(samples, batches, process.device)
         first_step = run.epoch * batches.steps + run.step
         with _scalars(config, folder, process, first_step) as write_scalars:
-            if process.first:
-                on_start(Plan(config, samples, validation, batches.steps, process.size, first_step, survey))
+            if process.is_main:
+                on_start(Plan(config, samples, validation, batches.steps, process.size, first_step, inspection))
             while run.epoch < config.epochs:
                 batches.start(run.epoch, run.step)
                 for step in _steps(run, trainer, loader, folder):
                     write_scalars({"train/loss": step.loss, "train/learning_rate": trainer.learning_rate}, step.number)
                     on_step(step)
                 loss, accuracy = trainer.end_epoch()
-                if process.first:
+                if process.is_main:
                     epoch = _finish_epoch(run, trainer, loss, accuracy, validation, folder)
                     write_scalars(epoch.scalars(), run.epoch * batches.steps)
                     on_epoch(epoch)
@@ -172,7 +172,7 @@ def find_samples(config: TrainConfig) -> tuple[list[Sample], list[Sample]]:
     return samples, collect(config.validation) if config.validation else []
 
 
-def starting_point(config: TrainConfig) -> Detector:
+def starting_point(config: TrainConfig) -> DetectorNetwork:
     """The network of ``config.start``. Raises InputError where it cannot be read or differs in architecture."""
     network = checkpoints.load(config.start).model
     for name in ("detector", "grid_size", "anchor"):
@@ -188,7 +188,7 @@ def _steps(run: Run, trainer: Trainer | Fitter, loader: Loader, folder: Path) ->
 
     A step is reported when the next one is on its way, so that a GPU never waits for the loss to be read.
     """
-    batches, first = loader.batches, trainer.process.first
+    batches, first = loader.batches, trainer.process.is_main
     began, parts, unread = time.perf_counter() - run.seconds, iter(loader), deque()
     loader.waited = run.waited
 
@@ -246,7 +246,7 @@ def _scalars(
     config: TrainConfig, folder: Path, process: Process, first_step: int
 ) -> Iterator[Callable[[dict[str, float], int], None]]:
     """Gives write(scalars, step), which shows them in TensorBoard if the config asks for it."""
-    if not config.tensorboard or not process.first:
+    if not config.tensorboard or not process.is_main:
         yield lambda scalars, step: None
         return
     writer = _summary_writer()(folder / "tensorboard", purge_step=first_step + 1)

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from npr_model import datasets
-from npr_model.datasets import Sample, Survey
+from npr_model.datasets import Inspection, Sample
 from npr_model.errors import InputError, reason
-from npr_model.files import replacing
+from npr_model.files import atomic_write
 from npr_model.training.config import CONFIG, FIELDS, MACHINE_FIELDS, TrainConfig, load_run
 from npr_model.training.fitter import Fitter
 from npr_model.training.trainer import Trainer
@@ -51,11 +51,11 @@ class Run:
     trainer: dict[str, Any] | None = None
 
     def save(self, trainer: Trainer | Fitter, folder: Path) -> None:
-        with replacing(folder / STATE) as temporary:
+        with atomic_write(folder / STATE) as temporary:
             torch.save(vars(self) | {"trainer": trainer.state()}, temporary)
 
     def write_history(self, folder: Path) -> None:
-        with replacing(folder / HISTORY) as temporary:
+        with atomic_write(folder / HISTORY) as temporary:
             temporary.write_text("".join(json.dumps(epoch) + "\n" for epoch in self.history), encoding="utf-8")
 
     def next_epoch(self) -> None:
@@ -69,24 +69,26 @@ def open_run(
     validation: Sequence[Sample],
     resume: bool,
     on_read: Callable[[int, int], None],
-) -> tuple[Run, Survey | None]:
+) -> tuple[Run, Inspection | None]:
     """A new run in a new folder, or, with ``resume``, the one in ``folder`` as it was saved last. Raises InputError."""
     files = hashlib.sha256("\n".join(f"{sample.label} {sample.path}" for sample in samples).encode("utf-8", "replace"))
-    run = survey = None
+    run = inspection = None
     if resume:
         run = _saved_run(folder, config, files.hexdigest())
     else:
         prepare(folder)
     if run is None:
         total = len(samples) + len(validation)
-        survey = datasets.survey(samples, config.grid_size, config.workers, lambda count: on_read(count, total))
-        datasets.survey(validation, config.grid_size, config.workers, lambda count: on_read(count, total))
-        run = Run(config.to_json(), files.hexdigest(), ", ".join(survey.decoders))
+        inspection = datasets.inspect_samples(
+            samples, config.grid_size, config.workers, lambda count: on_read(count, total)
+        )
+        datasets.inspect_samples(validation, config.grid_size, config.workers, lambda count: on_read(count, total))
+        run = Run(config.to_json(), files.hexdigest(), ", ".join(inspection.decoders))
     run.config = config.to_json()
-    with replacing(folder / CONFIG) as temporary:
+    with atomic_write(folder / CONFIG) as temporary:
         temporary.write_text(run.config, encoding="utf-8")
     run.write_history(folder)
-    return run, survey
+    return run, inspection
 
 
 def prepare(folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from npr_kernels.info import onednn_serves
 from npr_model.checkpoints import Metadata
-from npr_model.detectors.base import Detector
+from npr_model.detectors.base import DetectorNetwork
 from npr_model.training.config import TrainConfig
 from npr_model.training.distributed import Process, SyncBatchNorm
 
@@ -39,7 +39,7 @@ class Trainer:
         if config.dtype == "bfloat16" and device.type == "cpu" and not onednn_serves(torch.bfloat16):
             _logger.warning("bfloat16 is slow here: this processor does not multiply it; float32 is faster")
 
-    def start_from(self, network: Detector) -> None:
+    def start_from(self, network: DetectorNetwork) -> None:
         """Begin with the weights and running averages of ``network``, of the same architecture."""
         self.network.load_state_dict(network.state_dict())
 

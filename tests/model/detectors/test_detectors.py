@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from npr_model import checkpoints, cli
 from npr_model.checkpoints import CheckpointError, Metadata
 from npr_model.detectors import NAMES, detector_class
-from npr_model.detectors.base import IMAGENET_MEAN, IMAGENET_STD, Detector
+from npr_model.detectors.base import IMAGENET_MEAN, IMAGENET_STD, DetectorNetwork
 from npr_model.detectors.durall import RINGS, Durall
 from npr_model.detectors.f3net import FrequencyAwareDecomposition, LocalFrequencyStatistics
 from npr_model.detectors.frank import TILE, Frank
@@ -42,7 +42,7 @@ def images(*sizes: tuple[int, int], count: int = 2) -> list[torch.Tensor]:
     ]
 
 
-def made(name: str) -> Detector:
+def made(name: str) -> DetectorNetwork:
     """With weights and statistics that are not the initial ones."""
     torch.manual_seed(0)
     model = detector_class(name)()
@@ -59,7 +59,7 @@ def made(name: str) -> Detector:
 @pytest.mark.parametrize("name", OTHERS)
 def test_is_a_detector(name, tmp_path):
     model = made(name)
-    assert model.in_the_paper in published.methods()
+    assert model.paper_name in published.methods()
     wide = copy.deepcopy(model).double()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     for pixels in images((32, 32), (2, 2), (30, 141)):
@@ -124,7 +124,7 @@ def test_trains_is_resumed_and_compared(name, labelled, tmp_path, capsys):
     ]
     assert cli.main(arguments) == 0
     rows = json.loads((output / "comparison.json").read_text())
-    assert [row["detector"] for row in rows] == ["NPR", detector_class(name).in_the_paper]
+    assert [row["detector"] for row in rows] == ["NPR", detector_class(name).paper_name]
     assert rows[1]["mean"]["average_precision"] == pytest.approx(max(epoch.score for epoch in epochs))
     assert rows[0]["threshold"] == 0
     table = (output / "comparison.md").read_text()

@@ -284,7 +284,9 @@ def test_units_leave_out_what_has_rows(tmp_path):
 
 def test_an_archive_listed_twice_has_as_many_rows(tmp_path):
     finished = Finished(["a", "b", "b"])
-    left = [[s for s in "abc" if not take(s)] for take in (finished.taker(), finished.taker({"a": 1, "b": 1}))]
+    left = [
+        [s for s in "abc" if not take(s)] for take in (finished.row_matcher(), finished.row_matcher({"a": 1, "b": 1}))
+    ]
     assert left == [["c"], ["a", "c"]]
 
 

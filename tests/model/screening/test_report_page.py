@@ -13,11 +13,11 @@ import pytest
 
 from npr_model import cli
 from npr_model.errors import InputError
-from npr_model.screening import digest as digests
-from npr_model.screening.digest import digest
+from npr_model.screening import summary
 from npr_model.screening.page import THUMBNAIL, fetch, thumbnail
 from npr_model.screening.rows import Row
 from npr_model.screening.sinks import open_sink
+from npr_model.screening.summary import summarise
 from tests.model.conftest import encoded, noise
 from tests.model.screening.test_sources import PICTURES, tar
 
@@ -53,7 +53,7 @@ def written(folder: Path, name: str, rows: list[Row]) -> Path:
 def test_numbers(tmp_path, name, monkeypatch):
     monkeypatch.setattr("npr_model.screening.sinks.ROWS_A_PART", 70)
     rows = made_rows()
-    found = digest(written(tmp_path, name, rows), 60)
+    found = summarise(written(tmp_path, name, rows), 60)
     scored = [row for row in rows if row.error is None]
     assert found.total == 304 and found.verdicts == Counter(row.verdict for row in scored)
     assert found.errors["damaged"] == (2, [("x.png", "it is damaged"), ("y.png", "it is damaged")])
@@ -63,7 +63,7 @@ def test_numbers(tmp_path, name, monkeypatch):
     assert set(found.histograms) == {
         ("photos/a", "PNG"), ("photos/b", "PNG"), ("shard0.tar", "JPEG"), ("shard1.tar", "JPEG")
     }  # fmt: skip
-    expected, _ = np.histogram([row.logit for row in scored if row.format == "JPEG"], digests.edges())
+    expected, _ = np.histogram([row.logit for row in scored if row.format == "JPEG"], summary.edges())
     np.testing.assert_array_equal(
         found.histograms["shard0.tar", "JPEG"] + found.histograms["shard1.tar", "JPEG"], expected
     )
@@ -79,21 +79,21 @@ def test_folders_of_several_runs_together_have_a_threshold(tmp_path):
     rows = made_rows()
     for rank in range(2):
         written(tmp_path, f"scores/{rank}/", rows[rank::2])
-    found = digest(tmp_path / "scores", 6)
+    found = summarise(tmp_path / "scores", 6)
     assert found.total == len(rows) and found.threshold is not None
     assert max(row.logit for row in rows if row.verdict == "real") <= found.threshold
 
 
 def test_many_folders_are_counted_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(digests, "MAX_GROUPS", 3)
+    monkeypatch.setattr(summary, "MAX_GROUPS", 3)
     rows = [Row(f"{i}/a.png", "00", 0.0, 0.5, "real", 8, 8, "PNG", view="native", model="m") for i in range(10)]
-    found = digest(written(tmp_path, "scores.parquet", rows), 3)
-    assert len(found.histograms) == 4 and found.histograms[digests.OTHERS, "PNG"].sum() == 7
+    found = summarise(written(tmp_path, "scores.parquet", rows), 3)
+    assert len(found.histograms) == 4 and found.histograms[summary.OTHERS, "PNG"].sum() == 7
 
 
 def test_logits_beyond_the_histogram_count_at_its_edge(tmp_path):
     rows = [Row("a", "0", value, 0.5, "real", 8, 8, "PNG", view="n", model="m") for value in (-99.0, 99.0, 12.0)]
-    (counts,) = digest(written(tmp_path, "scores.parquet", rows), 3).histograms.values()
+    (counts,) = summarise(written(tmp_path, "scores.parquet", rows), 3).histograms.values()
     assert (counts[0], counts[-1], counts.sum()) == (1, 2, 3)
 
 
@@ -248,4 +248,4 @@ def test_bad_input(tmp_path, capsys):
         assert cli.main(["report", str(path), "-o", str(tmp_path / output) if output.endswith("html") else output]) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(InputError):
-        digest(tmp_path / "x.txt", 3)
+        summarise(tmp_path / "x.txt", 3)

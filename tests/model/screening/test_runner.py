@@ -25,7 +25,7 @@ from npr_model.errors import InputError
 from npr_model.imaging.views import View
 from npr_model.screening import decoding, runner, sinks
 from npr_model.screening.items import Item
-from npr_model.screening.rows import Row, Summary
+from npr_model.screening.rows import Row, Totals
 from npr_model.screening.runner import Scorer
 from npr_model.screening.sinks import SinkError
 from npr_model.screening.sources import SourceError, Sources
@@ -472,7 +472,7 @@ def test_unusable_outputs(tmp_path, name, message):
 
 
 def test_summary():
-    summary = Summary()
+    summary = Totals()
     for row in (GOOD, GOOD, FAILED):
         summary.add(row)
     assert (summary.scored, summary.failed) == (2, 1)

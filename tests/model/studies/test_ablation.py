@@ -20,7 +20,7 @@ SMALL = {"batch_size": 4, "crop_size": 18, "workers": 0, "device": "cpu", "epoch
 
 def test_variants():
     assert len(ablation.variants()) == 12
-    assert [Variant(2, 0).in_the_paper, Variant(3, 3).in_the_paper, Variant(3, "max").in_the_paper] == [
+    assert [Variant(2, 0).paper_name, Variant(3, 3).paper_name, Variant(3, "max").paper_name] == [
         "w_1",
         "w_4",
         "max",

@@ -92,4 +92,4 @@ def test_command(labelled, checkpoint, tmp_path, capsys):
     assert cli.main([*arguments[:3], str(tmp_path / "more"), *arguments[4:], "--perturb", "png"]) == 1
     capsys.readouterr()
     assert cli.main([*arguments, "--perturb", "jpeg:0"]) == 2
-    assert "no perturbation 'jpeg:0'" in capsys.readouterr().err
+    assert "unknown codec 'jpeg:0'" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from npr_model.detectors.npr import NPRDetector
 from npr_model.devices import choose_device
 from npr_model.errors import InputError
 from npr_model.training.config import TrainConfig
-from npr_model.training.distributed import Process, SyncBatchNorm, joined
+from npr_model.training.distributed import Process, SyncBatchNorm, process_group
 from tests.model.training import two_processes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -77,18 +77,18 @@ def test_one_process_shares_nothing():
     process, tensor = Process(torch.device("cpu")), torch.ones(2)
     process.sum(tensor)
     process.average([tensor])
-    assert process.first and process.from_first("x") == "x" and tensor.tolist() == [1, 1]
+    assert process.is_main and process.from_main("x") == "x" and tensor.tolist() == [1, 1]
 
 
 def test_devices(monkeypatch):
     assert choose_device("cpu") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == "cpu"
-    with pytest.raises(InputError, match="torch finds no CUDA GPU"), joined("cuda"):
+    with pytest.raises(InputError, match="torch finds no CUDA GPU"), process_group("cuda"):
         pass
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match="process 1 of this machine finds only 1 GPUs"), joined("auto"):
+    with pytest.raises(InputError, match="process 1 of this machine finds only 1 GPUs"), process_group("auto"):
         pass

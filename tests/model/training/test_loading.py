@@ -162,13 +162,13 @@ def test_a_bad_file_is_named(samples, workers, match_classes):
         list(loader)
 
 
-def test_survey(tmp_path):
+def test_inspection(tmp_path):
     listed = []
     for name, label, format in (("a", REAL, "PNG"), ("b", REAL, "JPEG"), ("c", FAKE, "PNG")):
         (tmp_path / name).write_bytes(encoded(noise(8, 8), format))
         listed.append(Sample(tmp_path / name, label, "x"))
     read = []
-    survey = datasets.survey(listed, 2, 1, read.append)
-    assert str(survey) == "0_real: 1 PNG, 1 JPEG; 1_fake: 1 PNG" and survey.classes_differ
-    assert len(survey.decoders) == 2 and sum(read) == 3
-    assert not datasets.survey([listed[0], listed[2]], 2, 1).classes_differ
+    inspection = datasets.inspect_samples(listed, 2, 1, read.append)
+    assert str(inspection) == "0_real: 1 PNG, 1 JPEG; 1_fake: 1 PNG" and inspection.classes_differ
+    assert len(inspection.decoders) == 2 and sum(read) == 3
+    assert not datasets.inspect_samples([listed[0], listed[2]], 2, 1).classes_differ

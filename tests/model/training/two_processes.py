@@ -12,7 +12,7 @@ import torch
 
 from npr_model import cli
 from npr_model.training import config, loop
-from npr_model.training.distributed import joined
+from npr_model.training.distributed import process_group
 from npr_model.training.loading import BalancedBatches, Loader
 from npr_model.training.trainer import Trainer
 
@@ -20,7 +20,7 @@ from npr_model.training.trainer import Trainer
 def float64_steps(chosen: config.TrainConfig) -> dict:
     """Losses and final state of one epoch."""
     samples, _ = loop.find_samples(chosen)
-    with joined("cpu") as process:
+    with process_group("cpu") as process:
         sampler = BalancedBatches([sample.label for sample in samples], chosen, process.rank, process.size)
         trainer = Trainer(chosen, process)
         trainer.network.double()
@@ -30,7 +30,7 @@ def float64_steps(chosen: config.TrainConfig) -> dict:
             "processes": process.size,
             "losses": losses,
             "end": trainer.end_epoch(),
-            "network": trainer.network.state_dict() if process.first else None,
+            "network": trainer.network.state_dict() if process.is_main else None,
         }
 
 

@@ -28,7 +28,7 @@ _COLUMNS = ("source", "logit", "probability", "verdict", "width", "height", "for
 
 
 @dataclass
-class Digest:
+class Summary:
     """``histograms``: by (group, format) the counts of logits in BINS; a group is a folder or an archive.
 
     ``errors``: by code the count and some sources with their messages. ``threshold``: above it a logit is called
@@ -44,13 +44,13 @@ class Digest:
     gallery: list[dict[str, Any]] = field(default_factory=list)
 
 
-def digest(path: Path, images: int, seed: int = 0) -> Digest:
+def summarise(path: Path, images: int, seed: int = 0) -> Summary:
     """Of what ``npr screen`` wrote: a .parquet, .csv or .jsonl file, or a folder of parts; ``images`` in the gallery.
 
     The gallery is a third each of the highest logits, of those nearest to the threshold, and drawn from all by
     ``seed``. Raises InputError for a table that is none of ours.
     """
-    result = Digest()
+    result = Summary()
     lowest_generated, highest_other = np.inf, -np.inf
     for batch in _batches(path, [*_COLUMNS, "model", "view"]):
         table = batch.to_pydict()
@@ -97,7 +97,7 @@ def group(source: str) -> str:
     return archive if inside else os.path.dirname(source)
 
 
-def _gallery(path: Path, found: Digest, images: int, seed: int) -> list[dict[str, Any]]:
+def _gallery(path: Path, found: Summary, images: int, seed: int) -> list[dict[str, Any]]:
     generator, each = np.random.default_rng(seed), -(-images // 3)
     threshold = found.threshold or 0.0
     keys = {
