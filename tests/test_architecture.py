@@ -19,6 +19,7 @@ LAYERS = (
     ("cli",),
     ("commands",),
     ("npr_model",),
+    ("api",),
     ("studies",),
     ("training",),
     ("evaluation",),

@@ -83,7 +83,7 @@ def scorer_maker(
     cache: Path | None = None,
 ) -> functools.partial[Scorer]:
     """The scorer but for its device; it can be pickled. Usage errors before the slow parts."""
-    from npr_model.imaging.decode import MAX_PIXELS
+    from npr_model.imaging.limits import MAX_PIXELS
     from npr_model.imaging.views import View
 
     parsed = View.parse(view) if view else None

@@ -27,8 +27,7 @@ import simplejpeg
 from PIL import Image
 
 from npr_model.errors import InputError, reason
-
-MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompression bomb
+from npr_model.imaging.limits import MAX_PIXELS
 
 # Pillow also opens formats that call other programs (EPS runs Ghostscript) or hold no photographs; these are refused.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
@@ -50,11 +49,14 @@ class ImageError(InputError):
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """``pixels``: (H, W, 3) uint8, contiguous. ``format`` as Pillow names it; ``decoder`` with its version."""
+    """``pixels``: (H, W, 3) uint8, contiguous. ``format``: as Pillow names it. ``decoder``: with its version.
+
+    Both names are None for pixels that come from no file.
+    """
 
     pixels: np.ndarray
-    format: str
-    decoder: str
+    format: str | None
+    decoder: str | None
 
     @property
     def width(self) -> int:
@@ -109,6 +111,16 @@ def _decode_pillow(data: bytes, max_pixels: int) -> DecodedImage:
     return DecodedImage(pixels, name, _PILLOW)
 
 
+def from_pillow(image: Image.Image) -> DecodedImage:
+    """The current frame of an image that Pillow has opened, converted by the module's rules. Raises ImageError."""
+    try:
+        return DecodedImage(np.array(_to_rgb(image)), image.format, _PILLOW)
+    except ImageError:
+        raise
+    except Exception as error:  # as above: Pillow decodes only now
+        raise ImageError(f"the image is truncated, damaged or not supported ({reason(error)})") from error
+
+
 def open_image(file: BinaryIO) -> Image.Image:
     """Open without Pillow's own pixel limit, of which it warns or raises; ours is checked next, before decoding."""
     Image.init()
@@ -134,6 +146,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raise ImageError for an image without pixels, or with more than ``max_pixels``."""
     if width < 1 or height < 1:
         raise ImageError(f"the image has no pixels ({width}x{height})")
     if width * height > max_pixels:

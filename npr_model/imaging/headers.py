@@ -10,7 +10,8 @@ import PIL
 from PIL import JpegImagePlugin
 
 from npr_model.errors import reason
-from npr_model.imaging.decode import MAX_PIXELS, ImageError, check_size, open_image
+from npr_model.imaging.decode import ImageError, check_size, open_image
+from npr_model.imaging.limits import MAX_PIXELS
 
 _SUBSAMPLING = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's numbers; other kinds are rare
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from npr_model.imaging.decode import ImageError
 from npr_model.imaging.filters import resize
-
-MAX_SIDE = 13_377  # the square of it is decode.MAX_PIXELS
+from npr_model.imaging.limits import MAX_SIDE
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 import time
@@ -17,7 +18,7 @@ import torch
 from npr_kernels import BackendError
 from npr_model.checkpoints import LoadedCheckpoint
 from npr_model.errors import reason
-from npr_model.imaging.decode import MAX_PIXELS
+from npr_model.imaging.limits import MAX_PIXELS
 from npr_model.imaging.views import View
 from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import default_dtype
@@ -28,6 +29,7 @@ from npr_model.screening.rows import Row, unscored
 from npr_model.verdicts import Calibration
 
 PENDING_PIXELS = 2**26  # decoded pixels that may wait for a batch of their size: 192 MiB
+IN_ORDER = 64  # images among which batches of one size are gathered, where the order is kept
 BATCH_PIXELS = 2**24  # pixels in one batch, so that large images are scored a few at a time
 
 
@@ -85,6 +87,7 @@ class Scorer:
         self.decoder = Decoder(
             view or checkpoint.metadata.view, checkpoint.model_id, checkpoint.model.grid_size, max_pixels
         )
+        self.checkpoint = checkpoint
         self.batch_size = batch_size
         self.workers = workers or min(16, os.cpu_count() or 1)
         self.device = torch.device(device)
@@ -142,6 +145,24 @@ class Scorer:
         known = Known()
         try:
             yield from self.score_decoded(self._decode_all(items, known), known)
+        finally:
+            if self._cache is not None:
+                self._cache.commit()
+
+    def score_in_order(self, items: Iterable[Item]) -> Iterator[Row]:
+        """As :meth:`score`, but in the order of the items: IN_ORDER of them at a time are gathered into batches."""
+        self.rates = Rates(self.workers)
+        known = Known()
+        numbered = (Item(str(number), item.load) for number, item in enumerate(items))
+        decoded, ready, due = self._decode_all(numbered, known), {}, 0
+        try:
+            while some := list(itertools.islice(decoded, 1)):
+                window = itertools.chain(some, itertools.islice(decoded, IN_ORDER - 1))
+                for row in self.score_decoded(window, known):
+                    ready[int(row.source)] = row
+                    while due in ready:
+                        yield ready.pop(due)
+                        due += 1
         finally:
             if self._cache is not None:
                 self._cache.commit()
