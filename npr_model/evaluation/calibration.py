@@ -57,9 +57,7 @@ def calibrate(
     The first of ``rates`` that the number of photographs allows gives the default verdict. Uncertain is what lies above
     the threshold for ``uncertain_rate`` but not above that of the verdict. Raises CalibrationError.
     """
-    for rate in (*rates, uncertain_rate):
-        if not 0 < rate < 1:
-            raise CalibrationError(f"a false-positive rate must lie between 0 and 1, got {rate:g}")
+    require_enough(len(reals), rates, uncertain_rate)
     count, points, warnings = len(reals), [], []
     for rate in rates:
         if count < needed(rate):
@@ -71,9 +69,6 @@ def calibrate(
                 f"the threshold at {100 * rate:g} % rests on few photographs: with {count} the true rate may be "
                 f"{100 * points[-1].upper:.2g} % (95 % confidence)"
             )
-    if not points:
-        least = min(map(needed, rates))
-        raise CalibrationError(f"{count} photographs are too few to calibrate; at least {least} are needed")
     if len(fakes):
         temperature = fit_temperature(reals, fakes)
         if temperature >= MAX_TEMPERATURE:
@@ -93,6 +88,16 @@ def calibrate(
         temperature=temperature,
     )
     return Result(calibration, tuple(warnings))
+
+
+def require_enough(count: int, rates: Sequence[float], uncertain_rate: float) -> None:
+    """Raise CalibrationError for a rate outside 0 .. 1, and where ``count`` photographs are too few for all rates."""
+    for rate in (*rates, uncertain_rate):
+        if not 0 < rate < 1:
+            raise CalibrationError(f"a false-positive rate must lie between 0 and 1, got {rate:g}")
+    least = min(map(needed, rates))
+    if count < least:
+        raise CalibrationError(f"{count} photographs are too few to calibrate; at least {least} are needed")
 
 
 def needed(rate: float) -> int:

@@ -75,7 +75,7 @@ def export_onnx(checkpoint: LoadedCheckpoint, output: str | os.PathLike) -> None
     Its metadata say name, view, threshold and temperature. Raises InputError for detectors other than NPR's, and where
     onnx or onnxscript is missing.
     """
-    _check_is_npr(checkpoint)
+    check_exportable(checkpoint)
     try:
         import onnx
         import onnxscript  # noqa: F401 - torch.onnx needs it, and would say so in many lines
@@ -126,7 +126,7 @@ def export_package(checkpoint: LoadedCheckpoint, output: str | os.PathLike, dtyp
     from filelock import FileLock  # which torch brings
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    _check_is_npr(checkpoint)
+    check_exportable(checkpoint)
     frozen = InferenceDetector(checkpoint.model, dtype=dtype)
     sides = (torch.export.Dim(name, min=PACKAGE_SIDE) for name in ("height", "width"))
     sizes = dict(zip((0, 2, 3), (torch.export.Dim("batch"), *sides), strict=True))
@@ -180,6 +180,7 @@ def _facts(checkpoint: LoadedCheckpoint) -> dict[str, str]:
     }
 
 
-def _check_is_npr(checkpoint: LoadedCheckpoint) -> None:
+def check_exportable(checkpoint: LoadedCheckpoint) -> None:
+    """Raise InputError for a detector other than npr."""
     if not isinstance(checkpoint.model, NPRDetector):
         raise InputError(f"only the detector npr can be exported, not {checkpoint.metadata.detector}")

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import torch
 
 from npr_kernels import BackendError
+from npr_model.devices import check_device_name
 from npr_model.errors import InputError, reason
 from npr_model.screening.archives import Archive
 from npr_model.screening.decoding import Decoded, Decoder, decode_ahead
@@ -94,6 +95,9 @@ class RayEngine:
     """
 
     def __init__(self, make_scorer: MakeScorer, *, device: str = "auto", actors: int = 0) -> None:
+        check_device_name(device)
+        if ":" in device:
+            raise InputError(f"device {device} names one GPU; Ray gives each worker its own: use cuda")
         self._started = not ray.is_initialized()
         if self._started:
             logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it reports plans, and what it raises as well

@@ -87,6 +87,10 @@ class Totals:
     verdicts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VERDICTS, 0))
 
     @property
+    def count(self) -> int:
+        return self.scored + self.failed
+
+    @property
     def scored(self) -> int:
         return sum(self.verdicts.values())
 

@@ -51,9 +51,9 @@ class Screening:
         if engine not in ENGINES:
             raise InputError(f"unknown engine {engine!r}: use {' or '.join(ENGINES)}")
         if engine == "ray" and (options.workers or options.cache is not None):
-            raise InputError(f"{'workers' if options.workers else 'cache'} works with the engine local only")
+            raise InputError(f"{'workers' if options.workers else 'cache'} is supported by the engine local only")
         if engine == "local" and actors:
-            raise InputError("actors works with the engine ray only")
+            raise InputError("actors is supported by the engine ray only")
         if output is not None:
             sinks.check(output)
         self.sources, self.output, self.options = sources, output, options

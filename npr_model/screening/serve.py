@@ -35,8 +35,8 @@ _HEADERS = {
 }
 
 
-def make_app(checkpoint: LoadedCheckpoint, scorer: Scorer, *, max_bytes: int) -> FastAPI:
-    """The application; ``scorer`` is of ``checkpoint`` and has the limit of pixels. One image is scored at a time."""
+def make_app(scorer: Scorer, *, max_bytes: int) -> FastAPI:
+    """The application. One image is scored at a time; ``scorer`` limits its pixels, ``max_bytes`` its file."""
     app = FastAPI(title="npr", docs_url=None, redoc_url=None, openapi_url=None)
     one_at_a_time = threading.Lock()
 
@@ -59,8 +59,8 @@ def make_app(checkpoint: LoadedCheckpoint, scorer: Scorer, *, max_bytes: int) ->
         with one_at_a_time:
             (row,) = scorer.score([in_memory("", data)])
             answer = row.as_dict() | {"note": scorer.verdict_caveat or scorer.calibration.note}
-            if row.error is None and isinstance(checkpoint.model, NPRDetector):
-                answer |= _maps(checkpoint, decode(data, max_pixels=scorer.decoder.max_pixels).pixels)
+            if row.error is None and isinstance(scorer.checkpoint.model, NPRDetector):
+                answer |= _maps(scorer.checkpoint, decode(data, max_pixels=scorer.decoder.max_pixels).pixels)
             return answer
 
     return app

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from npr_model import detectors
+from npr_model.devices import check_device_name
 from npr_model.errors import InputError, reason
 from npr_model.imaging.views import View
 
 CONFIG = "config.json"  # in the folder of a run
-DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
 MACHINE_FIELDS = frozenset(
     ("epochs", "workers", "device", "save_steps", "tensorboard")
@@ -100,6 +100,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         View.parse(self.view)
+        check_device_name(self.device)
         detectors.require(self.detector)
         qualities = (*self.webp_quality, *self.jpeg_quality)
         ranges = (self.rescale_factor, self.blur_sigma, self.webp_quality, self.jpeg_quality)
@@ -124,7 +125,6 @@ class TrainConfig:
             "grid_size and anchor are of the detector npr alone": self.detector != "npr"
             and (self.grid_size, self.anchor) != (2, 0),
             f"dtype must be one of {', '.join(DTYPES)}": self.dtype not in DTYPES,
-            f"device must be one of {', '.join(DEVICES)}": self.device not in DEVICES,
         }
         for problem, found in problems.items():
             if found:

@@ -66,23 +66,25 @@ class Process:
 def process_group(device: str) -> Iterator[Process]:
     """This process among those that torchrun started (Gloo on the CPU, NCCL on GPUs), or alone without torchrun.
 
-    A process group that exists already is used as it is.
-    ``device`` as in :func:`choose_device`; every process of a machine takes a GPU of its own. Raises InputError.
+    A process group that exists already is used as it is. ``device`` as in :func:`npr_model.devices.choose_device`;
+    each of several processes on a machine takes its own GPU. Raises InputError.
     """
-    device = choose_device(device)
     size, rank, local_rank = (int(os.environ.get(name, n)) for name, n in _TORCHRUN.items())
+    device = choose_device(device)
     if size == 1:
         yield Process(torch.device(device))
         return
     backend, own = "gloo", torch.device(device)
-    if device == "cuda":
+    if own.type == "cuda":
+        if own.index is not None:
+            raise InputError(f"device {device} names one GPU, but {size} processes need one each: use cuda")
         if local_rank >= torch.cuda.device_count():
             raise InputError(f"process {local_rank} of this machine finds only {torch.cuda.device_count()} GPUs")
         backend, own = "nccl", torch.device("cuda", local_rank)
         torch.cuda.set_device(own)
     ours = not dist.is_initialized()
-    if ours:  # the first process validates while the others wait for it, which may take long
-        dist.init_process_group(backend, timeout=timedelta(hours=12), device_id=own if device == "cuda" else None)
+    if ours:  # the main process validates while the others wait for it, which may take long
+        dist.init_process_group(backend, timeout=timedelta(hours=12), device_id=own if own.type == "cuda" else None)
     try:
         yield Process(own, rank, size)
     finally:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.metadata
+import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from typing import get_args
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,9 +19,14 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from npr_kernels.backends import registry
 from npr_model import checkpoints, cli
-from npr_model.commands import screen, terminal
+from npr_model.commands import options, screen, simulate, terminal
+from npr_model.evaluation import protocols, published
+from npr_model.screening.options import DTYPES, ScoringOptions
 from npr_model.screening.sources import Sources
+from npr_model.simulation import autoencoders
+from npr_model.training import config
 from npr_model.verdicts import Calibration
 from tests.model.conftest import encoded, make_detector, noise
 
@@ -51,7 +60,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["screen", "--help"], ["evaluate", "-h"], ["train", "-h"], ["info", "-h"]]
+    "arguments", [["--help"], *([command.__name__, "-h"] for commands in cli.PANELS.values() for command in commands)]
 )
 def test_help(arguments):
     result = CliRunner().invoke(cli.app, arguments)
@@ -72,7 +81,7 @@ def test_screen_mixed_folder(npr, folder, tmp_path, checkpoint, monkeypatch):
     assert set(rows) == {"a.png", "b.JPG", "empty.png", "text.jpg", "tiny.png"}
     assert {name for name, row in rows.items() if row["error"] is None} == {"a.png", "b.JPG"}
     assert "5 images: " in out and "3 failed" in out and "not calibrated" in out
-    assert "1 other files in the folders were left out" in out
+    assert "1 other files in the folders were skipped" in out
     for name in rows:
         assert f"images/{name}" in out
     assert "error: the file is empty" in out
@@ -173,10 +182,18 @@ def test_evaluate_a_set(npr, tmp_path, checkpoint):
     outputs = [tmp_path / f"report{suffix}" for suffix in (".json", ".csv", ".md", ".tex")]
     options = [argument for output in outputs for argument in ("-o", output)]
     code, out, err = npr(
-        "evaluate", tmp_path, "--preset", "ForenSynths", "--checkpoint", checkpoint, *options, "--plots", tmp_path / "p"
+        "evaluate",
+        tmp_path,
+        "--benchmark",
+        "ForenSynths",
+        "--checkpoint",
+        checkpoint,
+        *options,
+        "--plots",
+        tmp_path / "p",
     )
     assert code == 0
-    assert "is measured in its view resize:256; the checkpoint was trained for native" in err
+    assert "is measured with its view resize:256, but the checkpoint was trained for native" in err
     assert "Missing, and in no number: StyleGAN, StyleGAN2, CycleGAN" in out
     assert "left out: crn" in out and "99.8" in out
     result = json.loads(outputs[0].read_text())["sets"][0]
@@ -185,13 +202,13 @@ def test_evaluate_a_set(npr, tmp_path, checkpoint):
     assert "| BigGAN | 2 | 2 |" in outputs[2].read_text() and "87.5 (" in outputs[2].read_text()
     assert len(outputs[1].read_text().splitlines()) == 3 and "toprule" in outputs[3].read_text()
     assert {path.name for path in (tmp_path / "p").iterdir()} == {"roc.png", "reliability.png"}
-    code, _, err = npr("evaluate", tmp_path, "--preset", "paper", "--checkpoint", checkpoint, "--view", "native")
-    assert code == 0 and "GANGen-Detection is not in" in err and "published for the view resize:256" in err
+    code, _, err = npr("evaluate", tmp_path, "--benchmark", "paper", "--checkpoint", checkpoint, "--view", "native")
+    assert code == 0 and "GANGen-Detection is not in" in err and "ForenSynths use the view resize:256, not native" in err
 
 
 def test_train_then_screen(npr, labelled, tmp_path):
     root = labelled({"train/0_real": 4, "train/1_fake": 4, "held/0_real": 2, "held/1_fake": 2})
-    small = ["--epochs", 2, "--batch-size", 4, "--crop-size", 16, "--workers", 0, "--name", "tiny"]
+    small = ["--epochs", 2, "--batch-size", 4, "--crop-size", 16, "--set", "workers=0", "--name", "tiny"]
     run = tmp_path / "run"
     code, out, err = npr("train", root / "train", "-o", run, "--validation", root / "held", *small)
     assert code == 0 and err == "" and "epoch 2: loss" in out and "average precision" in out
@@ -200,7 +217,7 @@ def test_train_then_screen(npr, labelled, tmp_path):
     code, out, _ = npr("screen", root / "held", "--checkpoint", run / "last.safetensors")
     assert code == 0 and "4 images: " in out and "tiny@" in out
     code, out, err = npr("train", "--resume", run, "--epochs", 3)
-    assert code == 0 and err == "" and "resumed after 4 of 6 steps" in out and "epoch 3: loss" in out
+    assert code == 0 and err == "" and "continued after 4 of 6 steps" in out and "epoch 3: loss" in out
     code, out, err = npr("train", "--resume", run, "--set", "seed=7")
     assert code == terminal.EXIT_USAGE and "was trained with seed=100, not 7" in err and err.count("\n") == 1
 
@@ -223,7 +240,7 @@ def test_train_warns_of_classes_that_differ_in_format(npr, labelled, tmp_path):
     root = labelled({"0_real": 2, "1_fake": 2})
     for path in (root / "0_real").iterdir():
         path.write_bytes(encoded(noise(16, 16), "JPEG"))
-    settings = ["--batch-size", 4, "--crop-size", 16, "--workers", 0, "--epochs", 1]
+    settings = ["--batch-size", 4, "--crop-size", 16, "--set", "workers=0", "--epochs", 1]
     code, out, _ = npr("train", root, "-o", tmp_path / "a", *settings, "--set", "match_classes=false")
     assert code == 0 and "warning: the classes differ in file format" in out
     code, out, _ = npr("train", root, "-o", tmp_path / "b", *settings)
@@ -238,7 +255,7 @@ def test_an_interrupted_training_says_how_to_go_on(npr, labelled, tmp_path, monk
 
     monkeypatch.setattr(Trainer, "step", interrupt)
     root, run = labelled({"0_real": 2, "1_fake": 2}), tmp_path / "run"
-    code, _, err = npr("train", root, "-o", run, "--batch-size", 4, "--crop-size", 16, "--workers", 0)
+    code, _, err = npr("train", root, "-o", run, "--batch-size", 4, "--crop-size", 16, "--set", "workers=0")
     assert code == terminal.EXIT_INTERRUPTED and f"npr train --resume {run}" in "".join(err.splitlines())
 
 
@@ -262,24 +279,30 @@ USAGE_ERRORS = {
     "unknown checkpoint": (["screen", "{folder}", "--checkpoint", "nonsense"], "there is no checkpoint 'nonsense'"),
     "bad checkpoint": (["screen", "{folder}", "--checkpoint", "{folder}/notes.txt"], "neither a .safetensors nor"),
     "bad view": (["screen", "{folder}", "--view", "zoom"], "no view 'zoom'"),
-    "bad dtype": (["screen", "{folder}", "--checkpoint", "{checkpoint}", "--dtype", "int4"], "no dtype 'int4'"),
-    "bad device": (["screen", "{folder}", "--checkpoint", "{checkpoint}", "--device", "tpu"], "no device 'tpu'"),
-    "bad backend": (["screen", "{folder}", "--backend", "abacus"], "there is no backend 'abacus'"),
+    "bad dtype": (
+        ["screen", "{folder}", "--checkpoint", "{checkpoint}", "--dtype", "int4"],
+        "Invalid value for '--dtype'",
+    ),
+    "bad device": (["screen", "{folder}", "--checkpoint", "{checkpoint}", "--device", "tpu"], "unknown device 'tpu'"),
+    "bad backend": (["screen", "{folder}", "--backend", "abacus"], "Invalid value for '--backend'"),
     "bad batch size": (["screen", "{folder}", "--batch-size", "0"], "Invalid value for '--batch-size'"),
     "evaluate without classes": (["evaluate", "{folder}"], "has no folders named 0_real or 1_fake"),
     "evaluate absent folder": (["evaluate", "{tmp}/absent"], "cannot be listed: No such file or directory"),
-    "bad codec": (["evaluate", "{folder}", "--equalise", "webp"], "no perturbation 'webp'"),
-    "bad report": (["evaluate", "{folder}", "-o", "{tmp}/x.docx"], "give one of .json, .csv, .md, .tex"),
-    "unknown set": (["evaluate", "{folder}", "--preset", "forensynth"], "did you mean forensynths?"),
-    "set that is not there": (["evaluate", "{folder}", "--preset", "genimage"], "has no folder of GenImage"),
-    "unknown method": (["evaluate", "{folder}", "--preset", "paper", "--compare", "nrp"], "did you mean NPR?"),
-    "numbers of no set": (["evaluate", "{folder}", "--compare", "NPR"], "--compare needs --preset"),
+    "bad codec": (["evaluate", "{folder}", "--equalise", "webp"], "unknown codec 'webp'"),
+    "bad report": (["evaluate", "{folder}", "-o", "{tmp}/x.docx"], "must end in .json, .csv, .md, .tex"),
+    "unknown set": (["evaluate", "{folder}", "--benchmark", "forensynth"], "Invalid value for '--benchmark'"),
+    "set that is not there": (["evaluate", "{folder}", "--benchmark", "genimage"], "has no folder of GenImage"),
+    "unknown method": (["evaluate", "{folder}", "--benchmark", "paper", "--compare", "nrp"], "did you mean NPR?"),
+    "numbers of no set": (["evaluate", "{folder}", "--compare", "NPR"], "--compare needs --benchmark"),
     "train without output": (["train", "{folder}"], "Missing option '--output'"),
     "train without classes": (["train", "{folder}", "-o", "{tmp}/run"], "has no folders named 0_real or 1_fake"),
     "train in a used folder": (["train", "{folder}", "-o", "{tmp}", "--resume", "{tmp}"], "leave out --output"),
     "resume nothing": (["train", "--resume", "{folder}"], "images holds no training to resume"),
-    "two configs": (["train", "--resume", "{tmp}", "--preset", "wild"], "give one of --preset, --config and --resume"),
-    "unknown preset": (["train", "{folder}", "-o", "{tmp}/run", "--preset", "tame"], "there is no preset 'tame'"),
+    "two configs": (
+        ["train", "--resume", "{tmp}", "--preset", "wild"],
+        "use only one of --preset, --config and --resume",
+    ),
+    "unknown preset": (["train", "{folder}", "-o", "{tmp}/run", "--preset", "tame"], "Invalid value for '--preset'"),
     "unknown field": (["train", "{folder}", "-o", "{tmp}/run", "--set", "epoch=1"], "did you mean epochs?"),
     "absent config": (["train", "-o", "{tmp}/run", "--config", "{tmp}/absent.json"], "No such file or directory"),
     "train for no epochs": (["train", "{folder}", "-o", "{tmp}/run", "--epochs", "0"], "epochs must be at least 1"),
@@ -300,4 +323,46 @@ def test_usage_errors_are_one_line(npr, folder, tmp_path, checkpoint, name):
 def test_unwritable_json_is_one_line(npr, labelled, tmp_path, checkpoint):
     root = labelled({"0_real": 1, "1_fake": 1})
     code, _, err = npr("evaluate", root, "--checkpoint", checkpoint, "-o", tmp_path / "absent" / "x.json")
-    assert code == terminal.EXIT_USAGE and "No such file or directory" in err and err.count("\n") == 1
+    assert code == terminal.EXIT_FAILED and "No such file or directory" in err and err.count("\n") == 1
+
+
+def test_a_full_disk_is_no_wrong_usage(npr, folder, tmp_path, checkpoint, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = npr("screen", folder, "-o", tmp_path / "scores.csv", "--checkpoint", checkpoint)
+    assert code == terminal.EXIT_FAILED and "scores.csv cannot be written: No space left on device" in err
+    assert err.count("\n") == 1
+    code, _, _ = npr("screen", tmp_path / "absent")  # the next command in this process begins anew
+    assert code == terminal.EXIT_USAGE
+
+
+def test_version(npr):
+    code, out, err = npr("--version")
+    assert (code, err) == (0, "") and out.strip() == f"npr {importlib.metadata.version('npr-kernels')}"
+
+
+def test_closed_sets_are_those_of_the_library():
+    assert get_args(options.BackendName) == registry.ORDER
+    assert get_args(options.Benchmark) == (*protocols.PROTOCOLS, protocols.PAPER)
+    assert {kind.value for kind in simulate.Kind} == {*autoencoders.KINDS, "none"}
+    assert get_args(get_args(get_args(options.Dtype)[0])[0]) == DTYPES
+    assert set(get_args(get_args(get_args(options.Preset)[0])[0])) == set(config.PRESETS)
+    described = CliRunner().invoke(cli.app, ["evaluate", "--help"], env={"COLUMNS": "400"}).output
+    assert ", ".join(published.methods()[:-1]) + f" or {published.methods()[-1]}" in described
+
+
+def test_every_field_of_the_options_reaches_the_scorer():
+    seen = {}
+
+    @options.scoring_options("checkpoint", "view", "device", "max_pixels", batch_size=3, max_pixels=7)
+    def command(first: int, options: ScoringOptions) -> None:
+        seen.update(vars(options), first=first)
+
+    command(first=1, checkpoint="a", view=None, device="cuda:1", max_pixels=9)
+    expected = {"first": 1, "checkpoint": "a", "device": "cuda:1", "max_pixels": 9, "batch_size": 3, "workers": 0}
+    assert {name: seen[name] for name in expected} == expected
+    parameters = inspect.signature(command).parameters
+    assert list(parameters) == ["first", "checkpoint", "view", "device", "max_pixels"]
+    assert parameters["max_pixels"].default == 7

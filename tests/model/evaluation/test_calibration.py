@@ -197,37 +197,48 @@ def uncalibrated(tmp_path):
 def test_calibrate_then_screen(npr, labelled, tmp_path, uncalibrated):
     root = labelled({"photos/0_real": 120, "gan/1_fake": 10}, size=16)
     exact = "--dtype", "float32"
+    before, calibrated = uncalibrated.read_bytes(), tmp_path / "mine-calibrated.safetensors"
     code, out, err = npr("calibrate", uncalibrated, root, *exact)
+    assert uncalibrated.read_bytes() == before
     assert code == 0 and err == "" and "no threshold at 0.1 %: it takes 999 photographs" in out
     assert "fitted with 10 generated images" in out and "worst source" in out
-    loaded = checkpoints.load(uncalibrated).metadata
+    loaded = checkpoints.load(calibrated).metadata
     assert loaded.licence == "CC0-1.0" and [point.rate for point in loaded.calibration.points] == [0.05, 0.01]
     rows = {}
     for rate in (0.05, 0.01):
         output = tmp_path / f"{rate}.parquet"
         code, out, _ = npr(
-            "screen", root, "-o", output, "--checkpoint", uncalibrated, "--false-positive-rate", rate, *exact
+            "screen", root, "-o", output, "--checkpoint", calibrated, "--false-positive-rate", rate, *exact
         )
         assert code == 0 and f"verdicts: {100 * rate:g} % false positives on 120 photographs" in out
         rows[rate] = pq.read_table(output).drop_columns("milliseconds").to_pylist()
         verdicts = [row["verdict"] for row in rows[rate] if "0_real" in row["source"]]
         assert verdicts.count("generated") == 121 - rank(120, rate) - 1
         assert verdicts.count("real") in (rank(120, 0.2), rank(120, 0.2) - 1)  # the edge itself is uncertain
-    code, _, _ = npr("screen", root, "-o", tmp_path / "default.parquet", "--checkpoint", uncalibrated, *exact)
+    code, _, _ = npr("screen", root, "-o", tmp_path / "default.parquet", "--checkpoint", calibrated, *exact)
     default = pq.read_table(tmp_path / "default.parquet").drop_columns("milliseconds")
     assert default.to_pylist() == rows[0.05]
     for row in rows[0.05]:
         expected = 1 / (1 + math.exp(-row["logit"] / loaded.calibration.temperature))
         assert row["probability"] == pytest.approx(expected, rel=1e-4)
-    code, _, err = npr("screen", root, "--checkpoint", uncalibrated, "--false-positive-rate", 0.001)
+    code, _, err = npr("screen", root, "--checkpoint", calibrated, "--false-positive-rate", 0.001)
     assert code == terminal.EXIT_USAGE and "it has: 0.05, 0.01" in err and err.count("\n") == 1
+
+
+def test_an_existing_file_is_replaced_only_when_asked(npr, labelled, uncalibrated):
+    root = labelled({"photos": 30}, size=8)
+    before = uncalibrated.read_bytes()
+    code, _, err = npr("calibrate", uncalibrated, root, "-o", uncalibrated)
+    assert code == terminal.EXIT_USAGE and "exists: use --overwrite" in err and uncalibrated.read_bytes() == before
+    assert npr("calibrate", uncalibrated, root, "-o", uncalibrated, "--overwrite")[0] == 0
+    assert checkpoints.load(uncalibrated).metadata.calibration is not None
 
 
 def test_output_view_and_separate_fakes(npr, labelled, tmp_path, uncalibrated):
     root = labelled({"photos": 30, "generated": 5}, size=20)
     (root / "photos/bad.png").write_bytes(b"")
     before, output = uncalibrated.read_bytes(), tmp_path / "new.safetensors"
-    options = ["--fakes", root / "generated", "-o", output, "--view", "crop:16", "--rates", "0.1,0.05"]
+    options = ["--fake", root / "generated", "-o", output, "--view", "crop:16", "--rate", 0.1, "--rate", 0.05]
     code, out, _ = npr("calibrate", uncalibrated, root / "photos", *options)
     assert code == terminal.EXIT_FAILED_INPUTS and "bad.png: the file is empty" in out
     assert uncalibrated.read_bytes() == before
@@ -235,16 +246,18 @@ def test_output_view_and_separate_fakes(npr, labelled, tmp_path, uncalibrated):
     assert str(loaded.view) == "crop:16" and loaded.calibration.points[0].photographs == 30
     assert loaded.calibration.threshold == loaded.calibration.points[0].threshold
     assert loaded.calibration.temperature != 1
-    code, out, _ = npr("calibrate", output, root / "photos", "--rates", "0.1")  # without generated images
+    code, out, _ = npr(
+        "calibrate", output, root / "photos", "-o", output, "--overwrite", "--rate", "0.1"
+    )  # without generated images
     assert f"the temperature stays {loaded.calibration.temperature:.3g}" in out
     assert checkpoints.load(output).metadata.calibration.temperature == loaded.calibration.temperature
 
 
 ERRORS = {
-    "bundled name without output": (["preview", "{root}/photos"], "needs an --output that ends in .safetensors"),
+    "output of another kind": (["preview", "{root}/photos", "-o", "x.pth"], "must end in .safetensors"),
     "too few": (["{checkpoint}", "{root}/photos"], "4 photographs are too few to calibrate; at least 19"),
-    "rates": (["{checkpoint}", "{root}/photos", "--rates", "5%"], "no false-positive rates '5%'"),
-    "rate": (["{checkpoint}", "{root}/photos", "--rates", "5"], "must lie between 0 and 1, got 5"),
+    "rates": (["{checkpoint}", "{root}/photos", "--rate", "5%"], "Invalid value for '--rate'"),
+    "rate": (["{checkpoint}", "{root}/photos", "--rate", "5"], "must lie between 0 and 1, got 5"),
     "no such folder": (["{checkpoint}", "{root}/absent"], "cannot be listed: No such file or directory"),
     "no reals": (["{checkpoint}", "{root}/fakes"], "no real images in"),
     "screen uncalibrated": (None, "no threshold at the false-positive rate 0.05; it has: none"),

@@ -131,7 +131,7 @@ def test_command(images, checkpoint, tmp_path, capsys):
     [
         (("bad.png",), "bad.png: not an image"),
         (("absent.png",), "absent.png cannot be read: No such file"),
-        (("a.png", "--other", "c.png"), "the images are 60x40 and 60x30 pixels: a difference needs one size"),
+        (("a.png", "--other", "c.png"), "the images are 60x40 and 60x30 pixels; --other needs equal sizes"),
         (("a.png", "--view", "crop"), "no view 'crop'"),
         (("a.png", "--backend", "none"), "none"),
         (("a.png", "--checkpoint", "absent"), "absent"),

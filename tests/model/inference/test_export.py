@@ -105,7 +105,7 @@ def test_a_package_that_cannot_be_loaded_is_not_written(monkeypatch, tmp_path, c
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", broken)
     checkpoints.save(tmp_path / "c.safetensors", make_detector(), Metadata(name="random"))
-    assert cli.main(["export", "--checkpoint", str(tmp_path / "c.safetensors"), "-o", str(tmp_path / "c.pt2")]) == 2
+    assert cli.main(["export", "--checkpoint", str(tmp_path / "c.safetensors"), "-o", str(tmp_path / "c.pt2")]) == 3
     assert "the network could not be compiled" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
 

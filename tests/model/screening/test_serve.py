@@ -34,7 +34,7 @@ from npr_model.screening.serve import SHOWN, make_app
 def served(checkpoint) -> tuple[TestClient, Scorer]:
     loaded = checkpoints.load(checkpoint)
     scorer = Scorer(loaded, dtype=torch.float32, batch_size=1, workers=1, max_pixels=10**6)
-    return TestClient(make_app(checkpoints.load(checkpoint), scorer, max_bytes=200_000)), scorer
+    return TestClient(make_app(scorer, max_bytes=200_000)), scorer
 
 
 def decoded(url: str) -> Image.Image:

@@ -515,12 +515,12 @@ def npr(capsys):
 def test_command(npr, photographs, tmp_path):
     folder, kept = photographs[0].path.parent, tmp_path / "decoders.safetensors"
     options = ["--count", 8, "--crop-size", 48, "--workers", 1, "--seed", 3]
-    first = ["-o", tmp_path / "a", "--kinds", "nearest,subpixel", "--steps", 3, "--save-decoders", kept]
+    first = ["-o", tmp_path / "a", "--kind", "nearest", "--kind", "subpixel", "--steps", 3, "--save-decoders", kept]
     code, out, err = npr("simulate", folder, *first, "--validation-fraction", 0.4, *options)
     assert code == 0 and err == "" and "8 pairs of nearest, subpixel from 4 train and 2 validation photographs" in out
     assert "nearest x2: " in out and " dB" in out
     (folder / "bad.jpg").write_bytes(b"")
-    second = ["-o", tmp_path / "b", "--kinds", "subpixel", "--decoders", kept, "--codec", "jpeg:90"]
+    second = ["-o", tmp_path / "b", "--kind", "subpixel", "--decoders", kept, "--codec", "jpeg:90"]
     code, out, err = npr("simulate", folder, *second, "--no-real-variety", *options)
     assert code == terminal.EXIT_FAILED_INPUTS and err == "" and "training" not in out and "bad.jpg: " in out
     assert {sample.group for sample in datasets.find_samples(tmp_path / "b")} == {"subpixel"}
@@ -530,9 +530,9 @@ def test_command(npr, photographs, tmp_path):
 
 
 ERRORS = {
-    "kind": (["{photos}", "-o", "{tmp}/out", "--kinds", "cubic"], "no kind 'cubic' of up-sampling"),
-    "generator": (["{photos}", "-o", "{tmp}/out", "--generators", "gan"], "there is no generator 'gan'"),
-    "nothing": (["{photos}", "-o", "{tmp}/out", "--kinds", "none"], "nothing to make fakes with"),
+    "kind": (["{photos}", "-o", "{tmp}/out", "--kind", "cubic"], "Invalid value for '--kind'"),
+    "generator": (["{photos}", "-o", "{tmp}/out", "--generator", "gan"], "there is no generator 'gan'"),
+    "nothing": (["{photos}", "-o", "{tmp}/out", "--kind", "none"], "nothing makes fakes"),
     "codec": (["{photos}", "-o", "{tmp}/out", "--codec", "gif"], "unknown codec 'gif'"),
     "crop size": (["{photos}", "-o", "{tmp}/out", "--crop-size", "16"], "crop size must be at least 32, got 16"),
     "absent": (["{tmp}/absent", "-o", "{tmp}/out"], "absent does not exist"),

@@ -71,7 +71,7 @@ def test_table_stands_beside_the_published_one(labelled, tmp_path):
 def test_command(labelled, tmp_path, capsys):
     root, output = labelled(LAYOUT), tmp_path / "out"
     arguments = ["ablate", str(root / "train"), "--evaluation", str(root / "test"), "-o", str(output)]
-    arguments += ["--preset", "wild", "--grids", "2", "--anchors", "0,mean"]
+    arguments += ["--preset", "wild", "--grid-size", "2", "--anchor", "0", "--anchor", "mean"]
     for name, value in SMALL.items():
         arguments += ["--set", f"{name}={value}"]
     assert cli.main(arguments) == 0
@@ -79,5 +79,5 @@ def test_command(labelled, tmp_path, capsys):
     assert err == "" and "grid2-anchor-mean, 2 of 2" in out and "w_1" in out
     assert len(json.loads((output / "ablation.json").read_text())) == 2
     assert "| 2 | mean | " in (output / "ablation.md").read_text()
-    assert cli.main([*arguments[:-10], "--anchors", "4", *arguments[-10:]]) == 2
+    assert cli.main([*arguments, "--anchor", "4"]) == 2
     assert "there is no anchor 4 in cells of 2x2 pixels: give 0 to 3, mean or max" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_command(tmp_path, capsys):
     )
     output = tmp_path / "audit.json"
     assert cli.main(["audit", str(root), "-o", "audit.txt"]) == 2
-    assert "audit.txt has no suffix of an audit; give one of .json, .md" in capsys.readouterr().err
+    assert "output audit.txt must end in .json or .md" in capsys.readouterr().err
     code = cli.main(["audit", str(root), "-o", str(output), "-o", str(output.with_suffix(".md"))])
     out, err = capsys.readouterr()
     assert code == 1 and err == "" and "6 JPEG" in out and "0.img.png" in out and "Warning: file format differs" in out

@@ -114,7 +114,7 @@ ERRORS = {
     "resize=100": "resize must be at least crop_size, not 100",
     "betas=0.9,1": "betas must be in 0 .. 1, below 1",
     "dtype=int8": "dtype must be one of float32, bfloat16, float16, not int8",
-    "device=tpu": "device must be one of auto, cpu, cuda, not tpu",
+    "device=tpu": "unknown device 'tpu': use auto, cpu, cuda or cuda:N",
     "view=zoom": "no view 'zoom'",
 }
 

@@ -82,13 +82,28 @@ def test_one_process_shares_nothing():
 
 def test_devices(monkeypatch):
     assert choose_device("cpu") == "cpu"
+    for name in ("tpu", "cuda:", "cuda:x", "CPU"):
+        with pytest.raises(InputError, match="unknown device"):
+            choose_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == "cpu"
     with pytest.raises(InputError, match="torch finds no CUDA GPU"), process_group("cuda"):
         pass
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [choose_device(name) for name in ("auto", "cuda", "cuda:0", "cuda:1")] == [
+        "cuda",
+        "cuda",
+        "cuda:0",
+        "cuda:1",
+    ]
+    with pytest.raises(InputError, match=r"only 2 GPUs, cuda:0 to cuda:1"):
+        choose_device("cuda:2")
+    with process_group("cuda:1") as process:
+        assert process.device == torch.device("cuda", 1)
+    for name, value in {"WORLD_SIZE": "3", "RANK": "2", "LOCAL_RANK": "2"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match="process 1 of this machine finds only 1 GPUs"), process_group("auto"):
+    with pytest.raises(InputError, match="process 2 of this machine finds only 2 GPUs"), process_group("auto"):
+        pass
+    with pytest.raises(InputError, match="3 processes need one each"), process_group("cuda:1"):
         pass
