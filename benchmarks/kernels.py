@@ -23,7 +23,7 @@ from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity
 from npr_kernels import reference
 from npr_kernels.backends import registry
 from npr_kernels.testing import allowed, error
-from npr_model.network import IMAGENET_STD
+from npr_model.detectors.base import IMAGENET_STD
 
 PIECE = 32  # images whose float64 results are computed at once
 CACHES = 3  # times the GPU's cache that the inputs exceed

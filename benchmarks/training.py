@@ -17,7 +17,7 @@ from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity
 from npr_kernels import reference
 from npr_kernels.backends import registry
 from npr_kernels.testing import allowed, error
-from npr_model.network import IMAGENET_STD
+from npr_model.detectors.base import IMAGENET_STD
 
 OUT_CHANNELS = 64
 PRODUCTS = 24  # of the 27, see benchmarks.cases

@@ -20,7 +20,7 @@ from benchmarks.training import TrainingCase
 from npr_kernels import reference
 from npr_kernels.backends import extension
 from npr_kernels.testing import error
-from npr_model.network import NPRDetector
+from npr_model.detectors.npr import NPRDetector
 from tests.conftest import ROOT
 from tests.model.conftest import encoded, noise
 

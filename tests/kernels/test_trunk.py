@@ -18,7 +18,7 @@ from benchmarks.model import random_detector
 from npr_kernels.testing import allowed, error
 from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck
 from npr_kernels.trunk.gpu_bottleneck import FusedBottlenecks, composed, dot
-from npr_model.inference import folded_layers
+from npr_model.inference.fused import folded_layers
 from tests.conftest import ROOT
 from tests.kernels.test_bottleneck import layers
 from tests.kernels.test_cuda_emulated import emulation  # noqa: F401
