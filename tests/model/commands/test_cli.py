@@ -205,8 +205,6 @@ def test_evaluate_a_set(npr, tmp_path, checkpoint):
     code, _, err = npr("evaluate", tmp_path, "--benchmark", "paper", "--checkpoint", checkpoint, "--view", "native")
     assert code == 0 and "GANGen-Detection is not in" in err
     assert "ForenSynths use the view resize:256, not native" in err
-        code == 0 and "GANGen-Detection is not in" in err and "ForenSynths use the view resize:256, not native" in err
-    )
 
 
 def test_train_then_screen(npr, labelled, tmp_path):
