@@ -119,9 +119,9 @@ def _log(name: str, call: Call, difference: str) -> None:
 def _difference(name: str, call: Call) -> str | None:
     """What the backend gets wrong first, None if nothing."""
     try:
-        for function, error, limit in _errors(PROVED[name], call):
-            if not error <= SLACK * limit:
-                return f"on a small case {function} has error {error:.3g} against float64, at most {SLACK * limit:.3g} is allowed"
+        for function, found, limit in _errors(PROVED[name], call):
+            if not found <= SLACK * limit:
+                return f"on a small case {function} has error {found:.3g}, at most {SLACK * limit:.3g} is allowed"
     except torch.OutOfMemoryError:
         raise
     except Exception as exception:  # whatever a compiler, a driver or a wrong shape may raise

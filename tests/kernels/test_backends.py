@@ -319,6 +319,7 @@ def test_info_reports_everything():
     )
     info = json.loads(result.stdout)
     assert info["torch"] == torch.__version__
+    assert len(info["gpus"]) == torch.cuda.device_count()
     assert set(info["backends"]) == {"cuda", "triton", "cpu", "eager"}
     if not extension.FAILURE:
         assert info["build"]["torch"] and info["build"]["compiler"] and info["cpu_capability"]

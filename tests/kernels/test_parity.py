@@ -168,6 +168,23 @@ def test_gradients_repeat_to_the_bit(backend):
     assert all(map(torch.equal, first, second))
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_float32_of_triton_is_exact_whatever_torch_says_of_tf32(dtype, operator, cuda):
+    """As exact as the CPU's, which knows no TF32, and the same to the bit."""
+    case = Case(dtype=dtype, height=24, width=64, out_channels=64)
+    tensors, truth = case.tensors(), operator(*double(*case.tensors()), backend="eager", **case.options)
+    results, before = [], torch.backends.cudnn.conv.fp32_precision
+    try:
+        for precision in ("tf32", "ieee"):
+            torch.backends.cudnn.conv.fp32_precision = precision
+            results.append(operator(*case.tensors(cuda), backend="triton", **case.options).cpu())
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+    assert_close(results[0], operator(*tensors, backend="eager", **case.options), truth)
+    assert torch.equal(*results)
+
+
 @pytest.mark.parametrize("backend", FAST)
 def test_a_batch_equals_its_images(backend):
     """Rows are shared out over threads through the whole batch; where a share begins must not matter."""
