@@ -39,35 +39,33 @@ NPR_DEVICE int sum_of(int channel, int component) {
          channel % 2 * 2 + component % 2;
 }
 
-// Gradients and codes on their way: four steps, each lane's own for two columns.
+// Gradients and codes on their way: three steps, each lane's own for two columns.
 template <typename G>
 struct Pooled {
-  static constexpr int kSteps = 4, kAhead = 3;
+  static constexpr int kSteps = 3, kAhead = 2;
   static constexpr int kGradient = 8 * static_cast<int>(sizeof(G));  // bytes of a lane's eight channels
   static constexpr int kWarpBytes = 32 * 2 * (kGradient + 8);
   static NPR_CONSTANT int64_t bytes(int width) { return int64_t{kSteps} * (width / 8) * kWarpBytes; }
 
   const Arguments& arguments;
   const int chunk;
-  uint32_t memory;  // this lane's in the first step; pieces of 16 bytes, then the codes
-  int64_t index;    // of the step to be fetched next
+  uint32_t now, soon, free;  // memory of step s, of s + 1 and of s + 2
+  const uint32_t mine;       // this lane's in a step: gradients in pieces of 16 bytes, then the codes
+  int64_t index;             // of the step to be fetched next
   bool exists[2];
 
   NPR_DEVICE Pooled(const Arguments& arguments, uint32_t memory, int chunk)
       : arguments(arguments),
         chunk(chunk),
-        memory(memory + static_cast<uint32_t>(thread_index() / 32 * kWarpBytes)),
+        now(memory),
+        soon(memory + step_bytes()),
+        free(memory + 2 * step_bytes()),
+        mine(static_cast<uint32_t>(thread_index() / 32 * kWarpBytes + thread_index() % 32 * 16)),
         index(0) {}
 
-  NPR_DEVICE uint32_t step(int s) const {
-    return memory + static_cast<uint32_t>((s & (kSteps - 1)) * (block_threads() / 32) * kWarpBytes);
-  }
-  static NPR_DEVICE uint32_t piece(int half, int i) {
-    return static_cast<uint32_t>(((half * (kGradient / 16) + i) * 32 + thread_index() % 32) * 16);
-  }
-  static NPR_DEVICE uint32_t code(int half) {
-    return static_cast<uint32_t>(32 * 2 * kGradient + (half * 32 + thread_index() % 32) * 8);
-  }
+  NPR_DEVICE uint32_t step_bytes() const { return static_cast<uint32_t>(block_threads()) / 32 * kWarpBytes; }
+  static NPR_CONSTANT uint32_t piece(int half, int i) { return static_cast<uint32_t>((half * (kGradient / 16) + i) * 32 * 16); }
+  static NPR_CONSTANT uint32_t code(int half) { return static_cast<uint32_t>(32 * 2 * kGradient + half * 8); }
 
   NPR_DEVICE void start(const Walk& walk) {
     const Tiling& tiling = arguments.tiling;
@@ -76,24 +74,32 @@ struct Pooled {
     index = (row * tiling.columns + walk.column + column) * arguments.out_channels + first;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int mine = column + 4 * half;
-      exists[half] = mine >= walk.first && walk.column + mine < tiling.columns && first < arguments.out_channels;
+      const int own = column + 4 * half;
+      exists[half] = own >= walk.first && walk.column + own < tiling.columns && first < arguments.out_channels;
       if (!exists[half])
-        for (int s = 0; s < kSteps; ++s) store_shared(step(s) + code(half), uint2{0x09090909u, 0x09090909u});
+        for (const uint32_t step : {now, soon, free}) store_shared(step + mine + code(half), uint2{0x09090909u, 0x09090909u});
     }
   }
 
-  NPR_DEVICE void fetch(int s) {
+  // Asks for step s + 2.
+  NPR_DEVICE void fetch() {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       if (exists[half]) {
         const int64_t from = index + half * 4 * arguments.out_channels;
         const unsigned char* const grad = static_cast<const unsigned char*>(arguments.grad.data) + from * sizeof(G);
 #pragma unroll
-        for (int i = 0; i < kGradient / 16; ++i) copy_async<16>(step(s) + piece(half, i), grad + 16 * i);
-        copy_async<8>(step(s) + code(half), arguments.argmax + from);
+        for (int i = 0; i < kGradient / 16; ++i) copy_async<16>(free + mine + piece(half, i), grad + 16 * i);
+        copy_async<8>(free + mine + code(half), arguments.argmax + from);
       }
     index += int64_t{arguments.tiling.columns} * arguments.out_channels;
+  }
+
+  NPR_DEVICE void rotate() {
+    const uint32_t used = now;
+    now = soon;
+    soon = free;
+    free = used;
   }
 };
 
@@ -140,66 +146,69 @@ struct Gradient<BFloat16, float> {
 
 template <typename T>
 struct Products {
-  static constexpr int kCell = 2 * Record<T>::kBytes;
   static constexpr uint32_t kBefore = 0x80000000u;  // marks an offset in the pair before the current one
-  static constexpr int kRowsBytes = 3 * 32 * 8;
+  static constexpr int kRowsBytes = 2 * 32 * 16;
 
-  const Patch patch;
   // In shared memory, to save registers: each lane's rows for ldmatrix as a warp of column 0 has them, by four positions of
-  // the pooling windows and for the ninth: in the rows above and without the anchor, and in the anchor's row.
+  // the pooling windows and for the ninth: of tiles 0 and 1, and of tiles 2 and 3.
   const uint32_t rows;
   float sum[kChannels / 16][kPatchTiles][4] = {};
 
-  NPR_DEVICE Products(int anchor, int pitch, uint32_t rows) : patch(anchor), rows(rows + thread_index() % 32 * 8) {
+  NPR_DEVICE Products(const PatchRows<T>& ring, uint32_t rows) : rows(rows + thread_index() % 32 * 16) {
     if (thread_index() >= 32) return;
-    const int matrix = thread_index() / 8, window = thread_index() % 8 / 2, odd = thread_index() % 2, h = anchor >> 1;
-    const auto row = [&](int y, int column, bool left) {
-      const int offset = (y & 3) * pitch + record_offset<T, false>(column, 0) - (left ? kCell : 0);
-      return static_cast<uint32_t>(offset) + (y < 0 ? kBefore : 0);
+    const int matrix = thread_index() / 8, window = thread_index() % 8 / 2, odd = thread_index() % 2;
+    // Rows of cells count from the pair before.
+    const auto row = [&](int code, int tile, int window) {
+      const int r = code / 3 + (tile == 1 ? 0 : 1), cell = 2 * window + code % 3 - 1 - (tile == 0);
+      const int array = tile == 0 ? kRightColumn : tile == 1 ? kBottomRow : tile == 3 ? kRest
+                      : ring.anchor == 2 ? kRightColumn : kBottomRow;
+      return ring.offset(r % 2, array, cell) + (r < 2 ? kBefore : 0);
     };
 #pragma unroll
-    for (int four = 0; four < 2; ++four) {  // matrices: (two positions, the next two) x (two rows, or own and left)
-      const int code = 4 * four + matrix % 2 * 2 + odd, r = code / 3, column = 4 * window + 2 * (code % 3 - 1);
-      store_shared(place(four), uint2{row(matrix < 2 ? 2 * r - 3 : 2 * r - 1 - h, column, false),
-                                      row(2 * r - 2 + h, column, matrix >= 2)});
+    for (int four = 0; four < 2; ++four) {  // matrices: (two positions, the next two) of each tile
+      const int code = 4 * four + matrix % 2 * 2 + odd;
+      store_shared(place(four), uint2{row(code, matrix / 2, window), row(code, 2 + matrix / 2, window)});
     }
-    const int column = 4 * (window + 4 * odd) + 2;  // matrices: (two rows) x (own and left), (own, left)
-    store_shared(place(2), uint2{row(matrix % 2 == 0 ? 1 : 3 - h, column, matrix >= 2), row(2 + h, column, matrix % 2)});
+    store_shared(place(2), uint2{row(8, matrix, window + 4 * odd), 0});  // the ninth of eight windows, a matrix for each tile
   }
-  NPR_DEVICE uint32_t place(int i) const { return rows + static_cast<uint32_t>(i * 32 * 8); }
+  NPR_DEVICE uint32_t place(int i) const { return rows + static_cast<uint32_t>(i / 2 * 32 * 16 + i % 2 * 8); }
 
+  // One step of eight pooled columns; `pooled` is where this lane's gradients are.
   template <typename G>
   NPR_DEVICE void step(uint32_t before, uint32_t current, uint32_t pooled) {
     constexpr int kParts = Gradient<T, G>::kParts;
-    current += static_cast<uint32_t>(thread_index() / 32 * 16 * kCell);
-    before += static_cast<uint32_t>(thread_index() / 32 * 16 * kCell) + kBefore;
+    current += static_cast<uint32_t>(thread_index() / 32 * 16 * kPatchBytes);
+    before += static_cast<uint32_t>(thread_index() / 32 * 16 * kPatchBytes) + kBefore;
     const auto at = [&](uint32_t row) { return (static_cast<int>(row) < 0 ? before : current) + row; };
 #pragma unroll 1
-    for (int quarter = 0; quarter < 4; ++quarter) {  // four columns, four positions
-      const int half = quarter / 2, four = quarter % 2;
+    for (int half = 0; half < 2; ++half) {  // four columns
+      const uint32_t columns = static_cast<uint32_t>(8 * half * kPatchBytes);
       Gradient<T, G> gradient;
       gradient.load(pooled, half);
-      const uint2 codes = load_shared<uint2>(pooled + Pooled<G>::code(half));
-      const uint2 lanes = load_shared<uint2>(place(four));
-      const uint32_t columns = static_cast<uint32_t>(8 * half * kCell);
-      uint32_t b[kPatchTiles][2];
-      load(b, at(lanes.x) + columns, at(lanes.y) + columns);
-      // Of the other four positions' shifts, 64 bits or more remain.
-      const uint32_t flip = static_cast<uint32_t>(four) * 0x40404040u;
-      const uint32_t shifts[2] = {codes.x << 4 ^ flip, codes.y << 4 ^ flip};
+      const uint2 codes = load_shared<uint2>(pooled + Pooled<G>::code(0) + static_cast<uint32_t>(8 * half));
 #pragma unroll
-      for (int i = 0; i < kChannels / 16; ++i) {
-        const uint32_t first = byte_perm(shifts[i / 2], 0, i % 2 ? 0x4442u : 0x4440u);
-        const uint32_t second = byte_perm(shifts[i / 2], 0, i % 2 ? 0x4443u : 0x4441u);
-        uint32_t parts[kParts];
-        gradient.parts(i, parts);
+      for (int four = 0; four < 2; ++four) {  // positions
+        const uint2 lanes = load_shared<uint2>(place(four));
+        uint32_t b[2][4];  // two of the tiles: of two positions, then of the next two
+        load_transposed(b[0], at(lanes.x) + columns);
+        load_transposed(b[1], at(lanes.y) + columns);
+        const uint32_t flip = static_cast<uint32_t>(four) * 0x40404040u;  // of the others' shifts, 64 bits or more remain
+        const uint32_t shifts[2] = {codes.x << 4 ^ flip, codes.y << 4 ^ flip};
 #pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          uint32_t a[4];
-          shift_left(parts[part] & 0xffffu, first, a[0], a[2]);
-          shift_left(parts[part] >> 16, second, a[1], a[3]);
+        for (int i = 0; i < kChannels / 16; ++i) {
+          const uint32_t first = byte_perm(shifts[i / 2], 0, i % 2 ? 0x4442u : 0x4440u);
+          const uint32_t second = byte_perm(shifts[i / 2], 0, i % 2 ? 0x4443u : 0x4441u);
+          uint32_t parts[kParts];
+          gradient.parts(i, parts);
 #pragma unroll
-          for (int n = 0; n < kPatchTiles; ++n) multiply<T>(sum[i][n], a, b[n][0], b[n][1], sum[i][n]);
+          for (int part = 0; part < kParts; ++part) {
+            uint32_t a[4];
+            shift_left(parts[part] & 0xffffu, first, a[0], a[2]);
+            shift_left(parts[part] >> 16, second, a[1], a[3]);
+#pragma unroll
+            for (int n = 0; n < kPatchTiles; ++n)
+              multiply<T>(sum[i][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1], sum[i][n]);
+          }
         }
       }
     }
@@ -224,11 +233,8 @@ struct Products {
         }
       }
     }
-    uint32_t own[4], left[4];
-    const uint2 lanes = load_shared<uint2>(place(2));
-    load_transposed(own, current + lanes.x);
-    load_transposed(left, current + lanes.y);
-    const uint32_t b[kPatchTiles] = {own[0], own[1], patch.second(left[0], own[2]), patch.third(left[1], own[3])};
+    uint32_t b[kPatchTiles];
+    load_transposed(b, current + load_shared<uint32_t>(place(2)));
 #pragma unroll
     for (int part = 0; part < kParts; ++part)
 #pragma unroll
@@ -237,55 +243,38 @@ struct Products {
         for (int n = 0; n < kPatchTiles; ++n) multiply_half<T>(sum[i][n], ninth[part][i], b[n], sum[i][n]);
   }
 
-  NPR_DEVICE void load(uint32_t (&b)[kPatchTiles][2], uint32_t cells, uint32_t beside) const {
-    uint32_t own[4], left[4], in_anchors_row[4];
-    load_transposed(own, cells);
-    load_transposed(left, cells - kCell);
-    load_transposed(in_anchors_row, beside);
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      b[0][k] = own[k];
-      b[1][k] = own[2 + k];
-      b[2][k] = patch.second(in_anchors_row[k], left[k]);
-      b[3][k] = patch.third(in_anchors_row[2 + k], left[2 + k]);
-    }
-  }
-
-  // Adds the sums of all warps to the block's, in double.
-  static constexpr int kScratchBytes = kPatchTiles * 32 * 16;  // of a warp
+  // Adds the sums of all warps to the block's, in double. `scratch`: kScratchBytes of shared memory for each warp, which
+  // nobody uses.
+  static constexpr int kScratchTiles = 2, kScratchBytes = kScratchTiles * 32 * 16;
   NPR_DEVICE void flush(uint32_t scratch, double* total) {
     const int lane = thread_index() % 32, warp = thread_index() / 32;
 #pragma unroll
-    for (int i = 0; i < kChannels / 16; ++i) {
-      synchronize();
+    for (int first = 0; first < kChannels / 16 * kPatchTiles; first += kScratchTiles) {
 #pragma unroll
-      for (int n = 0; n < kPatchTiles; ++n) {
-        const float(&four)[4] = sum[i][n];
+      for (int n = 0; n < kScratchTiles; ++n) {
+        float(&four)[4] = sum[(first + n) / kPatchTiles][(first + n) % kPatchTiles];
         store_shared(scratch + static_cast<uint32_t>(warp * kScratchBytes + (n * 32 + lane) * 16),
                      uint4{as_bits(four[0]), as_bits(four[1]), as_bits(four[2]), as_bits(four[3])});
 #pragma unroll
-        for (int j = 0; j < 4; ++j) sum[i][n][j] = 0;
+        for (int j = 0; j < 4; ++j) four[j] = 0;
       }
       synchronize();
-      for (int pair = thread_index(); pair < kScratchBytes / 8; pair += block_threads()) {
-        float first = 0, second = 0;
-#pragma unroll 2
-        for (int other = 0; other < block_threads() / 32; ++other) {
-          const uint2 both = load_shared<uint2>(scratch + static_cast<uint32_t>(other * kScratchBytes + pair * 8));
-          first += as_float(both.x);
-          second += as_float(both.y);
-        }
-        total[i * (kScratchBytes / 4) + 2 * pair] += first;
-        total[i * (kScratchBytes / 4) + 2 * pair + 1] += second;
+      for (int i = thread_index(); i < kScratchBytes / 4; i += block_threads()) {
+        float added = 0;
+#pragma unroll 4
+        for (int other = 0; other < block_threads() / 32; ++other)
+          added += as_float(load_shared<uint32_t>(scratch + static_cast<uint32_t>(other * kScratchBytes + i * 4)));
+        total[first * 128 + i] += added;
       }
+      synchronize();
     }
   }
 };
 
 template <typename T, typename G>
 NPR_CONSTANT int64_t tensor_core_bytes(Type type, int width) {
-  return kSums * 8 + Products<T>::kRowsBytes + int64_t{width / 8} * Products<T>::kScratchBytes + Pooled<G>::bytes(width) +
-         ring_bytes(Record<T>::kBytes, width) + raw_bytes(type, width);
+  return kSums * 8 + Products<T>::kRowsBytes + Pooled<G>::bytes(width) + PatchRows<T>::ring_bytes(width) +
+         raw_bytes(type, width);
 }
 
 template <typename T, typename G, bool kBytes>
@@ -293,32 +282,32 @@ NPR_KERNEL(32 * kWarps, (sizeof(G) == 4 ? 1 : NPR_LARGE_BLOCKS))
 tensor_core_kernel(const Arguments arguments) {
   const Tiling& tiling = arguments.tiling;
   double* const total = reinterpret_cast<double*>(shared_memory());
-  const uint32_t rows = shared_address(shared_memory()) + kSums * 8, scratch = rows + Products<T>::kRowsBytes;
-  const uint32_t copies = scratch + static_cast<uint32_t>(tiling.width / 8 * Products<T>::kScratchBytes);
+  const uint32_t rows = shared_address(shared_memory()) + kSums * 8, copies = rows + Products<T>::kRowsBytes;
   const uint32_t ring = copies + static_cast<uint32_t>(Pooled<G>::bytes(tiling.width));
-  const uint32_t raw = ring + static_cast<uint32_t>(ring_bytes(Record<T>::kBytes, tiling.width));
+  const uint32_t raw = ring + static_cast<uint32_t>(PatchRows<T>::ring_bytes(tiling.width));
   for (int i = thread_index(); i < kSums; i += block_threads()) total[i] = 0;
 
-  Stager<T, kBytes, false> stager(arguments.source, ring, raw, tiling.width);
-  Products<T> products(arguments.source.anchor, stager.pitch, rows);
+  Stager<T, kBytes, PatchRows<T>> stager(arguments.source, ring, raw, tiling.width);
+  Products<T> products(stager.layout, rows);
   Pooled<G> pooled(arguments, copies, block_row() * kChannels);
+  static_assert(Products<T>::kScratchBytes <= Pooled<G>::kWarpBytes);
   Walk walk(tiling);
   while (walk.next(tiling)) {
     stager.start(walk);
     pooled.start(walk);
-    for (int s = walk.begin - kLead; s < walk.begin; ++s, stager.rotate(), synchronize()) {
+    for (int s = walk.begin - kLead; s < walk.begin; ++s, stager.rotate(), pooled.rotate(), synchronize()) {
       const int ahead = s + Pooled<G>::kAhead;
-      if (ahead >= walk.begin && ahead < walk.end) pooled.fetch(ahead);
+      if (ahead >= walk.begin && ahead < walk.end) pooled.fetch();
       stager.advance(s, walk);
     }
     for (int s = walk.begin; s < walk.end;) {
       const int stop = s + kFlush < walk.end ? s + kFlush : walk.end;
-      for (; s < stop; ++s, stager.rotate(), synchronize()) {
-        if (s + Pooled<G>::kAhead < walk.end) pooled.fetch(s + Pooled<G>::kAhead);
+      for (; s < stop; ++s, stager.rotate(), pooled.rotate(), synchronize()) {
+        if (s + Pooled<G>::kAhead < walk.end) pooled.fetch();
         stager.advance(s, walk);
-        products.template step<G>(stager.before, stager.current, pooled.step(s));
+        products.template step<G>(stager.before, stager.current, pooled.now + pooled.mine);
       }
-      products.flush(scratch, total);
+      products.flush(pooled.free, total);
     }
   }
   synchronize();
@@ -362,9 +351,10 @@ plain_kernel(const Arguments arguments) {
   const int chunk = block_row() * kPlainChannels;
   const bool exists = chunk + lane < arguments.out_channels;
   const uint32_t ring = shared_address(shared_memory());
-  const uint32_t raw = ring + static_cast<uint32_t>(ring_bytes(Record<T>::kBytes, tiling.width));
-  Stager<T, false, false> stager(arguments.source, ring, raw, tiling.width);
-  const int pitch = stager.pitch;
+  using Ring = PixelRows<T, false>;
+  const uint32_t raw = ring + static_cast<uint32_t>(Ring::ring_bytes(tiling.width));
+  Stager<T, false, Ring> stager(arguments.source, ring, raw, tiling.width);
+  const int pitch = stager.layout.pitch;
 
   float sum[kEntries] = {};
   double sums[kEntries] = {};
@@ -449,7 +439,7 @@ finish_stem_grad_weight(const double* partial, int count, const Result result) {
   const bool exists = channel < result.out_channels;
   int entry = exists ? index : -1, entries = kEntries * result.out_channels;
   if constexpr (kTensorCores) {
-    const int component = Patch::component(k, result.anchor);
+    const int component = patch_component(k, result.anchor);
     entry = exists && component >= 0 ? channel / kChannels * kSums + sum_of(channel % kChannels, component) : -1;
     entries = (result.out_channels + kChannels - 1) / kChannels * kSums;
   }
@@ -498,7 +488,7 @@ template <typename T>
 const char* launch_plain(const StemGradWeight& call, void* stream) {
   const Arguments arguments = arguments_of(call, kPlainWarps);
   const int width = arguments.tiling.width;
-  const int64_t staged = ring_bytes(Record<T>::kBytes, width) + raw_bytes(call.task.x.type, width);
+  const int64_t staged = PixelRows<T, false>::ring_bytes(width) + raw_bytes(call.task.x.type, width);
   const int64_t reduced = reduce_bytes(kPlainChannels * kEntries, 4 * width);
   return launch_with<false>(plain_kernel<T>, call, arguments, kPlainChannels, staged > reduced ? staged : reduced, stream);
 }
