@@ -195,7 +195,7 @@ struct Stager {
     pixels = 2 * cells;
     rows = static_cast<const unsigned char*>(x.data) + offset * size();
     if constexpr (kBytes) {
-      const Piece piece(*this, thread_index() % 32);
+      const Piece piece(*this, anew(thread_index() % 32));
       piece_rows = piece.exists ? static_cast<uint32_t>(source.cell_rows) : 0;
       if (piece.exists) rows += piece.offset;
     }
@@ -288,7 +288,7 @@ struct Stager {
 #pragma unroll
         for (int k = 0; k < 2; ++k)
           pixel[2 * i + k] =
-              byte_perm(byte_perm(first, second, select[k]), third, (select[k] & 0xf0u) << 4 | 0x10u);
+              byte_perm(byte_perm(first, second, select[k]), third, (anew(select[k]) & 0xf0u) << 4 | 0x10u);
       }
     } else {
 #pragma unroll

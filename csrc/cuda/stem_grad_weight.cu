@@ -44,13 +44,12 @@ template <typename G>
 struct Pooled {
   static constexpr int kSteps = 3, kAhead = 2;
   static constexpr int kGradient = 8 * static_cast<int>(sizeof(G));  // bytes of a lane's eight channels
-  static constexpr int kWarpBytes = 32 * 2 * (kGradient + 8);
-  static NPR_CONSTANT int64_t bytes(int width) { return int64_t{kSteps} * (width / 8) * kWarpBytes; }
+  static constexpr int kThreadBytes = 2 * (kGradient + 8);
+  static NPR_CONSTANT int64_t bytes(int width) { return int64_t{kSteps} * 4 * width * kThreadBytes; }
 
   const Arguments& arguments;
   const int chunk;
-  uint32_t now, soon, free;  // memory of step s, of s + 1 and of s + 2
-  const uint32_t mine;       // this lane's in a step: gradients in pieces of 16 bytes, then the codes
+  uint32_t now, soon, free;  // memory of step s, of s + 1 and of s + 2: pieces of 16 bytes for each thread, then the codes
   int64_t index;             // of the step to be fetched next
   bool exists[2];
 
@@ -60,16 +59,20 @@ struct Pooled {
         now(memory),
         soon(memory + step_bytes()),
         free(memory + 2 * step_bytes()),
-        mine(static_cast<uint32_t>(thread_index() / 32 * kWarpBytes + thread_index() % 32 * 16)),
         index(0) {}
 
-  NPR_DEVICE uint32_t step_bytes() const { return static_cast<uint32_t>(block_threads()) / 32 * kWarpBytes; }
-  static NPR_CONSTANT uint32_t piece(int half, int i) { return static_cast<uint32_t>((half * (kGradient / 16) + i) * 32 * 16); }
-  static NPR_CONSTANT uint32_t code(int half) { return static_cast<uint32_t>(32 * 2 * kGradient + half * 8); }
+  static NPR_DEVICE uint32_t step_bytes() { return static_cast<uint32_t>(block_threads() * kThreadBytes); }
+  static NPR_DEVICE uint32_t piece(uint32_t step, int half, int i) {
+    return step + static_cast<uint32_t>(((half * (kGradient / 16) + i) * block_threads() + thread_index()) * 16);
+  }
+  static NPR_DEVICE uint32_t code(uint32_t step, int half) {
+    return step + static_cast<uint32_t>((2 * kGradient + half * 8) * block_threads() + thread_index() * 8);
+  }
 
   NPR_DEVICE void start(const Walk& walk) {
     const Tiling& tiling = arguments.tiling;
-    const int lane = thread_index() % 32, column = thread_index() / 32 * 8 + lane % 4, first = chunk + lane / 4 * 8;
+    const int thread = anew(thread_index()), lane = thread % 32;
+    const int column = thread / 32 * 8 + lane % 4, first = chunk + lane / 4 * 8;
     const int64_t row = int64_t{walk.image} * tiling.rows + walk.begin;
     index = (row * tiling.columns + walk.column + column) * arguments.out_channels + first;
 #pragma unroll
@@ -77,7 +80,7 @@ struct Pooled {
       const int own = column + 4 * half;
       exists[half] = own >= walk.first && walk.column + own < tiling.columns && first < arguments.out_channels;
       if (!exists[half])
-        for (const uint32_t step : {now, soon, free}) store_shared(step + mine + code(half), uint2{0x09090909u, 0x09090909u});
+        for (const uint32_t step : {now, soon, free}) store_shared(code(step, half), uint2{0x09090909u, 0x09090909u});
     }
   }
 
@@ -89,8 +92,8 @@ struct Pooled {
         const int64_t from = index + half * 4 * arguments.out_channels;
         const unsigned char* const grad = static_cast<const unsigned char*>(arguments.grad.data) + from * sizeof(G);
 #pragma unroll
-        for (int i = 0; i < kGradient / 16; ++i) copy_async<16>(free + mine + piece(half, i), grad + 16 * i);
-        copy_async<8>(free + mine + code(half), arguments.argmax + from);
+        for (int i = 0; i < kGradient / 16; ++i) copy_async<16>(piece(free, half, i), grad + 16 * i);
+        copy_async<8>(code(free, half), arguments.argmax + from);
       }
     index += int64_t{arguments.tiling.columns} * arguments.out_channels;
   }
@@ -111,7 +114,7 @@ struct Gradient<T, T> {
   static constexpr int kParts = 1;
   uint32_t pair[4];  // a pair of channels each
   NPR_DEVICE void load(uint32_t step, int half) {
-    const uint4 words = load_shared<uint4>(step + Pooled<T>::piece(half, 0));
+    const uint4 words = load_shared<uint4>(Pooled<T>::piece(step, half, 0));
     pair[0] = words.x;
     pair[1] = words.y;
     pair[2] = words.z;
@@ -126,7 +129,7 @@ struct Gradient<BFloat16, float> {
   NPR_DEVICE void load(uint32_t step, int half) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint4 words = load_shared<uint4>(step + Pooled<float>::piece(half, i));
+      const uint4 words = load_shared<uint4>(Pooled<float>::piece(step, half, i));
       value[4 * i] = as_float(words.x);
       value[4 * i + 1] = as_float(words.y);
       value[4 * i + 2] = as_float(words.z);
@@ -147,16 +150,16 @@ struct Gradient<BFloat16, float> {
 template <typename T>
 struct Products {
   static constexpr uint32_t kBefore = 0x80000000u;  // marks an offset in the pair before the current one
-  static constexpr int kRowsBytes = 2 * 32 * 16;
 
-  // In shared memory, to save registers: each lane's rows for ldmatrix as a warp of column 0 has them, by four positions of
-  // the pooling windows and for the ninth: of tiles 0 and 1, and of tiles 2 and 3.
+  // In shared memory, to save registers: each thread's rows for ldmatrix by four positions of the pooling windows and for the
+  // ninth: of tiles 0 and 1, and of tiles 2 and 3.
   const uint32_t rows;
   float sum[kChannels / 16][kPatchTiles][4] = {};
 
-  NPR_DEVICE Products(const PatchRows<T>& ring, uint32_t rows) : rows(rows + thread_index() % 32 * 16) {
-    if (thread_index() >= 32) return;
-    const int matrix = thread_index() / 8, window = thread_index() % 8 / 2, odd = thread_index() % 2;
+  static NPR_CONSTANT int64_t rows_bytes(int width) { return int64_t{4} * width * (2 * 8 + 4); }
+
+  NPR_DEVICE Products(const PatchRows<T>& ring, uint32_t rows) : rows(rows) {
+    const int lane = thread_index() % 32, matrix = lane / 8, window = thread_index() / 32 * 8 + lane % 8 / 2, odd = lane % 2;
     // Rows of cells count from the pair before.
     const auto row = [&](int code, int tile, int window) {
       const int r = code / 3 + (tile == 1 ? 0 : 1), cell = 2 * window + code % 3 - 1 - (tile == 0);
@@ -169,29 +172,39 @@ struct Products {
       const int code = 4 * four + matrix % 2 * 2 + odd;
       store_shared(place(four), uint2{row(code, matrix / 2, window), row(code, 2 + matrix / 2, window)});
     }
-    store_shared(place(2), uint2{row(8, matrix, window + 4 * odd), 0});  // the ninth of eight windows, a matrix for each tile
+    store_shared(ninth_place(), row(8, matrix, window + 4 * odd));  // the ninth of eight windows, a matrix for each tile
   }
-  NPR_DEVICE uint32_t place(int i) const { return rows + static_cast<uint32_t>(i / 2 * 32 * 16 + i % 2 * 8); }
+  NPR_DEVICE uint32_t place(int four) const {
+    return rows + static_cast<uint32_t>((four * block_threads() + thread_index()) * 8);
+  }
+  NPR_DEVICE uint32_t ninth_place() const {
+    return rows + static_cast<uint32_t>(2 * block_threads() * 8 + thread_index() * 4);
+  }
 
-  // One step of eight pooled columns; `pooled` is where this lane's gradients are.
+  // One step of eight pooled columns; `pooled` is where its gradients are.
   template <typename G>
   NPR_DEVICE void step(uint32_t before, uint32_t current, uint32_t pooled) {
     constexpr int kParts = Gradient<T, G>::kParts;
-    current += static_cast<uint32_t>(thread_index() / 32 * 16 * kPatchBytes);
-    before += static_cast<uint32_t>(thread_index() / 32 * 16 * kPatchBytes) + kBefore;
+    before += kBefore;
     const auto at = [&](uint32_t row) { return (static_cast<int>(row) < 0 ? before : current) + row; };
+    uint32_t row[2][2];
+#pragma unroll
+    for (int four = 0; four < 2; ++four) {
+      const uint2 lanes = load_shared<uint2>(place(four));
+      row[four][0] = at(lanes.x);
+      row[four][1] = at(lanes.y);
+    }
 #pragma unroll 1
     for (int half = 0; half < 2; ++half) {  // four columns
       const uint32_t columns = static_cast<uint32_t>(8 * half * kPatchBytes);
       Gradient<T, G> gradient;
       gradient.load(pooled, half);
-      const uint2 codes = load_shared<uint2>(pooled + Pooled<G>::code(0) + static_cast<uint32_t>(8 * half));
+      const uint2 codes = load_shared<uint2>(Pooled<G>::code(pooled, half));
 #pragma unroll
       for (int four = 0; four < 2; ++four) {  // positions
-        const uint2 lanes = load_shared<uint2>(place(four));
         uint32_t b[2][4];  // two of the tiles: of two positions, then of the next two
-        load_transposed(b[0], at(lanes.x) + columns);
-        load_transposed(b[1], at(lanes.y) + columns);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) load_transposed(b[i], row[four][i] + columns);
         const uint32_t flip = static_cast<uint32_t>(four) * 0x40404040u;  // of the others' shifts, 64 bits or more remain
         const uint32_t shifts[2] = {codes.x << 4 ^ flip, codes.y << 4 ^ flip};
 #pragma unroll
@@ -218,7 +231,7 @@ struct Products {
     for (int half = 0; half < 2; ++half) {
       Gradient<T, G> gradient;
       gradient.load(pooled, half);
-      const uint2 codes = load_shared<uint2>(pooled + Pooled<G>::code(half));
+      const uint2 codes = load_shared<uint2>(Pooled<G>::code(pooled, half));
       const uint32_t chosen[2] = {codes.x << 4 & ~(codes.x << 7), codes.y << 4 & ~(codes.y << 7)};
 #pragma unroll
       for (int i = 0; i < kChannels / 16; ++i) {
@@ -234,7 +247,7 @@ struct Products {
       }
     }
     uint32_t b[kPatchTiles];
-    load_transposed(b, current + load_shared<uint32_t>(place(2)));
+    load_transposed(b, current + load_shared<uint32_t>(ninth_place()));
 #pragma unroll
     for (int part = 0; part < kParts; ++part)
 #pragma unroll
@@ -273,7 +286,7 @@ struct Products {
 
 template <typename T, typename G>
 NPR_CONSTANT int64_t tensor_core_bytes(Type type, int width) {
-  return kSums * 8 + Products<T>::kRowsBytes + Pooled<G>::bytes(width) + PatchRows<T>::ring_bytes(width) +
+  return kSums * 8 + Products<T>::rows_bytes(width) + Pooled<G>::bytes(width) + PatchRows<T>::ring_bytes(width) +
          raw_bytes(type, width);
 }
 
@@ -282,7 +295,7 @@ NPR_KERNEL(32 * kWarps, (sizeof(G) == 4 ? 1 : NPR_LARGE_BLOCKS))
 tensor_core_kernel(const Arguments arguments) {
   const Tiling& tiling = arguments.tiling;
   double* const total = reinterpret_cast<double*>(shared_memory());
-  const uint32_t rows = shared_address(shared_memory()) + kSums * 8, copies = rows + Products<T>::kRowsBytes;
+  const uint32_t rows = shared_address(shared_memory()) + kSums * 8, copies = rows + static_cast<uint32_t>(Products<T>::rows_bytes(tiling.width));
   const uint32_t ring = copies + static_cast<uint32_t>(Pooled<G>::bytes(tiling.width));
   const uint32_t raw = ring + static_cast<uint32_t>(PatchRows<T>::ring_bytes(tiling.width));
   for (int i = thread_index(); i < kSums; i += block_threads()) total[i] = 0;
@@ -290,7 +303,7 @@ tensor_core_kernel(const Arguments arguments) {
   Stager<T, kBytes, PatchRows<T>> stager(arguments.source, ring, raw, tiling.width);
   Products<T> products(stager.layout, rows);
   Pooled<G> pooled(arguments, copies, block_row() * kChannels);
-  static_assert(Products<T>::kScratchBytes <= Pooled<G>::kWarpBytes);
+  static_assert(Products<T>::kScratchBytes <= 32 * Pooled<G>::kThreadBytes);
   Walk walk(tiling);
   while (walk.next(tiling)) {
     stager.start(walk);
@@ -300,12 +313,14 @@ tensor_core_kernel(const Arguments arguments) {
       if (ahead >= walk.begin && ahead < walk.end) pooled.fetch();
       stager.advance(s, walk);
     }
-    for (int s = walk.begin; s < walk.end;) {
+    int s = walk.begin;
+    walk.begin = 0;  // from here on no step comes before the first: one register less
+    while (s < walk.end) {
       const int stop = s + kFlush < walk.end ? s + kFlush : walk.end;
       for (; s < stop; ++s, stager.rotate(), pooled.rotate(), synchronize()) {
         if (s + Pooled<G>::kAhead < walk.end) pooled.fetch();
         stager.advance(s, walk);
-        products.template step<G>(stager.before, stager.current, pooled.now + pooled.mine);
+        products.template step<G>(stager.before, stager.current, pooled.now);
       }
       products.flush(pooled.free, total);
     }

@@ -180,6 +180,10 @@ inline int block_threads() { return emulation::block.threads; }
 inline int block_index() { return emulation::block.index; }
 inline int block_row() { return emulation::block.row; }
 inline int blocks() { return emulation::block.count; }
+template <typename T>
+T anew(T value) {
+  return value;
+}
 inline unsigned char* shared_memory() { return emulation::block.shared; }
 
 inline void synchronize() {
