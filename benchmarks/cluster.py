@@ -22,7 +22,7 @@ import typer
 from ray.cluster_utils import Cluster
 from ray.data import DataContext
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import command, machine
 from benchmarks.harness import OURS
@@ -30,6 +30,7 @@ from benchmarks.memory import make_tars
 from benchmarks.model import random_detector
 from benchmarks.screening import make_files
 from npr_model.checkpoints import LoadedCheckpoint, Metadata
+from npr_model.detectors.base import DetectorNetwork
 from npr_model.screening.parts import Finished
 from npr_model.screening.ray_engine import RayEngine
 from npr_model.screening.rows import Row
@@ -42,20 +43,15 @@ ROUNDS = 3
 SAME_MOMENT = 0.05  # seconds
 
 
-class FixedCost(nn.Module):
+class FixedCost(DetectorNetwork):
     """Takes SECONDS_AN_IMAGE for each image and no core."""
-
-    grid_size = 2
-
-    def for_inference(self, dtype: torch.dtype | None) -> FixedCost:
-        return self
 
     def forward(self, x: Tensor) -> Tensor:
         time.sleep(SECONDS_AN_IMAGE * len(x))
         return torch.zeros(len(x), 1)
 
 
-def maker(model: nn.Module) -> partial[Scorer]:
+def maker(model: DetectorNetwork) -> partial[Scorer]:
     return partial(Scorer, LoadedCheckpoint(model, Metadata(), "0" * 64, Path("random")))
 
 

@@ -24,7 +24,7 @@ import typer
 
 from benchmarks.command import refuse
 from benchmarks.plan import ROOT, Step, run_plan
-from tests.cases import Case
+from npr_kernels.testing import Case
 
 SECONDS = 550.0  # of a plan: 570 with the start of Python and the end of the last step
 TRAINING = "/tmp/npr-training"

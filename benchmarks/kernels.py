@@ -22,8 +22,8 @@ from benchmarks.cases import NAMES, OUT_CHANNELS, PRODUCTS, fused
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity
 from npr_kernels import reference
 from npr_kernels.backends import registry
-from npr_model.network import IMAGENET_STD
-from tests.tolerances import allowed, error
+from npr_kernels.testing import allowed, error
+from npr_model.detectors.base import IMAGENET_STD
 
 PIECE = 32  # images whose float64 results are computed at once
 CACHES = 3  # times the GPU's cache that the inputs exceed
@@ -119,7 +119,7 @@ class KernelCase:
 
     def _served_by(self, device: torch.device) -> list[str]:
         name = "npr_conv2d" if self.operator == "conv" else "npr_stem"
-        return fused(registry.Call(name, device.type, self.x_dtype, self.dtype, 2, 0))
+        return fused(registry.Call(name, device, self.x_dtype, self.dtype, 2, 0))
 
     # --- the convolution, and the stem with and without the positions of its maxima ---
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from benchmarks import command, machine
 from benchmarks.harness import OURS
-from npr_model import images
+from npr_model.imaging.encode import encode_png
 
 CASE = "memory of screening tars of 16x16 PNGs"
 
@@ -30,7 +30,7 @@ def make_tars(folder: Path, count: int, images_a_tar: int = 20_000) -> None:
     for first in range(0, count, images_a_tar):
         with tarfile.open(folder / f"{first:09}.tar", "w") as archive:
             for number in range(first, min(count, first + images_a_tar)):
-                data = images.encode_png(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+                data = encode_png(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8))
                 member = tarfile.TarInfo(f"{number:09}.png")
                 member.size = len(data)
                 archive.addfile(member, BytesIO(data))

@@ -15,10 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import command, peers
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity
-from npr_model import quantisation
+from npr_kernels.testing import allowed, error
+from npr_model import checkpoints
+from npr_model.detectors.base import IMAGENET_STD
+from npr_model.detectors.npr import NPRDetector
 from npr_model.errors import InputError
-from npr_model.network import IMAGENET_STD, NPRDetector
-from tests.tolerances import allowed, error
+from npr_model.inference import quantisation
+from npr_model.inference.freeze import freeze
 
 INT8_LIMIT = 0.2  # of the largest logit, for its largest difference; on images, and in ranks: benchmarks.precision
 FLOAT32_LIMIT = 1e-4  # largest difference of a logit from float64 in float32, where eager's is smaller
@@ -82,7 +85,7 @@ def benchmark(detector: NPRDetector, batch: int, size: int, device: torch.device
         def build() -> nn.Module:
             if dtype == int8:  # for these pixels, as the peers' are: a checkpoint's own steps are those of photographs
                 detector.activation_steps = quantisation.measure_steps(detector, pixels.split(1))
-            return detector.for_inference(dtype, **options)
+            return freeze(detector, dtype, **options)
 
         return build
 
@@ -150,9 +153,11 @@ def main(
     target = command.checked_device(device)
     command.checked_json(json_file)
     try:
-        detector = NPRDetector.from_pretrained(checkpoint) if checkpoint else random_detector()
+        detector = checkpoints.load(checkpoint).model if checkpoint else random_detector()
     except InputError as failure:
         command.refuse(f"--checkpoint: {failure}")
+    if not isinstance(detector, NPRDetector):
+        command.refuse(f"--checkpoint {checkpoint}: the detector is {detector.detector}, not npr")
     found = (detector.grid_size, detector.anchor, detector.scale, detector.pixel_std)
     if found != (2, 0, 2 / 3, IMAGENET_STD):
         command.refuse(f"--checkpoint {checkpoint}: not of the authors' configuration, which the peers compute")

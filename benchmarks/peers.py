@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from benchmarks.harness import Unavailable
 from npr_kernels import NPRConv2d
 from npr_kernels.reference import Anchor, trim
-from npr_model.network import IMAGENET_MEAN, IMAGENET_STD, NPRDetector
+from npr_model.detectors.base import IMAGENET_MEAN, IMAGENET_STD
+from npr_model.detectors.npr import NPRDetector
 
 # --- NPR + 3x3/2 convolution as one 4x4/2 convolution on the image ---
 

@@ -22,8 +22,8 @@ from benchmarks import command, machine
 from benchmarks.harness import OURS
 from npr_model import checkpoints
 from npr_model.errors import InputError
-from npr_model.evaluate import collect, evaluate
-from npr_model.inference import trunk_engine
+from npr_model.evaluation.evaluate import collect, evaluate
+from npr_model.inference.fused import trunk_engine
 from npr_model.screening.rows import Row
 from npr_model.screening.runner import Scorer
 

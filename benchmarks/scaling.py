@@ -31,9 +31,10 @@ from benchmarks.harness import OURS
 from benchmarks.model import random_detector, random_pixels
 from benchmarks.screening import make_files
 from benchmarks.timing import Timer, interleave
-from npr_model import images
 from npr_model.checkpoints import LoadedCheckpoint, Metadata
-from npr_model.inference import split_by_pixels
+from npr_model.imaging.decode import decode
+from npr_model.inference.freeze import freeze
+from npr_model.inference.fused import split_by_pixels
 from npr_model.screening.runner import Scorer
 from npr_model.screening.sources import Sources
 
@@ -137,7 +138,7 @@ def simulate(model: Model, side: int, cores: int, workers: int = 0, count: int =
 def time_parts(device: torch.device, folder: Path, seconds: float) -> dict[tuple[str, int, int], float]:
     """Median seconds of a call by part, batch and side: "decode" of one JPEG file of quality 90 on one core, "network",
     "stem" and, to a GPU, "copy" of a batch."""
-    frozen = random_detector().to(device).for_inference()
+    frozen = freeze(random_detector().to(device))
 
     @torch.inference_mode()
     def stem(pixels: torch.Tensor) -> None:
@@ -147,7 +148,7 @@ def time_parts(device: torch.device, folder: Path, seconds: float) -> dict[tuple
     calls: dict[tuple[str, int, int], Callable[[], object]] = {}
     for side in FILES:
         (path,) = make_files(folder, "JPEG", side, 1)
-        calls["decode", 1, side] = functools.partial(images.decode, path.read_bytes())
+        calls["decode", 1, side] = functools.partial(decode, path.read_bytes())
     for batch, side in SHAPES[device.type]:
         host = random_pixels(batch, side).contiguous(memory_format=torch.channels_last)  # as decoders give them
         pixels = host.to(device)

@@ -27,13 +27,16 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks import command, machine, peers
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, run, table
 from benchmarks.model import FLOAT32_LIMIT, needed_flops, random_detector, random_pixels
-from npr_model import images
+from npr_kernels.testing import allowed, error
 from npr_model.checkpoints import LoadedCheckpoint, Metadata
-from npr_model.inference import default_dtype
-from npr_model.network import NPRDetector
+from npr_model.detectors.base import DetectorNetwork
+from npr_model.detectors.npr import NPRDetector
+from npr_model.imaging.decode import decode
+from npr_model.imaging.encode import encode_jpeg, encode_png, encode_webp
+from npr_model.inference.freeze import freeze
+from npr_model.inference.fused import default_dtype
 from npr_model.screening.runner import Scorer
 from npr_model.screening.sources import Sources
-from tests.tolerances import allowed, error
 
 CASES = (("JPEG", 256, 64), ("JPEG", 512, 32), ("JPEG", 1024, 16), ("PNG", 512, 32), ("WEBP", 512, 32))
 BATCH = {"cpu": 8, "cuda": 64}
@@ -42,13 +45,8 @@ DECODING, NETWORK = f"{OURS}, decoding alone", f"{OURS}, network alone"
 WITHOUT_NETWORK = f"{OURS}, without the network"
 
 
-class Zeros(nn.Module):
+class Zeros(DetectorNetwork):
     """Scores nothing."""
-
-    grid_size = 2
-
-    def for_inference(self, dtype: torch.dtype | None) -> Zeros:
-        return self
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros(len(x), 1, device=x.device)
@@ -71,9 +69,9 @@ class PlainFiles(Dataset):
 def make_files(folder: Path, format: str, size: int, count: int) -> list[Path]:
     """Different images of smooth patches and noise: JPEG and WebP of quality 90."""
     encode = {
-        "JPEG": functools.partial(images.encode_jpeg, quality=90),
-        "WEBP": functools.partial(images.encode_webp, quality=90),
-        "PNG": images.encode_png,
+        "JPEG": functools.partial(encode_jpeg, quality=90),
+        "WEBP": functools.partial(encode_webp, quality=90),
+        "PNG": encode_png,
     }[format]
     paths = []
     for number, pixels in enumerate(random_pixels(count, size).permute(0, 2, 3, 1).numpy()):
@@ -138,17 +136,17 @@ def benchmark(
         return Scorer(loaded, batch_size=batch_size, workers=workers, dtype=computed_in, device=device)
 
     def decoding() -> Callable[[], list[np.ndarray]]:
-        def decode(path: Path) -> np.ndarray:
-            return images.decode(path.read_bytes()).pixels
+        def read(path: Path) -> np.ndarray:
+            return decode(path.read_bytes()).pixels
 
         def call() -> list[np.ndarray]:
             with ThreadPoolExecutor(workers) as pool:
-                return list(pool.map(decode, paths))
+                return list(pool.map(read, paths))
 
         return call
 
     def network() -> Callable[[], Tensor]:
-        frozen = detector.for_inference(dtype)
+        frozen = freeze(detector, dtype)
         return lambda: logits(frozen, parts)
 
     contenders = [

@@ -26,15 +26,17 @@ from benchmarks import command, machine, peers
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, report
 from benchmarks.model import random_pixels
 from benchmarks.timing import synchronize
-from npr_model import datasets, images
+from npr_kernels.testing import allowed, error
+from npr_model import datasets
 from npr_model.checkpoints import Metadata
-from npr_model.config import TrainConfig
-from npr_model.distributed import Process
 from npr_model.errors import InputError
-from npr_model.loading import BalancedBatches, Loader
-from npr_model.train import find_samples
-from npr_model.trainer import Trainer
-from tests.tolerances import allowed, error
+from npr_model.imaging.encode import encode_jpeg
+from npr_model.imaging.views import tile
+from npr_model.training.config import TrainConfig
+from npr_model.training.distributed import Process
+from npr_model.training.loading import BalancedBatches, Loader
+from npr_model.training.loop import find_samples
+from npr_model.training.trainer import Trainer
 
 FILES = 256  # JPEGs that the loader reads
 WARM_UP = 4  # steps before the waiting is measured: the workers have begun by then
@@ -172,13 +174,13 @@ def make_files(folder: Path, photos: Path | None, size: int) -> None:
         chosen = sorted(random.choice(len(found), FILES, replace=len(found) < FILES).tolist())
         crops = []
         for number in chosen:
-            pixels = images.tile(datasets.read(found[number].path).pixels, size)
+            pixels = tile(datasets.read(found[number].path).pixels, size)
             top, left = (random.integers(side - size + 1) for side in pixels.shape[:2])
             crops.append(pixels[top : top + size, left : left + size])
     for number, pixels in enumerate(crops):
         path = folder / list(datasets.CLASS_FOLDERS)[number % 2] / f"{number}.jpg"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(images.encode_jpeg(pixels, 90))
+        path.write_bytes(encode_jpeg(pixels, 90))
 
 
 def loading(batch_size: int, size: int, workers: int, device: torch.device, photos: Path | None, seconds: float):

@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import command
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, Unavailable
 from benchmarks.model import random_detector
+from npr_kernels.testing import allowed, error
 from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck
-from npr_model.inference import folded_layers
-from npr_model.network import NPRDetector
-from tests.tolerances import allowed, error
+from npr_model.detectors.npr import NPRDetector
+from npr_model.inference.fused import folded_layers
 
 Blocks = list[tuple[list, int]]  # of each block its folded layers and its stride, as FusedBottlenecks takes them
 JUDGED = 3  # images of a batch, whose results are compared: the first, the last and one between

@@ -38,7 +38,7 @@ def collect() -> dict:
         "threads": torch.get_num_threads(),
         "extension": extension.FAILURE or "loaded",
         "build": extension.build_info(),
-        "backends": {name: reason or "available" for name, reason in registry.backends().items()},
+        "backends": {name: reason or "available" for name, reason in registry.available_backends().items()},
     }
 
 

@@ -1,21 +1,41 @@
-"""The detector of AI-generated images built on npr_kernels: train, evaluate, and screen image collections.
+"""The detector of AI-generated images built on npr_kernels: score images, screen collections, train and evaluate.
 
-Importing it loads neither torch nor the kernels, so that the command line answers at once.
+::
+
+    detector = npr_model.load()
+    detector.score("photo.jpg")             # Score(logit=..., probability=..., verdict="real", ...)
+    npr_model.screen("photos/", output="scores.parquet")
+
+Importing the package loads neither torch nor the kernels, so that the command line answers at once.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from npr_model.network import NPRDetector
+    from npr_model.api import Detector, Score, load, screen
+    from npr_model.detectors.npr import NPRDetector
+    from npr_model.errors import InputError
 
-__all__ = ["NPRDetector"]
+__all__ = ["Detector", "InputError", "NPRDetector", "Score", "load", "screen"]
+
+_MODULES = {
+    "Detector": "npr_model.api",
+    "InputError": "npr_model.errors",
+    "NPRDetector": "npr_model.detectors.npr",
+    "Score": "npr_model.api",
+    "load": "npr_model.api",
+    "screen": "npr_model.api",
+}
 
 
-def __getattr__(name: str):
-    if name == "NPRDetector":
-        from npr_model.network import NPRDetector
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
-        return NPRDetector
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import math
 import os
 import pickle
 import warnings
@@ -23,20 +22,19 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from npr_model import quantisation
 from npr_model.detectors import detector_class
-from npr_model.detectors.base import Detector
+from npr_model.detectors.base import IMAGENET_STD, DetectorNetwork
 from npr_model.errors import InputError, reason
-from npr_model.files import natural_key, replacing
-from npr_model.images import View
-from npr_model.network import IMAGENET_STD, NPRDetector
+from npr_model.files import atomic_write, natural_key
+from npr_model.imaging.views import View
+from npr_model.verdicts import Calibration, OperatingPoint
 
 FORMAT_VERSION = 1
-VERDICTS = ("real", "generated", "uncertain")
+DEFAULT = "preview"
 WEIGHTS = Path(__file__).parent / "weights"
 
 _HEADER_KEY = "npr_model"  # the one key of the safetensors header that is ours; its value is JSON
-_NPR_ARCHITECTURE = ("grid_size", "anchor", "scale", "pixel_std")
+_ARCHITECTURE = ("grid_size", "anchor", "scale", "pixel_std")
 _STEPS = "activation_steps."  # before the names of those tensors
 _WHOLE_RESNET = frozenset(("layer4.2.conv3.weight", "fc.weight"))  # CNNDetection's .pth files, which say nothing else
 _NAMED = 3  # offenders that an error message names
@@ -45,83 +43,6 @@ _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 class CheckpointError(InputError):
     """A checkpoint that is missing, damaged, unsafe or not of this network."""
-
-
-@dataclass(frozen=True)
-class OperatingPoint:
-    """A threshold that a share ``rate`` of photographs exceed, found on so many ``photographs``.
-
-    With 95 % confidence not more than ``upper`` of photographs like those exceed it.
-    """
-
-    rate: float
-    threshold: float
-    photographs: int
-    upper: float
-
-    @property
-    def note(self) -> str:
-        """What a verdict by this threshold means."""
-        return f"{100 * self.rate:g} % false positives on {self.photographs} photographs"
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How a logit becomes a verdict: generated above ``threshold``, but uncertain from ``low`` to ``high``.
-
-    ``points`` are thresholds at other false-positive rates, for :meth:`at`; the probability that an image was generated
-    is sigmoid(logit / ``temperature``).
-    """
-
-    threshold: float = 0.0
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
-    points: tuple[OperatingPoint, ...] = ()
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        low, high = self.band
-        if not all(map(math.isfinite, (low, self.threshold, high))) or not low <= self.threshold <= high:
-            raise ValueError(f"need finite low <= threshold <= high, got {low}, {self.threshold}, {high}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
-        if not all(math.isfinite(point.threshold) for point in self.points):
-            raise ValueError("the thresholds of a calibration must be finite")
-
-    @property
-    def band(self) -> tuple[float, float]:
-        """The uncertain logits, (low, high); empty where they are not given."""
-        return (
-            self.threshold if self.low is None else float(self.low),
-            self.threshold if self.high is None else float(self.high),
-        )
-
-    def at(self, rate: float) -> Calibration:
-        """The same with the verdict of another of ``points``; the lower edge of the uncertain band stays, but is never
-        above the threshold. Raises CheckpointError, listing the rates there are."""
-        for point in self.points:
-            if math.isclose(point.rate, rate):
-                low = None if self.low is None else min(self.low, point.threshold)
-                return dataclasses.replace(
-                    self, threshold=point.threshold, low=low, high=point.threshold, note=point.note
-                )
-        rates = ", ".join(f"{point.rate:g}" for point in self.points) or "none; npr calibrate finds some"
-        raise CheckpointError(f"the checkpoint has no threshold at the false-positive rate {rate:g}; it has: {rates}")
-
-    def probability(self, logit: float) -> float:
-        """That the image was generated, were real and generated ones equally frequent as in training."""
-        logit /= self.temperature
-        if logit >= 0:
-            return 1 / (1 + math.exp(-logit))
-        return math.exp(logit) / (1 + math.exp(logit))
-
-    def verdict(self, logit: float) -> str:
-        """One of VERDICTS."""
-        low, high = self.band
-        if low < high and low <= logit <= high:
-            return "uncertain"
-        return "generated" if logit > self.threshold else "real"
 
 
 @dataclass(frozen=True)
@@ -145,7 +66,7 @@ class Metadata:
     def to_json(self) -> str:
         """One JSON object: format_version, architecture, and the other fields."""
         values = dataclasses.asdict(self) | {"view": str(self.view)}
-        architecture = {name: values.pop(name) for name in ("detector", *_NPR_ARCHITECTURE)}
+        architecture = {name: values.pop(name) for name in ("detector", *_ARCHITECTURE)}
         return json.dumps({"format_version": FORMAT_VERSION, "architecture": architecture} | values)
 
     @classmethod
@@ -170,18 +91,19 @@ class Metadata:
             known["calibration"] = Calibration(**known["calibration"] | {"points": points})
         return cls(**known)
 
-    def network(self, backend: str | None = None) -> NPRDetector | Detector:
+    def network(self, backend: str | None = None) -> DetectorNetwork:
         """A freshly initialised network of this architecture; ``backend`` is for NPR. Raises InputError."""
-        if self.detector != NPRDetector.detector:
-            return detector_class(self.detector)()
-        return NPRDetector(backend=backend, **{name: getattr(self, name) for name in _NPR_ARCHITECTURE})
+        kind = detector_class(self.detector)
+        network = kind(**{name: getattr(self, name) for name in kind.architecture})
+        network.backend = backend
+        return network
 
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
     """``model`` is in evaluation mode on the CPU; ``sha256`` is that of the whole file, in hex."""
 
-    model: NPRDetector | Detector
+    model: DetectorNetwork
     metadata: Metadata
     sha256: str
     path: Path
@@ -214,7 +136,7 @@ def find(name_or_path: str | os.PathLike) -> Path:
     raise CheckpointError(f"checkpoint {text} does not exist")
 
 
-def load(name_or_path: str | os.PathLike, *, backend: str | None = None) -> LoadedCheckpoint:
+def load(name_or_path: str | os.PathLike = DEFAULT, *, backend: str | None = None) -> LoadedCheckpoint:
     """Read "preview" (or another bundled name), a .safetensors file, or a .pth file of the layout of NPR's authors or
     CNNDetection's.
 
@@ -238,26 +160,24 @@ def load(name_or_path: str | os.PathLike, *, backend: str | None = None) -> Load
     model.load_state_dict(state, strict=True)
     if steps:
         try:
-            model.activation_steps = {name.removeprefix(_STEPS): step for name, step in steps.items()}
-            quantisation.check_steps(model, model.activation_steps)
-        except (AttributeError, ValueError) as error:
+            model.set_activation_steps({name.removeprefix(_STEPS): step for name, step in steps.items()})
+        except ValueError as error:
             raise CheckpointError(f"checkpoint {path} is not of this network: {error}") from error
     return LoadedCheckpoint(model.eval(), metadata, hashlib.sha256(data).hexdigest(), path)
 
 
-def save(path: str | os.PathLike, model: NPRDetector | Detector, metadata: Metadata) -> None:
+def save(path: str | os.PathLike, model: DetectorNetwork, metadata: Metadata) -> None:
     """Write a .safetensors file in one step; the architecture is taken from ``model``. Raises CheckpointError."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"checkpoints are written as .safetensors files, not {path.name}")
-    described = _NPR_ARCHITECTURE if model.detector == NPRDetector.detector else ()
-    metadata = dataclasses.replace(metadata, **{name: getattr(model, name) for name in ("detector", *described)})
+    described = {name: getattr(model, name) for name in ("detector", *model.architecture)}
+    metadata = dataclasses.replace(metadata, **described)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    steps = getattr(model, "activation_steps", {})
-    state |= {_STEPS + name: step.cpu().contiguous() for name, step in steps.items()}
+    state |= {_STEPS + name: step.cpu().contiguous() for name, step in model.activation_steps.items()}
     data = safetensors.torch.save(state, metadata={_HEADER_KEY: metadata.to_json()})
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be written: {reason(error)}") from error

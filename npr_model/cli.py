@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 
+from npr_model.commands import terminal
 from npr_model.commands.ablate import ablate
 from npr_model.commands.audit import audit
 from npr_model.commands.calibrate import calibrate
@@ -20,42 +23,55 @@ from npr_model.commands.robustness import robustness
 from npr_model.commands.screen import screen
 from npr_model.commands.serve import serve
 from npr_model.commands.simulate import simulate
-from npr_model.commands.terminal import EXIT_INTERRUPTED, EXIT_USAGE, err
 from npr_model.commands.train import train
 from npr_model.errors import InputError, reason
 
 app = typer.Typer(
     name="npr",
-    help="Tell photographs from AI-generated images by neighbouring pixel relationships (NPR).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (
-    screen,
-    report,
-    serve,
-    evaluate,
-    compare,
-    explain,
-    robustness,
-    ablate,
-    audit,
-    train,
-    simulate,
-    calibrate,
-    export,
-    info,
-):
-    app.command()(command)
+
+
+def _reflowed(text: str) -> str:
+    """A docstring with one line per paragraph, for the terminal to break."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+PANELS = {
+    "Score images": (screen, report, serve),
+    "Measure a detector": (evaluate, compare, robustness, explain, audit, ablate),
+    "Make a detector": (simulate, train, calibrate, export),
+    "About this installation": (info,),
+}
+for panel, commands in PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel, help=_reflowed(command.__doc__))(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"npr {importlib.metadata.version('npr-kernels')}")
+        raise typer.Exit
+
+
+@app.callback(epilog=terminal.EXIT_CODES)
+def npr(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Tell photographs from AI-generated images by neighbouring pixel relationships (NPR)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run ``npr`` and return its exit code; what is the user's to mend is one line on stderr, never a traceback."""
-    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; pixels that are wrong are errors
+    """Run ``npr`` and return its exit code. User errors print one line to stderr, never a traceback."""
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata; wrong pixels are errors
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: they take turns
     usage_error = typer.BadParameter.__base__  # click's, wherever this version of typer keeps it
+    terminal.start_command()
     try:
         return app(arguments, standalone_mode=False) or 0
     except typer.Exit as exit:
@@ -63,8 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     except usage_error as error:
         return _fail(f"{error.format_message() or 'no command given'} (npr --help shows the usage)")
     except (KeyboardInterrupt, typer.Abort):
-        err.print("npr: interrupted")
-        return EXIT_INTERRUPTED
+        terminal.err.print("npr: interrupted")
+        return terminal.EXIT_INTERRUPTED
     except InputError as error:
         return _fail(str(error))
     except OSError as error:
@@ -77,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _fail(message: str) -> int:
     print(f"npr: error: {' '.join(message.split())}", file=sys.stderr)
-    return EXIT_USAGE
+    return terminal.error_code()
 
 
 def _is_backend_error(error: Exception) -> bool:

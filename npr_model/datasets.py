@@ -13,12 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from npr_model import images
 from npr_model.errors import InputError, reason
 from npr_model.files import natural_key, readable_name, walk_images
+from npr_model.imaging.decode import DecodedImage, ImageError, decode
+from npr_model.imaging.views import check_cell
 
 REAL, FAKE = 0, 1
+CLASS_NAMES = {REAL: "real", FAKE: "generated"}
 CLASS_FOLDERS = {"0_real": REAL, "1_fake": FAKE}
+FORMATS_DIFFER = 0.1  # in this share of a class another file format is enough to move an accuracy by percents
 
 
 class DatasetError(InputError):
@@ -100,7 +103,7 @@ def require_both_classes(samples: Iterable[Sample], what: str) -> None:
 
 
 @dataclass(frozen=True)
-class Survey:
+class Inspection:
     """What decoding every sample has shown: the ``decoders`` used, sorted, and each class's files by format."""
 
     decoders: tuple[str, ...]
@@ -115,17 +118,24 @@ class Survey:
 
     @property
     def classes_differ(self) -> bool:
-        """Whether a format's share differs between the classes by more than a tenth."""
-        real, fake = ({f: n / counts.total() for f, n in counts.items()} for counts in self.formats.values())
-        return any(abs(real.get(format, 0) - fake.get(format, 0)) > 0.1 for format in {**real, **fake})
+        """As in :func:`formats_differ`."""
+        return formats_differ(*self.formats.values())
 
 
-def survey(
+def formats_differ(real: Counter[str], fake: Counter[str]) -> bool:
+    """Whether some file format's share differs between the classes, given as counts, by more than FORMATS_DIFFER."""
+    if not (real and fake):
+        return False
+    shares = [{format: count / counts.total() for format, count in counts.items()} for counts in (real, fake)]
+    return any(abs(shares[0].get(format, 0) - shares[1].get(format, 0)) > FORMATS_DIFFER for format in real | fake)
+
+
+def inspect_samples(
     samples: Sequence[Sample],
     grid_size: int,
     workers: int,
     on_read: Callable[[int], None] = lambda count: None,
-) -> Survey:
+) -> Inspection:
     """Decode every sample once, so that a bad file is known before hours of training. Raises DatasetError.
 
     ``on_read`` is given the number of images after each.
@@ -134,9 +144,9 @@ def survey(
     def format_and_decoder(sample: Sample) -> tuple[str, str] | str:
         try:
             decoded = read(sample.path)
-            images.check_cell(decoded.pixels, grid_size)
+            check_cell(decoded.pixels, grid_size)
             return decoded.format, decoded.decoder
-        except images.ImageError as error:
+        except ImageError as error:
             return f"{readable_name(sample.path)}: {error}"
 
     results = []
@@ -152,16 +162,16 @@ def survey(
     names = {label: name for name, label in CLASS_FOLDERS.items()}
     for sample, (format, _) in zip(samples, results, strict=True):
         formats[names[sample.label]][format] += 1
-    return Survey(tuple(sorted({decoder for _, decoder in results})), formats)
+    return Inspection(tuple(sorted({decoder for _, decoder in results})), formats)
 
 
-def read(path: str | os.PathLike) -> images.DecodedImage:
+def read(path: str | os.PathLike) -> DecodedImage:
     """Decode a file. Raises ImageError, also where the file cannot be read."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise images.ImageError(f"the file cannot be read ({reason(error)})") from error
-    return images.decode(data)
+        raise ImageError(f"the file cannot be read ({reason(error)})") from error
+    return decode(data)
 
 
 def _class_folders(folder: Path, root: Path, classes: Mapping[str, int] = CLASS_FOLDERS) -> Iterator[Path]:

@@ -83,7 +83,7 @@ def readable_name(path: str | os.PathLike) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; on success it is synced to disk and takes the name in one step.
 
     If the block raises, ``path`` is as it was before and the temporary file is gone.

@@ -15,12 +15,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from npr_model import checkpoints, config
-from npr_model.evaluate import collect, evaluate
-from npr_model.perturbations import codec
-from npr_model.run_folder import LAST
+from npr_model import checkpoints
+from npr_model.evaluation.evaluate import collect, evaluate
+from npr_model.imaging.perturbations import codec
 from npr_model.screening.runner import Scorer
-from npr_model.train import train
+from npr_model.training import config
+from npr_model.training.loop import train
+from npr_model.training.run_folder import LAST
 
 
 def family(generator: str) -> str:

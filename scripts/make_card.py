@@ -19,10 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from npr_model import checkpoints
-from npr_model.evaluate import Evaluation, collect, evaluate
-from npr_model.metrics import Metrics
-from npr_model.perturbations import codec as parse_codec
+from npr_model.evaluation.evaluate import Evaluation, collect, evaluate
+from npr_model.evaluation.metrics import Metrics
+from npr_model.imaging.perturbations import codec as parse_codec
 from npr_model.screening.runner import Scorer
+from npr_model.verdicts import Calibration
 
 _ELSEWHERE = ("name", "training_data", "licence")  # of a training's settings, what the card says already
 LOSSLESS, CODECS = "files as they are", ("jpeg:90", "jpeg:75")
@@ -49,7 +50,7 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def calibrated(calibration: checkpoints.Calibration | None) -> str:
+def calibrated(calibration: Calibration | None) -> str:
     if calibration is None:
         return "Not calibrated: verdicts are those of logit 0, take them as a ranking"
     text = f"Generated above the logit {calibration.threshold:.3f} ({calibration.note})"

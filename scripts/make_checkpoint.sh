@@ -38,7 +38,8 @@ npr train --print-config --epochs 1 --crop-size 128 --set blur_probability=0 --s
 python scripts/leave_families_out.py "$PACKAGED/train" "$PACKAGED/validation" --config "$RUNS/leave_families_out.json" \
     -o "$RUNS/left_out" --results "$RUNS/left_out.json"
 
-npr calibrate npr_model/weights/preview.safetensors "$PACKAGED/validation"
+npr calibrate npr_model/weights/preview.safetensors "$PACKAGED/validation" \
+    -o npr_model/weights/preview.safetensors --overwrite
 python scripts/make_card.py measure "$VALIDATION" --held-out "$PACKAGED/validation" --left-out "$RUNS/left_out.json" \
     --results benchmarks/results/checkpoint.json
 python scripts/make_card.py print benchmarks/results/checkpoint.json > npr_model/weights/preview.md

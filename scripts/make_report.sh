@@ -13,7 +13,7 @@ mkdir -p "$FIGURES" "$RUNS"
 . scripts/page.sh
 
 text '# The commands that measure, and what they measure on the bundled checkpoint'
-text "Made by \`scripts/make_report.sh VALIDATION RUNS\`, which runs the commands below. VALIDATION has $(images_of "$VALIDATION"), none of which any training here has seen. The sets are small: mind the intervals. [Every number of the paper](../npr_model/published) ships with the package; \`npr evaluate --preset\` sets it beside a measurement on the paper's own sets, which are not at hand here. [Other detectors, and the paper's Table 7](comparison.md)."
+text "Made by \`scripts/make_report.sh VALIDATION RUNS\`, which runs the commands below. VALIDATION has $(images_of "$VALIDATION"), none of which any training here has seen. The sets are small: mind the intervals. [Every number of the paper](../npr_model/evaluation/published) ships with the package; \`npr evaluate --benchmark\` sets it beside a measurement on the paper's own sets, which are not at hand here. [Other detectors, and the paper's Table 7](comparison.md)."
 
 text '## Is the set fair?'
 run 'npr audit $VALIDATION -o $RUNS/audit.md'

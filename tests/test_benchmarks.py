@@ -19,10 +19,10 @@ from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, Un
 from benchmarks.training import TrainingCase
 from npr_kernels import reference
 from npr_kernels.backends import extension
-from npr_model.network import NPRDetector
+from npr_kernels.testing import error
+from npr_model.detectors.npr import NPRDetector
 from tests.conftest import ROOT
 from tests.model.conftest import encoded, noise
-from tests.tolerances import error
 
 CPU = torch.device("cpu")
 PEAKS = {"fma_peak": {"gflops": 1.0}, "bf16_peak": {"gflops": 1.0}, "copy_bandwidth_gb_s": 1.0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 
-from npr_model import images
+from npr_model.imaging.decode import decode
 from tests.conftest import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -22,7 +22,7 @@ def test_every_file_is_credited():
 def test_classes_agree_in_number_format_and_size():
     descriptions = {"real": Counter(), "generated": Counter()}
     for path in FILES:
-        image = images.decode(path.read_bytes())
+        image = decode(path.read_bytes())
         descriptions[path.parent.name][image.format, image.width, image.height] += 1
     assert descriptions["real"] == descriptions["generated"]
     assert descriptions["real"].total() >= 12

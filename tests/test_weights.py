@@ -7,7 +7,6 @@ import json
 import pytest
 
 from npr_model import checkpoints
-from npr_model.network import NPRDetector
 from scripts import make_card
 from tests.conftest import ROOT
 
@@ -26,7 +25,7 @@ def test_results_are_of_the_bundled_file():
 
 
 def test_it_is_the_default():
-    default, named = NPRDetector.from_pretrained(), NPRDetector.from_pretrained("preview")
+    default, named = checkpoints.load().model, checkpoints.load("preview").model
     for name, tensor in named.state_dict().items():
         assert (default.state_dict()[name] == tensor).all()
 

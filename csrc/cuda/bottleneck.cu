@@ -266,7 +266,7 @@ bottleneck_kernel(const Bottleneck call) {
           for (int e = 0; e < 2; ++e) {
             const float upper = out[4 * j + e], lower = out[4 * j + 2 + e];  // NaN stays
             sum[2 * j + e] = (inside[0] && !(upper <= 0) ? upper : 0) + (inside[1] && !(lower <= 0) ? lower : 0);
-            for (int mask = 4; mask < 32; mask *= 2) sum[2 * j + e] += shuffle_xor(sum[2 * j + e], mask);
+            for (int mask = 4; mask < 32; mask *= 2) sum[2 * j + e] += as_float(shuffle(as_bits(sum[2 * j + e]), thread % 32 ^ mask));
           }
         const int64_t part = static_cast<int64_t>(index * P::kGroups + group) * 4 + warp;
         if (here.exists && g == 0)

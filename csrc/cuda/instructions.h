@@ -309,6 +309,8 @@ const char* resident_blocks(void (*kernel)(Arguments...), int threads, int64_t s
   cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (error == cudaSuccess && shared_bytes > most / 3)  // or the cache would get what two blocks need
+    error = cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error == cudaSuccess)
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, static_cast<size_t>(shared_bytes));
   if (error == cudaSuccess) blocks = found->second = static_cast<int64_t>(processors) * (each < 1 ? 1 : each);

@@ -16,6 +16,7 @@
 // What decides the speed is shared memory and its port, through which stores, shuffles and copies go, too. So a lane reads
 // single words, in an order in which the taps of a quad meet different banks, and the image comes in pieces of 16 bytes.
 #include "staging.h"
+#include "warpgroup.h"
 
 namespace npr::cuda {
 namespace {
@@ -238,60 +239,74 @@ struct Table {
   static NPR_DEVICE float power_of_two(int exponent) { return as_float(static_cast<uint32_t>(127 + exponent) << 23); }
 };
 
-// Rows of the convolution on the tensor cores.
-template <typename T, bool kBytes, bool kArgmax>
-struct TensorCores {
-  using Kinds = Kind<T, kBytes, kArgmax>;
-  using Staged = typename Kinds::Staged;
-  using Values = Pair<typename Kinds::Sum, kArgmax>;
-  static constexpr int kTiles = Kinds::kTiles;
-  static constexpr int kParts = kBytes && sizeof(T) == 4 ? 2 : 1;  // numbers that a weight is the sum of
-  uint32_t weight[kParts][2][kTiles][2];  // fragments for the taps in slots t and t + 4
-  uint32_t record[2][2][2];               // of those taps in a pair: for each row, at an even and at an odd column
-  bool above[2];                          // whether the tap of the first row is in the pair before
+// What a lane reads of a row of the convolution: the records of two taps at two positions, as mma's factor.
+template <typename Staged>
+struct Fragments {
+  uint32_t record[2][2][2];  // of the taps in slots t and t + 4 in a pair: for each row, at an even and at an odd column
+  bool above[2];             // whether the tap of the first row is in the pair before
 
-  NPR_DEVICE TensorCores(const Arguments& arguments, const unsigned char* shared, int pitch) {
-    const float* const table = reinterpret_cast<const float*>(shared);
+  NPR_DEVICE Fragments(int anchor, int pitch) {
     const int lane = thread_index() % 32, warp = thread_index() / 32;
-    const int anchor = arguments.source.anchor;
 #pragma unroll
     for (int x = 0; x < 2; ++x) {
-      const int slot = lane % 4 + 4 * x;
-      const Tap tap = tap_of(slot, anchor);
+      const Tap tap = tap_of(lane % 4 + 4 * x, anchor);
       above[x] = tap.dy < 0;
 #pragma unroll
       for (int row = 0; row < 2; ++row)
 #pragma unroll
         for (int odd = 0; odd < 2; ++odd) {
           const int pixel = 4 * (8 * warp + lane / 4) + 2 * odd + tap.dx, y = (2 * row + tap.dy) & 3;
-          record[x][row][odd] = static_cast<uint32_t>(y * pitch + record_offset<Staged, true>(pixel, y) + lane % 4 / 2 * 4);
+          record[x][row][odd] =
+              static_cast<uint32_t>(y * pitch + record_offset<Staged, true>(pixel, y) + 4 * second_first(lane % 4));
         }
-      // The constant of a pixel in the position's own cell is 1 wherever there is a position: three taps for the bias.
-      int part = -1;
+    }
+  }
+
+  // Whether lane t of a quad reads the second word of a record first.
+  static NPR_DEVICE bool second_first(int t) { return t >= 2; }
+
+  // Of convolution row 2s + kRow, from pair `current` and the one before it.
+  template <int kRow>
+  NPR_DEVICE void load(uint32_t (&fragment)[2][4], uint32_t before, uint32_t current) const {
 #pragma unroll
-      for (int other = 0; other < 8; ++other) {
-        const Tap before = tap_of(other, anchor);
-        part += other <= slot && before.dy >= 0 && before.dx >= 0;
-      }
-      if (tap.dy < 0 || tap.dx < 0) part = -1;
+    for (int x = 0; x < 2; ++x) {
+      const uint32_t pair = kRow == 0 && above[x] ? before : current;
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        const float* const column = table + channel_of(tile, lane / 4);
-        const int k = ((tap.dy + 1) * 3 + tap.dx + 1) * 3;
-        float w[3];
-#pragma unroll
-        for (int c = 0; c < 3; ++c) w[c] = column[(k + c) * Kinds::kChunk];
-        const float bias = part_of(column[27 * Kinds::kChunk], part);
-        const bool swapped = lane % 4 / 2;
-        weight[0][x][tile][0] = swapped ? pack<Staged>(w[2], bias) : pack<Staged>(w[0], w[1]);
-        weight[0][x][tile][1] = swapped ? pack<Staged>(w[0], w[1]) : pack<Staged>(w[2], bias);
-        if constexpr (kParts == 2) {
-          const uint32_t a = pack<Staged>(rest_of(w[0]), rest_of(w[1])), b = pack<Staged>(rest_of(w[2]), 0);
-          weight[1][x][tile][0] = swapped ? b : a;
-          weight[1][x][tile][1] = swapped ? a : b;
-        }
+      for (int odd = 0; odd < 2; ++odd) {
+        const uint32_t first = pair + record[x][kRow][odd];
+        fragment[x][odd] = load_shared<uint32_t>(first);
+        fragment[x][2 + odd] = load_shared<uint32_t>(first ^ 4);
       }
     }
+  }
+};
+
+// The other factor: of a slot's tap and one channel, the first two weights (which = 0), or the third and the tap's part of
+// the bias. Of parts beyond the first there is what is left of the weights after rounding.
+template <typename Staged, int kChunk>
+struct Weights {
+  const float* column;  // of the channel in the table
+  const float* weight;  // of the tap
+  int part;             // of the bias; -1: none
+
+  NPR_DEVICE Weights(const unsigned char* table, int channel, int slot, int anchor)
+      : column(reinterpret_cast<const float*>(table) + channel), part(-1) {
+    const Tap tap = tap_of(slot, anchor);
+    weight = column + ((tap.dy + 1) * 3 + tap.dx + 1) * 3 * kChunk;
+    // The constant of a pixel in the position's own cell is 1 wherever there is a position: three taps for the bias.
+#pragma unroll
+    for (int other = 0; other < 8; ++other) {
+      const Tap before = tap_of(other, anchor);
+      part += other <= slot && before.dy >= 0 && before.dx >= 0;
+    }
+    if (tap.dy < 0 || tap.dx < 0) part = -1;
+  }
+
+  NPR_DEVICE uint32_t word(bool which) const {
+    return which ? pack<Staged>(weight[2 * kChunk], part_of(column[27 * kChunk], part)) : pack<Staged>(weight[0], weight[kChunk]);
+  }
+  NPR_DEVICE uint32_t rest(bool which) const {
+    return which ? pack<Staged>(rest_of(weight[2 * kChunk]), 0) : pack<Staged>(rest_of(weight[0]), rest_of(weight[kChunk]));
   }
 
   // One of the three terms, each rounded, that sum up to the value; 0 for part -1.
@@ -303,21 +318,41 @@ struct TensorCores {
     const float rounded = low_half<Staged>(pack<Staged>(value, 0));
     return rounded - rounded == 0 ? value - rounded : 0;  // infinity and NaN have no rest
   }
+};
 
-  // Convolution row 2s + kRow, of pair `current` and the one before it; take(tile, even column, odd column) gets it.
+// Rows of the convolution by the products of each warp; the weights are in registers.
+template <typename T, bool kBytes, bool kArgmax>
+struct TensorCores {
+  using Kinds = Kind<T, kBytes, kArgmax>;
+  using Staged = typename Kinds::Staged;
+  using Values = Pair<typename Kinds::Sum, kArgmax>;
+  static constexpr int kTiles = Kinds::kTiles;
+  static constexpr int kParts = kBytes && sizeof(T) == 4 ? 2 : 1;  // numbers that a weight is the sum of
+  const Fragments<Staged> fragments;
+  uint32_t weight[kParts][2][kTiles][2];
+
+  NPR_DEVICE TensorCores(const Arguments& arguments, const unsigned char* table, uint32_t, int pitch)
+      : fragments(arguments.source.anchor, pitch) {
+    const int lane = thread_index() % 32, t = lane % 4;
+#pragma unroll
+    for (int x = 0; x < 2; ++x)
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const Weights<Staged, Kinds::kChunk> weights(table, channel_of(tile, lane / 4), t + 4 * x, arguments.source.anchor);
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const bool which = k != fragments.second_first(t);
+          weight[0][x][tile][k] = weights.word(which);
+          if constexpr (kParts == 2) weight[1][x][tile][k] = weights.rest(which);
+        }
+      }
+  }
+
+  // Convolution row 2s + kRow; take(tile, even column, odd column) gets it.
   template <int kRow, typename Take>
   NPR_DEVICE void row(uint32_t before, uint32_t current, const Take& take) const {
     uint32_t fragment[2][4];
-#pragma unroll
-    for (int x = 0; x < 2; ++x) {
-      const uint32_t pair = kRow == 0 && above[x] ? before : current;
-#pragma unroll
-      for (int odd = 0; odd < 2; ++odd) {
-        const uint32_t first = pair + record[x][kRow][odd];
-        fragment[x][odd] = load_shared<uint32_t>(first);
-        fragment[x][2 + odd] = load_shared<uint32_t>(first ^ 4);
-      }
-    }
+    fragments.template load<kRow>(fragment, before, current);
     if constexpr (Kinds::kHalfSums) {
       uint32_t sum[kTiles][2];
 #pragma unroll
@@ -351,6 +386,52 @@ struct TensorCores {
   }
 };
 
+#ifdef NPR_HAS_WARPGROUPS
+
+// The same by the products of four warps; the weights are in shared memory, as two matrices of 16 products each.
+template <typename T>
+struct Warpgroups {
+  using Kinds = Kind<T, true, false>;
+  using Values = Pair<Float16, false>;
+  static constexpr int kTiles = Kinds::kTiles, kMatrix = Kinds::kChunk * 32;  // bytes
+  const Fragments<Float16> fragments;
+  uint64_t weights[2];
+
+  NPR_DEVICE Warpgroups(const Arguments& arguments, const unsigned char* table, uint32_t memory, int pitch)
+      : fragments(arguments.source.anchor, pitch) {
+#pragma unroll
+    for (int x = 0; x < 2; ++x) weights[x] = matrix(memory + static_cast<uint32_t>(x * kMatrix), 128, 256);
+    for (int i = thread_index(); i < 2 * Kinds::kChunk * 8; i += block_threads()) {
+      const int k = i % 8, n = i / 8 % Kinds::kChunk, x = i / (8 * Kinds::kChunk);  // words of a row; rows of a matrix
+      const Weights<Float16, Kinds::kChunk> weight(table, channel_of(n / 8, n % 8), k % 4 + 4 * x, arguments.source.anchor);
+      const int offset = x * kMatrix + (n / 8 * 2 + k / 4) * 128 + n % 8 * 16 + k % 4 * 4;
+      store_shared(memory + static_cast<uint32_t>(offset), weight.word((k >= 4) != fragments.second_first(k % 4)));
+    }
+    fence_shared();
+    synchronize();
+  }
+
+  template <int kRow, typename Take>
+  NPR_DEVICE void row(uint32_t before, uint32_t current, const Take& take) const {
+    uint32_t fragment[2][4], sum[2 * kTiles];
+    fragments.template load<kRow>(fragment, before, current);
+    begin_products();
+    multiply<false>(sum, fragment[0], weights[0]);
+    multiply<true>(sum, fragment[1], weights[1]);
+    end_products();
+    await_products(sum);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) take(tile, Values::of(sum[2 * tile]), Values::of(sum[2 * tile + 1]));
+  }
+};
+
+#else
+
+template <typename T>
+using Warpgroups = TensorCores<T, true, false>;
+
+#endif
+
 // Rows of the convolution of a float32 image in float32, all nine taps in order.
 template <bool kArgmax>
 struct Float32 {
@@ -360,7 +441,7 @@ struct Float32 {
   int offset[5];    // of the pixels that the lane's two positions see, left to right
   const int pitch;
 
-  NPR_DEVICE Float32(const Arguments&, const unsigned char* shared, int pitch) : pitch(pitch) {
+  NPR_DEVICE Float32(const Arguments&, const unsigned char* shared, uint32_t, int pitch) : pitch(pitch) {
     const int lane = thread_index() % 32, warp = thread_index() / 32;
     weight = shared_address(shared) + static_cast<uint32_t>(8 * (lane % 4) * 4);
 #pragma unroll
@@ -416,6 +497,10 @@ struct Float32 {
   }
 };
 
+// Bytes of shared memory for the weights as matrices.
+template <typename T, bool kGroups>
+constexpr int64_t kMatrices = kGroups ? 2 * 32 * Kind<T, true, false>::kChunk : 0;
+
 // Words that a lane of a warp's last column posts for the warp to the right; one buffer for even steps, one for odd.
 template <typename T, bool kBytes, bool kArgmax>
 constexpr int kPosted = Kind<T, kBytes, kArgmax>::kTiles * Best<typename Kind<T, kBytes, kArgmax>::Sum, kArgmax>::kWords;
@@ -424,10 +509,17 @@ NPR_CONSTANT int64_t exchange_bytes(int width) {
   return int64_t{2} * (width / 8) * 4 * kPosted<T, kBytes, kArgmax> * 4;
 }
 
-template <typename T, bool kBytes, bool kArgmax>
-using Rows = std::conditional_t<Kind<T, kBytes, kArgmax>::kTensorCores, TensorCores<T, kBytes, kArgmax>, Float32<kArgmax>>;
+// How rows are convolved. Warpgroups need strips of 32 pooled columns, and pay for them where the results are of 16 bits.
+template <typename T, bool kBytes, bool kArgmax, bool kGroups>
+struct Method {
+  using Rows = std::conditional_t<Kind<T, kBytes, kArgmax>::kTensorCores, TensorCores<T, kBytes, kArgmax>, Float32<kArgmax>>;
+};
+template <typename T>
+struct Method<T, true, false, true> {
+  using Rows = Warpgroups<T>;
+};
 
-template <typename T, bool kBytes, bool kArgmax>
+template <typename T, bool kBytes, bool kArgmax, bool kGroups>
 NPR_KERNEL(32 * (Kind<T, kBytes, kArgmax>::kWarps), (Kind<T, kBytes, kArgmax>::kBlocks))
 stem_kernel(const Arguments arguments) {
   using Kinds = Kind<T, kBytes, kArgmax>;
@@ -445,9 +537,11 @@ stem_kernel(const Arguments arguments) {
   unsigned char* const shared = shared_memory();
   using Parameters = Table<T, kBytes, kArgmax>;
   const bool scaled = Parameters::fill(arguments, chunk, shared);
-  const Rows<T, kBytes, kArgmax> convolution(arguments, shared, Ring::pitch_of(width));
+  using Rows = typename Method<T, kBytes, kArgmax, kGroups>::Rows;
+  const uint32_t matrices = shared_address(shared) + static_cast<uint32_t>(Parameters::kSharedBytes);
+  const Rows convolution(arguments, shared, matrices, Ring::pitch_of(width));
   const uint32_t factors = shared_address(shared) + Parameters::kRows * Parameters::kChannels * 4 + 8 * t * sizeof(T);
-  const uint32_t exchange = shared_address(shared) + static_cast<uint32_t>(Parameters::kSharedBytes);
+  const uint32_t exchange = matrices + static_cast<uint32_t>(kMatrices<T, kGroups>);
   const uint32_t mine = exchange + static_cast<uint32_t>((warp * 4 + t) * kWords * 4);
   const uint32_t ring = exchange + static_cast<uint32_t>(exchange_bytes<T, kBytes, kArgmax>(width));
   const uint32_t raw = ring + static_cast<uint32_t>(Ring::ring_bytes(width));
@@ -465,10 +559,59 @@ stem_kernel(const Arguments arguments) {
     int64_t out = pixel * arguments.out_channels + chunk + 8 * t;
 
     Values top[kTiles][2];  // the row above, from the step before
-    Kept best[kTiles][2];   // of the step before
-    const auto post_at = [&](int s) { return mine + static_cast<uint32_t>((s & 1) * warps * 4 * kWords * 4); };
-    const auto finish = [&](int s) {
-      const uint32_t posted = post_at(s);
+    for (int s = walk.begin - kLead; s < walk.begin; ++s, stager.rotate()) {
+      stager.advance(s, walk);
+      if (s == walk.begin - 1 && s >= 0) {
+        convolution.template row<1>(stager.before, stager.current, [&](int tile, const Values& even, const Values& odd) {
+          top[tile][0] = even;
+          top[tile][1] = odd;
+        });
+      } else {
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) top[tile][0] = top[tile][1] = Values{};
+      }
+      synchronize();
+    }
+#pragma unroll 1
+    for (int s = walk.begin; s < walk.end; ++s, stager.rotate()) {
+      stager.advance(s, walk);
+      Kept best[kTiles][2];
+      {
+        Values middle[kTiles][2];
+        convolution.template row<0>(stager.before, stager.current, [&](int tile, const Values& even, const Values& odd) {
+          middle[tile][0] = even;
+          middle[tile][1] = odd;
+        });
+        const auto pool = [&](int tile, const Values& even, const Values& odd) {
+          best[tile][0] = Kept::column(top[tile][0], middle[tile][0], even);
+          best[tile][1] = Kept::column(top[tile][1], middle[tile][1], odd);
+          top[tile][0] = even;
+          top[tile][1] = odd;
+        };
+        if (2 * s + 1 < arguments.source.cell_rows) {
+          convolution.template row<1>(stager.before, stager.current, pool);
+        } else {
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile) pool(tile, Values{}, Values{});
+        }
+      }
+      if (!all_inside) {
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+          for (int i = 0; i < Kept::kWords; ++i) best[tile][1].word[i] = odd_inside ? best[tile][1].word[i] : 0;
+      }
+
+      const uint32_t posted = mine + static_cast<uint32_t>((s & 1) * warps * 4 * kWords * 4);
+      if (group == 7) {
+#pragma unroll
+        for (int i = 0; i < kWords; i += 4) {
+          const auto word = [&](int k) { return best[k / Kept::kWords][1].word[k % Kept::kWords]; };
+          store_shared(posted + static_cast<uint32_t>(4 * i), uint4{word(i), word(i + 1), word(i + 2), word(i + 3)});
+        }
+      }
+      synchronize();
+
       uint32_t left[kWords];
 #pragma unroll
       for (int i = 0; i < kWords; ++i)
@@ -521,82 +664,37 @@ stem_kernel(const Arguments arguments) {
                     distance_of_bytes(byte_perm(codes[2], codes[3], 0x5410), 0x08080808u)};
       }
       out += int64_t{tiling.columns} * arguments.out_channels;
-    };
-    for (int s = walk.begin - kLead; s < walk.begin; ++s, stager.rotate()) {
-      stager.advance(s, walk);
-      if (s == walk.begin - 1 && s >= 0) {
-        convolution.template row<1>(stager.before, stager.current, [&](int tile, const Values& even, const Values& odd) {
-          top[tile][0] = even;
-          top[tile][1] = odd;
-        });
-      } else {
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) top[tile][0] = top[tile][1] = Values{};
-      }
-      synchronize();
     }
-#pragma unroll 1
-    for (int s = walk.begin; s < walk.end; ++s, stager.rotate()) {
-      Values middle[kTiles][2];
-      stager.receive();
-      convolution.template row<0>(stager.before, stager.current, [&](int tile, const Values& even, const Values& odd) {
-        middle[tile][0] = even;
-        middle[tile][1] = odd;
-      });
-      if (s > walk.begin) finish(s - 1);
-      stager.stage(s, walk);
-      const auto pool = [&](int tile, const Values& even, const Values& odd) {
-        best[tile][0] = Kept::column(top[tile][0], middle[tile][0], even);
-        best[tile][1] = Kept::column(top[tile][1], middle[tile][1], odd);
-        top[tile][0] = even;
-        top[tile][1] = odd;
-      };
-      if (2 * s + 1 < arguments.source.cell_rows) {
-        convolution.template row<1>(stager.before, stager.current, pool);
-      } else {
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) pool(tile, Values{}, Values{});
-      }
-      if (!all_inside) {
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile)
-#pragma unroll
-          for (int i = 0; i < Kept::kWords; ++i) best[tile][1].word[i] = odd_inside ? best[tile][1].word[i] : 0;
-      }
-      if (group == 7) {
-#pragma unroll
-        for (int i = 0; i < kWords; i += 4) {
-          const auto word = [&](int k) { return best[k / Kept::kWords][1].word[k % Kept::kWords]; };
-          store_shared(post_at(s) + static_cast<uint32_t>(4 * i), uint4{word(i), word(i + 1), word(i + 2), word(i + 3)});
-        }
-      }
-      synchronize();
-    }
-    finish(walk.end - 1);
-    synchronize();
   }
 }
 
-template <typename T, bool kBytes, bool kArgmax>
-const char* launch_stem(const Stem& call, void* stream) {
+template <typename T, bool kBytes, bool kArgmax, bool kGroups>
+const char* launch_stem(const Arguments& arguments, const Task& task, void* stream) {
   using Kinds = Kind<T, kBytes, kArgmax>;
-  const Task& task = call.task;
-  const auto scale = staged_scale<float>(task);
-  const Arguments arguments{source_of(task), tiling_of(task, Kinds::kWarps), call.weight, call.bias,
-                            {scale[0], scale[1], scale[2]}, static_cast<int>(task.out_channels), call.out, call.argmax};
   const Tiling& tiling = arguments.tiling;
   const int threads = 4 * tiling.width;
-  const int64_t shared = Table<T, kBytes, kArgmax>::kSharedBytes +
+  const int64_t shared = Table<T, kBytes, kArgmax>::kSharedBytes + kMatrices<T, kGroups> +
                          exchange_bytes<T, kBytes, kArgmax>(tiling.width) +
                          PixelRows<typename Kinds::Staged, true>::ring_bytes(tiling.width) +
                          raw_bytes(task.x.type, tiling.width);
-  const auto kernel = stem_kernel<T, kBytes, kArgmax>;
+  const auto kernel = stem_kernel<T, kBytes, kArgmax, kGroups>;
   int64_t blocks = 0;
   if (const char* error = resident_blocks(kernel, threads, shared, blocks)) return error;
   const int64_t chunks = (task.out_channels + Kinds::kChunk - 1) / Kinds::kChunk;
   const int64_t rows = tiling.batch * tiling.strips * tiling.rows;
   blocks = (blocks + chunks - 1) / chunks;
   return launch(kernel, blocks < rows ? blocks : rows, chunks, threads, shared, stream, arguments);
+}
+
+template <typename T, bool kBytes, bool kArgmax>
+const char* launch_stem(const Stem& call, void* stream) {
+  const Task& task = call.task;
+  const auto scale = staged_scale<float>(task);
+  const Arguments arguments{source_of(task), tiling_of(task, Kind<T, kBytes, kArgmax>::kWarps), call.weight, call.bias,
+                            {scale[0], scale[1], scale[2]}, static_cast<int>(task.out_channels), call.out, call.argmax};
+  if constexpr (kBytes && !kArgmax && sizeof(T) == 2)
+    if (arguments.tiling.width % 32 == 0) return launch_stem<T, true, false, true>(arguments, task, stream);
+  return launch_stem<T, kBytes, kArgmax, false>(arguments, task, stream);
 }
 
 template <typename T>

@@ -21,8 +21,6 @@ namespace npr::cuda {
 // The same in all threads of a warp, and known to be: what addresses a matrix must be.
 NPR_DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
-NPR_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
-
 // 16 bytes to shared memory, zeros unless `read`. The L2 cache takes 256 bytes from memory, which others want next.
 NPR_DEVICE void copy_async_or_zero(uint32_t to, const unsigned char* from, bool read) {
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(read ? 16 : 0) : "memory");
@@ -74,6 +72,12 @@ NPR_DEVICE void await_products(float (&d)[kSums]) {
 #pragma unroll
   for (int i = 0; i < kSums; ++i) asm volatile("" : "+f"(d[i])::"memory");  // the compiler moves no register before that
 }
+template <int kSums>
+NPR_DEVICE void await_products(uint32_t (&d)[kSums]) {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) asm volatile("" : "+r"(d[i])::"memory");
+}
 
 #define NPR_F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define NPR_F16(d, i) NPR_F4(d, i), NPR_F4(d, i + 4), NPR_F4(d, i + 8), NPR_F4(d, i + 12)
@@ -113,6 +117,17 @@ NPR_DEVICE void multiply(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(NPR_PRODUCT(128) NPR_R64 ", {%64,%65,%66,%67}, %68, more, 1, 1, 0;}"
                : NPR_F16(d, 0), NPR_F16(d, 16), NPR_F16(d, 32), NPR_F16(d, 48)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+// d (+)= a b of float16, sums too: d[2 j] are columns 8 j + 2 t and the next of row g, d[2 j + 1] of row g + 8.
+template <bool kAdds>
+NPR_DEVICE void multiply(uint32_t (&d)[16], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "{.reg .pred more; setp.ne.b32 more, %21, 0; wgmma.mma_async.sync.aligned.m64n64k16.f16.f16.f16 " NPR_R16
+      ", {%16,%17,%18,%19}, %20, more, 1, 1, 0;}"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7]), "+r"(d[8]),
+        "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(static_cast<int>(kAdds)));
 }
 
 #undef NPR_F4

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from npr_kernels.backends.devices import capability
 from npr_kernels.trunk import hopper_bottleneck
 
 Folded = tuple[Tensor, Tensor]  # weight (O, C, KH, KW) and bias (O,) of a convolution, see fold_batch_norm
@@ -30,6 +31,7 @@ BLOCK_K = 64  # channels multiplied at a time
 GRID_LIMIT = 2**31 - 1
 # The kinds of the detector's blocks, in their order: inputs, channels inside, stride.
 DETECTOR = ((64, 64, 1), (256, 64, 1), (256, 64, 1), (256, 128, 2), (512, 128, 1), (512, 128, 1))
+ENVIRONMENT_VARIABLE = "NPR_KERNELS_TRUNK"
 _logger = logging.getLogger("npr_kernels")
 
 
@@ -220,7 +222,9 @@ def _means(sums: Tensor, pixels: int) -> Tensor:
     batch, parts, channels = sums.shape
     means = sums.new_empty((batch, channels))
     if batch:
-        kernels.mean_kernel[batch, channels // 64](sums, means, parts, pixels, channels, 8, 64, num_warps=2)
+        kernels.mean_kernel[batch, channels // 64](
+            sums, means, parts, pixels, channels, 8, 64, num_warps=2, enable_fp_fusion=True
+        )
     return means[:, :, None, None]
 
 
@@ -235,13 +239,13 @@ def dot(x: Tensor, weight: Tensor) -> Tensor:
     out = x.new_empty(len(x))
     if len(x):
         with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
-            kernels.dot_kernel[len(x),](x, weight, out, x.shape[1], num_warps=1)
+            kernels.dot_kernel[len(x),](x, weight, out, x.shape[1], num_warps=1, enable_fp_fusion=True)
     return out
 
 
 def _block_of_outputs(middle: int, device: torch.device) -> int:
     """Output channels multiplied at a time: 32 where a processor shall run two programs, or has 99 KiB to share."""
-    roomy = device.type == "cpu" or torch.cuda.get_device_capability(device) >= (9, 0)
+    roomy = device.type == "cpu" or capability(device) >= (9, 0)
     return 64 if middle > 64 and roomy else 32
 
 
@@ -257,7 +261,8 @@ def _launch(kernel, batch: int, pixels: int, arguments: tuple, **constants) -> N
     if programs > GRID_LIMIT:
         raise ValueError(f"the batch is too large for one launch: {programs} tiles, at most {GRID_LIMIT} are possible")
     if programs:
-        kernel[programs,](*arguments, **constants, M=PIXELS, BLOCK_K=BLOCK_K, num_warps=WARPS, num_stages=STAGES)
+        options = {"num_warps": WARPS, "num_stages": STAGES, "enable_fp_fusion": True}
+        kernel[programs,](*arguments, **constants, M=PIXELS, BLOCK_K=BLOCK_K, **options)
 
 
 def composed(x: Tensor, blocks: Sequence[tuple[Sequence[Folded | None], int]], averaged: bool = False) -> Tensor:
@@ -273,11 +278,18 @@ def composed(x: Tensor, blocks: Sequence[tuple[Sequence[Folded | None], int]], a
 
 
 def kernels_for(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Which kernels serve ``device``: "hopper", else "triton", else None. Those that fail a small case do not; that is
-    logged once."""
-    if refusal(dtype, device) is not None:
+    """Which kernels serve ``device``: "hopper", else "triton", else None.
+
+    Those that fail a small case do not; that is logged once. With NPR_KERNELS_TRUNK=triton in the environment the
+    CUDA C++ on Hopper is not used, with NPR_KERNELS_TRUNK=none no kernel is.
+    """
+    allowed = os.environ.get(ENVIRONMENT_VARIABLE, "hopper")
+    if allowed not in ("hopper", "triton", "none"):
+        raise ValueError(f"{ENVIRONMENT_VARIABLE} must be hopper, triton or none, got {allowed!r}")
+    if allowed == "none" or refusal(dtype, device) is not None:
         return None
-    if hopper_bottleneck.refusal(dtype, device) is None and _sound(dtype, device, hopper=True):
+    hopper = allowed == "hopper" and hopper_bottleneck.refusal(dtype, device) is None
+    if hopper and _sound(dtype, device, hopper=True):
         return "hopper"
     return "triton" if _sound(dtype, device, hopper=False) else None
 
@@ -290,7 +302,7 @@ def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
         return f"it has no kernel for {dtype}"
     if device.type != DEVICE:
         return f"it serves {DEVICE.upper()} devices, not {device.type}"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+    if device.type == "cuda" and capability(device) < (8, 0):
         return "it needs compute capability 8.0"
     return None
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from npr_kernels.backends import cuda
+from npr_kernels.backends.devices import capability
 
 STEP = 32  # channels of the result that the kernel computes at a time
 # What it is compiled for: channels inside, stride, channels of x where the shortcut has a convolution (else 0), every
@@ -24,7 +25,7 @@ def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
     """Why ``device`` has no such bottleneck of ``dtype``; None if it has."""
     if dtype != torch.bfloat16:
         return f"it has no kernel for {dtype}"
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
+    if device.type != "cuda" or capability(device) != (9, 0):
         return "it needs a GPU of compute capability 9.0"
     return cuda.MISSING
 

@@ -1,1 +1,3 @@
-"""The subcommands of ``npr``, one a file. None imports torch before its options are known to be right."""
+"""The subcommands of ``npr``, one a file; terminal.py has what they share.
+A command parses and prints; the work is done in the other rooms.
+"""

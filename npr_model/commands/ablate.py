@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from npr_model.commands.evaluate import Real, print_table
-from npr_model.commands.terminal import EXIT_INTERRUPTED, err, listed, out, printable
+from npr_model.commands.options import Config, Preset, Real, Settings
+from npr_model.commands.terminal import EXIT_INTERRUPTED, err, out, print_paths, print_table
 from npr_model.commands.train import TrainingProgress, print_epoch
 from npr_model.errors import InputError
 
@@ -17,45 +17,45 @@ def ablate(
     folders: Annotated[
         list[Path], typer.Argument(metavar="FOLDER...", help="Training folders with 0_real and 1_fake, at any depth.")
     ],
-    evaluation: Annotated[
-        list[Path], typer.Option(help="Folders to evaluate every variant on; may be given more than once.")
+    evaluation: Annotated[list[Path], typer.Option(help="Labelled folder to evaluate every variant on. Repeatable.")],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="FOLDER", help="Write the runs, ablation.md and ablation.json here."),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the runs and the table.")],
     real: Real = None,
-    grids: Annotated[str, typer.Option(help="Sides of the cells, separated by commas.")] = "2,3",
-    anchors: Annotated[
-        str, typer.Option(help="Anchors, separated by commas: 0 is the paper's w_1; mean; max.")
-    ] = "0,1,2,3,mean,max",
-    preset: Annotated[
-        str | None, typer.Option(help="Training config: paper (the default) or wild.", show_default=False)
+    grid_size: Annotated[
+        list[int] | None,
+        typer.Option(help="Side of the cells (default: 2 and 3). Repeatable.", show_default=False),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="A config as npr train --print-config prints it.", show_default=False)
-    ] = None,
-    settings: Annotated[
+    anchor: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any field of the config; may be given more than once."),
+        typer.Option(
+            help="Anchor: a pixel number (0 is the paper's w_1), mean or max (default: 0 to 3, mean, max). Repeatable.",
+            show_default=False,
+        ),
     ] = None,
+    preset: Preset = None,
+    config: Config = None,
+    settings: Settings = None,
 ) -> None:
-    """The paper's Table 7: train and evaluate a detector for every grid size and anchor.
+    """Train and evaluate a detector for every grid size and anchor: the paper's Table 7.
 
-    Run it again after an interruption, and it goes on; variants that are done are not trained again.
+    The training preset is "paper" unless --preset or --config is given. Run the same command again to continue after an
+    interruption; finished variants are not trained again.
     """
-    from npr_model import config as configs
+    from npr_model.training import config as configs
 
     if preset and config:
-        raise InputError("give one of --preset and --config, each of which brings a whole config")
+        raise InputError("use only one of --preset and --config: each is a whole config")
     chosen = configs.load(config) if config else configs.preset(preset or "paper")
     chosen = chosen.changed(folders=[str(path) for path in folders]).overridden(settings or [])
-    sides, anchor_values = ([_number(text) for text in listed(option)] for option in (grids, anchors))
 
-    from npr_model import ablation
-    from npr_model.evaluate import collect
-    from npr_model.files import replacing
+    from npr_model.evaluation.evaluate import collect
+    from npr_model.files import atomic_write
+    from npr_model.studies import ablation
 
-    variants = ablation.variants(sides, anchor_values)
-    if not variants:
-        raise InputError("no grid size or no anchor was given")
+    anchors = [int(text) if text.isdecimal() else text for text in anchor or []]
+    variants = ablation.variants(grid_size or ablation.GRID_SIZES, anchors or ablation.ANCHORS)
     samples = collect(evaluation, real or [])
 
     def announce(variant: ablation.Variant) -> None:
@@ -75,19 +75,16 @@ def ablate(
                 on_epoch=print_epoch,
             )
     except KeyboardInterrupt:
-        err.print("npr: interrupted; the same command goes on from the last saved step")
+        err.print("npr: interrupted; run the same command again to continue from the last saved step")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     note = (
         f"{len(samples)} evaluation images, view {chosen.view}, accuracy at the logit 0; {chosen.epochs} epochs of the "
-        "same training each. The published means are of Table 7 of Tan et al. (CVPR 2024), on ForenSynths. In percent."
+        "same training each. The published means are those of Table 7 of Tan et al. (CVPR 2024), on ForenSynths. In "
+        "percent."
     )
     table = ablation.table(outcomes, note)
     print_table(table)
     for name, text in (("ablation.md", table.markdown()), ("ablation.json", ablation.as_json(outcomes))):
-        with replacing(output / name) as temporary:
+        with atomic_write(output / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-        out.print(printable(str(output / name)), soft_wrap=True)
-
-
-def _number(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
+        print_paths(output / name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,82 +10,86 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from npr_model.commands.terminal import (
-    EXIT_FAILED_INPUTS,
-    Backend,
-    BatchSize,
-    Device,
-    DtypeOption,
-    ViewOption,
-    Workers,
-    listed,
-    make_scorer,
-    out,
-    printable,
-    progress_bar,
-)
+from npr_model.commands.options import EVALUATION, scoring_options
+from npr_model.commands.terminal import EXIT_FAILED_INPUTS, out, print_errors, printable, progress_bar
 from npr_model.errors import InputError
+from npr_model.screening.options import ScoringOptions
 
 if TYPE_CHECKING:
-    from npr_model.calibrate import Result
     from npr_model.datasets import Sample
+    from npr_model.evaluation.calibration import Result
 
 
+@scoring_options(*EVALUATION)
 def calibrate(
-    checkpoint: Annotated[str, typer.Argument(help="A .safetensors file, or with --output another checkpoint.")],
+    checkpoint: Annotated[str, typer.Argument(help="Name of a bundled checkpoint, or a .safetensors or .pth file.")],
     reals: Annotated[
         list[Path],
         typer.Argument(
             metavar="REALS...",
-            help="Folders of photographs that the checkpoint was not trained on; of folders with 0_real and 1_fake "
-            "both classes are used.",
+            help="Folders of photographs that were not in the training set. Of folders with 0_real and 1_fake, both "
+            "classes are used.",
         ),
     ],
-    fakes: Annotated[
-        list[Path] | None, typer.Option(help="Folders of generated images, for the temperature.", show_default=False)
+    fake: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of generated images, for the temperature. Repeatable.", show_default=False),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write to this file. Default: into the checkpoint.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write to this .safetensors file (default: CHECKPOINT-calibrated.safetensors).",
+            show_default=False,
+        ),
     ] = None,
-    rates: Annotated[
-        str, typer.Option(help="False-positive rates for thresholds, separated by commas; the first is the default.")
-    ] = "0.05,0.01,0.001",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output file if it exists, also CHECKPOINT itself.")
+    ] = False,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="False-positive rate to find a threshold for; the first one gives the default verdict (default: 0.05, "
+            "0.01 and 0.001). Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     uncertain_rate: Annotated[
-        float, typer.Option(help="Verdicts are uncertain from the threshold at this rate up to that of the verdict.")
+        float,
+        typer.Option(help='Scores between this rate\'s threshold and the verdict threshold are "uncertain".'),
     ] = 0.2,
-    view: ViewOption = None,
-    batch_size: BatchSize = 16,
-    workers: Workers = 0,
-    backend: Backend = None,
-    dtype: DtypeOption = None,
-    device: Device = "auto",
+    *,
+    options: ScoringOptions,
 ) -> None:
-    """Give a checkpoint thresholds at fixed false-positive rates, an uncertain band, a temperature, and the steps of
-    its activations for --dtype int8.
+    """Find the thresholds for fixed false-positive rates on photographs, and write them to a new checkpoint.
 
-    A rate for which there are too few photographs is refused. `npr screen` uses the result for its verdicts.
-    Exit code 0: all images were scored; 1: some could not be, they are listed; 2: wrong usage.
+    Use photographs like those you will screen: at least 19, 99 or 999 for 5, 1 or 0.1 % false positives; more of them
+    tighten the upper bound that is printed. A rate with too few photographs is refused. The checkpoint also gets an
+    uncertain band, a temperature for the probabilities, and the quantisation scales for --dtype int8.
     """
-
-    from npr_model import calibrate as calibration
-    from npr_model import checkpoints, datasets, quantisation
-    from npr_model.network import NPRDetector
+    from npr_model import checkpoints, datasets
+    from npr_model.detectors.npr import NPRDetector
+    from npr_model.evaluation import calibration
+    from npr_model.inference import quantisation
     from npr_model.screening.sources import file_item
+    from npr_model.verdicts import Calibration
 
-    try:
-        parsed = [float(rate) for rate in listed(rates)]
-    except ValueError:
-        raise InputError(f"no false-positive rates {rates!r}; write them as in 0.05,0.01") from None
-    destination = output or checkpoints.find(checkpoint)
-    if destination.suffix != ".safetensors" or destination.parent == checkpoints.WEIGHTS:
-        raise InputError(f"calibrating {checkpoint} needs an --output that ends in .safetensors")
+    source = checkpoints.find(checkpoint)
+    destination = output or _default_output(checkpoint, source)
+    if destination.suffix != ".safetensors":
+        raise InputError(f"output {destination} must end in .safetensors")
+    if destination.exists() and not overwrite:
+        raise InputError(f"output {destination} exists: use --overwrite to replace it, or -o for another file")
     samples = [sample for root in reals for sample in datasets.find_reals(root)]
     samples += [sample for root in reals if datasets.has_fakes(root) for sample in datasets.find_fakes(root)]
-    samples += [sample for root in fakes or [] for sample in datasets.find_fakes(root)]
+    samples += [sample for root in fake or [] for sample in datasets.find_fakes(root)]
     samples = list({sample.path.resolve(): sample for sample in samples}.values())
+    rates = rate or calibration.RATES
+    calibration.require_enough(sum(sample.label == datasets.REAL for sample in samples), rates, uncertain_rate)
     by_source = {file_item(sample.path).source: sample for sample in samples}
-    scorer = make_scorer(checkpoint, view, batch_size, workers, backend, dtype, device)
+    scorer = replace(options, checkpoint=checkpoint).scorer()
 
     scored, errors = [], {}
     with progress_bar("scoring", total=len(samples)) as advance:
@@ -102,24 +106,29 @@ def calibrate(
     result = calibration.calibrate(
         logits[datasets.REAL],
         logits[datasets.FAKE],
-        rates=parsed,
+        rates=rates,
         uncertain_rate=uncertain_rate,
-        temperature=(loaded.metadata.calibration or checkpoints.Calibration()).temperature,
+        temperature=(loaded.metadata.calibration or Calibration()).temperature,
     )
-    if loaded.metadata.detector == NPRDetector.detector:
+    if isinstance(loaded.model, NPRDetector):
         paths = [sample.path for sample, _ in scored]
         with progress_bar("activations", total=min(len(paths), quantisation.IMAGES)) as advance:
             batches = quantisation.central_parts(paths, loaded.model.grid_size, lambda: advance(1))
-            loaded.model.activation_steps = quantisation.measure_steps(loaded.model, batches)
-    metadata = dataclasses.replace(loaded.metadata, calibration=result.calibration, view=scorer.view)
+            loaded.model.set_activation_steps(quantisation.measure_steps(loaded.model, batches))
+    metadata = replace(loaded.metadata, calibration=result.calibration, view=scorer.view)
     checkpoints.save(destination, loaded.model, metadata)
     _print_calibration(result, scored, len(logits[datasets.FAKE]))
     out.print(f"written to {escape(str(destination))}, view {scorer.view}", soft_wrap=True)
     if errors:
-        out.print(f"{len(errors)} images could not be scored and were left out:")
-        for source, error in errors.items():
-            out.print(f"  {printable(source)}: {printable(error)}", soft_wrap=True)
+        out.print(f"{len(errors)} images could not be scored and were excluded:")
+        print_errors(errors)
         raise typer.Exit(EXIT_FAILED_INPUTS)
+
+
+def _default_output(checkpoint: str, source: Path) -> Path:
+    """Beside the checkpoint, or in the working folder for a bundled one."""
+    folder = source.parent if Path(checkpoint).is_file() else Path()
+    return folder / f"{source.stem}-calibrated.safetensors"
 
 
 def _print_calibration(result: Result, scored: list[tuple[Sample, float]], fakes: int) -> None:
@@ -131,7 +140,7 @@ def _print_calibration(result: Result, scored: list[tuple[Sample, float]], fakes
         if sample.label == REAL:
             sources.setdefault(sample.group, []).append(logit)
     table = Table()
-    for column in ("false positives", "logit threshold", "photographs", "at most (95 %)", "worst source"):
+    for column in ("false positives", "logit threshold", "photographs", "upper bound (95 %)", "worst source"):
         table.add_column(column, justify="right", overflow="fold")
     for point in calibration.points:
         shares = {name: sum(x > point.threshold for x in logits) / len(logits) for name, logits in sources.items()}
@@ -149,6 +158,6 @@ def _print_calibration(result: Result, scored: list[tuple[Sample, float]], fakes
     if fakes:
         out.print(f"temperature {calibration.temperature:.3g}, fitted with {fakes} generated images", soft_wrap=True)
     else:
-        out.print(f"no generated images were given, so the temperature stays {calibration.temperature:.3g}")
+        out.print(f"no generated images were given: the temperature stays {calibration.temperature:.3g}")
     for warning in result.warnings:
         out.print(f"[yellow]warning: {warning}[/]", soft_wrap=True)

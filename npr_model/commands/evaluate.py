@@ -3,155 +3,143 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
+from npr_model.commands.options import (
+    EVALUATION,
+    Benchmark,
+    Equalise,
+    Folders,
+    Perturb,
+    Real,
+    scoring_options,
+)
 from npr_model.commands.terminal import (
     EXIT_FAILED_INPUTS,
-    Backend,
-    BatchSize,
-    Checkpoint,
-    Device,
-    DtypeOption,
-    ViewOption,
-    Workers,
     err,
-    make_scorer,
-    out,
+    print_errors,
+    print_paths,
+    print_table,
     printable,
     progress_bar,
 )
 from npr_model.errors import InputError
+from npr_model.screening.options import ScoringOptions
 
 if TYPE_CHECKING:
-    from npr_model import report
-    from npr_model.evaluate import Evaluation
-    from npr_model.perturbations import Perturbation
-    from npr_model.protocols import Found, Protocol
+    from npr_model.evaluation.protocols import Found, Protocol
+    from npr_model.imaging.perturbations import Perturbation
     from npr_model.screening.runner import Scorer
 
-Folders = Annotated[
-    list[Path], typer.Argument(metavar="FOLDER...", help="Folders with 0_real and 1_fake, at any depth.")
-]
-Real = Annotated[
-    list[Path] | None,
-    typer.Option(help="Real images for generators without any of their own; may be given more than once."),
-]
-Equalise = Annotated[
-    str | None,
-    typer.Option(
-        help="Cut both classes to one size and write them with one codec, in memory: png, jpeg:Q or webp:Q.",
-        show_default=False,
-    ),
-]
 
-Perturb = Annotated[
-    str | None,
-    typer.Option(help="What is done to every image first, as in resize:0.5+jpeg:90.", show_default=False),
-]
-
-
+@scoring_options("checkpoint", *EVALUATION)
 def evaluate(
     folders: Folders,
     real: Real = None,
-    preset: Annotated[
-        str | None,
+    benchmark: Annotated[
+        Benchmark | None,
         typer.Option(
-            help="A benchmark set in FOLDER, with the view and threshold its numbers are published for: forensynths, "
-            "gangen-detection, diffusionforensics, universalfakedetect, diffusion1kstep, aigcdetectbenchmark or "
-            "genimage; paper is the first five.",
+            case_sensitive=False,
+            help="Benchmark set in FOLDER: use the view and threshold of its published numbers. paper: the first five.",
             show_default=False,
         ),
     ] = None,
     compare: Annotated[
         list[str] | None,
-        typer.Option(help="A method of the paper's tables to stand beside a preset's numbers. Default: NPR."),
+        typer.Option(
+            metavar="METHOD",
+            help="Show the paper's numbers of a method beside a benchmark's: CNNDetection, Frank, Durall, Patchfor, "
+            "F3Net, SelfBland, GANDetection, BiHPF, FrePGAN, LGrad, Ojha or NPR (default: NPR). Repeatable.",
+            show_default=False,
+        ),
     ] = None,
     equalise: Equalise = None,
     perturb: Perturb = None,
     output: Annotated[
         list[Path] | None,
-        typer.Option("-o", "--output", help="A report: .json, .csv, .md or .tex; may be given more than once."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write the tables to a .json, .csv, .md or .tex file. Repeatable.",
+            show_default=False,
+        ),
     ] = None,
     plots: Annotated[
-        Path | None, typer.Option(help="Folder for ROC and reliability plots, as PNG.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write ROC and reliability plots to a folder, as PNG.", show_default=False),
     ] = None,
-    checkpoint: Checkpoint = "preview",
-    view: ViewOption = None,
-    batch_size: BatchSize = 16,
-    workers: Workers = 0,
-    backend: Backend = None,
-    dtype: DtypeOption = None,
-    device: Device = "auto",
+    *,
+    options: ScoringOptions,
 ) -> None:
-    """Accuracy, average precision and ROC AUC for every generator: the first folder below FOLDER names it.
+    """Measure accuracy, average precision and ROC AUC on labelled folders.
 
-    A generator without real images is measured against those of all folders that have only real ones.
-    Exit code 0: all images were scored; 1: some could not be, they are listed; 2: wrong usage.
+    The first folder below FOLDER names the generator. A generator without real images is measured against the real
+    images of all folders that have no generated ones. Images that cannot be scored are listed and excluded.
     """
-    from npr_model import protocols, published
-    from npr_model.evaluate import collect, evaluate, require_classes
-    from npr_model.images import View
-    from npr_model.plots import require_matplotlib
-    from npr_model.report import SUFFIXES, Report
+    from npr_model.evaluation import protocols, published
+    from npr_model.evaluation.evaluate import collect, evaluate, require_classes
+    from npr_model.evaluation.report import SUFFIXES, Report
+    from npr_model.figures import require_matplotlib
+    from npr_model.imaging.views import View
 
     changes = parsed_changes(equalise, perturb)
     for path in output or []:
         if path.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{path} has no suffix of a report; give one of {', '.join(SUFFIXES)}")
-    if compare and not preset:
-        raise InputError("--compare needs --preset: the paper's numbers are those of its sets")
+            raise InputError(f"output {path} must end in {', '.join(SUFFIXES)}")
+    if compare and not benchmark:
+        raise InputError("--compare needs --benchmark: the paper's numbers are those of its benchmark sets")
     if plots:
         require_matplotlib()
-    methods = tuple(map(published.find_method, compare or ["NPR"])) if preset else ()
-    found = []
-    if preset:
+    methods = tuple(map(published.find_method, compare or ["NPR"])) if benchmark else ()
+    sets = []
+    if benchmark:
         if len(folders) != 1 or real:
-            raise InputError("--preset takes one FOLDER and no --real: a set brings its own real images")
-        found = _find(protocols.choose(preset), folders[0])
-    samples = [require_classes(sets.samples) for sets in found] or [collect(folders, real or [])]
-    scorer = make_scorer(checkpoint, view, batch_size, workers, backend, dtype, device)
-    for sets in found:
-        _warn_of_view(scorer, view, sets.protocol)
+            raise InputError("--benchmark takes one FOLDER and no --real: a benchmark set has its own real images")
+        sets = _find(protocols.choose(benchmark), folders[0])
+    samples = [require_classes(one.samples) for one in sets] or [collect(folders, real or [])]
+    scorer = options.scorer()
+    for one in sets:
+        _warn_of_view(scorer, options.view, one.protocol)
 
     evaluations = []
     with progress_bar("scoring", total=sum(map(len, samples))) as advance:
         run = functools.partial(evaluate, on_row=lambda row: advance(1), **changes)
-        if not preset:
+        if not benchmark:
             evaluations.append(run(scorer, samples[0]))
-        for sets, own in zip(found, samples, strict=False):
-            seen = scorer if view else scorer.with_view(View.parse(sets.protocol.view))
+        for one, own in zip(sets, samples, strict=False):
+            seen = scorer if options.view else scorer.with_view(View.parse(one.protocol.view))
             result = run(seen, own, threshold=0.0)  # published accuracies are those at a probability of 0.5
-            evaluations.append(replace(result, protocol=sets.protocol.name, missing=sets.missing, unused=sets.unused))
+            evaluations.append(replace(result, protocol=one.protocol.name, missing=one.missing, unused=one.unused))
     result = Report(tuple(evaluations), methods)
     for table in result.tables(brief=True):
         print_table(table)
-    errors = print_errors(evaluations)
+    errors = {source: error for evaluation in evaluations for source, error in evaluation.errors.items()}
+    print_errors(errors)
     for path in output or []:
         result.write(path)
     if plots:
-        from npr_model.plots import plot_evaluation
+        from npr_model.evaluation.plots import plot_evaluation
 
-        for path in plot_evaluation(result, plots):
-            out.print(printable(str(path)), soft_wrap=True)
+        print_paths(*plot_evaluation(result, plots))
     if errors:
         raise typer.Exit(EXIT_FAILED_INPUTS)
 
 
 def _find(chosen: list[Protocol], folder: Path) -> list[Found]:
-    from npr_model import protocols
+    from npr_model.evaluation import protocols
 
     if len(chosen) == 1:
         return [protocols.find(chosen[0], folder)]
     found, absent = protocols.find_all(chosen, folder)
     for protocol in absent:
         err.print(
-            f"npr: warning: {protocol.title} is not in {printable(str(folder))} and is in no number", soft_wrap=True
+            f"npr: warning: {protocol.title} is not in {printable(str(folder))} and is excluded from the averages",
+            soft_wrap=True,
         )
     return found
 
@@ -160,45 +148,22 @@ def _warn_of_view(scorer: Scorer, view: str | None, protocol: Protocol) -> None:
     """A protocol's numbers are those of its view, a checkpoint's those of its own."""
     if view and view != protocol.view:
         err.print(
-            f"npr: warning: {protocol.title} is published for the view {protocol.view}, measured here is {view}",
+            f"npr: warning: the published numbers of {protocol.title} use the view {protocol.view}, not {view}",
             soft_wrap=True,
         )
     elif not view and str(scorer.view) != protocol.view:
         err.print(
-            f"npr: warning: {protocol.title} is measured in its view {protocol.view}; the checkpoint was trained for "
-            f"{scorer.view} (--view {scorer.view} takes that)",
+            f"npr: warning: {protocol.title} is measured with its view {protocol.view}, but the checkpoint was trained "
+            f"for {scorer.view} (use --view {scorer.view} for that)",
             soft_wrap=True,
         )
 
 
 def parsed_changes(equalise: str | None, perturb: str | None) -> dict[str, Perturbation | None]:
-    """What --equalise and --perturb ask for, as the arguments of :func:`npr_model.evaluate.evaluate`."""
-    from npr_model import perturbations
+    """--equalise and --perturb as the arguments of :func:`npr_model.evaluation.evaluate.evaluate`."""
+    from npr_model.imaging import perturbations
 
     return {
         "equalise": perturbations.codec(equalise) if equalise else None,
         "perturbation": perturbations.Perturbation.parse(perturb) if perturb else None,
     }
-
-
-def print_errors(evaluations: Iterable[Evaluation]) -> dict[str, str]:
-    """The images that were not scored, each with the reason; they are returned."""
-    errors = {source: error for evaluation in evaluations for source, error in evaluation.errors.items()}
-    for source, error in errors.items():
-        out.print(f"  {printable(source)}: {printable(error)}", soft_wrap=True)
-    return errors
-
-
-def print_table(table: report.Table) -> None:
-    """With its notes below."""
-    shown = Table(title=printable(table.title), title_justify="left")
-    for number, column in enumerate(table.columns):
-        shown.add_column(column, justify="right" if number else "left", overflow="fold")
-    for number, row in enumerate(table.rows):
-        if number in table.emphasised:
-            shown.add_section()
-        shown.add_row(*map(printable, row), end_section=number in table.emphasised)
-    out.print(shown)
-    for note in table.notes:
-        style = "yellow" if note.startswith("Warning") else ""
-        out.print(printable(note), soft_wrap=True, highlight=False, style=style)

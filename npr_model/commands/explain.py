@@ -9,93 +9,101 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from npr_model.commands.terminal import Backend, Checkpoint, Device, ViewOption, chosen_device, out, printable
+from npr_model.commands.options import scoring_options
+from npr_model.commands.terminal import out, print_paths, work_begins
 from npr_model.errors import InputError, reason
+from npr_model.screening.options import ScoringOptions
 
 if TYPE_CHECKING:
     import numpy as np
 
     from npr_model.checkpoints import LoadedCheckpoint
-    from npr_model.explain import Explanation
-    from npr_model.images import DecodedImage, View
+    from npr_model.explanation.explain import Explanation
+    from npr_model.imaging.decode import DecodedImage
+    from npr_model.imaging.views import View
 
 
+@scoring_options("checkpoint", "view", "device", "backend")
 def explain(
     image: Annotated[Path, typer.Argument(help="An image file.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the figures and explanation.json.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Write the figures and explanation.json here.")
+    ],
     other: Annotated[
         Path | None,
-        typer.Option(help="Another image of the same size, whose NPR map is subtracted.", show_default=False),
+        typer.Option(
+            metavar="IMAGE",
+            help="Also show the difference to the NPR map of this image, of equal size.",
+            show_default=False,
+        ),
     ] = None,
-    checkpoint: Checkpoint = "preview",
-    view: ViewOption = None,
-    backend: Backend = None,
-    device: Device = "auto",
+    *,
+    options: ScoringOptions,
 ) -> None:
-    """Why an image got its verdict: NPR map, class activation map, saliency and spectrum, as PNG files.
+    """Show why an image got its verdict: NPR map, class activation map, saliency and spectrum, as PNG files.
 
-    The network runs in float32, so that the logit may differ from npr screen's in the third digit.
-    Exit code 0: done; 2: wrong usage, or an image that cannot be explained.
+    The network runs in float32, so the logit may differ from that of npr screen in the third digit.
     """
-    from npr_model.images import View
-    from npr_model.plots import require_matplotlib
+    from npr_model.devices import choose_device
+    from npr_model.figures import require_matplotlib
+    from npr_model.imaging.views import View
 
-    chosen_view = View.parse(view) if view else None
+    chosen_view = View.parse(options.view) if options.view else None
     require_matplotlib()
 
-    from npr_kernels.backends import registry
-    from npr_model import checkpoints, heat_maps
-    from npr_model.explain import explain
-    from npr_model.files import replacing
+    from npr_model import checkpoints
+    from npr_model.explanation import heat_maps
+    from npr_model.explanation.explain import explain
+    from npr_model.files import atomic_write
 
-    if backend is not None:
-        registry.get(backend)
-    loaded = checkpoints.load(checkpoint, backend=backend)
-    if loaded.model.detector != "npr":
-        raise InputError(f"checkpoint {checkpoint} is of the detector {loaded.model.detector}: only npr has NPR maps")
+    loaded = checkpoints.load(options.checkpoint, backend=options.backend)
+    if loaded.metadata.detector != "npr":
+        raise InputError(
+            f"checkpoint {options.checkpoint} is a {loaded.metadata.detector} detector; only npr has NPR maps to show"
+        )
     chosen_view = chosen_view or loaded.metadata.view
     pictures = [_read(path, chosen_view, loaded.model.grid_size) for path in (image, *([other] if other else []))]
     if len({pixels.shape for _, pixels in pictures}) > 1:
         sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for _, pixels in pictures)
-        raise InputError(f"the images are {sizes} pixels: a difference needs one size, as --view crop:S may give")
-    model = loaded.model.to(chosen_device(device))
-    found = [explain(model, pixels) for _, pixels in pictures]
+        raise InputError(f"the images are {sizes} pixels; --other needs equal sizes: try --view crop:S")
+    model = loaded.model.to(choose_device(options.device))
+    explanations = [explain(model, pixels) for _, pixels in pictures]
 
-    written = heat_maps.plot_explanation(pictures[0][1], found[0], output)
+    work_begins()
+    written = heat_maps.plot_explanation(pictures[0][1], explanations[0], output)
     if other:
-        written.append(heat_maps.plot_difference(found[0], found[1], output))
+        written.append(heat_maps.plot_difference(explanations[0], explanations[1], output))
     values = [
         _describe(path, decoded, one, loaded, chosen_view)
-        for path, (decoded, _), one in zip((image, other), pictures, found, strict=False)
+        for path, (decoded, _), one in zip((image, other), pictures, explanations, strict=False)
     ]
     result = values[0] | ({"other": values[1]} if other else {})
     written.append(output / "explanation.json")
-    with replacing(written[-1]) as temporary:
+    with atomic_write(written[-1]) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    out.print(f"logit {found[0].logit:.3f}, probability {result['probability']:.3f}: {result['verdict']}")
-    for path in written:
-        out.print(printable(str(path)), soft_wrap=True)
+    out.print(f"logit {explanations[0].logit:.3f}, probability {result['probability']:.3f}: {result['verdict']}")
+    print_paths(*written)
 
 
 def _read(path: Path, view: View, grid_size: int) -> tuple[DecodedImage, np.ndarray]:
     """A file's image, and the pixels of it that the network sees."""
-    from npr_model import images
+    from npr_model.imaging.decode import ImageError, decode
 
     try:
-        decoded = images.decode(path.read_bytes())
+        decoded = decode(path.read_bytes())
         return decoded, view.apply(decoded.pixels, grid_size)
-    except images.ImageError as error:
+    except ImageError as error:
         raise InputError(f"{path}: {error}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def _describe(path: Path, decoded: DecodedImage, found: Explanation, loaded: LoadedCheckpoint, view: View) -> dict:
-    """What was explained, by the names of npr screen's columns, and numbers of the maps that can be compared."""
+    """The columns of npr screen, and numbers that summarise the maps."""
     import numpy as np
 
-    from npr_model.checkpoints import Calibration
     from npr_model.files import readable_name
+    from npr_model.verdicts import Calibration
 
     calibration = loaded.metadata.calibration or Calibration()
     magnitudes = np.abs(found.npr)

@@ -7,20 +7,22 @@ from typing import Annotated
 
 import typer
 
-from npr_model.commands.terminal import Checkpoint, DtypeOption, out, printable, scoring_dtype
+from npr_model.commands.options import Checkpoint, Dtype
+from npr_model.commands.terminal import print_paths, work_begins
 from npr_model.errors import InputError
 
 
 def export(
-    output: Annotated[Path, typer.Option("-o", "--output", help="An .onnx file, or a .pt2 package.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="Write to an .onnx file or a .pt2 package.")
+    ],
     checkpoint: Checkpoint = "preview",
-    dtype: DtypeOption = None,
+    dtype: Dtype = None,
 ) -> None:
-    """The network as one file, from "pixels", (batch, 3, height, width) uint8, RGB as decoded, of any size, to "logit",
-    (batch, 1).
+    """Export the network. Input "pixels": uint8 (N, 3, H, W), RGB; output "logit": (N, 1).
 
-    .onnx: plain operators, float32, for ONNX Runtime, OpenVINO, TensorRT and others. .pt2: an AOTInductor package with
-    this project's kernels, for Python or C++ on processors like this one; sides of 16 pixels or more.
+    .onnx: standard operators in float32, for ONNX Runtime, OpenVINO, TensorRT and others. .pt2: an AOTInductor package
+    with this project's kernels, for Python or C++ on processors like this one; H and W must be 16 or more.
     """
     suffix = output.suffix.lower()
     if suffix not in (".onnx", ".pt2"):
@@ -31,11 +33,14 @@ def export(
         raise InputError("--dtype is for .pt2 packages; an ONNX file is float32")
 
     from npr_model import checkpoints
-    from npr_model.export import export_onnx, export_package
+    from npr_model.inference.export import check_exportable, export_onnx, export_package
+    from npr_model.screening.options import torch_dtype
 
     loaded = checkpoints.load(checkpoint)
+    check_exportable(loaded)
+    work_begins()
     if suffix == ".onnx":
         export_onnx(loaded, output)
     else:
-        export_package(loaded, output, scoring_dtype(dtype))
-    out.print(printable(str(output)), soft_wrap=True)
+        export_package(loaded, output, torch_dtype(dtype))
+    print_paths(output)

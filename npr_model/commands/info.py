@@ -9,7 +9,7 @@ import typer
 
 
 def info(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Versions, kernels and why some cannot run here, decoders, detectors to train, and the bundled checkpoints."""
+    """Show versions, backends and why some cannot run here, decoders, detectors and bundled checkpoints."""
     import PIL
     import simplejpeg
 

@@ -7,34 +7,34 @@ from typing import Annotated
 
 import typer
 
-from npr_model.commands.terminal import out, printable, progress_bar
+from npr_model.commands.terminal import print_paths, progress_bar
 from npr_model.errors import InputError
 
 
 def report(
     scores: Annotated[
-        Path, typer.Argument(metavar="SCORES", help="What npr screen wrote: .parquet, .csv, .jsonl, or its folder.")
+        Path, typer.Argument(metavar="SCORES", help="Output of npr screen: .parquet, .csv, .jsonl, or its folder.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The page, an .html file.")],
-    title: Annotated[str | None, typer.Option(help="Its heading. Default: the name of SCORES.")] = None,
-    images: Annotated[int, typer.Option(min=0, help="How many images to show.")] = 120,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Write the page to this .html file.")],
+    title: Annotated[str | None, typer.Option(help="Heading of the page (default: the name of SCORES).")] = None,
+    images: Annotated[int, typer.Option(min=0, help="Number of images in the gallery.")] = 120,
 ) -> None:
-    """A screening as one HTML page: totals, histograms with a threshold to move, errors, and a gallery with NPR maps.
+    """Make an HTML page of a screening: totals, histograms, errors, and a gallery with NPR maps.
 
-    The page needs no other file and no network. Images are read once more for their thumbnails; those that are not at
-    hand are shown as such.
+    The page is one file and needs no network. Images are read again for their thumbnails; images that are no longer
+    there are shown without one.
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"output {output} must end in .html")
     if not scores.exists():
         raise InputError(f"{scores} does not exist")
 
-    from npr_model.screening.digest import digest
     from npr_model.screening.page import write_page
+    from npr_model.screening.summary import summarise
 
-    found = digest(scores, images)
-    if not found.total:
+    summary = summarise(scores, images)
+    if not summary.total:
         raise InputError(f"{scores} has no rows")
-    with progress_bar("reading images", total=len(found.gallery)) as advance:
-        write_page(output, title or scores.name, found, advance)
-    out.print(printable(str(output)), soft_wrap=True)
+    with progress_bar("reading images", total=len(summary.gallery)) as advance:
+        write_page(output, title or scores.name, summary, advance)
+    print_paths(output)

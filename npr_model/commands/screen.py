@@ -3,54 +3,52 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from npr_model.commands.options import scoring_options
 from npr_model.commands.terminal import (
     EXIT_FAILED_INPUTS,
     EXIT_INTERRUPTED,
-    Backend,
-    BatchSize,
-    Checkpoint,
-    Device,
-    DtypeOption,
-    ViewOption,
-    Workers,
-    chosen_device,
     err,
     out,
     printable,
     progress_bar,
-    scorer_maker,
     termination_interrupts,
 )
 from npr_model.errors import InputError
+from npr_model.screening.options import ScoringOptions
 
 if TYPE_CHECKING:
-    from npr_model.screening.parts import Finished
-    from npr_model.screening.rows import Row, Summary
-    from npr_model.screening.runner import Scorer
-    from npr_model.screening.sources import Sources
+    from npr_model.screening.rows import Row
+    from npr_model.screening.run import Screening
+
+TABLE_ROWS = 50  # runs of up to this many images are shown image by image
 
 
-ENGINES = ("local", "ray")
-TABLE_ROWS = 50  # runs of up to so many images are shown image by image
-
-
+@scoring_options(
+    "checkpoint",
+    "false_positive_rate",
+    "view",
+    "device",
+    "dtype",
+    "backend",
+    "batch_size",
+    "workers",
+    "max_pixels",
+    "cache",
+)
 def screen(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="PATH...",
-            help="Image files, folders of them, tar, zip and Parquet files, patterns such as 'shards/*.tar', and URLs "
-            "of all of these (s3://, gs://, https://).",
+            help="Image files, folders, tar, zip and Parquet files, patterns such as 'shards/*.tar', and URLs of these "
+            "(s3://, gs://, https://).",
             show_default=False,
         ),
     ] = None,
@@ -59,138 +57,85 @@ def screen(
         typer.Option(
             "--output",
             "-o",
-            help="scores.parquet, .csv or .jsonl, or scores/ for a folder of Parquet parts: the same command goes on "
-            "with a run that was killed.",
+            metavar="FILE|FOLDER/",
+            help="Write the rows to a .parquet, .csv or .jsonl file, or to a folder of Parquet parts (end it in /). "
+            "Run the same command again to continue an interrupted run into a folder.",
             show_default=False,
         ),
     ] = None,
     files_from: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="More of them, one a line; - is standard input.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Read more paths from a file, one per line; - is standard input.", show_default=False
+        ),
     ] = None,
     column: Annotated[
         str | None,
-        typer.Option(help="Of Parquet files the column with the images. Default: the only one of bytes."),
-    ] = None,
-    checkpoint: Checkpoint = "preview",
-    view: ViewOption = None,
-    batch_size: BatchSize = 16,
-    workers: Workers = 0,
-    backend: Backend = None,
-    dtype: DtypeOption = None,
-    device: Device = "auto",
-    max_pixels: Annotated[int, typer.Option(min=1, help="Larger images are an error.")] = 178_956_970,
-    engine: Annotated[
-        str,
         typer.Option(
-            help="local, or ray: on the Ray cluster that RAY_ADDRESS names or this machine belongs to, else on one "
-            "started for the run, with a process for each GPU."
+            help="Parquet column that holds the encoded images (default: the only binary column).", show_default=False
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            help="Where to run: on this machine, or on a Ray cluster (the one named by RAY_ADDRESS or joined by this "
+            "machine, else one is started here)."
         ),
     ] = "local",
     actors: Annotated[
         int,
-        typer.Option(min=0, help="Of the engine ray, copies of the network; 0 is one a GPU, without GPUs one a node."),
+        typer.Option(
+            min=0, help="Ray workers that run the network (0: one per GPU, or one per node without GPUs). Ray only."
+        ),
     ] = 0,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            help="A file, made if there is none, that remembers scores by the bytes of the images: what any run with "
-            "it has scored is not scored again.",
-            show_default=False,
-        ),
-    ] = None,
-    false_positive_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="The share of photographs that may be called generated: one that the checkpoint was calibrated at, as "
-            "in 0.01. Default: the checkpoint's first.",
-            show_default=False,
-        ),
-    ] = None,
+    *,
+    options: ScoringOptions,
 ) -> None:
-    """Score images: one row each, with logit, probability and verdict, or with the error of a file that is not scored.
+    """Score images: one row each, with logit, probability and verdict, or with an error.
 
-    A folder's images are found by their names at all depths; archives inside it must be named. Identical files are
-    scored once.
-    Exit code 0: all were scored; 1: some failed (see the error column); 2: wrong usage, nothing was scored;
-    130: interrupted, the rows so far are kept.
+    Folders are searched at all depths for files with image suffixes. Archives inside folders are skipped unless they
+    are named. Identical files are scored once. Bad input never aborts a run: it becomes a row with an error.
     """
-    from npr_model.screening import sinks
     from npr_model.screening.sources import Sources
 
     if not paths and files_from is None:
         raise InputError("Missing argument 'PATH...', or --files-from")
-    if output is not None:
-        sinks.check(output)
-    items = Sources(paths or [], files_from=files_from, column=column)
-    if engine not in ENGINES:
-        raise InputError(f"no engine {engine!r}; there are {' and '.join(ENGINES)}")
-    if engine == "ray" and (workers or cache is not None):
-        raise InputError(f"{'--workers' if workers else '--cache'} is for the engine local alone")
-    if engine == "local" and actors:
-        raise InputError("--actors is for the engine ray alone")
-    make_scorer = scorer_maker(
-        checkpoint, view, batch_size, workers, backend, dtype, max_pixels, false_positive_rate, cache
-    )
-    from npr_model.screening.rows import Summary
-    from npr_model.screening.sinks import Sink
+    sources = Sources(paths or [], files_from=files_from, column=column)
+    from npr_model.screening.run import Screening
 
-    summary, shown = Summary(), []
-    interrupted, kept, failed_before, scorer = False, 0, 0, None
-    began = time.perf_counter()
+    run = Screening(
+        sources,
+        output,
+        options,
+        engine=engine,
+        actors=actors,
+        announce=lambda line: err.print(line, highlight=False),
+    )
+    shown: list[Row] = []
+    interrupted, began = False, time.perf_counter()
     try:
         with (
             termination_interrupts(),
-            _engine(engine, make_scorer, items, device, actors) as (scorer, score),
-            sinks.open_sink(output, scorer.identity) if output else contextlib.nullcontext(Sink(_ignore)) as sink,
             progress_bar("screening", total=None) as advance,
+            contextlib.closing(iter(run)) as rows,
         ):
-            kept, failed_before = sink.finished.count, sink.finished.failed
-            for row in score(sink.finished):
-                sink.write(row)
-                summary.add(row)
+            for row in rows:
                 if len(shown) <= TABLE_ROWS:
                     shown.append(row)
-                advance(1, scorer.rates.text)
+                advance(1, run.scorer.rates.text)
     except KeyboardInterrupt:
         interrupted = True
-    if scorer is None:
+    if run.scorer is None:
         err.print("npr: interrupted")
         raise typer.Exit(EXIT_INTERRUPTED)
-    seconds = time.perf_counter() - began
     if len(shown) <= TABLE_ROWS:
         out.print(_row_table(shown))
-    _print_summary(summary, items.skipped, seconds, scorer, output)
-    if kept:
-        out.print(f"{kept} rows of earlier runs were there already, {failed_before} of them failed")
+    _print_totals(run, time.perf_counter() - began)
     if interrupted:
-        err.print(
-            "npr: interrupted; the rows above are kept" if summary.scored + summary.failed else "npr: interrupted"
-        )
+        err.print("npr: interrupted; the rows so far are kept" if run.totals.count else "npr: interrupted")
         raise typer.Exit(EXIT_INTERRUPTED)
-    if summary.failed or failed_before:
+    if run.totals.failed or run.failed_before:
         raise typer.Exit(EXIT_FAILED_INPUTS)
-
-
-@contextlib.contextmanager
-def _engine(
-    name: str, make_scorer: functools.partial[Scorer], items: Sources, device: str, actors: int
-) -> Iterator[tuple[Scorer, Callable[[Finished], Iterator[Row]]]]:
-    """A scorer to ask for model, view and rates, and what gives the rows that are not there yet."""
-    if name == "local":
-        scorer = make_scorer(device=chosen_device(device))
-        yield scorer, lambda finished: scorer.score(finished.remaining(items))
-        return
-    from npr_model.screening.ray_engine import RayEngine
-
-    scorer = make_scorer(device="cpu")
-    with contextlib.closing(RayEngine(make_scorer, device=device, actors=actors)) as cluster:
-        err.print(f"Ray: {len(cluster.nodes)} nodes, {cluster.actors} actors", highlight=False)
-        yield scorer, functools.partial(cluster.score, items, scorer.decoder)
-
-
-def _ignore(row: Row) -> None:
-    """Where rows go without an output."""
 
 
 def _row_table(rows: list[Row]) -> Table:
@@ -211,15 +156,20 @@ def _row_table(rows: list[Row]) -> Table:
     return table
 
 
-def _print_summary(summary: Summary, skipped: int, seconds: float, scorer: Scorer, output: str | None) -> None:
-    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in summary.verdicts.items())
-    total = summary.scored + summary.failed
-    out.print(f"{total} images: {verdicts}, {summary.failed} failed; {total / seconds:.1f} images/s", soft_wrap=True)
+def _print_totals(run: Screening, seconds: float) -> None:
+    totals, scorer = run.totals, run.scorer
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in totals.verdicts.items())
+    out.print(
+        f"{totals.count} images: {verdicts}, {totals.failed} failed; {totals.count / seconds:.1f} images/s",
+        soft_wrap=True,
+    )
     if scorer.rates.text:
-        out.print(f"each alone: {scorer.rates.text}", highlight=False)
-    if skipped:
-        out.print(f"{skipped} other files in the folders were left out: their names are not those of images")
-    note = scorer.doubt or (f"verdicts: {scorer.calibration.note}" if scorer.calibration.note else "")
+        out.print(f"throughput: {scorer.rates.text}; the lower one limits the run", highlight=False)
+    if run.sources.skipped:
+        out.print(f"{run.sources.skipped} other files in the folders were skipped: they have no image suffix")
+    note = scorer.verdict_caveat or (f"verdicts: {scorer.calibration.note}" if scorer.calibration.note else "")
     out.print(f"model {escape(scorer.model_id)}, view {scorer.view}{escape(note and f'; {note}')}", soft_wrap=True)
-    if output is not None and total:
-        out.print(f"rows written to {escape(output)}", soft_wrap=True)
+    if run.output is not None and totals.count:
+        out.print(f"rows written to {escape(run.output)}", soft_wrap=True)
+    if run.kept:
+        out.print(f"{run.kept} rows were already there from earlier runs, {run.failed_before} of them failed")

@@ -9,12 +9,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from npr_model.commands.options import Device, Workers, choice
 from npr_model.commands.terminal import (
     EXIT_FAILED_INPUTS,
-    Device,
-    Workers,
-    chosen_device,
-    listed,
     out,
     printable,
     progress_bar,
@@ -22,80 +19,95 @@ from npr_model.commands.terminal import (
 )
 from npr_model.errors import InputError
 
-SKIPPED_SHOWN = 10  # photographs that are named on the terminal; all of them are in skipped.csv
+SKIPPED_SHOWN = 10  # photographs that are named on the terminal; skipped.csv has all of them
+Kind = choice("Kind", ("nearest", "bilinear", "bicubic", "sinc", "transposed", "subpixel", "none"))
 
 
 def simulate(
     photographs: Annotated[
         list[Path], typer.Argument(metavar="PHOTOS...", help="Real photographs: image files and folders of them.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder for the data set.")],
-    count: Annotated[int, typer.Option(min=1, help="Pairs of a real image and a fake of it.")] = 2000,
-    kinds: Annotated[
-        str | None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Write the data set to this new folder.")
+    ],
+    count: Annotated[int, typer.Option(min=1, help="Number of pairs of a real image and a fake of it.")] = 2000,
+    kind: Annotated[
+        list[Kind] | None,
         typer.Option(
-            help="Ways of up-sampling, separated by commas: nearest, bilinear, bicubic, sinc, transposed, subpixel; or "
-            "none. Default: all.",
-            show_default=False,
+            help="Up-sampling of the simulated decoders (default: all but none). Repeatable.", show_default=False
         ),
     ] = None,
-    generators: Annotated[
-        str | None,
+    generator: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Packaged generators besides: realesrgan, realesr-animevideov3, span, waifu2x, realcugan, "
-            "styletransfer, dcgan, taef2, or family/model.",
+            metavar="NAME",
+            help="Also use a packaged generator: realesrgan, realesr-animevideov3, span, waifu2x, realcugan, "
+            "styletransfer, dcgan, taef2, or FAMILY/MODEL. Repeatable.",
             show_default=False,
         ),
     ] = None,
     taef2: Annotated[
-        Path | None, typer.Option(help="Folder of the weights of the generator taef2.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder with the weights of the generator taef2.", show_default=False),
     ] = None,
-    crop_size: Annotated[int, typer.Option(help="Side of the images; smaller photographs are left out.")] = 256,
+    crop_size: Annotated[
+        int, typer.Option(help="Side of the images, in pixels; smaller photographs are skipped.")
+    ] = 256,
     codec: Annotated[
-        str, typer.Option(help="What both classes are written as: png, jpeg:Q, or jpeg:LOW-HIGH, drawn for each pair.")
+        str,
+        typer.Option(
+            help="Codec of both classes: png, jpeg:Q, webp:Q, or jpeg:LOW-HIGH to draw a quality for each pair."
+        ),
     ] = "png",
     validation_fraction: Annotated[
-        float, typer.Option(help="Share of the photographs for OUTPUT/validation; the others go to OUTPUT/train.")
+        float, typer.Option(help="Share of the photographs for FOLDER/validation; the others go to FOLDER/train.")
     ] = 0.0,
     real_variety: Annotated[
-        bool, typer.Option(help="Scale, sharpen, denoise and grain some of both classes alike.")
+        bool, typer.Option(help="Scale, sharpen, denoise and grain some images of both classes alike.")
     ] = True,
     decoders: Annotated[
-        Path | None, typer.Option(help="Use the decoders of this file instead of training some.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Use the decoders in this file instead of training them.", show_default=False
+        ),
     ] = None,
     save_decoders: Annotated[
-        Path | None, typer.Option(help="Keep the trained decoders in this .safetensors file.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="Save the trained decoders to a .safetensors file.", show_default=False),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each of the 3 decoders of a kind.")] = 300,
-    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps per decoder; each kind has three.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 100,
     workers: Workers = 0,
     device: Device = "auto",
 ) -> None:
-    """Make a training set from photographs alone: fakes by up-sampling decoders that are trained on them, first.
+    """Make a training set from photographs alone: small up-sampling decoders, trained on them first, make the fakes.
 
-    Writes OUTPUT/KIND/0_real and 1_fake, and OUTPUT/manifest.csv. Exit code 0: all photographs were used or could have
-    been; 1: some could not, they are listed in OUTPUT/skipped.csv; 2: wrong usage.
+    NPR detects up-sampling artefacts, so no generator is needed. Writes FOLDER/KIND/0_real, FOLDER/KIND/1_fake and
+    FOLDER/manifest.csv. Photographs that cannot be used are listed in FOLDER/skipped.csv.
     """
+    from npr_model.devices import choose_device
+    from npr_model.imaging.codecs import Codec
     from npr_model.simulation import dataset, simulator
     from npr_model.simulation import generators as packaged
     from npr_model.simulation.autoencoders import KINDS
 
-    chosen_kinds = [] if kinds == "none" else listed(kinds) or list(KINDS)
-    for kind in chosen_kinds:
-        if kind not in KINDS:
-            raise InputError(f"no kind {kind!r} of up-sampling; give some of {', '.join(KINDS)}, or none")
-    chosen_generators = packaged.choose(listed(generators), taef2)
-    parsed = dataset.Codec.parse(codec)
+    chosen_kinds = [one.value for one in kind] if kind else list(KINDS)
+    if "none" in chosen_kinds:
+        if len(chosen_kinds) > 1:
+            raise InputError("--kind none excludes all other kinds")
+        chosen_kinds = []
+    chosen_generators = packaged.choose(generator or [], taef2)
+    parsed = Codec.parse(codec, ranges=True)
     dataset.check_sizes(crop_size, chosen_generators)
     if not chosen_kinds and not chosen_generators:
-        raise InputError("nothing to make fakes with: give --kinds or --generators")
+        raise InputError("nothing makes fakes: use --kind or --generator")
     dataset.require_apart(output, photographs)
     dataset.prepare(output)
     usable, problems = dataset.find_photographs(photographs, crop_size)
     parts = dataset.split(usable, validation_fraction)
-    for generator in chosen_generators:
-        packaged.check(generator)
-    device = chosen_device(device)
+    for one in chosen_generators:
+        packaged.check(one)
+    device = choose_device(device)
     simulated = simulator.load(decoders).select(chosen_kinds) if decoders and chosen_kinds else None
 
     if chosen_kinds and not decoders:
@@ -132,8 +144,8 @@ def simulate(
     pairs = sum(written.values())
     out.print(f"{pairs} pairs of {', '.join(writer.kinds)} from {sizes} photographs", soft_wrap=True)
     if written != counts:
-        out.print(f"[yellow]warning: {pairs} pairs where {count} were asked for: too few photographs can be decoded[/]")
-    out.print(f"written to {escape(str(output))}; manifest.csv says what was made from what", soft_wrap=True)
+        out.print(f"[yellow]warning: only {pairs} of {count} pairs were made: too few photographs can be decoded[/]")
+    out.print(f"written to {escape(str(output))}; manifest.csv lists what was made from what", soft_wrap=True)
     if problems:
         skipped = dataset.write_skipped(output, problems)
         out.print(f"{len(problems)} photographs were skipped, see {escape(str(skipped))}:", soft_wrap=True)

@@ -1,132 +1,56 @@
-"""What the subcommands share: exit codes, common options, bars, and printing what came from outside."""
+"""Exit codes, progress bars, tables, and printing text that came from outside."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-from npr_model.errors import InputError
+from rich.table import Table as RichTable
 
 if TYPE_CHECKING:
-    import torch
-
-    from npr_model.screening.runner import Scorer
+    from npr_model.tables import Table
 
 EXIT_FAILED_INPUTS = 1
 EXIT_USAGE = 2
+EXIT_FAILED = 3
 EXIT_INTERRUPTED = 130
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 done, but some images could not be read or scored; 2 wrong usage, nothing was done; "
+    "3 failed after work had begun (e.g. a full disk), what was written until then is kept; 130 interrupted."
+)
 
 out = Console()
 err = Console(stderr=True)
-
-Checkpoint = Annotated[
-    str, typer.Option(help="A bundled checkpoint's name, or the path of a .safetensors or .pth file.")
-]
-ViewOption = Annotated[
-    str | None,
-    typer.Option(
-        "--view",
-        help="Pixels the network sees: native, crop:S, resize:S or tile:S. Default: the checkpoint's.",
-        show_default=False,
-    ),
-]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images of one size scored together.")]
-Workers = Annotated[int, typer.Option(min=0, help="Decoding threads; 0 is one a core.")]
-Backend = Annotated[
-    str | None, typer.Option(help="Kernels to use, see `npr info`. Default: the best there is.", show_default=False)
-]
-DtypeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--dtype",
-        help="float32, bfloat16 or int8. Default: bfloat16 where the hardware has it.",
-        show_default=False,
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda; auto takes CUDA where there is a GPU.")]
+_state = {"work began": False}
 
 
-def make_scorer(
-    checkpoint: str,
-    view: str | None,
-    batch_size: int,
-    workers: int,
-    backend: str | None,
-    dtype: str | None,
-    device: str,
-    max_pixels: int | None = None,
-) -> Scorer:
-    """What `evaluate` and `calibrate` score with; usage errors before the slow parts."""
-    make = scorer_maker(checkpoint, view, batch_size, workers, backend, dtype, max_pixels)
-    return make(device=chosen_device(device))
+def start_command() -> None:
+    """Call it before each command: errors are usage errors until :func:`work_begins` is called."""
+    _state["work began"] = False
 
 
-def scorer_maker(
-    checkpoint: str,
-    view: str | None,
-    batch_size: int,
-    workers: int,
-    backend: str | None,
-    dtype: str | None,
-    max_pixels: int | None = None,
-    false_positive_rate: float | None = None,
-    cache: Path | None = None,
-) -> functools.partial[Scorer]:
-    """The scorer but for its device; it can be pickled. Usage errors before the slow parts."""
-    from npr_model.images import MAX_PIXELS, View
-
-    parsed = View.parse(view) if view else None
-
-    from npr_kernels.backends import registry
-    from npr_model import checkpoints
-    from npr_model.screening.runner import Scorer
-
-    if backend is not None:
-        registry.get(backend)
-    loaded = checkpoints.load(checkpoint, backend=backend)
-    calibration = loaded.metadata.calibration
-    if false_positive_rate is not None:
-        calibration = (calibration or checkpoints.Calibration()).at(false_positive_rate)
-    return functools.partial(
-        Scorer,
-        loaded,
-        view=parsed,
-        calibration=calibration,
-        batch_size=batch_size,
-        workers=workers,
-        dtype=scoring_dtype(dtype),
-        max_pixels=max_pixels or MAX_PIXELS,
-        cache=cache,
-    )
+def work_begins() -> None:
+    """From now on an error means that the command failed, not that it was used wrongly."""
+    _state["work began"] = True
 
 
-def scoring_dtype(name: str | None) -> torch.dtype | None:
-    import torch
-
-    if name not in (None, "float32", "bfloat16", "int8"):
-        raise InputError(f"no dtype {name!r} to score in; give float32, bfloat16 or int8")
-    return getattr(torch, name) if name else None
-
-
-def chosen_device(name: str) -> str:
-    from npr_model.distributed import choose_device
-
-    return choose_device(name)
+def error_code() -> int:
+    """The exit code of an expected error that is raised now."""
+    return EXIT_FAILED if _state["work began"] else EXIT_USAGE
 
 
 @contextlib.contextmanager
 def progress_bar(what: str, total: int | None, unit: str = "images") -> Iterator[Any]:
-    """A bar on stderr with ``unit``/s; gives ``advance(count, note="")``. Shown on a terminal only."""
+    """A bar on stderr with ``unit``/s; gives ``advance(count, note="")``. Shown on a terminal only.
+
+    The first advance is where work begins, see :func:`work_begins`.
+    """
     columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     columns += [
         TextColumn(f"{{task.fields[rate]:.1f}} {unit}/s"),
@@ -138,6 +62,7 @@ def progress_bar(what: str, total: int | None, unit: str = "images") -> Iterator
         began = time.perf_counter()
 
         def advance(count: int, note: str = "") -> None:
+            work_begins()
             done = progress.tasks[0].completed + count
             progress.update(task, advance=count, rate=done / (time.perf_counter() - began), note=note)
 
@@ -162,9 +87,31 @@ def termination_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def listed(text: str | None) -> list[str]:
-    """The parts of an option that takes several, separated by commas."""
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
+def print_table(table: Table) -> None:
+    """Print a table with its notes below."""
+    shown = RichTable(title=printable(table.title), title_justify="left")
+    for number, column in enumerate(table.columns):
+        shown.add_column(column, justify="right" if number else "left", overflow="fold")
+    for number, row in enumerate(table.rows):
+        if number in table.emphasised:
+            shown.add_section()
+        shown.add_row(*map(printable, row), end_section=number in table.emphasised)
+    out.print(shown)
+    for note in table.notes:
+        style = "yellow" if note.startswith("Warning") else ""
+        out.print(printable(note), soft_wrap=True, highlight=False, style=style)
+
+
+def print_errors(errors: Mapping[str, str]) -> None:
+    """Print the images that could not be scored, each with the reason."""
+    for source, error in errors.items():
+        out.print(f"  {printable(source)}: {printable(error)}", soft_wrap=True)
+
+
+def print_paths(*paths: object) -> None:
+    """Print the files that were written, one per line."""
+    for path in paths:
+        out.print(printable(str(path)), soft_wrap=True)
 
 
 def printable(text: str) -> str:

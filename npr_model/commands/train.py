@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from npr_model.commands.terminal import EXIT_INTERRUPTED, err, out
+from npr_model.commands.options import Config, Preset, Settings
+from npr_model.commands.terminal import EXIT_INTERRUPTED, err, out, work_begins
 from npr_model.errors import InputError
 
 if TYPE_CHECKING:
-    from npr_model.train import Epoch, Plan, Step
+    from npr_model.training.loop import Epoch, Plan, Step
 
 
 def train(
@@ -23,47 +24,52 @@ def train(
         typer.Argument(metavar="FOLDER...", help="Folders with 0_real and 1_fake, at any depth.", show_default=False),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A new folder for the checkpoints.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Write the checkpoints to this new folder.", show_default=False
+        ),
     ] = None,
     validation: Annotated[
-        list[Path] | None, typer.Option(help="As FOLDER, measured after every epoch; may be given more than once.")
+        list[Path] | None,
+        typer.Option(help="Labelled folder to measure on after every epoch. Repeatable.", show_default=False),
     ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="paper (its recipe, for ForenSynths) or wild (the default).", show_default=False),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="A config as --print-config prints it.", show_default=False)
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any field of the config; may be given more than once."),
-    ] = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the config and stop.")] = False,
+    preset: Preset = None,
+    config: Config = None,
+    settings: Settings = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the config as JSON and exit.")] = False,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Go on with the run in this folder, with its config.", show_default=False),
+        typer.Option(metavar="FOLDER", help="Continue the run in this folder, with its config.", show_default=False),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the larger class.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Crops in a step, over all processes.")] = None,
-    crop_size: Annotated[int | None, typer.Option(help="Side of the random crops.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or (GPU) float16.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that decode and crop.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    name: Annotated[str | None, typer.Option(help="What the checkpoint calls itself.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the larger class.", show_default=False)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Crops per optimizer step, over all processes.", show_default=False)
+    ] = None,
+    crop_size: Annotated[
+        int | None, typer.Option(help="Side of the random crops, in pixels.", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Precision of the convolutions; float16 needs a GPU.", show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Device to train on.", show_default=False)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name that the checkpoint stores.", show_default=False)] = None,
 ) -> None:
-    """Train NPR, or with --set detector=NAME another detector of the paper's tables (npr info lists them).
+    """Train NPR, or another detector of the paper's tables with --set detector=NAME (npr info lists them).
 
-    Writes last.safetensors and, with --validation, best.safetensors after every epoch. Options go before fields of
-    --config, and these before those of --preset. In several processes:
-    torchrun --nproc-per-node 2 -m npr_model.cli train ...
+    Writes last.safetensors and, with --validation, best.safetensors after every epoch. The preset is "wild" by default.
+    --set overrides the other options, and they override the config of --preset, --config or --resume.
+
+    In several processes: torchrun --nproc-per-node 2 -m npr_model.cli train ...
     """
-    from npr_model import config as configs
+    from npr_model.training import config as configs
 
     if sum(source is not None for source in (preset, config, resume)) > 1:
-        raise InputError("give one of --preset, --config and --resume, each of which brings a whole config")
+        raise InputError("use only one of --preset, --config and --resume: each is a whole config")
     if resume is not None and output is not None:
-        raise InputError("a resumed run goes on in its own folder: leave out --output")
+        raise InputError("--resume continues in its own folder: leave out --output")
     if resume is not None:
         chosen = configs.load_run(resume)
     else:
@@ -75,7 +81,6 @@ def train(
         "batch_size": batch_size,
         "crop_size": crop_size,
         "dtype": dtype,
-        "workers": workers,
         "device": device,
         "name": name,
     }
@@ -85,9 +90,9 @@ def train(
         print(chosen.to_json(), end="")
         return
     if resume is None and output is None:
-        raise InputError("Missing option '--output' / '-o', a new folder for the checkpoints")
+        raise InputError("Missing option '--output' / '-o': a new folder for the checkpoints")
 
-    from npr_model.train import train as run
+    from npr_model.training.loop import train as run
 
     run_folder = resume or output
     try:
@@ -102,14 +107,14 @@ def train(
                 on_epoch=print_epoch,
             )
     except KeyboardInterrupt:
-        err.print(f"npr: interrupted; npr train --resume {escape(str(run_folder))} goes on from the last saved step")
+        err.print(f"npr: interrupted; npr train --resume {escape(str(run_folder))} continues from the last saved step")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if progress.started:
         out.print(f"checkpoint: {escape(str(checkpoint))}", soft_wrap=True)
 
 
 class TrainingProgress:
-    """A bar on stderr, on a terminal only, and the plan on stdout; what `train` calls back, in the first process."""
+    """The callbacks of ``train``, in the main process: a bar on stderr (on a terminal only), the plan on stdout."""
 
     def __init__(self) -> None:
         columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
@@ -136,6 +141,7 @@ class TrainingProgress:
         self._bar.advance(self._task, count)
 
     def start(self, plan: Plan) -> None:
+        work_begins()
         self.started = True
         config, steps = plan.config, plan.steps * plan.config.epochs
         shared = f" in {plan.processes} processes" if plan.processes > 1 else ""
@@ -145,13 +151,13 @@ class TrainingProgress:
             soft_wrap=True,
         )
         if plan.first_step:
-            out.print(f"resumed after {plan.first_step} of {steps} steps")
-        if plan.survey:
-            out.print(str(plan.survey), soft_wrap=True, highlight=False)
-            if plan.survey.classes_differ and not config.match_classes:
+            out.print(f"continued after {plan.first_step} of {steps} steps")
+        if plan.inspection:
+            out.print(str(plan.inspection), soft_wrap=True, highlight=False)
+            if plan.inspection.classes_differ and not config.match_classes:
                 out.print(
-                    "[yellow]warning: the classes differ in file format, so the codec may be what is learned; try "
-                    "--set match_classes=true[/]",
+                    "[yellow]warning: the classes differ in file format, so the network may learn the codec; try --set "
+                    "match_classes=true[/]",
                     soft_wrap=True,
                 )
         self._began = time.perf_counter(), plan.first_step

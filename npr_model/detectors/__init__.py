@@ -1,6 +1,5 @@
-"""The other detectors of the paper's tables that need nothing but training data, for comparisons on the same files.
-
-Each is a :class:`npr_model.detectors.base.Detector`. Importing this package loads no torch.
+"""The networks: NPR, and the other detectors of the paper's tables that need nothing but training data.
+Each is a :class:`npr_model.detectors.base.DetectorNetwork`. Importing this package loads no torch.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import importlib
 from npr_model.errors import InputError
 
 _CLASSES = {
-    "npr": "npr_model.network:NPRDetector",
+    "npr": "npr_model.detectors.npr:NPRDetector",
     "cnndetection": "npr_model.detectors.cnndetection:CNNDetection",
     "durall": "npr_model.detectors.durall:Durall",
     "f3net": "npr_model.detectors.f3net:F3Net",

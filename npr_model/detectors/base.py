@@ -1,32 +1,53 @@
-"""What a detector must be to be trained, saved, evaluated and screened with as NPRDetector is."""
+"""What a detector is: the interface that training, checkpoints, evaluation and screening rely on."""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from npr_model.errors import InputError
-from npr_model.network import IMAGENET_MEAN, IMAGENET_STD
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Detector(nn.Module):
-    """Logits that an image was generated: (N, 3, H, W) -> (N, 1), for any H and W of at least ``grid_size``.
+class DetectorNetwork(nn.Module):
+    """A network that gives the logit that an image was generated: (N, 3, H, W) -> (N, 1), H and W >= ``grid_size``.
 
-    uint8 images are raw pixels; floating point ones are taken as normalised by ImageNet's mean and deviation. In
-    training mode a detector may return a logit for each of P patches, (N, P), each of which is then trained.
+    uint8 images are raw pixels. Floating point images are already normalised by ImageNet's mean and standard deviation.
+    In training mode a detector may return one logit for each of P patches, (N, P); each patch is then trained.
 
-    A class of it has a ``detector``, its name in configs and checkpoints; ``in_the_paper``, its name in the tables;
-    ``grid_size``, of which a view leaves whole cells; and it is ``fitted`` in closed form (see
-    :class:`npr_model.fitter.Fitter`), not by gradient descent.
+    Class attributes:
+        detector: Name in configs and checkpoints.
+        paper_name: Name in the paper's tables.
+        architecture: Constructor arguments that a checkpoint stores; each is also an attribute.
+        grid_size: Views keep whole cells of this side.
+        fitted: Whether :class:`npr_model.training.fitter.Fitter` fits it in closed form instead of gradient descent.
+
+    Attributes:
+        backend: Backend of :mod:`npr_kernels` to use, None for the automatic choice. Only NPR has such kernels.
+        activation_steps: Quantisation scales for int8, by layer. Empty where none were measured.
     """
 
     detector: ClassVar[str]
-    in_the_paper: ClassVar[str]
-    grid_size: ClassVar[int] = 2
+    paper_name: ClassVar[str]
+    architecture: ClassVar[tuple[str, ...]] = ()
+    grid_size: int = 2
     fitted: ClassVar[bool] = False
+
+    backend: str | None = None
+    activation_steps: Mapping[str, Tensor] = MappingProxyType({})
+
+    def set_activation_steps(self, steps: Mapping[str, Tensor]) -> None:
+        """Set the quantisation scales. Raises ValueError where they do not fit this network."""
+        if steps:
+            raise ValueError(f"the detector {self.detector} has no activation steps")
+
+
+class PixelNetwork(DetectorNetwork):
+    """A detector that reads pixel values, where NPR reads only differences between them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,26 +66,3 @@ class Detector(nn.Module):
         if images.is_floating_point():
             return images
         return (self.unit_pixels(images) - self.pixel_mean) / self.pixel_std
-
-    def for_inference(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """A frozen copy that gives float32 logits; ``dtype`` as for ``torch.autocast``, float32 where it is None.
-
-        Raises InputError for int8.
-        """
-        if dtype == torch.int8:
-            raise InputError(f"the detector {self.detector} cannot be had in int8; give float32 or bfloat16")
-        return FrozenDetector(self, dtype or torch.float32)
-
-
-class FrozenDetector(nn.Module):
-    """A copy of ``detector`` in evaluation mode, without gradients."""
-
-    def __init__(self, detector: Detector, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.detector, self.dtype = copy.deepcopy(detector), dtype
-        self.eval().requires_grad_(False)
-
-    @torch.inference_mode()
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.detector(images).float()

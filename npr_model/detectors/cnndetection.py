@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from npr_model.detectors.base import Detector
-from npr_model.network import resnet_stage
+from npr_model.detectors.base import PixelNetwork
+from npr_model.detectors.resnet import resnet_stage
 
 
-class CNNDetection(Detector):
+class CNNDetection(PixelNetwork):
     """A whole ResNet-50 on pixels; 23,510,081 parameters, with the state-dict names of torchvision and the authors.
 
     The authors begin with ImageNet's weights and train with blur and JPEG: ``start``, ``blur_probability`` and
-    ``jpeg_probability`` of :class:`npr_model.config.TrainConfig`.
+    ``jpeg_probability`` of :class:`npr_model.training.config.TrainConfig`.
     """
 
-    detector, in_the_paper = "cnndetection", "CNNDetection"
+    detector, paper_name = "cnndetection", "CNNDetection"
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,21 +11,21 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from npr_model.detectors.base import Detector
+from npr_model.detectors.base import PixelNetwork
 
 RINGS = 88  # the length of the authors' spectra
 _LUMA = (0.299, 0.587, 0.114)
 _EPSILON = 1e-8  # the authors'; far below the spectrum of any image of 8 bits
 
 
-class Durall(Detector):
+class Durall(PixelNetwork):
     """Logistic regression on an image's azimuthally averaged power spectrum, as scikit-learn fits it.
 
     The spectrum of the luma in decibels, averaged over rings of equal width in cycles a pixel, less its first ring: the
     authors' one-dimensional spectrum, in which images of any size have the same frequencies at the same place.
     """
 
-    detector, in_the_paper, fitted = "durall", "Durall", True
+    detector, paper_name, fitted = "durall", "Durall", True
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npr_model.detectors.base import Detector
+from npr_model.detectors.base import PixelNetwork
 from npr_model.detectors.frequency import EPSILON, dct_2d, dct_matrix, inverse_dct_2d
-from npr_model.network import resnet_stage
+from npr_model.detectors.resnet import resnet_stage
 
 _BANDS = ((0, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1), (0, 1))  # of the spectrum: low, middle, high, all of it
 _LUMA = (0.299, 0.587, 0.114)
@@ -64,14 +64,14 @@ class LocalFrequencyStatistics(nn.Module):
         return torch.log10(energies + EPSILON)
 
 
-class F3Net(Detector):
+class F3Net(PixelNetwork):
     """The two frequency-aware branches, each with the first two stages of a ResNet-50, joined before the last layer.
 
     The authors' branches are Xceptions that exchange attention maps (MixBlock), which is left out: what is compared is
     the frequency-aware input, on a backbone like NPR's. 2,930,137 parameters.
     """
 
-    detector, in_the_paper = "f3net", "F3Net"
+    detector, paper_name = "f3net", "F3Net"
 
     def __init__(self) -> None:
         super().__init__()

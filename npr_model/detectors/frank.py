@@ -6,22 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npr_model.detectors.base import Detector
+from npr_model.detectors.base import PixelNetwork
 from npr_model.detectors.frequency import EPSILON, dct_2d
 
 TILE = 128  # pixels; the authors' crops
 _AT_ONCE = 64  # tiles: 12 MiB of coefficients
 
 
-class Frank(Detector):
+class Frank(PixelNetwork):
     """A linear classifier on the logarithms of the DCT coefficients of 128x128 tiles, each standardised.
 
     Every tile is trained on its own; an image's logit is the mean over its whole tiles, which lie in its centre. A
     smaller side is extended by mirroring.
-    49,153 parameters; ``weight_decay`` of :class:`npr_model.config.TrainConfig` is the authors' L2 penalty.
+    49,153 parameters; ``weight_decay`` of :class:`npr_model.training.config.TrainConfig` is the authors' L2 penalty.
     """
 
-    detector, in_the_paper = "frank", "Frank"
+    detector, paper_name = "frank", "Frank"
 
     def __init__(self) -> None:
         super().__init__()

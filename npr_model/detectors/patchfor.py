@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npr_model.detectors.base import Detector
+from npr_model.detectors.base import PixelNetwork
 
 
 class BasicBlock(nn.Module):
@@ -23,14 +23,14 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(y)) + x)
 
 
-class Patchfor(Detector):
+class Patchfor(PixelNetwork):
     """A ResNet-18 cut off after its first stage, and one logit for each of its 43x43 patches, 4 pixels apart.
 
     Every patch is trained on its own; an image's logit is their mean. 157,569 parameters. The authors also cut off
     Xception, and choose the depth by validation.
     """
 
-    detector, in_the_paper = "patchfor", "Patchfor"
+    detector, paper_name = "patchfor", "Patchfor"
 
     def __init__(self) -> None:
         super().__init__()

@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from npr_model import images
 from npr_model.errors import InputError, reason
-from npr_model.images import DecodedImage, ImageError, View
-from npr_model.jpeg_quality import estimate_quality
-from npr_model.recompression import was_coarser
+from npr_model.imaging.decode import DecodedImage, ImageError, check_size, decode
+from npr_model.imaging.headers import read_encoding
+from npr_model.imaging.jpeg_quality import estimate_quality
+from npr_model.imaging.limits import MAX_PIXELS
+from npr_model.imaging.recompression import was_coarser
+from npr_model.imaging.views import View
 from npr_model.screening.items import Item
 from npr_model.screening.rows import Row
 
@@ -40,7 +42,7 @@ class Decoder:
     view: View
     model: str
     grid_size: int
-    max_pixels: int = images.MAX_PIXELS
+    max_pixels: int = MAX_PIXELS
 
     def decode(self, item: Item, find: Callable[[Row], Row | None] = lambda row: None) -> Decoded:
         """``find`` gives the finished row of the same bytes, where there is one: then nothing is decoded."""
@@ -49,11 +51,11 @@ class Decoder:
         pixels = None
         try:
             data = item.load()
-            row = replace(row, sha256=hashlib.sha256(data).hexdigest())
+            row = replace(row, sha256=_digest(data))
             if twin := find(row):
                 row = twin
             else:
-                decoded = images.decode(data, max_pixels=self.max_pixels)
+                decoded = self._decoded(data)
                 row = _describe(row, data, decoded, self.grid_size)
                 pixels = self.view.apply(decoded.pixels, self.grid_size)
                 if self.view.kind == "resize" and self.view.size < min(decoded.width, decoded.height):
@@ -65,6 +67,21 @@ class Decoder:
         except Exception as error:  # whatever a file system or a name in a list leads to: the others go on
             row = replace(row, error=f"the file cannot be read ({reason(error)})", error_code="unreadable")
         return Decoded(replace(row, milliseconds=1000 * (time.perf_counter() - began)), pixels)
+
+    def _decoded(self, data: bytes | DecodedImage) -> DecodedImage:
+        if isinstance(data, bytes):
+            return decode(data, max_pixels=self.max_pixels)
+        check_size(data.width, data.height, self.max_pixels)
+        return data
+
+
+def _digest(data: bytes | DecodedImage) -> str:
+    """sha256 of the encoded bytes; of pixels without a file that of their size and values."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    found = hashlib.sha256(f"{data.width}x{data.height} pixels\n".encode())
+    found.update(data.pixels)
+    return found.hexdigest()
 
 
 def decode_ahead(
@@ -112,11 +129,11 @@ def _pixels(decoded: Decoded) -> int:
     return 0 if decoded.pixels is None else math.prod(decoded.pixels.shape[:2])
 
 
-def _describe(row: Row, data: bytes, decoded: DecodedImage, grid_size: int) -> Row:
+def _describe(row: Row, data: bytes | DecodedImage, decoded: DecodedImage, grid_size: int) -> Row:
     """``row`` with what its file is."""
     quality, subsampling, recompressed = None, None, False
-    if decoded.format in ("JPEG", "MPO"):
-        encoding = images.read_encoding(data)
+    if isinstance(data, bytes) and decoded.format in ("JPEG", "MPO"):
+        encoding = read_encoding(data)
         table = encoding.quantization[0]
         quality, subsampling = estimate_quality(table), encoding.subsampling
         recompressed = was_coarser(decoded.pixels, table)

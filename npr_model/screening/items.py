@@ -6,15 +6,20 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from npr_model.imaging.decode import DecodedImage
+
 MAX_BYTES = 2**30  # of one encoded image; what is larger is no photograph and would fill the memory
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image to score: ``source`` says what it is, ``load()`` gives its encoded bytes or raises OSError."""
+    """One image to score: ``source`` names it, ``load()`` gives its encoded bytes, or its pixels if it has no file.
+
+    ``load`` raises OSError for a file that cannot be read.
+    """
 
     source: str
-    load: Callable[[], bytes]
+    load: Callable[[], bytes | DecodedImage]
 
 
 def too_large(size: int) -> str:

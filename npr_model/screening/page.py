@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 
 from npr_kernels import npr
-from npr_model import images
 from npr_model.errors import InputError
-from npr_model.files import replacing
-from npr_model.images import ImageError, View
-from npr_model.pictures import data_url, npr_picture
-from npr_model.screening.digest import Digest, edges, group
+from npr_model.explanation.pictures import data_url, npr_picture
+from npr_model.files import atomic_write
+from npr_model.imaging.decode import ImageError, decode
+from npr_model.imaging.views import View
 from npr_model.screening.sources import Sources
+from npr_model.screening.summary import Summary, edges, group
 
 THUMBNAIL = 160  # pixels of the longer side, and of the NPR map's crop
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def write_page(path: Path, title: str, found: Digest, on_image: Callable[[int], None] = lambda count: None) -> None:
+def write_page(path: Path, title: str, found: Summary, on_image: Callable[[int], None] = lambda count: None) -> None:
     """Write ``found`` with the thumbnails of its gallery; images that are not at hand any more are shown as such."""
     thumbnails = {}
     for source, data in fetch({row["source"] for row in found.gallery}).items():
@@ -48,7 +48,7 @@ def write_page(path: Path, title: str, found: Digest, on_image: Callable[[int], 
     }
     data = json.dumps(values, allow_nan=False).replace("</", "<\\/").replace("<!--", "<\\!--")
     text = _TEMPLATE.read_text(encoding="utf-8").replace("{{title}}", html.escape(title)).replace("{{data}}", data)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -72,7 +72,7 @@ def fetch(sources: Iterable[str]) -> dict[str, bytes]:
 def thumbnail(data: bytes) -> dict[str, str]:
     """Data URLs: "picture", at most THUMBNAIL pixels, and "npr", the central THUMBNAIL x THUMBNAIL of the NPR map."""
     try:
-        pixels = images.decode(data).pixels
+        pixels = decode(data).pixels
     except ImageError as error:
         return {"lost": str(error)}
     picture = Image.fromarray(pixels)

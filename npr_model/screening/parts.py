@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from npr_model.errors import InputError, reason
-from npr_model.files import replacing
+from npr_model.files import atomic_write
 from npr_model.screening.items import Item
 
 try:
@@ -55,10 +55,10 @@ class Finished:
 
     def remaining(self, items: Iterable[Item]) -> Iterator[Item]:
         """``items`` without those that have rows: of a source that is listed twice, as many as have none."""
-        has_row = self.taker()
+        has_row = self.row_matcher()
         return (item for item in items if not has_row(item.source)) if self.count else iter(items)
 
-    def taker(self, earlier: Mapping[str, int] = MappingProxyType({})) -> Callable[[str], bool]:
+    def row_matcher(self, earlier: Mapping[str, int] = MappingProxyType({})) -> Callable[[str], bool]:
         """Says of one source after another whether it has a row, of each as often as there are rows of it.
 
         ``earlier``: how often sources have been asked for elsewhere.
@@ -131,7 +131,7 @@ class Parts:
         """Write one more part."""
         number = 1 + max((int(name[5:-8]) for name in self._rows), default=-1)
         name = f"part-{number:05}.parquet"
-        with replacing(self.folder / name) as temporary:
+        with atomic_write(self.folder / name) as temporary:
             pq.write_table(table, temporary, row_group_size=ROWS_A_GROUP, compression="zstd")
         self._rows[name] = table.num_rows
         self._write_manifest(complete=False)
@@ -161,7 +161,7 @@ class Parts:
             "rows": sum(self._rows.values()),
             "parts": self._rows,
         }
-        with replacing(self.folder / MANIFEST) as temporary:
+        with atomic_write(self.folder / MANIFEST) as temporary:
             temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 

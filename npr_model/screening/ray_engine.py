@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import torch
 
 from npr_kernels import BackendError
+from npr_model.devices import check_device_name
 from npr_model.errors import InputError, reason
 from npr_model.screening.archives import Archive
 from npr_model.screening.decoding import Decoded, Decoder, decode_ahead
@@ -81,7 +82,7 @@ class _Unit:
         if self.earlier:  # a name may be in the archive more than once
             for item in self.entries.items(lambda name: None):
                 earlier[item.source] += self.earlier
-        has_row = finished.taker(earlier)
+        has_row = finished.row_matcher(earlier)
         return (item for item in self.entries.items(skip) if not has_row(item.source))
 
 
@@ -94,6 +95,9 @@ class RayEngine:
     """
 
     def __init__(self, make_scorer: MakeScorer, *, device: str = "auto", actors: int = 0) -> None:
+        check_device_name(device)
+        if ":" in device:
+            raise InputError(f"device {device} names one GPU; Ray gives each worker its own: use cuda")
         self._started = not ray.is_initialized()
         if self._started:
             logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it reports plans, and what it raises as well
@@ -188,7 +192,7 @@ def _list(sources: Sources, rows_there: list[ray.ObjectRef], folder: str) -> Ite
 
 
 def _units(sources: Sources, finished: Finished) -> Iterator[_Unit]:
-    has_row, archives, files, skipped = finished.taker(), Counter(), [], 0
+    has_row, archives, files, skipped = finished.row_matcher(), Counter(), [], 0
 
     def unit(entries: list[Item] | Archive, earlier: int = 0) -> _Unit:
         nonlocal skipped

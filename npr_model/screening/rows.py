@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from npr_model.checkpoints import VERDICTS
+from npr_model.verdicts import VERDICTS
 
 SCHEMA = pa.schema(
     [
@@ -37,13 +37,13 @@ SCHEMA = pa.schema(
 class Row:
     """One scored item, or one that failed: then ``error`` says why, and what is not known is None.
 
-    ``sha256``, in hex, is that of the encoded bytes. ``logit`` is float32 as the network gave it, ``probability`` its
-    sigmoid after the calibration's temperature. ``width`` and ``height`` are the file's; ``jpeg_quality`` (the nearest
-    of libjpeg's) and ``subsampling`` of the chroma are of JPEGs alone. ``flags``, separated by spaces: "tiny" (a side
-    below TINY pixels), "odd" (not of whole cells), "recompressed" (a JPEG that was a coarser one before, see
-    :mod:`npr_model.recompression`), "resized" (made smaller by the view). ``error_code``: "unreadable", that of an
-    :class:`npr_model.images.ImageError`, or "not_scored". ``milliseconds``: of reading and decoding, and its share of
-    its batch's scoring.
+    ``sha256``: of the encoded bytes, in hex. ``logit``: float32, as the network gave it. ``probability``: its sigmoid
+    after the calibration's temperature. ``width``, ``height``: the file's. ``jpeg_quality`` (nearest libjpeg quality)
+    and ``subsampling``: JPEG only. ``flags``, separated by spaces: "tiny" (a side below TINY pixels), "odd" (a side
+    that is not a multiple of the cell size), "recompressed" (a JPEG saved from a more coarsely quantised JPEG, see
+    :mod:`npr_model.imaging.recompression`), "resized" (made smaller by the view). ``error_code``: "unreadable", the
+    code of an :class:`npr_model.imaging.decode.ImageError`, or "not_scored". ``milliseconds``: reading and decoding,
+    plus the image's share of its batch's scoring time.
     """
 
     source: str
@@ -80,11 +80,15 @@ def as_table(rows: Iterable[Row]) -> pa.Table:
 
 
 @dataclass
-class Summary:
+class Totals:
     """Running totals over rows."""
 
     failed: int = 0
     verdicts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VERDICTS, 0))
+
+    @property
+    def count(self) -> int:
+        return self.scored + self.failed
 
     @property
     def scored(self) -> int:

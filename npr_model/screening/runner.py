@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 import time
@@ -15,17 +16,20 @@ import numpy as np
 import torch
 
 from npr_kernels import BackendError
-from npr_model import images
-from npr_model.checkpoints import Calibration, LoadedCheckpoint
+from npr_model.checkpoints import LoadedCheckpoint
 from npr_model.errors import reason
-from npr_model.images import View
-from npr_model.inference import default_dtype
+from npr_model.imaging.limits import MAX_PIXELS
+from npr_model.imaging.views import View
+from npr_model.inference.freeze import freeze
+from npr_model.inference.fused import default_dtype
 from npr_model.screening.decoding import Decoded, Decoder, decode_ahead
 from npr_model.screening.items import Item
 from npr_model.screening.known import Cache, Known
 from npr_model.screening.rows import Row, unscored
+from npr_model.verdicts import Calibration
 
 PENDING_PIXELS = 2**26  # decoded pixels that may wait for a batch of their size: 192 MiB
+IN_ORDER = 64  # images among which batches of one size are gathered, where the order is kept
 BATCH_PIXELS = 2**24  # pixels in one batch, so that large images are scored a few at a time
 GPU_ROW_BYTES = 16  # rows of images on a GPU begin at multiples of it, whatever their width: its widest loads
 
@@ -76,7 +80,7 @@ class Scorer:
         workers: int = 0,
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
-        max_pixels: int = images.MAX_PIXELS,
+        max_pixels: int = MAX_PIXELS,
         cache: str | os.PathLike | None = None,
     ) -> None:
         if batch_size < 1:
@@ -84,6 +88,7 @@ class Scorer:
         self.decoder = Decoder(
             view or checkpoint.metadata.view, checkpoint.model_id, checkpoint.model.grid_size, max_pixels
         )
+        self.checkpoint = checkpoint
         self.batch_size = batch_size
         self.workers = workers or min(16, os.cpu_count() or 1)
         self.device = torch.device(device)
@@ -94,7 +99,7 @@ class Scorer:
         self.rates = Rates(self.workers)
         self.dtype = str(dtype or default_dtype(self.device)).removeprefix("torch.")
         self._cache = None if cache is None else Cache(cache, self.dtype, self._finish)
-        self._model = checkpoint.model.to(self.device).for_inference(dtype)
+        self._model = freeze(checkpoint.model.to(self.device), dtype)
         # A GPU has the next batch before the rows of one are made, or it would wait for them.
         self._launched_ahead = 1 if self.device.type == "cuda" else 0
         self._row_bytes = GPU_ROW_BYTES if self.device.type == "cuda" else 1
@@ -104,7 +109,7 @@ class Scorer:
         return self.decoder.view
 
     @property
-    def doubt(self) -> str | None:
+    def verdict_caveat(self) -> str | None:
         """Why the verdicts may not be what the calibration's note says of them; None where they are."""
         if not self.calibrated:
             return "not calibrated: verdicts are those of logit 0, take them as a ranking"
@@ -142,6 +147,24 @@ class Scorer:
         known = Known()
         try:
             yield from self.score_decoded(self._decode_all(items, known), known)
+        finally:
+            if self._cache is not None:
+                self._cache.commit()
+
+    def score_in_order(self, items: Iterable[Item]) -> Iterator[Row]:
+        """As :meth:`score`, but in the order of the items: IN_ORDER of them at a time are gathered into batches."""
+        self.rates = Rates(self.workers)
+        known = Known()
+        numbered = (Item(str(number), item.load) for number, item in enumerate(items))
+        decoded, ready, due = self._decode_all(numbered, known), {}, 0
+        try:
+            while some := list(itertools.islice(decoded, 1)):
+                window = itertools.chain(some, itertools.islice(decoded, IN_ORDER - 1))
+                for row in self.score_decoded(window, known):
+                    ready[int(row.source)] = row
+                    while due in ready:
+                        yield ready.pop(due)
+                        due += 1
         finally:
             if self._cache is not None:
                 self._cache.commit()

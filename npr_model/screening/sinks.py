@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from npr_model.errors import reason
-from npr_model.files import replacing
+from npr_model.files import atomic_write
 from npr_model.screening import parts
 from npr_model.screening.parts import ROWS_A_GROUP, Finished, SinkError
 from npr_model.screening.remote import is_url
@@ -113,7 +113,7 @@ def _parquet(path: Path) -> Iterator[Sink]:
         if len(rows) >= ROWS_A_GROUP:
             flush()
 
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         yield Sink(put)
         flush()
 
@@ -154,7 +154,7 @@ def _parquet_parts(folder: Path, identity: Mapping[str, str]) -> Iterator[Sink]:
 
 @contextlib.contextmanager
 def _csv(path: Path) -> Iterator[Sink]:
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, SCHEMA.names)
         writer.writeheader()
         yield Sink(lambda row: writer.writerow(_rounded(row)))
@@ -162,7 +162,7 @@ def _csv(path: Path) -> Iterator[Sink]:
 
 @contextlib.contextmanager
 def _json_lines(path: Path) -> Iterator[Sink]:
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         yield Sink(lambda row: file.write(json.dumps(_rounded(row), ensure_ascii=False) + "\n"))
 
 

@@ -18,17 +18,19 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from npr_model import datasets, images
+from npr_model import datasets
 from npr_model.errors import InputError, reason
-from npr_model.files import is_image_name, natural_key, readable_name, replacing, walk_images
-from npr_model.images import ImageError
+from npr_model.files import atomic_write, is_image_name, natural_key, readable_name, walk_images
+from npr_model.imaging.codecs import Codec
+from npr_model.imaging.decode import ImageError
+from npr_model.imaging.headers import header_size
 from npr_model.simulation import generators as packaged
 from npr_model.simulation import history
 from npr_model.simulation.generators import Generator
@@ -40,32 +42,6 @@ _FIT_CROPS, _FIT_SIDE = 256, 128  # what decoders are trained on: so many crops 
 
 class SimulationError(InputError):
     """Photographs or an output that cannot be used as asked."""
-
-
-@dataclass(frozen=True)
-class Codec:
-    """What both images of a pair are written as: PNG, or JPEG of a quality drawn from low..high for the pair."""
-
-    low: int | None = None
-    high: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Codec:
-        """From "png", "jpeg:90" or "jpeg:70-100". Raises InputError."""
-        if text == "png":
-            return cls()
-        name, _, qualities = text.partition(":")
-        low, dash, high = qualities.partition("-")
-        high = high if dash else low
-        if name == "jpeg" and all(part.isascii() and part.isdigit() for part in (low, high)):
-            codec = cls(int(low), int(high))
-            if 1 <= codec.low <= codec.high <= 100:
-                return codec
-        raise InputError(f"no codec {text!r}; give png, jpeg:Q or jpeg:LOW-HIGH with qualities of 1 to 100")
-
-    def draw(self, random: np.random.Generator) -> int | None:
-        """The quality for one pair; None is PNG."""
-        return None if self.low is None else int(random.integers(self.low, self.high + 1))
 
 
 @dataclass(frozen=True)
@@ -129,7 +105,7 @@ def find_photographs(paths: Iterable[Path], crop_size: int) -> tuple[list[Photog
 
     def survey(path: Path) -> Photograph | ImageError:
         try:
-            width, height = images.header_size(path)
+            width, height = header_size(path)
             if min(width, height) < crop_size:
                 return ImageError(f"{width}x{height} pixels, smaller than a crop of {crop_size}")
             return Photograph(path, width, height)
@@ -246,7 +222,7 @@ class DatasetWriter:
     simulator: Simulator | None = None
     generators: tuple[Generator, ...] = ()
     crop_size: int = 256
-    codec: Codec = Codec()
+    codec: Codec = field(default_factory=Codec)
     real_variety: bool = True
     seed: int = 100
     workers: int = 1
@@ -362,10 +338,11 @@ class DatasetWriter:
         if self.real_variety:
             real, fake = history.retouch(real, draws), history.retouch(fake, draws)
         real, fake = to_pixels(real), to_pixels(fake)
-        quality = self.codec.draw(random)
+        codec = self.codec.draw(random)
         folder = Path(task.part) / kind
         paths = [
-            self._write(folder / name, number, image, quality) for name, image in (("0_real", real), ("1_fake", fake))
+            self._write(folder / name, number, image, codec)
+            for name, image in zip(datasets.CLASS_FOLDERS, (real, fake), strict=True)
         ]
         return Pair(
             number=number,
@@ -377,7 +354,7 @@ class DatasetWriter:
             left=left,
             top=top,
             side=side,
-            codec="png" if quality is None else f"jpeg:{quality}",
+            codec=str(codec),
             psnr=_psnr(real, fake),
             **facts,
         )
@@ -396,14 +373,12 @@ class DatasetWriter:
         facts |= {"strength": round(draw.strength, 4), "phase_top": draw.phase[0], "phase_left": draw.phase[1]}
         return self.simulator.apply(x.to(next(decoder.parameters()).device), draw).cpu(), facts
 
-    def _write(self, folder: Path, number: int, pixels: np.ndarray, quality: int | None) -> str:
+    def _write(self, folder: Path, number: int, pixels: np.ndarray, codec: Codec) -> str:
         """The image's path below the output, with slashes."""
-        suffix = "png" if quality is None else "jpg"
-        data = images.encode_png(pixels) if quality is None else images.encode_jpeg(pixels, quality)
-        path = folder / f"{number:06d}.{suffix}"
+        path = folder / f"{number:06d}.{codec.suffix}"
         (self.output / folder).mkdir(parents=True, exist_ok=True)
-        with replacing(self.output / path) as temporary:
-            temporary.write_bytes(data)
+        with atomic_write(self.output / path) as temporary:
+            temporary.write_bytes(codec.encode(pixels))
         return path.as_posix()
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npr_model.errors import InputError, reason
-from npr_model.files import replacing
+from npr_model.files import atomic_write
 from npr_model.simulation import history
 from npr_model.simulation.autoencoders import KINDS, MAX_DEPTH, Autoencoder, fit, psnr
 
@@ -165,7 +165,7 @@ def save(path: str | os.PathLike, simulator: Simulator) -> None:
     description = json.dumps([{"kind": decoder.kind, "depth": decoder.depth} for decoder in simulator.decoders])
     state = {name: tensor.cpu().contiguous() for name, tensor in simulator.state_dict().items()}
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(safetensors.torch.save(state, metadata={_HEADER_KEY: description}))
     except OSError as error:
         raise SimulatorError(f"decoders {path} cannot be written: {reason(error)}") from error

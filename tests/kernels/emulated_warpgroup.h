@@ -13,11 +13,12 @@ namespace emulation {
 struct Matrix {  // of shared memory
   uint32_t address;
   int across, down;
+  template <typename T>
   float at(int row, int k) const {
     const uint32_t offset = address + static_cast<uint32_t>(row / 8 * down + k / 8 * across + row % 8 * 16 + k % 8 * 2);
     uint16_t bits;
     std::memcpy(&bits, block.shared + offset, 2);
-    return to_float<BFloat16>(bits);
+    return to_float<T>(bits);
   }
 };
 
@@ -25,6 +26,8 @@ struct Product {  // of one warp: 16 of the 64 rows
   int columns = 0, first_row = 0;
   bool in_registers = false;
   float* d[kLanes];
+  uint32_t* halves[kLanes];  // or these: sums of float16, of factors of float16
+  bool adds = true;
   uint32_t a[kLanes][4];
   uint64_t a_matrix = 0, b_matrix = 0;
 };
@@ -44,19 +47,35 @@ inline Products& products() {
   return of_warps[static_cast<size_t>(block.current->index / kLanes)];
 }
 
+inline void compute_halves(const Product& product) {
+  const Matrix b_matrix = decoded(product.b_matrix);
+  for (int column = 0; column < product.columns; ++column)
+    for (int row = 0; row < 16; ++row) {
+      uint32_t& word = product.halves[row % 8 * 4 + column % 8 / 2][column / 8 * 2 + row / 8];
+      const int shift = column % 2 * 16;
+      float sum = product.adds ? to_float<Float16>(static_cast<uint16_t>(word >> shift)) : 0;
+      for (int k = 0; k < 16; ++k) {
+        const uint32_t pair = product.a[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
+        sum += (k % 2 == 0 ? low_half<Float16>(pair) : high_half<Float16>(pair)) * b_matrix.at<Float16>(column, k);
+      }
+      word = (word & ~(0xffffu << shift)) | static_cast<uint32_t>(to_bits<Float16>(sum)) << shift;
+    }
+}
+
 inline void compute(const Product& product) {
+  if (product.d[0] == nullptr) return compute_halves(product);
   const Matrix a_matrix = decoded(product.a_matrix), b_matrix = decoded(product.b_matrix);
   float a[16][16];
   for (int row = 0; row < 16; ++row)
     for (int k = 0; k < 16; ++k) {
       const uint32_t word = product.a[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
-      a[row][k] = !product.in_registers ? a_matrix.at(product.first_row + row, k)
+      a[row][k] = !product.in_registers ? a_matrix.at<BFloat16>(product.first_row + row, k)
                   : k % 2 == 0          ? low_half<BFloat16>(word)
                                         : high_half<BFloat16>(word);
     }
   for (int column = 0; column < product.columns; ++column) {
     float b[16];
-    for (int k = 0; k < 16; ++k) b[k] = b_matrix.at(column, k);
+    for (int k = 0; k < 16; ++k) b[k] = b_matrix.at<BFloat16>(column, k);
     for (int row = 0; row < 16; ++row) {
       float& d = product.d[row % 8 * 4 + column % 8 / 2][column / 8 * 4 + row / 8 * 2 + column % 2];
       for (int k = 0; k < 16; ++k) d += a[row][k] * b[k];
@@ -64,7 +83,8 @@ inline void compute(const Product& product) {
   }
 }
 
-inline void issue(float* d, int columns, const uint32_t* a, uint64_t a_matrix, uint64_t b_matrix) {
+inline void issue(float* d, int columns, const uint32_t* a, uint64_t a_matrix, uint64_t b_matrix,
+                  uint32_t* halves = nullptr, bool adds = true) {
   static const char instruction = 0;
   Products& mine = products();
   Product& meeting = mine.meeting;
@@ -75,10 +95,12 @@ inline void issue(float* d, int columns, const uint32_t* a, uint64_t a_matrix, u
     meeting.in_registers = a != nullptr;
     meeting.a_matrix = a_matrix;
     meeting.b_matrix = b_matrix;
+    meeting.adds = adds;
   } else if (meeting.a_matrix != a_matrix || meeting.b_matrix != b_matrix) {
     fail("the lanes of a warp name different matrices");
   }
   meeting.d[my_lane()] = d;
+  meeting.halves[my_lane()] = halves;
   if (a != nullptr) std::memcpy(meeting.a[my_lane()], a, sizeof meeting.a[0]);
   together(&instruction, [&](Warp&) { mine.pending.push_back(meeting); });
 }
@@ -88,8 +110,6 @@ inline void issue(float* d, int columns, const uint32_t* a, uint64_t a_matrix, u
 inline const char* without_warpgroups() { return nullptr; }
 
 inline int uniform(int value) { return value; }
-
-inline float shuffle_xor(float value, int mask) { return static_cast<float>(shuffle_xor(static_cast<double>(value), mask)); }
 
 inline void store_global(unsigned char* to, uint4 value) { std::memcpy(to, &value, sizeof value); }
 
@@ -141,8 +161,8 @@ inline uint64_t matrix(uint32_t address, int across, int down) {
 inline void begin_products() { emulation::products().begun = true; }
 inline void end_products() { emulation::products().begun = false; }
 
-template <int kSums>
-void await_products(float (&)[kSums]) {
+template <typename Sum, int kSums>
+void await_products(Sum (&)[kSums]) {
   static const char instruction = 0;
   emulation::Products& mine = emulation::products();
   if (mine.begun) emulation::fail("a wait for products that have not ended");
@@ -159,6 +179,11 @@ void multiply(float (&d)[kSums], uint64_t a, uint64_t b) {
 template <int kSums>
 void multiply(float (&d)[kSums], const uint32_t (&a)[4], uint64_t b) {
   emulation::issue(d, 2 * kSums, a, 0, b);
+}
+
+template <bool kAdds>
+void multiply(uint32_t (&d)[16], const uint32_t (&a)[4], uint64_t b) {
+  emulation::issue(nullptr, 64, a, 0, b, d, kAdds);
 }
 
 }  // namespace npr::cuda

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from npr_kernels import arguments, reference
 from npr_kernels.backends.cuda import DTYPES
-from tests.cases import TABLE, Case
+from npr_kernels.testing import TABLE, Case, assert_close, error
 from tests.conftest import ROOT
-from tests.tolerances import assert_close, error
 
 TYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)  # in the order of npr::cuda::Type
 POISON = dict.fromkeys(TYPES, float("nan")) | {torch.uint8: 255}
@@ -47,6 +46,11 @@ LONG_WALKS = [
     for b, h, w, layout in ((5, 64, 64, "channels_last"), (1, 402, 30, "contiguous"))
 ]
 CASES += LONG_WALKS
+CASES += [  # strips of whole warpgroups
+    Case(dtype=torch.uint8, weight_dtype=d, out_channels=o, batch=3, height=h, width=w, layout=layout)
+    for d in (torch.bfloat16, torch.float16)
+    for o, h, w, layout in ((64, 22, 128, "channels_last"), (80, 7, 250, "contiguous"), (16, 4, 402, "pitched"))
+]
 
 
 class CImage(ctypes.Structure):

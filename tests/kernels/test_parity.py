@@ -8,13 +8,12 @@ import torch.nn.functional as F
 
 import npr_kernels
 from npr_kernels.backends import registry
-from tests.cases import GRIDS, IMAGE_DTYPES, TABLE, Case
-from tests.tolerances import allowed, assert_close, error
+from npr_kernels.testing import GRIDS, IMAGE_DTYPES, TABLE, Case, allowed, assert_close, error, pool_at
 
 DEVICES = {"triton": "cuda", "cpu": "cpu", "eager": "cpu"}  # cuda serves the stem only: test_cuda.py
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=str(reason)))
-    for name, reason in npr_kernels.backends().items()
+    for name, reason in npr_kernels.available_backends().items()
     if name in DEVICES
 ]
 FAST = [backend for backend in BACKENDS if backend.values[0] != "eager"]  # eager is what they are compared with
@@ -91,19 +90,6 @@ def pool_as(backend: str, case: Case, x, weight, bias):
     truth = npr_kernels.npr_stem(*double(x, weight, bias), backend="eager", **case.options)
     found = pool(npr_kernels.npr_conv2d(*double(x, weight, bias), backend="eager", **case.options))
     assert error(found, truth) <= allowed(error(eager, truth), eager.dtype)  # largest but for rounding
-    return pool
-
-
-def pool_at(argmax):
-    """ReLU and pooling as a function of the convolution's output that takes the values at these positions."""
-    positive = argmax != 9
-    position = argmax.long().where(positive, 4)  # the middle of a window is never outside
-    row, column = (2 * torch.arange(n, device=argmax.device) - 1 for n in argmax.shape[2:])
-
-    def pool(y):
-        chosen = (row[:, None] + position // 3) * y.shape[3] + column + position % 3
-        return y.flatten(2).gather(2, chosen.flatten(2)).view_as(chosen) * positive
-
     return pool
 
 

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.model import random_detector
+from npr_kernels.testing import allowed, error
 from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck
 from npr_kernels.trunk.gpu_bottleneck import FusedBottlenecks, composed, dot
-from npr_model.inference import folded_layers
+from npr_model.inference.fused import folded_layers
 from tests.conftest import ROOT
 from tests.kernels.test_bottleneck import layers
 from tests.kernels.test_cuda_emulated import emulation  # noqa: F401
 from tests.kernels.test_hopper_bottleneck import run_emulated
-from tests.tolerances import allowed, error
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 from npr_kernels.trunk import triton_kernels  # noqa: E402
@@ -183,8 +183,15 @@ def test_what_serves_a_gpu(monkeypatch):
             gpu_bottleneck, "_sound", lambda *_, hopper, sound=sound: ("triton", "hopper")[hopper] in sound
         )
         assert gpu_bottleneck.kernels_for(dtype, device) == expected
-    monkeypatch.setattr(hopper_bottleneck, "refusal", lambda *_: "no")
     monkeypatch.setattr(gpu_bottleneck, "_sound", lambda *_, hopper: True)
+    for choice, expected in ("hopper", "hopper"), ("triton", "triton"), ("none", None):
+        monkeypatch.setenv("NPR_KERNELS_TRUNK", choice)
+        assert gpu_bottleneck.kernels_for(dtype, device) == expected
+    monkeypatch.setenv("NPR_KERNELS_TRUNK", "ampere")
+    with pytest.raises(ValueError, match="NPR_KERNELS_TRUNK must be hopper, triton or none, got 'ampere'"):
+        gpu_bottleneck.kernels_for(dtype, device)
+    monkeypatch.delenv("NPR_KERNELS_TRUNK")
+    monkeypatch.setattr(hopper_bottleneck, "refusal", lambda *_: "no")
     assert gpu_bottleneck.kernels_for(dtype, device) == "triton"
     monkeypatch.setattr(gpu_bottleneck, "refusal", lambda *_: "no")
     assert gpu_bottleneck.kernels_for(dtype, device) is None

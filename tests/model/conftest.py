@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from npr_model import checkpoints
-from npr_model.network import NPRDetector
+from npr_model.detectors.npr import NPRDetector
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:

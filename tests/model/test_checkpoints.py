@@ -13,9 +13,10 @@ import safetensors.torch
 import torch
 
 from npr_model import checkpoints
-from npr_model.checkpoints import Calibration, CheckpointError, Metadata
-from npr_model.images import View
-from npr_model.network import NPRDetector
+from npr_model.checkpoints import CheckpointError, Metadata
+from npr_model.detectors.npr import NPRDetector
+from npr_model.imaging.views import View
+from npr_model.verdicts import Calibration
 from tests.model.conftest import make_detector
 
 
@@ -50,10 +51,6 @@ def test_round_trip(tmp_path):
     assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert loaded.model_id == f"three@{loaded.sha256[:12]}"
     assert os.listdir(tmp_path) == ["three.safetensors"]
-
-
-def test_from_pretrained(checkpoint):
-    assert_same_weights(NPRDetector.from_pretrained(checkpoint), make_detector())
 
 
 @pytest.mark.parametrize("layout", ["bare", "model", "module.", "model, module."])

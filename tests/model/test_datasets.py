@@ -73,7 +73,7 @@ def test_all_unreadable_images_are_told_at_once(tmp_path):
     (root / "0_real/empty.png").write_bytes(b"")
     (root / "1_fake/tiny.png").write_bytes(encoded(noise(1, 1)))
     with pytest.raises(DatasetError) as caught:
-        datasets.survey(datasets.find_samples(root), 2, workers=2)
+        datasets.inspect_samples(datasets.find_samples(root), 2, workers=2)
     message = str(caught.value)
     assert message.startswith("2 of 4 images cannot be used")
     assert "empty.png: the file is empty" in message and "tiny.png: the image is 1x1 pixels" in message

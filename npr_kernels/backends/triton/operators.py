@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from npr_kernels import arguments
-from npr_kernels.backends.devices import capability
+from npr_kernels.backends import devices
 from npr_kernels.backends.triton import patches
 from npr_kernels.backends.triton.convolution import npr_conv2d_kernel
 from npr_kernels.backends.triton.grad_map import npr_conv2d_grad_map_kernel
@@ -99,7 +99,7 @@ def _arithmetic(x: Tensor, other: torch.dtype, anchor: int) -> dict:
 
 def _has_tensor_cores(device: torch.device) -> bool:
     """Whether Triton uses those of ``device``; without them large tiles would spill their products."""
-    return device.type != "cuda" or capability(device) >= (8, 0)
+    return device.type != "cuda" or devices.capability(device) >= (8, 0)
 
 
 def _accumulated(*tensors: Tensor) -> torch.dtype:

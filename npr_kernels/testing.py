@@ -1,0 +1,217 @@
+"""What is right: the tolerance rule, and the table of cases that every backend must get right.
+
+For tests, for benchmarks, and for the check of a kernel on the user's machine (:mod:`npr_kernels.backends.proof`).
+
+A fast path is right when its largest error against float64 is no worse than twice that of eager PyTorch in the same
+dtype, plus one rounding of the result. In float64 there is nothing better to compare with, so a few roundings are
+allowed instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from npr_kernels import arguments
+
+# ---- the tolerance rule
+
+
+def error(result: Tensor, truth: Tensor) -> float:
+    """Largest absolute difference, relative to the largest magnitude of ``truth``; NaN and inf must agree in place.
+
+    Raises:
+        AssertionError: the shapes differ.
+    """
+    result, truth = result.detach().double(), truth.detach().double()
+    if result.shape != truth.shape:
+        raise AssertionError(f"shape {tuple(result.shape)} instead of {tuple(truth.shape)}")
+    finite = truth.isfinite()
+    if not torch.equal(finite, result.isfinite()) or not torch.equal(truth.isnan(), result.isnan()):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = truth[finite].abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return ((result - truth)[finite].abs().max() / scale).item()
+
+
+def allowed(eager_error: float, dtype: torch.dtype) -> float:
+    """Largest error a result of ``dtype`` may have where eager PyTorch's, in that dtype, is ``eager_error``."""
+    roundings = 16 if dtype == torch.float64 else 1
+    return 2 * eager_error + roundings * torch.finfo(dtype).eps
+
+
+def assert_close(result: Tensor, eager: Tensor, truth: Tensor) -> None:
+    """``result`` obeys the rule, ``eager`` being PyTorch's result in the same dtype and ``truth`` the float64 one.
+
+    Raises:
+        AssertionError: it does not; the message gives its error and the limit.
+    """
+    if result.dtype != eager.dtype:
+        raise AssertionError(f"dtype {result.dtype} instead of {eager.dtype}")
+    found, limit = error(result, truth), allowed(error(eager, truth), result.dtype)
+    if found > limit:
+        raise AssertionError(f"error {found:.3g} against float64, at most {limit:.3g} is allowed")
+
+
+def pool_at(argmax: Tensor) -> Callable[[Tensor], Tensor]:
+    """ReLU and pooling as a function of the convolution's output, taking the values at the positions ``argmax``.
+
+    Among nearly equal values the choice of a maximum depends on rounding: gradients are compared for the choice made.
+    """
+    positive = argmax != 9
+    position = argmax.long().where(positive, 4)  # the middle of a window is never outside
+    row, column = (2 * torch.arange(n, device=argmax.device) - 1 for n in argmax.shape[2:])
+
+    def pool(y: Tensor) -> Tensor:
+        chosen = (row[:, None] + position // 3) * y.shape[3] + column + position % 3
+        return y.flatten(2).gather(2, chosen.flatten(2)).view_as(chosen) * positive
+
+    return pool
+
+
+# ---- the cases
+
+IMAGE_DTYPES = (torch.uint8, torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded", "permuted", "offset", "pitched")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of npr_conv2d or npr_stem; ``dtype`` is the image's."""
+
+    grid_size: int = 2
+    anchor: int | str = 0
+    batch: int = 2
+    height: int = 12
+    width: int = 16
+    channels: int = 3
+    out_channels: int = 8
+    kernel: tuple[int, int] = (3, 3)
+    stride: int | tuple[int, int] = 2
+    padding: int | tuple[int, int] = 1
+    bias: bool = True
+    dtype: torch.dtype = torch.float32
+    weight_dtype: torch.dtype | None = None  # None: the image's, float32 for uint8
+    layout: str = "channels_last"
+
+    def __str__(self) -> str:
+        changed = [
+            f"{name}={str(getattr(self, name)).removeprefix('torch.')}"
+            for name in self.__dataclass_fields__
+            if getattr(self, name) != getattr(DEFAULT, name)
+        ]
+        return ",".join(changed).replace(" ", "") or "default"
+
+    @property
+    def parameter_dtype(self) -> torch.dtype:
+        return self.weight_dtype or (torch.float32 if self.dtype == torch.uint8 else self.dtype)
+
+    @property
+    def options(self) -> dict:
+        scale = [2 / 3 / (255 * std) for std in torch.linspace(0.2, 0.3, self.channels).tolist()]
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "grid_size": self.grid_size,
+            "anchor": self.anchor,
+            "scale": scale if self.dtype == torch.uint8 else 2 / 3,
+        }
+
+    @property
+    def convolution(self) -> tuple:
+        """What the backends' operators take: (stride, padding, grid_size, anchor, scale) in normal form."""
+        stride, padding = arguments.pair("stride", self.stride, 1), arguments.pair("padding", self.padding, 0)
+        return (
+            stride,
+            padding,
+            self.grid_size,
+            self.anchor,
+            arguments.scale_factors(self.options["scale"], self.channels),
+        )
+
+    def tensors(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
+        """(x, weight, bias), the same for every call and on every device."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (self.batch, self.channels, self.height, self.width)
+        x = _laid_out(shape, self.layout, self.dtype, generator)
+        weight = torch.randn(self.out_channels, self.channels, *self.kernel, generator=generator, dtype=torch.float64)
+        bias = torch.randn(self.out_channels, generator=generator, dtype=torch.float64)
+        dtype = self.parameter_dtype
+        return on(device, x, weight.to(dtype), bias.to(dtype) if self.bias else None)
+
+
+def on(device: torch.device | str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors on ``device``; copies keep their strides, expanded ones too."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+        shape = [n if stride else 1 for n, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+        once = copy.as_strided(shape, copy.stride())  # every element of an expanded tensor only once
+        once.copy_(tensor.as_strided(shape, tensor.stride(), tensor.storage_offset()))
+        return copy
+
+    return tuple(t if t is None or t.device == torch.device(device) else moved(t) for t in tensors)
+
+
+def _laid_out(shape: tuple, layout: str, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    def draw(*size: int) -> Tensor:
+        if dtype == torch.uint8:
+            return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+        return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
+
+    n, c, h, w = shape
+    if layout == "contiguous":
+        return draw(n, c, h, w)
+    if layout == "channels_last":
+        return draw(n, h, w, c).permute(0, 3, 1, 2)
+    if layout == "sliced":  # a crop of a larger channels_last image, every second row
+        return draw(n, 2 * h + 3, w + 5, c)[:, 2 : 2 * h + 2 : 2, 3 : w + 3].permute(0, 3, 1, 2)
+    if layout == "offset":  # rows of whole words, the first pixel in the middle of one
+        return draw(n, h, -(-w // 4) * 4 + 4, c)[:, :, 1 : w + 1].permute(0, 3, 1, 2)
+    if layout == "pitched":  # rows padded to whole words
+        return draw(n, h, -(-w // 4) * 4 + 4, c)[:, :, :w].permute(0, 3, 1, 2)
+    if layout == "expanded":  # one image, repeated without memory
+        return draw(1, c, h, w).expand(n, c, h, w)
+    if layout == "permuted":  # height innermost
+        return draw(n, w, c, h).permute(0, 2, 3, 1)
+    raise ValueError(layout)
+
+
+DEFAULT = Case()
+
+GRIDS = [(size, anchor) for size in (2, 3, 4) for anchor in (*range(size**2), "mean", "max")]
+
+
+def _table() -> list[Case]:
+    cases = [Case(grid_size=g, anchor=a, height=13, width=17, dtype=d) for g, a in GRIDS for d in IMAGE_DTYPES]
+    cases += [Case(dtype=d, layout=layout, out_channels=64) for d in IMAGE_DTYPES for layout in LAYOUTS]
+    cases += [Case(dtype=torch.uint8, weight_dtype=d, out_channels=64) for d in IMAGE_DTYPES[1:]]
+    cases += [Case(dtype=d, layout="pitched", width=w) for d in (torch.uint8, torch.float32) for w in (13, 14, 19)]
+    cases += [replace(DEFAULT, batch=0, dtype=d) for d in IMAGE_DTYPES]
+    low = {"dtype": torch.uint8, "weight_dtype": torch.bfloat16}  # products in bfloat16, where the processor has them
+    cases += [Case(grid_size=g, anchor=a, height=13, width=17, **low) for g, a in GRIDS]
+    for dtypes in ({"dtype": torch.uint8}, low, {"dtype": torch.float32}, {"dtype": torch.bfloat16}):
+        cases += [Case(**dtypes, height=h, width=w) for h, w in ((2, 2), (2, 9), (3, 2), (5, 5), (6, 7), (33, 66))]
+        cases += [Case(**dtypes, out_channels=o, bias=False) for o in (1, 15, 33, 64, 65, 130)]
+        cases += [Case(**dtypes, channels=c, layout=layout) for c in (1, 2, 4, 7) for layout in LAYOUTS[:2]]
+        for kernel, stride, padding in (
+            ((1, 1), 1, 0),
+            ((1, 1), 2, 0),  # with the paper's anchor every tap sees the anchor: the result is the bias
+            ((2, 2), 2, 0),
+            ((3, 3), 1, 1),
+            ((3, 3), 2, 0),
+            ((3, 3), 3, 2),
+            ((4, 4), 4, 0),
+            ((5, 3), (2, 1), (0, 2)),
+            ((7, 7), 2, 3),
+            ((3, 3), 2, 5),
+        ):
+            cases.append(Case(**dtypes, kernel=kernel, stride=stride, padding=padding))
+    return list(dict.fromkeys(cases))
+
+
+TABLE = _table()

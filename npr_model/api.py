@@ -1,0 +1,243 @@
+"""What a program needs: load a detector, score images with it, screen a collection."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+from PIL import Image
+
+from npr_model import checkpoints
+from npr_model.checkpoints import Metadata
+from npr_model.detectors.base import DetectorNetwork
+from npr_model.errors import InputError
+from npr_model.files import readable_name
+from npr_model.imaging.decode import DecodedImage, from_pillow
+from npr_model.screening.items import Item, in_memory
+from npr_model.screening.options import ScoringOptions
+from npr_model.screening.rows import Row, Totals
+from npr_model.screening.run import Screening
+from npr_model.screening.runner import Scorer
+from npr_model.screening.sources import Sources, file_item
+
+ImageInput = str | os.PathLike | bytes | bytearray | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What the detector says of one image. Where ``error`` is not None the image was not scored.
+
+    Attributes:
+        logit: float32; higher means more likely generated.
+        probability: That the image was generated, in 0 .. 1, if real and generated images are equally frequent.
+        verdict: "real", "generated" or "uncertain", by the checkpoint's calibration.
+        source: The path, or the kind of the input for one that has none.
+        width, height: Size of the image in pixels, before the view.
+        format: File format as Pillow names it; None for arrays.
+        flags: What limits the score: "tiny", "odd", "recompressed", "resized" (see
+            :class:`npr_model.screening.rows.Row`).
+        error: Why the image was not scored, one line; logit, probability and verdict are then None.
+    """
+
+    logit: float | None
+    probability: float | None
+    verdict: str | None
+    source: str = ""
+    width: int | None = None
+    height: int | None = None
+    format: str | None = None
+    flags: tuple[str, ...] = ()
+    error: str | None = None
+
+    @classmethod
+    def of_row(cls, row: Row, source: str) -> Score:
+        """The score in a row of a screening."""
+        flags = tuple((row.flags or "").split())
+        return cls(row.logit, row.probability, row.verdict, source, row.width, row.height, row.format, flags, row.error)
+
+
+class Detector:
+    """A checkpoint that is ready to score images; made by :func:`load`. Use it from one thread at a time.
+
+    Attributes:
+        network: The checkpoint's ``torch.nn.Module`` in evaluation mode: (N, 3, H, W) images, raw uint8 or normalised
+            float, to (N, 1) logits. Scores come from a frozen copy, so changing this network does not change them.
+        info: What the checkpoint says of itself: name, view, decoder, training data, licence, calibration.
+        id: Name and the first 12 digits of the file's sha256, as in the column ``model`` of ``npr screen``.
+    """
+
+    def __init__(self, scorer: Scorer, network: DetectorNetwork, info: Metadata) -> None:
+        self._scorer = scorer
+        self.network = network
+        self.info = info
+        self.id = scorer.model_id
+
+    @property
+    def verdict_caveat(self) -> str | None:
+        """Why the verdicts may not hold what the calibration promises; None where they do."""
+        return self._scorer.verdict_caveat
+
+    @overload
+    def score(self, images: ImageInput) -> Score: ...
+
+    @overload
+    def score(self, images: Iterable[ImageInput]) -> Iterator[Score]: ...
+
+    def score(self, images: ImageInput | Iterable[ImageInput]) -> Score | Iterator[Score]:
+        """Score one image, or many of them lazily, in order and in batches.
+
+        Args:
+            images: A path, the bytes of an image file, a PIL image, or an (H, W, 3) uint8 RGB array, or an iterable of
+                these, of any sizes; an (N, H, W, 3) array counts as N images. Paths name files of this machine, not
+                folders, archives or URLs: :func:`screen` takes those.
+
+        Returns:
+            A :class:`Score`; of an iterable an iterator of them, one per image and in its order. Up to about a hundred
+            images are read ahead.
+
+        Raises:
+            InputError: The one image cannot be read or scored. In an iterable it becomes a Score with ``error`` set, so
+                that one bad file does not end a long run.
+            TypeError, ValueError: An input of another type, or an array of another shape or dtype; also in an iterable.
+        """
+        if not _is_single(images):
+            return self._scores(images)
+        item, name = _item(images)
+        (row,) = self._scorer.score_in_order([item])
+        if row.error is not None:
+            raise InputError(f"{name}: {row.error}")
+        return Score.of_row(row, name)
+
+    def _scores(self, images: Iterable[ImageInput]) -> Iterator[Score]:
+        names: dict[int, str] = {}
+
+        def items() -> Iterator[Item]:
+            for number, image in enumerate(images):
+                item, names[number] = _item(image)
+                yield item
+
+        for number, row in enumerate(self._scorer.score_in_order(items())):
+            yield Score.of_row(row, names.pop(number))
+
+    def __repr__(self) -> str:
+        return (
+            f"<npr_model.Detector {self.id}, view {self._scorer.view}, {self._scorer.dtype} on {self._scorer.device}>"
+        )
+
+
+def load(
+    name_or_path: str | os.PathLike = checkpoints.DEFAULT,
+    *,
+    view: str | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    backend: str | None = None,
+    false_positive_rate: float | None = None,
+    batch_size: int = 16,
+    workers: int = 0,
+    max_pixels: int = ScoringOptions.max_pixels,
+) -> Detector:
+    """Load a checkpoint to score images with.
+
+    Args:
+        name_or_path: Name of a bundled checkpoint, or path of a .safetensors or .pth file. Files are not trusted:
+            nothing in them is executed.
+        view: Pixels that the network sees: "native", "crop:S", "resize:S" or "tile:S". Default: the checkpoint's.
+        device: "auto" (cuda where there is a GPU), "cpu", "cuda" or "cuda:N".
+        dtype: "float32", "bfloat16" or "int8". Default: bfloat16 where the hardware multiplies it natively, else
+            float32.
+        backend: Backend of npr_kernels. Default: the best that is available.
+        false_positive_rate: Share of photographs that may be called generated, one of the rates that the checkpoint is
+            calibrated at. Default: the checkpoint's first.
+        batch_size: Images of one size that are scored together.
+        workers: Decoding threads; 0 for one per core, at most 16.
+        max_pixels: Larger images are errors.
+
+    Raises:
+        InputError: The checkpoint cannot be read, or an option cannot be used here.
+    """
+    options = ScoringOptions(
+        checkpoint=name_or_path,
+        view=view,
+        device=device,
+        dtype=dtype,
+        backend=backend,
+        false_positive_rate=false_positive_rate,
+        batch_size=batch_size,
+        workers=workers,
+        max_pixels=max_pixels,
+    )
+    scorer = options.scorer()
+    return Detector(scorer, scorer.checkpoint.model, scorer.checkpoint.metadata)
+
+
+def screen(
+    sources: str | os.PathLike | Iterable[str | os.PathLike],
+    output: str | os.PathLike,
+    *,
+    files_from: str | None = None,
+    column: str | None = None,
+    engine: str = "local",
+    actors: int = 0,
+    on_row: Callable[[Row], None] = lambda row: None,
+    **options: Any,
+) -> Totals:
+    """Score an image collection and write one row per image: what ``npr screen`` does.
+
+    Args:
+        sources: Files, folders, glob patterns, archives (tar, zip, Parquet) and URLs, or one of these.
+        output: A file that ends in .parquet, .csv or .jsonl, or a folder that ends in "/" for Parquet parts. The same
+            call continues a run into a folder that was interrupted.
+        files_from: A file that lists more sources, one per line.
+        column: Parquet column that holds the encoded images. Default: the only binary column.
+        engine: "local", or "ray" for a Ray cluster.
+        actors: Ray workers that run the network; 0 for one per GPU, or one per node without GPUs.
+        on_row: Called with each :class:`npr_model.screening.rows.Row` after it was written.
+        options: Fields of :class:`npr_model.screening.options.ScoringOptions`: checkpoint, view, device, dtype,
+            backend, false_positive_rate, batch_size, workers, max_pixels, cache.
+
+    Returns:
+        Counts of the rows written by this call: ``failed``, ``scored``, and ``verdicts`` by name.
+
+    Raises:
+        InputError: A source, an option or the output cannot be used. An image that cannot be scored is a row with an
+            error.
+    """
+    paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    found = Sources(paths, files_from=files_from, column=column)
+    run = Screening(found, os.fspath(output), ScoringOptions(**options), engine=engine, actors=actors)
+    with contextlib.closing(iter(run)) as rows:
+        for row in rows:
+            on_row(row)
+    return run.totals
+
+
+def _is_single(images: object) -> bool:
+    if isinstance(images, np.ndarray):
+        return images.ndim != 4
+    return isinstance(images, str | os.PathLike | bytes | bytearray | Image.Image) or not isinstance(images, Iterable)
+
+
+def _item(image: ImageInput) -> tuple[Item, str]:
+    """The item to score, and what messages call it."""
+    if isinstance(image, str | os.PathLike):
+        item = file_item(image)
+        return item, item.source
+    if isinstance(image, bytes | bytearray):
+        return in_memory("bytes", bytes(image)), "bytes"
+    if isinstance(image, Image.Image):
+        name = readable_name(getattr(image, "filename", "") or "PIL image")
+        return Item(name, functools.partial(from_pillow, image)), name
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"an array must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        decoded = DecodedImage(np.ascontiguousarray(image), None, None)
+        return Item("array", lambda: decoded), "array"
+    raise TypeError(
+        f"cannot score a {type(image).__name__}: use a path, bytes, a PIL image or an (H, W, 3) uint8 array"
+    )

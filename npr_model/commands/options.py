@@ -1,0 +1,142 @@
+"""Options that several commands share, written once: their names, help texts and closed sets of values."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from npr_model.screening.options import ScoringOptions
+
+BackendName = Literal["cuda", "triton", "cpu", "eager"]
+Benchmark = Literal[
+    "forensynths",
+    "gangen-detection",
+    "diffusionforensics",
+    "universalfakedetect",
+    "diffusion1kstep",
+    "aigcdetectbenchmark",
+    "genimage",
+    "paper",
+]
+
+
+def choice(name: str, values: tuple[str, ...]) -> type[Enum]:
+    """A closed set for an option that is given more than once: ``--help`` lists it, anything else is a usage error."""
+    return Enum(name, [(value, value) for value in values], type=str)
+
+
+Folders = Annotated[
+    list[Path], typer.Argument(metavar="FOLDER...", help="Folders with 0_real and 1_fake, at any depth.")
+]
+Real = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder of real images for generators without their own. Repeatable.", show_default=False),
+]
+Equalise = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CODEC",
+        help="Cut all images to one size and re-encode them, in memory: png, jpeg:Q or webp:Q.",
+        show_default=False,
+    ),
+]
+Perturb = Annotated[
+    str | None,
+    typer.Option(metavar="STEPS", help="Change every image first, e.g. resize:0.5+jpeg:90.", show_default=False),
+]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Device to compute on.")]
+Workers = Annotated[int, typer.Option(min=0, help="Decoding threads (0: one per core, at most 16).")]
+Checkpoint = Annotated[str, typer.Option(help="Name of a bundled checkpoint, or a .safetensors or .pth file.")]
+View = Annotated[
+    str | None,
+    typer.Option(
+        help="Pixels that the network sees: native, crop:S, resize:S or tile:S (default: the checkpoint's).",
+        show_default=False,
+    ),
+]
+Backend = Annotated[
+    BackendName | None,
+    typer.Option(help="Kernels to use (default: the best available, see npr info).", show_default=False),
+]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "int8"] | None,
+    typer.Option(
+        help="Precision (default: bfloat16 where the hardware supports it, else float32).", show_default=False
+    ),
+]
+Preset = Annotated[
+    Literal["paper", "wild"] | None,
+    typer.Option(help="Training config: the paper's, or for images met in the wild.", show_default=False),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="Training config as npr train --print-config prints it.", show_default=False),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Set any field of the training config. Repeatable.", show_default=False
+    ),
+]
+
+_SCORING = {
+    "checkpoint": Checkpoint,
+    "view": View,
+    "batch_size": Annotated[int, typer.Option(min=1, help="Images of one size that are scored together.")],
+    "workers": Workers,
+    "backend": Backend,
+    "dtype": Dtype,
+    "device": Device,
+    "max_pixels": Annotated[int, typer.Option(min=1, help="Larger images are errors.")],
+    "false_positive_rate": Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Share of photographs that may be called generated, e.g. 0.01. One of the rates that the checkpoint "
+            "is calibrated at (default: its first).",
+            show_default=False,
+        ),
+    ],
+    "cache": Annotated[
+        Path | None,
+        typer.Option(
+            help="SQLite file that remembers scores by the content of the images, across runs.", show_default=False
+        ),
+    ],
+}
+EVALUATION = ("view", "batch_size", "workers", "backend", "dtype", "device")
+
+
+def scoring_options(*names: str, **defaults: Any) -> Callable[[Callable], Callable]:
+    """Give a command the options ``names`` of ScoringOptions; it gets them as one argument, ``options``.
+
+    ``defaults``: other values than ScoringOptions has, also for fields that are no options of the command.
+    """
+    standard = {field.name: field.default for field in fields(ScoringOptions)} | defaults
+
+    def decorate(command: Callable) -> Callable:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "options"]
+        added = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=standard[name], annotation=_SCORING[name])
+            for name in names
+        ]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            chosen = standard | {name: values.pop(name) for name in names}
+            return command(**values, options=ScoringOptions(**chosen))
+
+        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + added
+        run.__signature__ = inspect.Signature(parameters)
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        del run.__wrapped__
+        return run
+
+    return decorate

@@ -1,0 +1,110 @@
+"""The detector of Tan et al. (CVPR 2024, section 4.1): NPR, then the first two stages of a ResNet-50."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from npr_kernels import NPRConv2d, stem_forward
+from npr_model.detectors.base import IMAGENET_STD, DetectorNetwork
+from npr_model.detectors.resnet import Bottleneck, resnet_stage
+
+
+class NPRDetector(DetectorNetwork):
+    """Logits that an image was generated: (N, 3, H, W) -> (N, 1); the sigmoid of a logit is the probability.
+
+    Floating point images are taken as already normalised; uint8 images as raw pixels, which need no normalisation but
+    the division by ``pixel_std`` (the mean cancels in NPR). Odd sizes are trimmed to whole cells; the smallest image
+    is one cell. 1,437,761 parameters, with the state-dict names of the authors' network (``conv1``, ``bn1``,
+    ``layer1``, ``layer2``, ``fc1``). ``grid_size`` and ``anchor`` as in the paper's Table 7; ``backend`` as in
+    :func:`npr_kernels.npr_conv2d`.
+    """
+
+    detector, paper_name = "npr", "NPR"
+    architecture = ("grid_size", "anchor", "scale", "pixel_std")
+
+    def __init__(
+        self,
+        *,
+        grid_size: int = 2,
+        anchor: int | str = 0,
+        scale: float = 2 / 3,
+        pixel_std: Sequence[float] = IMAGENET_STD,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv1 = NPRConv2d(
+            3, 64, 3, grid_size=grid_size, anchor=anchor, scale=scale, pixel_std=pixel_std, backend=backend
+        )
+        self.bn1 = nn.BatchNorm2d(64)
+        self.layer1 = resnet_stage(64, 64, blocks=3, stride=1)
+        self.layer2 = resnet_stage(256, 128, blocks=4, stride=2)
+        self.fc1 = nn.Linear(512, 1)
+        self.activation_steps: Mapping[str, Tensor] = {}  # measured by npr_model.inference.quantisation
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | NPRConv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @property
+    def grid_size(self) -> int:
+        return self.conv1.grid_size
+
+    @property
+    def anchor(self) -> int | str:
+        return self.conv1.anchor
+
+    @property
+    def scale(self) -> float:
+        return self.conv1.scale
+
+    @property
+    def pixel_std(self) -> tuple[float, ...]:
+        return self.conv1.pixel_std
+
+    @property
+    def backend(self) -> str | None:
+        return self.conv1.backend
+
+    @backend.setter
+    def backend(self, name: str | None) -> None:
+        self.conv1.backend = name
+
+    def set_activation_steps(self, steps: Mapping[str, Tensor]) -> None:
+        check_steps(self, steps)
+        self.activation_steps = steps
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = stem_forward(images, self.conv1, self.bn1)
+        x = self.layer2(self.layer1(x))
+        return self.fc1(x.mean((2, 3)))
+
+
+def blocks(detector: NPRDetector) -> dict[str, Bottleneck]:
+    """The residual blocks by their names in the state dict, in order."""
+    stages = {"layer1": detector.layer1, "layer2": detector.layer2}
+    return {f"{stage}.{i}": block for stage, layers in stages.items() for i, block in enumerate(layers)}
+
+
+def expected_steps(detector: NPRDetector) -> dict[str, int]:
+    """Names (``BLOCK.first``, ``.second``, ``.out``) and numbers of channels of a quantised detector's steps."""
+    names = list(blocks(detector))
+    sizes = {}
+    for name, block in blocks(detector).items():
+        if name != names[0]:
+            sizes |= {f"{name}.first": block.conv1.out_channels, f"{name}.second": block.conv2.out_channels}
+        if name != names[-1]:
+            sizes[f"{name}.out"] = block.conv3.out_channels
+    return sizes
+
+
+def check_steps(detector: NPRDetector, steps: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where ``steps`` are not those of this network, positive and finite."""
+    expected = expected_steps(detector)
+    if steps.keys() != expected.keys():
+        raise ValueError(f"activation steps of {', '.join(sorted(steps.keys() ^ expected.keys())[:3])}")
+    for name, step in steps.items():
+        fits = step.shape == (expected[name],) and step.dtype == torch.float32
+        if not (fits and step.isfinite().all() and step.min() > 0):
+            raise ValueError(f"activation steps {name} are not {expected[name]} positive float32 numbers")

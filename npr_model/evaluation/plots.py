@@ -1,0 +1,90 @@
+"""Figures of an evaluation: ROC curves and reliability diagrams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sklearn.metrics import roc_curve
+
+from npr_model.evaluation.evaluate import Evaluation, Scores
+from npr_model.evaluation.protocols import PROTOCOLS
+from npr_model.evaluation.report import Report
+from npr_model.figures import new_figure, require_matplotlib, save
+from npr_model.tables import percent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BINS = 10  # of a reliability diagram, of equal width
+
+
+def plot_evaluation(report: Report, folder: Path) -> list[Path]:
+    """roc.png and reliability.png for every set (after its name, where there are several); the paths."""
+    require_matplotlib()
+    paths = []
+    for evaluation in report.evaluations:
+        prefix = f"{evaluation.protocol}-" if len(report.evaluations) > 1 else ""
+        for name, plot in (("roc", roc), ("reliability", reliability)):
+            paths.append(save(plot(evaluation), folder / f"{prefix}{name}.png"))
+    return paths
+
+
+def roc(evaluation: Evaluation) -> Figure:
+    """A curve for every generator; false positives on a logarithmic axis, as few are what matters."""
+    figure, axes = new_figure()
+    lowest = 1.0
+    for name, found in _complete(evaluation).items():
+        false_positives, true_positives, _ = roc_curve(found.labels, found.logits, drop_intermediate=False)
+        lowest = min(lowest, 1 / len(found.real))
+        area = percent(evaluation.generators[name].roc_auc)
+        axes.plot(np.maximum(false_positives, 1e-9), true_positives, label=f"{name} ({area})", drawstyle="steps-post")
+    chance = np.geomspace(lowest / 2, 1, 200)
+    axes.plot(chance, chance, color="0.6", linestyle=":", label="chance (50.0)")
+    axes.set(xscale="log", xlim=(lowest / 2, 1), ylim=(0, 1.01))
+    axes.set(xlabel="false positives, share of real images", ylabel="generated images found, share")
+    axes.set_title(f"ROC, {_title(evaluation)}", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(title="generator (ROC AUC, %)", fontsize=8, title_fontsize=8, loc="upper left")
+    return figure
+
+
+def reliability(evaluation: Evaluation) -> Figure:
+    """How often an image of a given probability was generated: on the diagonal the probabilities mean what they say.
+
+    Real and generated images count equally in total, as the probability assumes, whatever their numbers.
+    """
+    figure, axes = new_figure()
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="calibrated")
+    for name, found in _complete(evaluation).items():
+        probability, share = reliability_curve(found, evaluation.temperature)
+        axes.plot(probability, share, marker="o", markersize=3, label=name)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="probability that the detector gives", ylabel="share of generated images, classes weighted equally")
+    axes.set_title(f"Reliability, {_title(evaluation)}", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, loc="upper left")
+    return figure
+
+
+def reliability_curve(found: Scores, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Of the bins with images: their mean sigmoid(logit / temperature), and the share of generated ones, weighted."""
+    weights = np.concatenate([np.full(len(side), 1 / len(side)) for side in (found.real, found.fake)])
+    probabilities = 1 / (1 + np.exp(-found.logits / temperature))
+    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    mass, probability, generated = (
+        np.bincount(bins, weights * values, BINS) for values in (1.0, probabilities, found.labels)
+    )
+    kept = mass > 0
+    return probability[kept] / mass[kept], generated[kept] / mass[kept]
+
+
+def _complete(evaluation: Evaluation) -> Mapping[str, Scores]:
+    return {name: found for name, found in evaluation.scores.items() if len(found.real) and len(found.fake)}
+
+
+def _title(evaluation: Evaluation) -> str:
+    title = f"{PROTOCOLS[evaluation.protocol].title}, " if evaluation.protocol else ""
+    return f"{title}{evaluation.model}, view {evaluation.view}"

@@ -1,0 +1,216 @@
+"""An evaluation as tables, published numbers beside measured ones: terminal, Markdown, LaTeX, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from npr_model.errors import InputError
+from npr_model.evaluation import bootstrap, published
+from npr_model.evaluation.evaluate import Evaluation, mean
+from npr_model.evaluation.metrics import RATES, Metrics
+from npr_model.evaluation.protocols import PROTOCOLS
+from npr_model.files import atomic_write
+from npr_model.tables import Table, percent
+
+MEAN = "mean"
+PAPER_SUBSETS = sum(len(protocol.subsets) for protocol in PROTOCOLS.values() if protocol.table)  # 38, as in Table 6
+
+
+@dataclass(frozen=True)
+class Report:
+    """Evaluations of one checkpoint on one or several sets; ``compare``: methods of the paper to stand beside it."""
+
+    evaluations: tuple[Evaluation, ...]
+    compare: tuple[str, ...] = ()
+
+    @property
+    def overall(self) -> Metrics | None:
+        """The unweighted mean over the sub-sets of all sets (as in Table 6), where there are several sets."""
+        if len(self.evaluations) < 2:
+            return None
+        scores = [found for evaluation in self.evaluations for found in evaluation.scores.values()]
+        return mean(scores, self.evaluations[0].threshold)
+
+    def tables(self, *, brief: bool = False) -> list[Table]:
+        """One a set, and one over all sets where there are several."""
+        tables = [evaluation_table(evaluation, self.compare, brief=brief) for evaluation in self.evaluations]
+        return [*tables, self._overall_table()] if self.overall else tables
+
+    def _overall_table(self) -> Table:
+        count = sum(row.reason is None for evaluation in self.evaluations for row in evaluation.generators.values())
+        rows = [("measured", *_cells(self.overall)[2:5])]
+        notes = []
+        for method in self.compare:
+            if method in published.mean_accuracies():
+                rows.append((f"{method}, published", f"{published.mean_accuracies()[method]:.1f}", "", ""))
+        if self.compare and count != PAPER_SUBSETS:
+            notes.append(f"Published means are over {PAPER_SUBSETS} sub-sets, {count} of which are measured here.")
+        return Table(f"Mean over {count} sub-sets", ("", *_COLUMNS[3:6]), tuple(rows), tuple(notes))
+
+    def write(self, path: Path) -> None:
+        """As the suffix says. Raises InputError for any other than SUFFIXES."""
+        if path.suffix.lower() not in SUFFIXES:
+            raise InputError(f"{path} has no suffix of a report; give one of {', '.join(SUFFIXES)}")
+        with atomic_write(path) as temporary:
+            temporary.write_text(SUFFIXES[path.suffix.lower()](self), encoding="utf-8")
+
+
+def evaluation_table(evaluation: Evaluation, compare: Sequence[str] = (), *, brief: bool = False) -> Table:
+    """Percentages, each followed by its bootstrap interval where there is one; ``brief`` leaves out the intervals, the
+    best accuracy and what is found at fixed rates."""
+    table = PROTOCOLS[evaluation.protocol].table if evaluation.protocol else None
+    title = PROTOCOLS[evaluation.protocol].title if evaluation.protocol else "Evaluation"
+    rows, emphasised = [], set()
+    cells_of, columns = (_brief_cells, list(_BRIEF_COLUMNS)) if brief else (_cells, list(_COLUMNS))
+    known = [method for method in compare if (table, method) in published.results()]
+
+    def add(name: str, row: Metrics, generator: str) -> None:
+        cells = list(cells_of(row))
+        for method in known:
+            cells += _published(row, published.results()[table, method].get(generator))
+        rows.append((name, *cells))
+
+    for name, row in evaluation.generators.items():
+        add(name, row, name)
+    if evaluation.mean and len(evaluation.generators) > 1:
+        emphasised.add(len(rows))
+        # A mean over other sub-sets than the paper's is no number to compare.
+        add(MEAN, evaluation.mean, "" if evaluation.missing else published.MEAN)
+    for name, row in evaluation.reals.items():
+        rows.append((name, *cells_of(row), *[""] * (2 * len(known))))
+    for method in known:
+        columns += [f"accuracy of {method}", f"AP of {method}"]
+    return Table(title, tuple(columns), tuple(rows), tuple(_notes(evaluation, table, known)), frozenset(emphasised))
+
+
+_COLUMNS = (
+    "generator",
+    "real",
+    "generated",
+    "accuracy",
+    "AP",
+    "ROC AUC",
+    "best accuracy",
+    "accuracy of real",
+    "accuracy of generated",
+    *(f"found at {100 * rate:g} % false positives" for rate in RATES),
+)
+
+
+def _cells(row: Metrics) -> tuple[str, ...]:
+    """As in _COLUMNS, without the first."""
+    found = {point.rate: point.found for point in row.at_rates}
+    return (
+        str(row.real),
+        str(row.fake),
+        interval(row, "accuracy"),
+        interval(row, "average_precision"),
+        interval(row, "roc_auc"),
+        percent(row.best_accuracy),
+        percent(row.accuracy_real),
+        percent(row.accuracy_fake),
+        *(percent(found.get(rate)) for rate in RATES),
+    )
+
+
+_BRIEF_COLUMNS = ("generator", "real", "gen.", "accuracy", "acc. real", "acc. gen.", "AP", "ROC AUC")
+
+
+def _brief_cells(row: Metrics) -> tuple[str, ...]:
+    values = (row.accuracy, row.accuracy_real, row.accuracy_fake, row.average_precision, row.roc_auc)
+    return (str(row.real), str(row.fake), *map(percent, values))
+
+
+def interval(row: Metrics, name: str) -> str:
+    """A field of ``row`` in percent, and in brackets its bootstrap interval where it has one."""
+    value = getattr(row, name)
+    if name not in row.intervals:
+        return percent(value)
+    low, high = row.intervals[name]
+    return f"{percent(value)} ({percent(low)}-{percent(high)})"
+
+
+def _published(row: Metrics, result: published.Result | None) -> list[str]:
+    """Accuracy and average precision as published, and in brackets how much higher the measured one is."""
+    if result is None:
+        return ["", ""]
+    cells = []
+    for value, theirs in ((row.accuracy, result.accuracy), (row.average_precision, result.average_precision)):
+        if theirs is None:
+            cells.append("")
+        else:
+            cells.append(f"{theirs:.1f}" + ("" if value is None else f" ({100 * value - theirs:+.1f})"))
+    return cells
+
+
+def _notes(evaluation: Evaluation, table: int | None, methods: Iterable[str]) -> list[str]:
+    notes = [
+        f"Checkpoint {evaluation.model}, view {evaluation.view}; accuracy at the logit {evaluation.threshold:g}. "
+        f"In percent, with 95 % bootstrap intervals. {evaluation.comparison[:1].upper()}{evaluation.comparison[1:]}."
+    ]
+    if evaluation.warning:
+        notes.append(f"Warning: {evaluation.warning}.")
+    for name, row in evaluation.generators.items():
+        if row.reason:
+            notes.append(f"{name}: {row.reason}, so neither average precision nor ROC AUC.")
+    if evaluation.missing:
+        notes.append(f"Missing, and in no number: {', '.join(evaluation.missing)}.")
+    if evaluation.unused:
+        notes.append(f"Not part of the set, and left out: {', '.join(evaluation.unused)}.")
+    if evaluation.errors:
+        notes.append(f"{len(evaluation.errors)} images could not be scored and are in no number.")
+    for method in methods:
+        notes.append(f"{method}: Table {table} of Tan et al. (CVPR 2024); in brackets measured minus published.")
+        if (table, method) in published.notes():
+            notes.append(f"Of {method}'s published row: {published.notes()[table, method]}.")
+    return notes
+
+
+def _json(report: Report) -> str:
+    values = {"sets": [], "mean": asdict(report.overall) if report.overall else None}
+    for evaluation in report.evaluations:
+        table = PROTOCOLS[evaluation.protocol].table if evaluation.protocol else None
+        values["sets"].append(evaluation.as_dict())
+        values["sets"][-1]["published"] = {
+            method: {name: asdict(result) for name, result in published.results()[table, method].items()}
+            for method in report.compare
+            if (table, method) in published.results()
+        }
+    return json.dumps(values, indent=2) + "\n"
+
+
+_AT_RATE = ("threshold", "accuracy", "found")
+
+
+def _csv(report: Report) -> str:
+    """A line for every generator and folder of real images, shares between 0 and 1 in all digits."""
+    names = ("real", "fake", *bootstrap.NAMES, "accuracy_real", "accuracy_fake", "best_accuracy", "best_threshold")
+    header = ["set", "model", "view", "threshold", "generator", *names]
+    header += [f"{name}_{end}" for name in bootstrap.NAMES for end in ("low", "high")]
+    header += [f"{name}_at_{rate:g}" for rate in RATES for name in _AT_RATE]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, header, lineterminator="\n")
+    writer.writeheader()
+    for evaluation in report.evaluations:
+        for generator, row in {**evaluation.generators, **evaluation.reals}.items():
+            values = {name: getattr(row, name) for name in names}
+            for name, (low, high) in row.intervals.items():
+                values |= {f"{name}_low": low, f"{name}_high": high}
+            for point in row.at_rates:
+                values |= {f"{name}_at_{point.rate:g}": getattr(point, name) for name in _AT_RATE}
+            values |= {"set": evaluation.protocol or "", "model": evaluation.model, "view": evaluation.view}
+            writer.writerow(values | {"threshold": evaluation.threshold, "generator": generator})
+    return buffer.getvalue()
+
+
+SUFFIXES = {
+    ".json": _json,
+    ".csv": _csv,
+    ".md": lambda report: "\n".join(table.markdown() for table in report.tables()),
+    ".tex": lambda report: "\n".join(table.latex() for table in report.tables()),
+}

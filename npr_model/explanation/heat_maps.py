@@ -1,0 +1,114 @@
+"""Figures of an explanation, as PNG files: the NPR map, the evidence by place, the saliency, the spectrum."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from npr_model.explanation.explain import Explanation
+from npr_model.figures import new_figure, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+CHANNELS = ("red", "green", "blue")
+SIGNED = "RdBu_r"
+SHOWN = 98  # percentile of the magnitudes at which a colour scale ends; what is beyond has the last colour
+
+
+def plot_explanation(pixels: np.ndarray, found: Explanation, folder: Path) -> list[Path]:
+    """npr.png, activation.png, saliency.png and spectrum.png; ``pixels``: the (H, W, 3) uint8 explained; the paths."""
+    figures = {
+        "npr": differences("NPR: every pixel minus its cell's anchor", found.npr, pixels),
+        "activation": activation(pixels, found),
+        "saliency": saliency(pixels, found),
+        "spectrum": spectrum(found),
+    }
+    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def plot_difference(first: Explanation, second: Explanation, folder: Path) -> Path:
+    """difference.png: one NPR map minus the other (paper, Figure 1); both of one size."""
+    return save(
+        differences("NPR of the image minus NPR of the other", first.npr - second.npr), folder / "difference.png"
+    )
+
+
+def differences(title: str, maps: np.ndarray, pixels: np.ndarray | None = None) -> Figure:
+    """(3, H, W) grey levels, a panel a channel, all on one scale; ``pixels`` beside them where given."""
+    figure, panels = _panels(4 if pixels is not None else 3, maps.shape[1:])
+    figure.suptitle(title, fontsize=10)
+    if pixels is not None:
+        _show(panels[0], pixels, "image")
+    limit = _limit(maps)
+    for axes, channel, name in zip(panels[-3:], maps, CHANNELS, strict=True):
+        shown = _show(axes, channel, name, cmap=SIGNED, vmin=-limit, vmax=limit)
+    figure.colorbar(shown, ax=panels, label="grey levels", shrink=0.8)
+    return figure
+
+
+def activation(pixels: np.ndarray, found: Explanation) -> Figure:
+    """The class activation map over the image (paper, Figure 4): red places speak for generated, blue for real."""
+    figure, panels = _panels(2, pixels.shape[:2])
+    figure.suptitle(f"Class activation map; its mean is the logit, {found.logit:.3f}", fontsize=10)
+    _show(panels[0], pixels, "image")
+    _show(panels[1], pixels.mean(2), "red: speaks for generated", cmap="gray", vmin=0, vmax=255)
+    height, width = pixels.shape[:2]
+    limit = _limit(found.activation)
+    place = {"extent": (0, width, height, 0), "interpolation": "bilinear", "alpha": 0.55}
+    shown = panels[1].imshow(found.activation, cmap=SIGNED, vmin=-limit, vmax=limit, **place)
+    figure.colorbar(shown, ax=panels, label="logit", shrink=0.8)
+    return figure
+
+
+def saliency(pixels: np.ndarray, found: Explanation) -> Figure:
+    """The gradient's magnitude beside the image."""
+    figure, panels = _panels(2, pixels.shape[:2])
+    figure.suptitle("Saliency: the pixels that the logit hangs on", fontsize=10)
+    _show(panels[0], pixels, "image")
+    shown = _show(panels[1], found.saliency, "gradient", cmap="magma", vmin=0, vmax=_limit(found.saliency))
+    figure.colorbar(shown, ax=panels, label="change of the logit per grey level", shrink=0.8)
+    return figure
+
+
+def spectrum(found: Explanation) -> Figure:
+    """The power spectrum of the NPR map. Its own cells show at half a cycle a pixel; other peaks are traces."""
+    figure, axes = new_figure(5.6, 4.6)
+    rows, columns = (
+        (-(side // 2) / side - 0.5 / side, (side - 1) // 2 / side + 0.5 / side) for side in found.spectrum.shape
+    )
+    low, high = np.percentile(found.spectrum, (0.5, SHOWN))
+    shown = axes.imshow(found.spectrum, extent=(*columns, *reversed(rows)), cmap="magma", vmin=low, vmax=high)
+    axes.set(xlabel="cycles a pixel, along rows", ylabel="cycles a pixel, along columns")
+    axes.set_title("Power spectrum of the NPR map", fontsize=10)
+    figure.colorbar(shown, label="dB")
+    return figure
+
+
+def _panels(count: int, size: tuple[int, int]) -> tuple[Figure, list[Axes]]:
+    """Panels in a row, or two by two, shaped for images of ``size`` (height, width)."""
+    figure, first = new_figure(*_inches(count, size))
+    first.remove()
+    rows = 2 if count == 4 else 1
+    return figure, list(np.ravel(figure.subplots(rows, count // rows)))
+
+
+def _inches(count: int, size: tuple[int, int]) -> tuple[float, float]:
+    shape = min(max(size[0] / size[1], 0.25), 4.0)
+    rows = 2 if count == 4 else 1
+    return 3.4 * count / rows + 1.0, 3.4 * shape * rows + 0.8
+
+
+def _show(axes: Axes, values: np.ndarray, title: str, **options) -> AxesImage:
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
+    return axes.imshow(values, interpolation="nearest", **options)
+
+
+def _limit(values: np.ndarray) -> float:
+    """Where a colour scale ends: never 0."""
+    return max(float(np.percentile(np.abs(values), SHOWN)), 1e-6)

@@ -1,0 +1,41 @@
+"""Figures as PNG files, drawn by matplotlib."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from npr_model.errors import InputError, reason
+from npr_model.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DOTS_PER_INCH = 150
+
+
+def require_matplotlib() -> None:
+    """Raise InputError where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("plots need matplotlib: pip install 'npr-kernels[plots]'")
+
+
+def new_figure(width: float = 6.0, height: float = 4.5) -> tuple[Figure, Axes]:
+    """A figure of one plot, in inches, apart from pyplot's global state."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """As PNG; returns the path. Raises InputError where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"folder {path.parent} cannot be made: {reason(error)}") from error
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
+    return path

@@ -1,0 +1,129 @@
+"""What happens to images on their way: codecs, resizing, blur, cropping, another decoder; as texts such as "jpeg:90".
+
+Steps are joined by "+", from left to right: "resize:0.5+jpeg:90". The result is handed on as a PNG, so that nothing is
+added to it, unless the last step is a codec: then as that codec's file.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from npr_model.errors import InputError
+from npr_model.imaging import codecs, nvimagecodec
+from npr_model.imaging.codecs import Codec
+from npr_model.imaging.decode import decode
+from npr_model.imaging.filters import gaussian_blur, resize
+from npr_model.imaging.views import check_cell
+
+USAGE = (
+    "png, jpeg:QUALITY, webp:QUALITY, resize:FACTOR, blur:SIGMA, offset:ROWS,COLUMNS or "
+    "decoder:pillow|simplejpeg|fast|nvimagecodec; several joined by +, as in resize:0.5+jpeg:90"
+)
+DECODERS = ("pillow", "simplejpeg", "fast", "nvimagecodec")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: its ``kind`` and the number or numbers behind the colon; of a decoder its name.
+
+    - ``png``, ``jpeg`` and ``webp`` of a quality: the codec, chroma 4:2:0 where it is lossy;
+    - ``resize`` by a factor, bilinear with antialiasing; ``blur``, Gaussian, sigma in pixels;
+    - ``offset``: so many rows and columns cut off from the top and the left, which moves the cells if odd;
+    - ``decoder``: what JPEG files are decoded with; ``fast`` repeats chroma by nearest neighbour and takes the fast
+      DCT, as hardware decoders may; ``nvimagecodec`` is NVIDIA's, on a GPU
+      (:mod:`npr_model.imaging.nvimagecodec`). Other formats are decoded as usual.
+    """
+
+    kind: str
+    values: tuple[float, ...] = ()
+    decoder: str | None = None
+    codec: Codec | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Step:
+        """From its text. Raises InputError."""
+        kind, _, rest = text.partition(":")
+        if kind == "decoder" and rest in DECODERS:
+            if rest == "nvimagecodec":
+                nvimagecodec.check_available()
+            return cls(kind, decoder=rest)
+        if kind in codecs.NAMES:
+            return cls(kind, codec=Codec.parse(text))
+        try:
+            values = tuple(float(part) for part in rest.split(",") if rest)
+        except ValueError:
+            values = (math.nan,)
+        allowed = {
+            "resize": lambda factor: 0.05 <= factor <= 20,
+            "blur": lambda sigma: 0 < sigma <= 100,
+            "offset": lambda rows, columns: {rows, columns} <= set(range(64)),
+        }
+        try:
+            if allowed[kind](*values):
+                return cls(kind, values)
+        except (KeyError, TypeError):  # unknown kind, or the wrong number of values
+            pass
+        raise InputError(f"unknown perturbation {text!r}: use {USAGE}")
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 to (H', W', 3) uint8."""
+        height, width = pixels.shape[:2]
+        if self.codec:
+            return decode(self.codec.encode(pixels)).pixels
+        if self.kind == "resize":
+            return resize(pixels, *(max(1, round(side * self.values[0])) for side in (height, width)))
+        if self.kind == "blur":
+            return gaussian_blur(pixels, self.values[0])
+        if self.kind == "offset":
+            rows, columns = map(int, self.values)
+            check_cell(pixels[rows:, columns:], 1)
+            return np.ascontiguousarray(pixels[rows:, columns:])
+        return pixels  # a decoder has done its work before
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Steps, one after another; ``text`` is what they were written as."""
+
+    text: str
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Perturbation:
+        """From its text. Raises InputError."""
+        steps = tuple(Step.parse(part.strip()) for part in text.split("+"))
+        if any(step.kind == "decoder" for step in steps[1:]):
+            raise InputError(f"in {text!r} the decoder must come first: it reads the file")
+        return cls(text, steps)
+
+    def apply(self, data: bytes, prepare: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels) -> bytes:
+        """An image file to another; ``prepare`` is done to the decoded pixels first. Raises ImageError."""
+        pixels = prepare(_decode(data, self.steps[0].decoder))
+        for step in self.steps[:-1]:
+            pixels = step.apply(pixels)
+        last = self.steps[-1]
+        return last.codec.encode(pixels) if last.codec else Codec().encode(last.apply(pixels))
+
+
+def codec(text: str) -> Perturbation:
+    """A single codec, for both classes to go through. Raises InputError."""
+    parsed = Codec.parse(text)
+    return Perturbation(text, (Step(parsed.name, codec=parsed),))
+
+
+def _decode(data: bytes, decoder: str | None) -> np.ndarray:
+    decoded = decode(data)
+    if decoder is None or not decoded.decoder.startswith("simplejpeg"):  # CMYK and the like are left to Pillow, too
+        return decoded.pixels
+    if decoder == "nvimagecodec":
+        return nvimagecodec.decode(data)
+    if decoder == "pillow":
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    return simplejpeg.decode_jpeg(data, fastdct=decoder == "fast", fastupsample=decoder == "fast")

@@ -1,0 +1,79 @@
+"""One image at a time over HTTP: a small page to drop images on, and an endpoint for programs.
+
+``POST /score`` takes the bytes of an image file and gives JSON: the columns of ``npr screen``, ``note`` (what the
+verdict means) and data URLs of the "npr" map and the "activation" map of its central part. What is wrong with a request
+or an image is {"error": ..., "error_code": ...} with the status 413 (too many bytes) or 422. Nothing is kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from npr_model.checkpoints import LoadedCheckpoint
+from npr_model.detectors.npr import NPRDetector
+from npr_model.explanation import pictures
+from npr_model.explanation.explain import explain
+from npr_model.imaging.decode import decode
+from npr_model.imaging.views import View
+from npr_model.screening.items import in_memory
+from npr_model.screening.runner import Scorer
+
+SHOWN = 512  # pixels of the side of the central part whose maps are shown
+_PAGE = Path(__file__).with_name("serve.html")
+# The page loads nothing from anywhere, and nobody may frame it.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def make_app(scorer: Scorer, *, max_bytes: int) -> FastAPI:
+    """The application. One image is scored at a time; ``scorer`` limits its pixels, ``max_bytes`` its file."""
+    app = FastAPI(title="npr", docs_url=None, redoc_url=None, openapi_url=None)
+    one_at_a_time = threading.Lock()
+
+    @app.get("/", response_class=HTMLResponse)
+    def page() -> HTMLResponse:
+        return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers=_HEADERS)
+
+    @app.post("/score")
+    async def score(request: Request) -> JSONResponse:
+        data = bytearray()
+        async for part in request.stream():
+            data += part
+            if len(data) > max_bytes:
+                message = f"the file is larger than the limit of {max_bytes} bytes"
+                return JSONResponse({"error": message, "error_code": "too_large"}, 413)
+        answer = await run_in_threadpool(_answer, bytes(data))
+        return JSONResponse(answer, 422 if answer["error"] else 200)
+
+    def _answer(data: bytes) -> dict[str, Any]:
+        with one_at_a_time:
+            (row,) = scorer.score([in_memory("", data)])
+            answer = row.as_dict() | {"note": scorer.verdict_caveat or scorer.calibration.note}
+            if row.error is None and isinstance(scorer.checkpoint.model, NPRDetector):
+                answer |= _maps(scorer.checkpoint, decode(data, max_pixels=scorer.decoder.max_pixels).pixels)
+            return answer
+
+    return app
+
+
+def _maps(checkpoint: LoadedCheckpoint, pixels: np.ndarray) -> dict[str, str]:
+    """Of the central part, pixel by pixel: scaled down, neither map would show what the network reads."""
+    grid_size = checkpoint.model.grid_size
+    part = View("crop", SHOWN).apply(pixels, grid_size)
+    found = explain(checkpoint.model, part)
+    rows, columns = found.npr.shape[1:]
+    return {
+        "part": f"{columns}x{rows}",
+        "npr": pictures.data_url(pictures.npr_picture(found.npr)),
+        "activation": pictures.data_url(pictures.activation_picture(part[:rows, :columns], found.activation)),
+    }

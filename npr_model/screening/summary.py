@@ -1,0 +1,142 @@
+"""What a report says of a table of rows, in one pass or two over it and in bounded memory, however long it is."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.dataset as ds
+
+from npr_model.errors import InputError, reason
+from npr_model.screening import parts
+from npr_model.screening.rows import SCHEMA
+
+BINS, LIMIT = 240, 12.0  # of the histograms: logits from -LIMIT to LIMIT, what is beyond counts at the edge
+EXAMPLES = 5  # of sources for each error code
+MAX_GROUPS = 1000  # folders and archives that are counted apart, in the order they come
+OTHERS = "(others)"
+_FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}
+_COLUMNS = ("source", "logit", "probability", "verdict", "width", "height", "format", "flags", "error", "error_code")
+
+
+@dataclass
+class Summary:
+    """``histograms``: by (group, format) the counts of logits in BINS; a group is a folder or an archive.
+
+    ``errors``: by code the count and some sources with their messages. ``threshold``: above it a logit is called
+    generated, as far as the rows tell; None where they do not. ``gallery``: rows to be shown, each with ``why``.
+    """
+
+    total: int = 0
+    verdicts: Counter = field(default_factory=Counter)
+    models: Counter = field(default_factory=Counter)
+    histograms: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    errors: dict[str, tuple[int, list[tuple[str, str]]]] = field(default_factory=dict)
+    threshold: float | None = None
+    gallery: list[dict[str, Any]] = field(default_factory=list)
+
+
+def summarise(path: Path, images: int, seed: int = 0) -> Summary:
+    """Of what ``npr screen`` wrote: a .parquet, .csv or .jsonl file, or a folder of parts; ``images`` in the gallery.
+
+    The gallery is a third each of the highest logits, of those nearest to the threshold, and drawn from all by
+    ``seed``. Raises InputError for a table that is none of ours.
+    """
+    result = Summary()
+    lowest_generated, highest_other = np.inf, -np.inf
+    for batch in _batches(path, [*_COLUMNS, "model", "view"]):
+        table = batch.to_pydict()
+        result.total += len(batch)
+        result.models.update(zip(table["model"], table["view"], strict=True))
+        logits = np.array([np.nan if value is None else value for value in table["logit"]], float)
+        for source, message, code in zip(table["source"], table["error"], table["error_code"], strict=True):
+            if message is not None:
+                count, examples = result.errors.get(code or "error", (0, []))
+                if len(examples) < EXAMPLES:
+                    examples.append((source, message))
+                result.errors[code or "error"] = count + 1, examples
+        scored = np.flatnonzero(~np.isnan(logits))
+        result.verdicts.update(table["verdict"][i] for i in scored)
+        generated = np.array([table["verdict"][i] == "generated" for i in scored], bool)
+        lowest_generated = min(lowest_generated, logits[scored][generated].min(initial=np.inf))
+        highest_other = max(highest_other, logits[scored][~generated].max(initial=-np.inf))
+        bins = _bins(logits[scored])
+        for i, place in zip(scored, bins, strict=True):
+            key = group(table["source"][i]), table["format"][i] or ""
+            if key not in result.histograms and len(result.histograms) >= MAX_GROUPS:
+                key = OTHERS, key[1]
+            result.histograms.setdefault(key, np.zeros(BINS, np.int64))[place] += 1
+    if path.is_dir():
+        result.threshold = parts.threshold(path)
+    if result.threshold is None and highest_other < lowest_generated < np.inf:
+        result.threshold = float(max(highest_other, lowest_generated - 2 * LIMIT / BINS))
+    result.gallery = _gallery(path, result, images, seed)
+    return result
+
+
+def edges() -> np.ndarray:
+    """(BINS + 1) logits between the bins of the histograms."""
+    return np.linspace(-LIMIT, LIMIT, BINS + 1)
+
+
+def _bins(logits: np.ndarray) -> np.ndarray:
+    return np.clip(np.floor((logits + LIMIT) * BINS / (2 * LIMIT)), 0, BINS - 1).astype(int)
+
+
+def group(source: str) -> str:
+    """The archive or the folder that holds an image."""
+    archive, inside, _ = source.partition("::")
+    return archive if inside else os.path.dirname(source)
+
+
+def _gallery(path: Path, found: Summary, images: int, seed: int) -> list[dict[str, Any]]:
+    generator, each = np.random.default_rng(seed), -(-images // 3)
+    threshold = found.threshold or 0.0
+    keys = {
+        "highest": lambda logits: -logits,
+        "near the threshold": lambda logits: np.abs(logits - threshold),
+        "at random": lambda logits: generator.random(len(logits)),
+    }
+    best: dict[str, list[tuple[float, int, dict]]] = {why: [] for why in keys}
+    number = 0
+    for batch in _batches(path, list(_COLUMNS)):
+        scored = batch.filter(pa.compute.is_valid(batch.column("logit")))
+        logits = scored.column("logit").to_numpy(zero_copy_only=False).astype(float)
+        for why, key in keys.items():
+            values = key(logits)
+            nearest = np.argsort(values, kind="stable")[: 3 * images]  # what another reason has taken is passed over
+            rows = scored.take(pa.array(nearest)).to_pylist()
+            candidates = [(values[i], number + int(i), row) for i, row in zip(nearest, rows, strict=True)]
+            best[why] = heapq.nsmallest(3 * images, best[why] + candidates, key=lambda entry: entry[:2])
+        number += len(scored)
+    taken: dict[int, dict] = {}
+    for why, candidates in best.items():
+        fresh = [(place, row) for _, place, row in candidates if place not in taken]
+        taken |= {place: row | {"why": why} for place, row in fresh[:each]}
+    return list(taken.values())[:images]
+
+
+def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    name = "parquet" if path.is_dir() else _FORMATS.get(path.suffix.lower())
+    if name is None:
+        raise InputError(f"{path} is no output of npr screen: give a folder of parts or one of {', '.join(_FORMATS)}")
+    options: dict[str, Any] = {}
+    if name == "csv":
+        types = {column.name: column.type for column in SCHEMA}
+        convert = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
+        parse = pa.csv.ParseOptions(newlines_in_values=True)
+        options["format"] = ds.CsvFileFormat(convert_options=convert, parse_options=parse)
+    else:
+        options = {"format": name, "schema": SCHEMA}
+    try:
+        yield from ds.dataset(path, **options).to_batches(columns=columns)
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise InputError(f"{path} cannot be read as an output of npr screen: {reason(error)}") from error

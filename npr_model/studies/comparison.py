@@ -1,0 +1,53 @@
+"""Several detectors on the same files: one table, whatever they were trained with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from npr_model.evaluation.evaluate import Evaluation
+from npr_model.evaluation.report import interval
+from npr_model.tables import Table, percent
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the checkpoint ``evaluation.model`` came to; ``detector`` is the name of its kind in the paper's tables."""
+
+    detector: str
+    evaluation: Evaluation
+
+
+def table(entries: Sequence[Entry]) -> Table:
+    """A row for every checkpoint: ROC AUC of each generator, and of their mean what the paper's tables show."""
+    first = entries[0].evaluation
+    means = ("mean accuracy", "mean AP", "mean ROC AUC")
+    rows = []
+    for entry in entries:
+        found = entry.evaluation
+        cells = [percent(found.generators[name].roc_auc) for name in first.generators]
+        cells += [interval(found.mean, name) for name in ("accuracy", "average_precision", "roc_auc")]
+        rows.append((found.model, entry.detector, found.view, *cells))
+    notes = [
+        f"Of each generator the ROC AUC. Accuracy at the logit {first.threshold:g}. In percent, means with 95 % "
+        f"bootstrap intervals. {first.comparison[:1].upper()}{first.comparison[1:]}."
+    ]
+    notes += [f"Warning: {first.warning}."] * bool(first.warning)
+    for entry in entries:
+        if entry.evaluation.errors:
+            count = len(entry.evaluation.errors)
+            notes.append(f"{entry.evaluation.model}: {count} images could not be scored and are in no number.")
+    columns = ("checkpoint", "detector", "view", *first.generators, *means)
+    return Table("Comparison of detectors", columns, tuple(rows), tuple(notes))
+
+
+def as_json(entries: Sequence[Entry]) -> str:
+    """All evaluations, in all digits."""
+    values = [{"detector": entry.detector} | entry.evaluation.as_dict() for entry in entries]
+    return json.dumps(values, indent=2) + "\n"
+
+
+def markdown(entries: Sequence[Entry]) -> str:
+    """:func:`table` as Markdown."""
+    return table(entries).markdown()

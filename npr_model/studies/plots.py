@@ -1,0 +1,39 @@
+"""Figures of a study of robustness: one for every family of perturbations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from npr_model.figures import new_figure, save
+from npr_model.studies.robustness import UNCHANGED, Point, axis_values
+
+
+def plot_robustness(points: Sequence[Point], families: Mapping[str, Sequence[str]], folder: Path) -> list[Path]:
+    """A PNG for every family of perturbations: ROC AUC of each generator along its axis; the paths."""
+    by_text = {point.perturbation: point for point in points}
+    paths = []
+    for family, texts in families.items():
+        values = axis_values(texts)
+        figure, axes = new_figure()
+        places = values if values is not None else list(range(len(texts)))
+        unchanged = by_text[UNCHANGED]
+        for number, name in enumerate(unchanged.generators):
+            if unchanged.generators[name].roc_auc is None:
+                continue
+            areas = [by_text[text].generators[name].roc_auc or math.nan for text in texts]
+            marker = {"marker": "o", "markersize": 3, "linestyle": "-" if values else ""}
+            axes.plot(places, [100 * area for area in areas], label=name, color=f"C{number}", **marker)
+            axes.axhline(100 * unchanged.generators[name].roc_auc, color=f"C{number}", linewidth=0.8, linestyle=":")
+        if values is None:
+            axes.set_xticks(places, texts, rotation=20, ha="right", fontsize=8)
+        elif values[0] > values[-1]:
+            axes.invert_xaxis()  # qualities fall, so that damage grows to the right
+        axes.set(xlabel=family, ylabel="ROC AUC (%)")
+        axes.set_title("Robustness; dotted: files as they are", fontsize=10)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
+        name = "-".join("".join(c if c.isalnum() else " " for c in family.lower()).split())
+        paths.append(save(figure, folder / f"{name}.png"))
+    return paths

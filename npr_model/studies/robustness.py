@@ -1,0 +1,145 @@
+"""How an evaluation changes as images are compressed, resized, blurred, cropped, re-encoded and decoded otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from npr_model.datasets import Sample
+from npr_model.errors import InputError, reason
+from npr_model.evaluation.evaluate import Evaluation, evaluate
+from npr_model.evaluation.metrics import Metrics
+from npr_model.files import atomic_write
+from npr_model.imaging.perturbations import Perturbation
+from npr_model.screening.rows import Row
+from npr_model.screening.runner import Scorer
+from npr_model.tables import Table, percent
+
+UNCHANGED = "png"  # decoded and written without loss: the files' own pixels
+RESULTS = "robustness.json"
+
+# By family: what stands on its axis, and the perturbations along it. A number that comes first is the axis' value.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "JPEG quality": ("jpeg:100", "jpeg:95", "jpeg:90", "jpeg:80", "jpeg:70", "jpeg:50", "jpeg:30"),
+    "WebP quality": ("webp:100", "webp:95", "webp:90", "webp:80", "webp:70", "webp:50"),
+    "resize factor": ("resize:0.25", "resize:0.5", "resize:0.75", "resize:0.9", "resize:1.1", "resize:1.5", "resize:2"),
+    "blur sigma (pixels)": ("blur:0.25", "blur:0.5", "blur:0.75", "blur:1", "blur:2"),
+    "cell offset (rows, columns)": ("offset:0,1", "offset:1,0", "offset:1,1"),
+    "re-encoding": ("jpeg:90+jpeg:90", "jpeg:70+jpeg:90", "jpeg:90+jpeg:70", "resize:0.5+jpeg:90"),
+    "JPEG decoder": ("decoder:pillow", "decoder:simplejpeg", "decoder:fast"),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluation after one perturbation: its metrics by generator, and over them."""
+
+    perturbation: str
+    generators: dict[str, Metrics]
+    mean: Metrics
+    errors: int
+
+
+def measure(
+    scorer: Scorer,
+    samples: Sequence[Sample],
+    perturbations: Sequence[str],
+    folder: Path,
+    *,
+    on_row: Callable[[Row], None] = lambda row: None,
+    on_point: Callable[[Point], None] = lambda point: None,
+) -> list[Point]:
+    """One evaluation for every perturbation, in order; each is kept in ``folder`` as soon as it is done.
+
+    Those that are there already, of the same checkpoint, view and files, are not measured again. Raises InputError for
+    a folder with results of others.
+    """
+    parsed = {text: Perturbation.parse(text) for text in perturbations}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"folder {folder} cannot be made: {reason(error)}") from error
+    path, identity = folder / RESULTS, _identity(scorer, samples)
+    known = _load(path, identity)
+    points = []
+    for text, perturbation in parsed.items():
+        if text not in known:
+            found = evaluate(scorer, samples, perturbation=perturbation, on_row=on_row)
+            known[text] = _point(text, found)
+            with atomic_write(path) as temporary:
+                temporary.write_text(_dump(identity, known), encoding="utf-8")
+        points.append(known[text])
+        on_point(known[text])
+    return points
+
+
+def table(points: Sequence[Point], note: str) -> Table:
+    """A row for every perturbation: ROC AUC of each generator, and of their mean what a user would see."""
+    generators = list(points[0].generators)
+    columns = ("perturbation", *generators, "mean ROC AUC", "mean AP", "false positives", "found")
+    rows = []
+    for point in points:
+        mean = point.mean
+        rows.append(
+            (
+                "as they are" if point.perturbation == UNCHANGED else point.perturbation,
+                *(percent(point.generators[name].roc_auc) for name in generators),
+                percent(mean.roc_auc),
+                percent(mean.average_precision),
+                percent(1 - mean.accuracy_real),
+                percent(mean.accuracy_fake),
+            )
+        )
+    return Table("Robustness", columns, tuple(rows), (note,))
+
+
+def axis_values(texts: Sequence[str]) -> list[float] | None:
+    """The numbers of "jpeg:90", "jpeg:80", ... for an axis; None where perturbations are no single numbers."""
+    try:
+        return [float(text.partition(":")[2]) for text in texts]
+    except ValueError:
+        return None
+
+
+def _point(text: str, found: Evaluation) -> Point:
+    if found.mean is None:
+        raise InputError("no generator has both real and generated images: give the real ones with --real")
+    return Point(text, found.generators, found.mean, len(found.errors))
+
+
+def _identity(scorer: Scorer, samples: Sequence[Sample]) -> dict[str, str]:
+    """What results belong to: other files or another network make them worthless."""
+    files = hashlib.sha256()
+    for sample in samples:
+        status = sample.path.stat() if sample.path.exists() else None
+        size = status.st_size if status else -1
+        files.update(f"{sample.group}/{sample.label}/{sample.path.name}/{size}\n".encode("utf-8", "surrogateescape"))
+    return {"model": scorer.model_id, "view": str(scorer.view), "files": files.hexdigest()}
+
+
+def _load(path: Path, identity: Mapping[str, str]) -> dict[str, Point]:
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        points = {text: _from_json(text, point) for text, point in values["points"].items()}
+        found = values["identity"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}): remove it, or choose another folder") from error
+    if found != identity:
+        different = ", ".join(name for name in identity if found.get(name) != identity[name])
+        raise InputError(f"{path} holds results of other {different}: choose another folder")
+    return points
+
+
+def _from_json(text: str, point: Mapping) -> Point:
+    generators = {name: Metrics(**values) for name, values in point["generators"].items()}
+    return Point(text, generators, Metrics(**point["mean"]), point["errors"])
+
+
+def _dump(identity: Mapping[str, str], points: Mapping[str, Point]) -> str:
+    values = {"identity": identity, "points": {text: asdict(point) for text, point in points.items()}}
+    return json.dumps(values, indent=1) + "\n"

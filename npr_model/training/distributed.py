@@ -1,0 +1,162 @@
+"""Training in several processes, started by torchrun: who is who, and batch norm over the batch of all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from npr_model.devices import choose_device
+from npr_model.errors import InputError
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of ``size`` processes that train together; ``rank`` 0 is the one that writes files."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def from_main(self, value: Any) -> Any:
+        """The first process's ``value``, in every process."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def sum(self, tensor: Tensor) -> None:
+        """Add up a tensor over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Take the mean of each tensor over all processes, in place.
+
+        All in one message: torch's DistributedDataParallel would send the first ones while the rest is computed, but
+        refuses synchronised batch norm on the CPU, and 1.4 million gradients are soon sent.
+        """
+        if self.size == 1:
+            return
+        tensors = list(tensors)
+        joined = torch.cat([tensor.flatten() for tensor in tensors]).div_(self.size)
+        dist.all_reduce(joined)
+        for tensor, mean in zip(tensors, joined.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def process_group(device: str) -> Iterator[Process]:
+    """This process among those that torchrun started (Gloo on the CPU, NCCL on GPUs), or alone without torchrun.
+
+    A process group that exists already is used as it is. ``device`` as in :func:`npr_model.devices.choose_device`;
+    each of several processes on a machine takes its own GPU. Raises InputError.
+    """
+    size, rank, local_rank = (int(os.environ.get(name, n)) for name, n in _TORCHRUN.items())
+    device = choose_device(device)
+    if size == 1:
+        yield Process(torch.device(device))
+        return
+    backend, own = "gloo", torch.device(device)
+    if own.type == "cuda":
+        if own.index is not None:
+            raise InputError(f"device {device} names one GPU, but {size} processes need one each: use cuda")
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(f"process {local_rank} of this machine finds only {torch.cuda.device_count()} GPUs")
+        backend, own = "nccl", torch.device("cuda", local_rank)
+        torch.cuda.set_device(own)
+    ours = not dist.is_initialized()
+    if ours:  # the main process validates while the others wait for it, which may take long
+        dist.init_process_group(backend, timeout=timedelta(hours=12), device_id=own if own.type == "cuda" else None)
+    try:
+        yield Process(own, rank, size)
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+_TORCHRUN = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}  # environment variables, and what holds without torchrun
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """``torch.nn.SyncBatchNorm``, which refuses the CPU, on the CPU as well: statistics of all processes' batches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or x.device.type != "cpu" or not dist.is_initialized():
+            return super().forward(x)
+        self.num_batches_tracked.add_(1)
+        group = self.process_group or dist.group.WORLD
+        momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        weight, bias = self.weight, self.bias
+        if not self.affine:
+            weight, bias = torch.ones_like(self.running_mean), torch.zeros_like(self.running_mean)
+        running = self.running_mean, self.running_var
+        return _SynchronisedBatchNorm.apply(x, weight, bias, *running, momentum, self.eps, group)
+
+    @classmethod
+    def replace(cls, module: nn.Module) -> None:
+        """Put it in the place of every ``nn.BatchNorm2d`` inside ``module``, with the same parameters and buffers."""
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                device = child.running_mean.device
+                new = cls(child.num_features, child.eps, child.momentum, child.affine, device=device)
+                new._parameters, new._buffers = child._parameters, child._buffers
+                setattr(module, name, new.train(child.training))
+            else:
+                cls.replace(child)
+
+
+class _SynchronisedBatchNorm(torch.autograd.Function):
+    """Means and variances are joined by Chan's rule in float64, so no process sees more than its own images."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps, group) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+        own = torch.cat([mean.double(), variance.double(), mean.new_tensor([x[:, 0].numel()], dtype=torch.float64)])
+        every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(every, own, group)
+        means, variances, counts = torch.stack(every).split([len(mean), len(mean), 1], dim=1)
+        count = counts.sum()
+        mean = (means * counts).sum(0) / count
+        variance = ((variances + (means - mean).square()) * counts).sum(0) / count
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((variance * count / (count - 1)).to(running_var.dtype), momentum)
+        mean, variance = mean.to(weight.dtype), variance.to(weight.dtype)
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.eps, ctx.group, ctx.count = eps, group, count.item()
+        return nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, weight, mean, variance = ctx.saved_tensors
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        # So far the statistics counted as constants. Their own share: the mean gradient, and along the normalised x.
+        sums = torch.stack([grad_bias, grad_weight])
+        dist.all_reduce(sums, group=ctx.group)
+        along_one, along_x = sums / ctx.count
+        deviation = torch.rsqrt(variance + ctx.eps)
+        slope = weight * deviation.square() * along_x
+        offset = weight * deviation * along_one - slope * mean
+        grad_x = grad_x - (x * slope.view(1, -1, 1, 1) + offset.view(1, -1, 1, 1))
+        return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None, None, None

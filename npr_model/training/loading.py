@@ -1,0 +1,143 @@
+"""Which images a training step sees, and getting them there: order, worker processes, and the time waited for data.
+
+What is drawn follows from (seed, epoch, position in the epoch's order) alone: the numbers of workers, of processes and
+of earlier interruptions change nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from npr_model import datasets
+from npr_model.datasets import DatasetError, Sample
+from npr_model.errors import InputError
+from npr_model.files import readable_name
+from npr_model.imaging.decode import ImageError
+from npr_model.training.augmentation import augment, encoding_of
+from npr_model.training.config import TrainConfig
+
+Draw = tuple[int, int, int]  # sample number, epoch, position in the epoch's order
+
+
+def generator(seed: int, *key: int) -> np.random.Generator:
+    """Random numbers of their own for each ``key``."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+class TrainingCrops(Dataset):
+    """Random crops with their labels, addressed by :data:`Draw`."""
+
+    def __init__(self, samples: Sequence[Sample], config: TrainConfig) -> None:
+        self.samples, self.config = samples, config
+        self.others = {label: [s for s in samples if s.label != label] for label in (datasets.REAL, datasets.FAKE)}
+
+    def __getitem__(self, draw: Draw) -> tuple[np.ndarray, int] | ImageError:
+        """(S, S, 3) uint8 and the label. An error is returned, as a worker process would wrap it in a traceback."""
+        number, epoch, position = draw
+        random = generator(self.config.seed, epoch, position)
+        sample, partner = self.samples[number], None
+        path = sample.path
+        try:
+            pixels = datasets.read(path).pixels
+            if self.config.match_classes:
+                others = self.others[sample.label]
+                path = others[random.integers(len(others))].path
+                partner = encoding_of(path)
+            return augment(pixels, self.config, random, partner), sample.label
+        except ImageError as error:
+            return ImageError(f"{readable_name(path)}: {error}")
+
+
+class BalancedBatches(Sampler):
+    """The draws of one process's part of every batch; an epoch has as many of either class as the larger one.
+
+    The smaller class is gone through several times. Every process has the same order of an epoch, cut into batches of
+    ``config.batch_size``, these into ``config.accumulation`` parts, and each part is shared out in equal shares: this
+    yields share ``rank`` of ``size``, a list of :data:`Draw`, for part after part. What is left of the epoch's order
+    after the last whole batch is not drawn.
+    """
+
+    def __init__(self, labels: Sequence[int], config: TrainConfig, rank: int = 0, size: int = 1) -> None:
+        labels = np.asarray(labels)
+        self.classes = [np.flatnonzero(labels == label) for label in (datasets.REAL, datasets.FAKE)]
+        self.draws = max(map(len, self.classes))
+        self.config, self.rank, self.size = config, rank, size
+        self.steps = 2 * self.draws // config.batch_size
+        self.epoch, self.first_step = 0, 0
+        if not self.steps:
+            raise InputError(
+                f"an epoch has {2 * self.draws} images, less than one batch of {config.batch_size}: lower batch_size"
+            )
+        if config.batch_size % (config.accumulation * size):
+            raise InputError(
+                f"a batch of {config.batch_size} cannot be shared out equally to {size} processes in "
+                f"{config.accumulation} parts: choose another batch_size"
+            )
+
+    def start(self, epoch: int, first_step: int = 0) -> None:
+        """Where the next iteration begins."""
+        self.epoch, self.first_step = epoch, first_step
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Sample numbers in the order of an epoch."""
+        random = generator(self.config.seed, epoch)
+        repeated = []
+        for members in self.classes:
+            passes = -(-self.draws // len(members))
+            repeated.append(np.concatenate([random.permutation(members) for _ in range(passes)])[: self.draws])
+        return random.permutation(np.concatenate(repeated))
+
+    def __len__(self) -> int:
+        return (self.steps - self.first_step) * self.config.accumulation
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = self.order(self.epoch)
+        part = self.config.batch_size // self.config.accumulation
+        share = part // self.size
+        first = self.first_step * self.config.accumulation
+        for number in range(first, self.steps * self.config.accumulation):
+            start = number * part + self.rank * share
+            yield [(int(order[position]), self.epoch, position) for position in range(start, start + share)]
+
+
+class Loader:
+    """Batch parts as tensors on ``device``, made in worker processes; ``waited`` is the time spent waiting, in s."""
+
+    def __init__(self, samples: Sequence[Sample], batches: BalancedBatches, device: torch.device) -> None:
+        config = batches.config
+        self.batches, self.device, self.waited = batches, device, 0.0
+        self._loader = DataLoader(
+            TrainingCrops(samples, config),
+            batch_sampler=batches,
+            num_workers=config.workers,
+            collate_fn=collate,
+            pin_memory=device.type == "cuda",
+            prefetch_factor=4 if config.workers else None,
+            persistent_workers=config.workers > 0,
+        )
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(N, 3, S, S) uint8 with channels_last strides, and labels (N, 1) float32. Raises DatasetError."""
+        began = time.perf_counter()
+        for batch in self._loader:
+            if isinstance(batch, ImageError):
+                raise DatasetError(str(batch))
+            pixels, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+            self.waited += time.perf_counter() - began
+            yield pixels.permute(0, 3, 1, 2), labels
+            began = time.perf_counter()
+
+
+def collate(crops: list) -> tuple[Tensor, Tensor] | ImageError:
+    """(N, S, S, 3) uint8 and (N, 1) float32, or the first error among the crops."""
+    for crop in crops:
+        if isinstance(crop, ImageError):
+            return crop
+    pixels, labels = zip(*crops, strict=True)
+    return torch.from_numpy(np.stack(pixels)), torch.tensor(labels, dtype=torch.float32)[:, None]

@@ -1,0 +1,99 @@
+"""One optimizer step of the detector, in one process of perhaps several, and all the state that the next one needs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from npr_kernels.info import onednn_serves
+from npr_model.checkpoints import Metadata
+from npr_model.detectors.base import DetectorNetwork
+from npr_model.training.config import TrainConfig
+from npr_model.training.distributed import Process, SyncBatchNorm
+
+_logger = logging.getLogger("npr_model")
+
+
+class Trainer:
+    """The network with its optimizer, and one step of it. ``totals``: loss, right answers and images of the epoch."""
+
+    def __init__(self, config: TrainConfig, process: Process) -> None:
+        self.config, self.process, device = config, process, process.device
+        torch.manual_seed(config.seed)
+        architecture = {"detector": config.detector, "grid_size": config.grid_size, "anchor": config.anchor}
+        self.network = Metadata(**architecture).network()
+        if process.size > 1:
+            SyncBatchNorm.replace(self.network)
+        self.network.to(device, memory_format=torch.channels_last).train()
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, config.decay_epochs, config.decay)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
+        self.totals = torch.zeros(3, dtype=torch.float64, device=device)
+        if config.dtype == "bfloat16" and device.type == "cpu" and not onednn_serves(torch.bfloat16):
+            _logger.warning("bfloat16 is slow here: this processor does not multiply it; float32 is faster")
+
+    def start_from(self, network: DetectorNetwork) -> None:
+        """Begin with the weights and running averages of ``network``, of the same architecture."""
+        self.network.load_state_dict(network.state_dict())
+
+    @property
+    def learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+        """One optimizer step on the next ``config.accumulation`` parts; the mean loss over all processes, a scalar."""
+        device, dtype, accumulation = self.process.device, getattr(torch, self.config.dtype), self.config.accumulation
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
+        for _ in range(accumulation):
+            pixels, labels = next(parts)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                logits = self.network(pixels).to(labels.dtype)  # (N, 1), or one for each patch
+            loss = F.binary_cross_entropy_with_logits(logits, labels.expand_as(logits))
+            self.scaler.scale(loss / accumulation).backward()
+            right = ((logits.mean(1, keepdim=True) > 0) == (labels > 0)).sum()
+            count = torch.full_like(right, len(labels))
+            sums += torch.stack([loss.detach().double() * len(labels), right.double(), count.double()])
+        self.process.average(parameter.grad for parameter in self.network.parameters())
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.process.sum(sums)
+        self.totals += sums
+        return sums[0] / sums[2]
+
+    def end_epoch(self) -> tuple[float, float]:
+        """Mean loss and accuracy of the epoch; the next one begins."""
+        loss, right, images = self.totals.tolist()
+        self.totals.zero_()
+        self.schedule.step()
+        return loss / images, right / images
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, for :meth:`load`."""
+        cuda = self.process.device.type == "cuda"
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "totals": self.totals,
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state(self.process.device) if cuda else None,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.totals.copy_(state["totals"])
+        torch.set_rng_state(state["random"].cpu())
+        if state["cuda_random"] is not None and self.process.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_random"].cpu(), self.process.device)

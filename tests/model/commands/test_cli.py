@@ -1,0 +1,371 @@
+"""The command line: exit codes, one line for every error, and what ends up in the files."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import get_args
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from npr_kernels.backends import registry
+from npr_model import checkpoints, cli
+from npr_model.commands import options, screen, simulate, terminal
+from npr_model.evaluation import protocols, published
+from npr_model.screening.options import DTYPES, ScoringOptions
+from npr_model.screening.sources import Sources
+from npr_model.simulation import autoencoders
+from npr_model.training import config
+from npr_model.verdicts import Calibration
+from tests.model.conftest import encoded, make_detector, noise
+
+
+@pytest.fixture
+def npr(capsys):
+    """Runs ``npr`` in this process; gives the exit code, stdout and stderr."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two good images, three bad files that look like images, and a text file."""
+    path = tmp_path / "images"
+    path.mkdir()
+    for name, data in {
+        "a.png": encoded(noise(16, 16)),
+        "b.JPG": encoded(noise(20, 30), "JPEG"),
+        "empty.png": b"",
+        "text.jpg": b"text" * 99,
+        "tiny.png": encoded(noise(1, 1)),
+        "notes.txt": b"notes",
+    }.items():
+        (path / name).write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([command.__name__, "-h"] for commands in cli.PANELS.values() for command in commands)]
+)
+def test_help(arguments):
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0 and "Usage" in result.output
+
+
+def test_help_does_not_load_torch():
+    code = "import sys; from npr_model import cli; cli.main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_screen_mixed_folder(npr, folder, tmp_path, checkpoint, monkeypatch):
+    output = tmp_path / "scores.parquet"
+    monkeypatch.chdir(tmp_path)
+    code, out, err = npr("screen", folder.name, "-o", output, "--checkpoint", checkpoint)
+    assert code == terminal.EXIT_FAILED_INPUTS and err == ""
+    rows = {os.path.basename(row["source"]): row for row in pq.read_table(output).to_pylist()}
+    assert set(rows) == {"a.png", "b.JPG", "empty.png", "text.jpg", "tiny.png"}
+    assert {name for name, row in rows.items() if row["error"] is None} == {"a.png", "b.JPG"}
+    assert "5 images: " in out and "3 failed" in out and "not calibrated" in out
+    assert "1 other files in the folders were skipped" in out
+    for name in rows:
+        assert f"images/{name}" in out
+    assert "error: the file is empty" in out
+
+
+def test_screen_of_good_files_without_output(npr, folder, checkpoint):
+    code, out, err = npr("screen", folder / "a.png", folder / "b.JPG", "--checkpoint", checkpoint, "--dtype", "float32")
+    assert code == 0 and err == "" and "2 images: " in out and "rows written" not in out
+
+
+def test_screen_shows_no_table_of_a_long_run(npr, tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr(screen, "TABLE_ROWS", 2)
+    for i in range(3):
+        (tmp_path / f"file{i}.png").write_bytes(encoded(noise(8, 8)))
+    code, out, _ = npr("screen", tmp_path, "--checkpoint", checkpoint)
+    assert code == 0 and "file0.png" not in out and "3 images: " in out
+
+
+def test_screen_prints_odd_names_safely(npr, tmp_path, checkpoint):
+    name = b"[red]\x1b[2J\nx\xff.png"
+    with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+        file.write(encoded(noise(8, 8)))
+    code, out, _ = npr("screen", tmp_path, "--checkpoint", checkpoint)
+    assert code == 0 and "\x1b[2J" not in out and "[red]" in "".join(out.split())
+
+
+def test_screen_says_that_a_model_is_calibrated(npr, folder, tmp_path):
+    path = tmp_path / "calibrated.safetensors"
+    checkpoints.save(path, make_detector(), checkpoints.Metadata(calibration=Calibration(0.0, -9.0, 9.0)))
+    code, out, _ = npr("screen", folder / "a.png", "--checkpoint", path)
+    assert code == 0 and "1 uncertain" in out and "not calibrated" not in out and "npr calibrate" not in out
+    code, out, _ = npr("screen", folder / "a.png", "--checkpoint", path, "--view", "crop:8")
+    assert code == 0 and "by the threshold of view native" in out and "npr calibrate --view crop:8" in out
+
+
+def test_interruption_keeps_the_rows(npr, folder, tmp_path, checkpoint, monkeypatch):
+    listed = Sources.__iter__
+
+    def interrupted(self):
+        yield from listed(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Sources, "__iter__", interrupted)
+    output = tmp_path / "scores.jsonl"
+    code, _, err = npr("screen", folder, "-o", output, "--checkpoint", checkpoint, "--batch-size", 1, "--workers", 1)
+    assert code == terminal.EXIT_INTERRUPTED and "interrupted" in err
+    assert len(output.read_text().splitlines()) >= 3
+
+
+def test_interruption_while_the_network_is_loaded(npr, folder, checkpoint, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("npr_model.screening.runner.Scorer.__init__", interrupted)
+    code, _, err = npr("screen", folder, "--checkpoint", checkpoint)
+    assert (code, err) == (terminal.EXIT_INTERRUPTED, "npr: interrupted\n")
+
+
+def test_termination_keeps_the_rows(tmp_path, checkpoint):
+    images = tmp_path / "images"
+    images.mkdir()
+    data = encoded(noise(256, 256), "JPEG")
+    for i in range(3000):
+        (images / f"{i}.jpg").write_bytes(data)
+    command = [sys.executable, "-m", "npr_model.cli", "screen", str(images), "-o", f"{tmp_path}/scores.csv"]
+    process = subprocess.Popen(
+        [*command, "--checkpoint", str(checkpoint)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (partial := list(tmp_path.glob(".scores.csv.*"))) or partial[0].stat().st_size < 1000:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == terminal.EXIT_INTERRUPTED and "interrupted" in err and "Traceback" not in err
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert 1 < len(lines) < 3001 and f"{len(lines) - 1} images: " in out
+
+
+def test_evaluate(npr, labelled, tmp_path, checkpoint):
+    root = labelled({"gan/1_fake": 3, "photos/0_real": 4})
+    output = tmp_path / "result.json"
+    code, out, err = npr("evaluate", root, "--checkpoint", checkpoint, "-o", output, "--equalise", "jpeg:90")
+    assert code == 0 and err == ""
+    assert "gan" in out and "photos" in out and "all cut to 32x32 at most and written as jpeg:90" in out
+    result = json.loads(output.read_text())["sets"][0]
+    assert result["generators"]["gan"]["real"] == 4 and result["mean"]["average_precision"] > 0
+    (root / "gan/1_fake/bad.png").write_bytes(b"")
+    code, out, _ = npr("evaluate", root, "--checkpoint", checkpoint)
+    assert code == terminal.EXIT_FAILED_INPUTS and "1 images could not be scored" in out and "bad.png" in out
+
+
+def test_evaluate_a_set(npr, tmp_path, checkpoint):
+    root = tmp_path / "ForenSynths" / "test"
+    for folder in ("progan/cat/0_real", "progan/cat/1_fake", "biggan/0_real", "biggan/1_fake", "crn/1_fake"):
+        (root / folder).mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(noise(20, 24, number + len(folder))).save(root / folder / f"{number}.png")
+    outputs = [tmp_path / f"report{suffix}" for suffix in (".json", ".csv", ".md", ".tex")]
+    options = [argument for output in outputs for argument in ("-o", output)]
+    code, out, err = npr(
+        "evaluate",
+        tmp_path,
+        "--benchmark",
+        "ForenSynths",
+        "--checkpoint",
+        checkpoint,
+        *options,
+        "--plots",
+        tmp_path / "p",
+    )
+    assert code == 0
+    assert "is measured with its view resize:256, but the checkpoint was trained for native" in err
+    assert "Missing, and in no number: StyleGAN, StyleGAN2, CycleGAN" in out
+    assert "left out: crn" in out and "99.8" in out
+    result = json.loads(outputs[0].read_text())["sets"][0]
+    assert result["view"] == "resize:256" and list(result["generators"]) == ["ProGAN", "BigGAN"]
+    assert result["published"]["NPR"]["BigGAN"] == {"accuracy": 87.5, "average_precision": 94.5}
+    assert "| BigGAN | 2 | 2 |" in outputs[2].read_text() and "87.5 (" in outputs[2].read_text()
+    assert len(outputs[1].read_text().splitlines()) == 3 and "toprule" in outputs[3].read_text()
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {"roc.png", "reliability.png"}
+    code, _, err = npr("evaluate", tmp_path, "--benchmark", "paper", "--checkpoint", checkpoint, "--view", "native")
+    assert code == 0 and "GANGen-Detection is not in" in err
+    assert "ForenSynths use the view resize:256, not native" in err
+        code == 0 and "GANGen-Detection is not in" in err and "ForenSynths use the view resize:256, not native" in err
+    )
+
+
+def test_train_then_screen(npr, labelled, tmp_path):
+    root = labelled({"train/0_real": 4, "train/1_fake": 4, "held/0_real": 2, "held/1_fake": 2})
+    small = ["--epochs", 2, "--batch-size", 4, "--crop-size", 16, "--set", "workers=0", "--name", "tiny"]
+    run = tmp_path / "run"
+    code, out, err = npr("train", root / "train", "-o", run, "--validation", root / "held", *small)
+    assert code == 0 and err == "" and "epoch 2: loss" in out and "average precision" in out
+    assert "best.safetensors" in out
+    assert "0_real: 4 PNG; 1_fake: 4 PNG" in out and "waiting for data" in out and "warning" not in out
+    code, out, _ = npr("screen", root / "held", "--checkpoint", run / "last.safetensors")
+    assert code == 0 and "4 images: " in out and "tiny@" in out
+    code, out, err = npr("train", "--resume", run, "--epochs", 3)
+    assert code == 0 and err == "" and "continued after 4 of 6 steps" in out and "epoch 3: loss" in out
+    code, out, err = npr("train", "--resume", run, "--set", "seed=7")
+    assert code == terminal.EXIT_USAGE and "was trained with seed=100, not 7" in err and err.count("\n") == 1
+
+
+def test_a_printed_config_can_be_edited_and_run(npr, labelled, tmp_path):
+    root = labelled({"0_real": 4, "1_fake": 4})
+    settings = ["--set", "batch_size=4", "--set", "crop_size=16", "--set", "workers=0", "--epochs", 1]
+    code, printed, err = npr("train", root, "--preset", "paper", "--set", "classes=", *settings, "--print-config")
+    values = json.loads(printed)
+    assert code == 0 and err == "" and values["resize"] == 256 and values["epochs"] == 1
+    (tmp_path / "mine.json").write_text(json.dumps(values | {"resize": 20, "name": "edited"}))
+    code, out, err = npr("train", "--config", tmp_path / "mine.json", "-o", tmp_path / "run", "--dtype", "bfloat16")
+    assert code == 0 and err == "" and "1 epochs of 2 steps of 4 crops" in out
+    loaded = checkpoints.load(tmp_path / "run" / "last.safetensors").metadata
+    assert (loaded.name, loaded.training["resize"], loaded.training["dtype"]) == ("edited", 20, "bfloat16")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["folders"] == [str(root)]
+
+
+def test_train_warns_of_classes_that_differ_in_format(npr, labelled, tmp_path):
+    root = labelled({"0_real": 2, "1_fake": 2})
+    for path in (root / "0_real").iterdir():
+        path.write_bytes(encoded(noise(16, 16), "JPEG"))
+    settings = ["--batch-size", 4, "--crop-size", 16, "--set", "workers=0", "--epochs", 1]
+    code, out, _ = npr("train", root, "-o", tmp_path / "a", *settings, "--set", "match_classes=false")
+    assert code == 0 and "warning: the classes differ in file format" in out
+    code, out, _ = npr("train", root, "-o", tmp_path / "b", *settings)
+    assert code == 0 and "0_real: 2 JPEG; 1_fake: 2 PNG" in out and "warning" not in out
+
+
+def test_an_interrupted_training_says_how_to_go_on(npr, labelled, tmp_path, monkeypatch):
+    from npr_model.training.trainer import Trainer
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "step", interrupt)
+    root, run = labelled({"0_real": 2, "1_fake": 2}), tmp_path / "run"
+    code, _, err = npr("train", root, "-o", run, "--batch-size", 4, "--crop-size", 16, "--set", "workers=0")
+    assert code == terminal.EXIT_INTERRUPTED and f"npr train --resume {run}" in "".join(err.splitlines())
+
+
+def test_info(npr):
+    code, out, _ = npr("info", "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["torch"] == torch.__version__ and set(facts["decoders"]) == {"simplejpeg", "pillow"}
+    code, out, _ = npr("info")
+    assert code == 0 and "backends:" in out and "eager: available" in out
+
+
+USAGE_ERRORS = {
+    "no command": ([], "no command given"),
+    "unknown command": (["scan"], "No such command 'scan'"),
+    "unknown option": (["screen", "{folder}", "--fast"], "No such option: --fast"),
+    "no path": (["screen"], "Missing argument 'PATH...'"),
+    "absent path": (["screen", "{tmp}/absent"], "absent does not exist"),
+    "folder without images": (["screen", "{tmp}/nothing"], "no images in folder"),
+    "output of unknown kind": (["screen", "{folder}", "-o", "{tmp}/scores.xlsx"], "must end in .parquet"),
+    "output nowhere": (["screen", "{folder}", "-o", "{tmp}/absent/scores.csv"], "folder that does not exist"),
+    "unknown checkpoint": (["screen", "{folder}", "--checkpoint", "nonsense"], "there is no checkpoint 'nonsense'"),
+    "bad checkpoint": (["screen", "{folder}", "--checkpoint", "{folder}/notes.txt"], "neither a .safetensors nor"),
+    "bad view": (["screen", "{folder}", "--view", "zoom"], "no view 'zoom'"),
+    "bad dtype": (
+        ["screen", "{folder}", "--checkpoint", "{checkpoint}", "--dtype", "int4"],
+        "Invalid value for '--dtype'",
+    ),
+    "bad device": (["screen", "{folder}", "--checkpoint", "{checkpoint}", "--device", "tpu"], "unknown device 'tpu'"),
+    "bad backend": (["screen", "{folder}", "--backend", "abacus"], "Invalid value for '--backend'"),
+    "bad batch size": (["screen", "{folder}", "--batch-size", "0"], "Invalid value for '--batch-size'"),
+    "evaluate without classes": (["evaluate", "{folder}"], "has no folders named 0_real or 1_fake"),
+    "evaluate absent folder": (["evaluate", "{tmp}/absent"], "cannot be listed: No such file or directory"),
+    "bad codec": (["evaluate", "{folder}", "--equalise", "webp"], "unknown codec 'webp'"),
+    "bad report": (["evaluate", "{folder}", "-o", "{tmp}/x.docx"], "must end in .json, .csv, .md, .tex"),
+    "unknown set": (["evaluate", "{folder}", "--benchmark", "forensynth"], "Invalid value for '--benchmark'"),
+    "set that is not there": (["evaluate", "{folder}", "--benchmark", "genimage"], "has no folder of GenImage"),
+    "unknown method": (["evaluate", "{folder}", "--benchmark", "paper", "--compare", "nrp"], "did you mean NPR?"),
+    "numbers of no set": (["evaluate", "{folder}", "--compare", "NPR"], "--compare needs --benchmark"),
+    "train without output": (["train", "{folder}"], "Missing option '--output'"),
+    "train without classes": (["train", "{folder}", "-o", "{tmp}/run"], "has no folders named 0_real or 1_fake"),
+    "train in a used folder": (["train", "{folder}", "-o", "{tmp}", "--resume", "{tmp}"], "leave out --output"),
+    "resume nothing": (["train", "--resume", "{folder}"], "images holds no training to resume"),
+    "two configs": (
+        ["train", "--resume", "{tmp}", "--preset", "wild"],
+        "use only one of --preset, --config and --resume",
+    ),
+    "unknown preset": (["train", "{folder}", "-o", "{tmp}/run", "--preset", "tame"], "Invalid value for '--preset'"),
+    "unknown field": (["train", "{folder}", "-o", "{tmp}/run", "--set", "epoch=1"], "did you mean epochs?"),
+    "absent config": (["train", "-o", "{tmp}/run", "--config", "{tmp}/absent.json"], "No such file or directory"),
+    "train for no epochs": (["train", "{folder}", "-o", "{tmp}/run", "--epochs", "0"], "epochs must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", USAGE_ERRORS)
+def test_usage_errors_are_one_line(npr, folder, tmp_path, checkpoint, name):
+    (tmp_path / "nothing").mkdir()
+    arguments, message = USAGE_ERRORS[name]
+    code, _, err = npr(*(a.format(folder=folder, tmp=tmp_path, checkpoint=checkpoint) for a in arguments))
+    assert code == terminal.EXIT_USAGE
+    assert err.startswith("npr: error: ") and err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_unwritable_json_is_one_line(npr, labelled, tmp_path, checkpoint):
+    root = labelled({"0_real": 1, "1_fake": 1})
+    code, _, err = npr("evaluate", root, "--checkpoint", checkpoint, "-o", tmp_path / "absent" / "x.json")
+    assert code == terminal.EXIT_FAILED and "No such file or directory" in err and err.count("\n") == 1
+
+
+def test_a_full_disk_is_no_wrong_usage(npr, folder, tmp_path, checkpoint, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = npr("screen", folder, "-o", tmp_path / "scores.csv", "--checkpoint", checkpoint)
+    assert code == terminal.EXIT_FAILED and "scores.csv cannot be written: No space left on device" in err
+    assert err.count("\n") == 1
+    code, _, _ = npr("screen", tmp_path / "absent")  # the next command in this process begins anew
+    assert code == terminal.EXIT_USAGE
+
+
+def test_version(npr):
+    code, out, err = npr("--version")
+    assert (code, err) == (0, "") and out.strip() == f"npr {importlib.metadata.version('npr-kernels')}"
+
+
+def test_closed_sets_are_those_of_the_library():
+    assert get_args(options.BackendName) == registry.ORDER
+    assert get_args(options.Benchmark) == (*protocols.PROTOCOLS, protocols.PAPER)
+    assert {kind.value for kind in simulate.Kind} == {*autoencoders.KINDS, "none"}
+    assert get_args(get_args(get_args(options.Dtype)[0])[0]) == DTYPES
+    assert set(get_args(get_args(get_args(options.Preset)[0])[0])) == set(config.PRESETS)
+    described = CliRunner().invoke(cli.app, ["evaluate", "--help"], env={"COLUMNS": "400"}).output
+    assert ", ".join(published.methods()[:-1]) + f" or {published.methods()[-1]}" in described
+
+
+def test_every_field_of_the_options_reaches_the_scorer():
+    seen = {}
+
+    @options.scoring_options("checkpoint", "view", "device", "max_pixels", batch_size=3, max_pixels=7)
+    def command(first: int, options: ScoringOptions) -> None:
+        seen.update(vars(options), first=first)
+
+    command(first=1, checkpoint="a", view=None, device="cuda:1", max_pixels=9)
+    expected = {"first": 1, "checkpoint": "a", "device": "cuda:1", "max_pixels": 9, "batch_size": 3, "workers": 0}
+    assert {name: seen[name] for name in expected} == expected
+    parameters = inspect.signature(command).parameters
+    assert list(parameters) == ["first", "checkpoint", "view", "device", "max_pixels"]
+    assert parameters["max_pixels"].default == 7

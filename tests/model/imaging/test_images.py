@@ -1,0 +1,298 @@
+"""Decoding by one rule for every mode, equal pixels from both decoders, and views that keep to the cells."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image, ImageFilter
+
+from npr_model.imaging.decode import ImageError, decode
+from npr_model.imaging.encode import encode_jpeg, encode_png
+from npr_model.imaging.views import View
+from tests.model.conftest import encoded, noise
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(noise(height, width)).filter(ImageFilter.GaussianBlur(2)))
+
+
+def pillow(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+JPEG_KINDS = {
+    "444": {"subsampling": "4:4:4"},
+    "422": {"subsampling": "4:2:2"},
+    "420": {"subsampling": "4:2:0"},
+    "progressive 420": {"subsampling": "4:2:0", "progressive": True},
+    "progressive 444": {"subsampling": "4:4:4", "progressive": True},
+    "restart markers": {"restart_marker_blocks": 1},
+    "restart rows": {"restart_marker_rows": 1, "subsampling": "4:2:2"},
+    "optimised": {"optimize": True},
+    "rgb": {"keep_rgb": True},
+}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 5), (17, 16), (33, 31), (64, 96), (1, 40), (41, 1)], ids=str)
+@pytest.mark.parametrize("kind", [*JPEG_KINDS, "grey", "440", "411"])
+def test_simplejpeg_gives_the_pixels_of_pillow(kind, size):
+    for pixels in (noise(*size), smooth(*size)):
+        for quality in (30, 75, 100):
+            if kind in JPEG_KINDS:
+                data = encoded(pixels, "JPEG", quality=quality, **JPEG_KINDS[kind])
+            elif kind == "grey":
+                data = encoded(Image.fromarray(pixels).convert("L"), "JPEG", quality=quality)
+            else:
+                data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, colorsubsampling=kind)
+            decoded = decode(data)
+            assert decoded.decoder == f"simplejpeg {simplejpeg.__version__}"
+            assert decoded.format == "JPEG"
+            np.testing.assert_array_equal(decoded.pixels, pillow(data))
+
+
+def test_simplejpeg_gives_the_pixels_of_pillow_on_photographs(shared):
+    files = sorted((shared / "data/validation/exif_samples/0_real").iterdir())
+    data = [path.read_bytes() for path in files if path.stat().st_size < 2**20][:12]
+    assert len(data) == 12
+    for content in data:
+        np.testing.assert_array_equal(decode(content).pixels, pillow(content))
+
+
+def test_cmyk_jpeg_goes_through_pillow():
+    data = encoded(Image.fromarray(smooth(20, 30)).convert("CMYK"), "JPEG")
+    decoded = decode(data)
+    assert decoded.decoder.startswith("pillow ")
+    np.testing.assert_array_equal(decoded.pixels, pillow(data))
+
+
+def test_orientation_is_not_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    decoded = decode(encoded(noise(20, 30), "JPEG", exif=exif.tobytes()))
+    assert (decoded.width, decoded.height) == (30, 20)
+
+
+def with_alpha(mode: str) -> tuple[Image.Image, np.ndarray]:
+    pixels = noise(8, 8)
+    alpha = Image.fromarray(noise(8, 8, seed=1)[..., 0])
+    if mode == "LA":
+        grey = Image.fromarray(pixels[..., 0])
+        return Image.merge("LA", (grey, alpha)), pixels[..., :1].repeat(3, 2)
+    image = Image.fromarray(pixels)
+    image.putalpha(alpha)
+    return image, pixels
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_dropped_and_colours_stay(mode):
+    image, expected = with_alpha(mode)
+    np.testing.assert_array_equal(decode(encoded(image)).pixels, expected)
+
+
+@pytest.mark.parametrize("transparency", [0, bytes(range(0, 256, 2)) * 2])
+def test_palette_and_its_transparency(transparency):
+    palette = noise(1, 256, seed=2)[0]
+    indices = noise(16, 16)[..., 0]
+    image = Image.fromarray(indices).convert("L")
+    image.putpalette(palette.tobytes())
+    decoded = decode(encoded(image, transparency=transparency))
+    np.testing.assert_array_equal(decoded.pixels, palette[indices])
+
+
+def png16(samples: np.ndarray) -> bytes:
+    """A 16-bit PNG, grey (H, W) or RGB (H, W, 3), which Pillow cannot write in colour."""
+    height, width = samples.shape[:2]
+    rows = samples.astype(">u2").reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2 if samples.ndim == 3 else 0, 0, 0, 0)
+    chunks = (
+        (b"IHDR", header),
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*pair) for pair in chunks)
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (6, 7, 3)], ids=["grey", "rgb"])
+def test_16_bit_png_keeps_the_high_byte(shape):
+    samples = np.random.default_rng(0).integers(0, 2**16, shape)
+    expected = (samples >> 8).astype(np.uint8)
+    expected = expected if len(shape) == 3 else np.stack([expected] * 3, axis=2)
+    np.testing.assert_array_equal(decode(png16(samples)).pixels, expected)
+
+
+@pytest.mark.parametrize("format", ["TIFF", "PPM"])
+def test_16_bit_grey_of_other_formats_keeps_the_high_byte(format):
+    samples = np.random.default_rng(0).integers(0, 2**16, (6, 7), dtype=np.uint16)
+    pixels = decode(encoded(Image.fromarray(samples), format)).pixels
+    np.testing.assert_array_equal(pixels, np.stack([samples >> 8] * 3, axis=2))
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_first_frame_of_an_animation_counts(format):
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    options = {"lossless": True} if format == "WEBP" else {}
+    decoded = decode(encoded(frames[0], format, save_all=True, append_images=frames[1:], **options))
+    assert decoded.format == format
+    np.testing.assert_array_equal(decoded.pixels, np.full((6, 8, 3), (255, 0, 0), np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB"])
+def test_plain_modes(mode):
+    image = Image.fromarray(noise(9, 5)).convert(mode)
+    decoded = decode(encoded(image))
+    np.testing.assert_array_equal(decoded.pixels, np.asarray(image.convert("RGB")))
+    assert decoded.pixels.flags.c_contiguous and decoded.pixels.dtype == np.uint8
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def jpeg_claiming(width: int, height: int) -> bytes:
+    data = bytearray(encoded(noise(8, 8), "JPEG"))
+    start = data.index(b"\xff\xc0") + 5
+    data[start : start + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+JPEG = encoded(noise(64, 64), "JPEG")
+BAD = {
+    "empty": (b"", "the file is empty"),
+    "text": (b"not an image, but text\n" * 9, "not an image"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+    "jpeg signature only": (b"\xff\xd8\xff", "not an image"),
+    "jpeg cut in the header": (JPEG[:200], "truncated"),
+    "jpeg cut in half": (JPEG[: len(JPEG) // 2], "truncated"),
+    "jpeg without its end": (JPEG[:-2], "truncated"),
+    "jpeg cut, end marker appended": (JPEG[: len(JPEG) // 2] + b"\xff\xd9", "truncated"),
+    "progressive jpeg cut": (encoded(noise(64, 64), "JPEG", progressive=True)[:-300], "truncated"),
+    "cmyk jpeg cut": (encoded(Image.new("CMYK", (64, 64)), "JPEG")[:-100], "truncated"),
+    "png cut": (encoded(noise(64, 64))[:5000], "truncated"),
+    "gif cut": (encoded(noise(64, 64), "GIF")[:1000], "truncated"),
+    "webp cut": (encoded(noise(64, 64), "WEBP")[:1000], "truncated"),
+    "tiff cut": (encoded(noise(64, 64), "TIFF")[:1000], "truncated"),
+    "enormous png": (png_claiming(100_000, 100_000), "claims 100000x100000 pixels, more than the limit"),
+    "enormous jpeg": (jpeg_claiming(65_000, 65_000), "claims 65000x65000 pixels, more than the limit"),
+    "png of width zero": (png_claiming(0, 9), ""),
+    "32-bit integers": (encoded(Image.new("I", (4, 4)), "TIFF"), "no agreed range"),
+    "floating point": (encoded(Image.new("F", (4, 4)), "TIFF"), "no agreed range"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_file_is_one_clear_line(name, recwarn):
+    data, message = BAD[name]
+    with pytest.raises(ImageError) as caught:
+        decode(data)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not [warning for warning in recwarn if "bomb" in str(warning.message).lower()]
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_pixel_limit_is_the_callers(format):
+    data = encoded(noise(10, 10), format)
+    assert decode(data, max_pixels=100).pixels.shape == (10, 10, 3)
+    with pytest.raises(ImageError, match="claims 10x10 pixels, more than the limit of 99"):
+        decode(data, max_pixels=99)
+
+
+def test_pillows_own_limit_is_left_as_it_was_and_does_not_bind(monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert decode(encoded(noise(10, 10))).width == 10
+    assert Image.MAX_IMAGE_PIXELS == 10
+    assert len(recwarn) == 0
+
+
+def test_encoders():
+    pixels = noise(20, 30)
+    np.testing.assert_array_equal(decode(encode_png(pixels)).pixels, pixels)
+    data = encode_jpeg(smooth(20, 30), 95)
+    assert simplejpeg.decode_jpeg_header(data)[3] == "420"
+    assert np.abs(decode(data).pixels.astype(int) - smooth(20, 30)).mean() < 10
+
+
+VIEWS = ["native", "crop:256", "resize:256", "tile:224"]
+
+
+@pytest.mark.parametrize("text", VIEWS)
+def test_view_round_trip(text):
+    assert str(View.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "crop",
+        "crop:",
+        "crop:0",
+        "crop:1",
+        "crop:-4",
+        "crop:x",
+        "native:3",
+        "zoom:3",
+        "crop:²",
+        "resize:13378",
+        "tile:1" + "0" * 5000,
+    ],
+)
+def test_bad_view(text):
+    with pytest.raises(ImageError, match="view"):
+        View.parse(text)
+
+
+@pytest.mark.parametrize("size", [(10, 10), (11, 13), (14, 15), (9, 40)], ids=str)
+@pytest.mark.parametrize("grid_size", [2, 3])
+def test_crop_is_central_and_begins_on_a_cell(size, grid_size):
+    pixels = np.empty((*size, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = np.indices(size)
+    view = View.parse("crop:8").apply(pixels, grid_size)
+    assert view.shape == (8, 8, 3)
+    for offset, side in zip(view[0, 0, :2].tolist(), size, strict=True):
+        assert offset % grid_size == 0
+        assert 0 <= (side - 8) / 2 - offset < grid_size
+
+
+def test_a_crop_lets_go_of_the_rest():
+    pixels = np.zeros((500, 10, 3), np.uint8)
+    assert View("crop", 10).apply(pixels).base is None
+
+
+def test_crop_keeps_a_short_side_whole():
+    pixels = noise(6, 20)
+    np.testing.assert_array_equal(View.parse("crop:8").apply(pixels), pixels[:, 6:14])
+
+
+def test_tile_repeats_whole_cells_then_crops():
+    pixels = noise(5, 20)
+    np.testing.assert_array_equal(View.parse("tile:8").apply(pixels), pixels[[0, 1, 2, 3, 0, 1, 2, 3], 6:14])
+
+
+def test_tile_leaves_large_images_to_the_crop():
+    pixels = noise(30, 31)
+    np.testing.assert_array_equal(View.parse("tile:8").apply(pixels), View.parse("crop:8").apply(pixels))
+
+
+def test_resize_is_pillows_bilinear():
+    pixels = noise(30, 31)
+    expected = Image.fromarray(pixels).resize((16, 16), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(View.parse("resize:16").apply(pixels), np.asarray(expected))
+
+
+@pytest.mark.parametrize("view", ["native", "crop:8", "resize:8", "tile:8"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1)], ids=str)
+def test_image_without_a_whole_cell(view, size):
+    height, width = size
+    with pytest.raises(ImageError, match=f"is {width}x{height} pixels, smaller than one cell of 2x2"):
+        View.parse(view).apply(noise(*size))

@@ -1,0 +1,328 @@
+"""The engine ray on two nodes, each started by `ray start`: the rows of the engine local, whatever dies."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from npr_model import cli
+from npr_model.screening.archives import Archive
+from npr_model.screening.decoding import Decoded
+from npr_model.screening.items import in_memory as item
+from npr_model.screening.parts import Finished
+from npr_model.screening.rows import Row
+from npr_model.screening.sources import Sources
+from tests.model.conftest import encoded, noise
+from tests.model.screening.test_restart import manifest, rows
+from tests.model.screening.test_sources import tar
+
+ray = pytest.importorskip("ray", reason="needs Ray, npr-kernels[ray]")
+psutil = pytest.importorskip("psutil", reason="comes with Ray")
+from npr_model.screening import ray_engine  # noqa: E402
+
+pytestmark = pytest.mark.xdist_group("ray")
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+class Cluster:
+    """Processes of two nodes."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.address = f"127.0.0.1:{port}"
+        self.environment = os.environ | {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"}
+        self._log = open(folder / "ray.log", "wb")  # noqa: SIM115 - open as long as the nodes
+        self._folder = tempfile.mkdtemp(prefix="npr-ray-")  # short: names of sockets are limited
+        self.head = self._start("--head", f"--port={port}", f"--temp-dir={self._folder}")
+        self.second = self.add()
+
+    def add(self) -> subprocess.Popen:
+        return self._start(f"--address={self.address}")
+
+    def _start(self, *arguments: str) -> subprocess.Popen:
+        before = self.nodes() if arguments[0] != "--head" else 0
+        command = [RAY, "start", "--block", "--num-cpus=2", "--num-gpus=0", "--object-store-memory=200000000"]
+        command += ["--include-dashboard=false"] if arguments[0] == "--head" else []
+        process = subprocess.Popen(
+            [*command, *arguments],
+            env=self.environment,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        for _ in range(300):
+            if process.poll() is not None:
+                break
+            if self.nodes() > before:
+                return process
+            time.sleep(0.2)
+        raise RuntimeError(f"a node did not start, see {self._log.name}: {Path(self._log.name).read_text()[-2000:]}")
+
+    def nodes(self) -> int:
+        """How many are alive."""
+        text = "import ray; ray.init(logging_level='FATAL'); print(sum(node['Alive'] for node in ray.nodes()))"
+        found = subprocess.run(
+            [sys.executable, "-c", text], env=self.environment, capture_output=True, text=True, check=False
+        )
+        return int(found.stdout) if found.returncode == 0 else 0
+
+    def stop(self, node: subprocess.Popen) -> None:
+        """kill -9 of all processes of a node."""
+        processes = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
+        for process in processes:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        node.wait()
+
+    def close(self) -> None:
+        for node in (self.second, self.head):
+            if node.poll() is None:
+                self.stop(node)
+        self._log.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    """A folder, a tar, a zip's worth of Parquet; a few of them are no images, one tar is cut off."""
+    root = tmp_path_factory.mktemp("inputs")
+    pictures = {f"{i}.png": encoded(noise(16 + 8 * (i % 3), 16, seed=i)) for i in range(400)}
+    odd = {"broken.png": b"x", "empty.png": b"", "notes.txt": b"not an image"}
+    (root / "folder").mkdir()
+    for name, data in (pictures | odd).items():
+        (root / "folder" / name).write_bytes(data)
+    for name in "ab":
+        tar(root / f"{name}.tar", files=pictures | odd)
+    (root / "cut.tar").write_bytes((root / "a.tar").read_bytes()[:100_000])
+    pq.write_table(pa.table({"image": list(pictures.values())}), root / "c.parquet")
+    return root
+
+
+def command(checkpoint: Path, inputs: Path, output: Path) -> list[str]:
+    names = ("folder", "a.tar", "b.tar", "cut.tar", "c.parquet", "a.tar")  # one of them twice
+    return ["screen", *(str(inputs / name) for name in names), "--checkpoint", str(checkpoint), "-o", f"{output}/"]
+
+
+def driver(cluster: Cluster, arguments: list[str], rows_a_part: int = 50, **options) -> subprocess.Popen:
+    """`npr` in a process of its own, with small parts."""
+    text = "import sys; from npr_model import cli; from npr_model.screening import sinks; "
+    text += f"sinks.ROWS_A_PART = {rows_a_part}; sys.exit(cli.main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", text, *arguments],
+        env=cluster.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def on_cluster(cluster: Cluster, arguments: list[str], **options) -> subprocess.Popen:
+    return driver(cluster, [*arguments, "--engine", "ray"], **options)
+
+
+def scores(output: Path) -> list[tuple]:
+    names = ("source", "sha256", "logit", "probability", "verdict", "error_code", "error", "width", "flags", "format")
+    return sorted((tuple(row[name] for name in names) for row in rows(output)), key=str)
+
+
+@pytest.fixture(scope="module")
+def expected(cluster, inputs, checkpoint, tmp_path_factory) -> list[tuple]:
+    """What the engine local gives."""
+    output = tmp_path_factory.mktemp("expected") / "scores"
+    process = driver(cluster, command(checkpoint, inputs, output))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1, err
+    assert "4 other files" in out
+    return scores(output)
+
+
+def check_equal(found: list[tuple], expected: list[tuple]) -> None:
+    assert [row[0] for row in found] == [row[0] for row in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        if theirs[2] is None:
+            assert ours == theirs
+        else:  # sums in another order, as the batches differ
+            assert np.allclose(ours[2:4], theirs[2:4], rtol=1e-5, atol=1e-6)
+            assert ours[:2] + ours[4:] == theirs[:2] + theirs[4:]
+
+
+def test_two_nodes_give_the_rows_of_one_machine(cluster, inputs, checkpoint, expected, tmp_path):
+    process = on_cluster(cluster, command(checkpoint, inputs, tmp_path / "scores"))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1, err
+    assert "Ray: 2 nodes, 2 actors" in err
+    assert "4 other files" in out
+    check_equal(scores(tmp_path / "scores"), expected)
+    assert manifest(tmp_path / "scores")["complete"]
+
+
+def test_goes_on_after_the_command_was_killed(cluster, inputs, checkpoint, expected, tmp_path):
+    """By the engine ray where it stopped."""
+    output = tmp_path / "scores"
+    process = on_cluster(cluster, command(checkpoint, inputs, output), rows_a_part=20)
+    wait_for_parts(process, output, 2)
+    process.kill()
+    process.communicate()
+    partial = scores(output)
+    assert 0 < len(partial) < len(expected)
+    process = on_cluster(cluster, command(checkpoint, inputs, output))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1, err
+    assert f"{len(partial)} rows were already there from earlier runs" in out
+    check_equal(scores(output), expected)
+
+
+def wait_for_parts(process: subprocess.Popen, output: Path, more: int) -> None:
+    """Until so many new ones are there."""
+    goal = more + len(list(output.glob("part-*")))
+    while len(list(output.glob("part-*"))) < goal:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("what", [("MapBatches(_decode)", "MapWorker(MapBatches(_Actor))"), "node"], ids=str)
+def test_goes_on_when_workers_die(cluster, inputs, checkpoint, expected, tmp_path, what):
+    process = on_cluster(cluster, command(checkpoint, inputs, tmp_path / "scores"), rows_a_part=20)
+    wait_for_parts(process, tmp_path / "scores", 1)
+    if what == "node":
+        cluster.stop(cluster.second)
+    else:
+        left = set(what)
+        while left:
+            assert process.poll() is None, f"nothing was there to be killed of {left}"
+            for found in psutil.process_iter(["name", "cmdline"]):
+                kinds = {kind for kind in left if kind in " ".join(found.info["cmdline"] or [])}
+                if kinds and cluster_of(found) == cluster.address:
+                    os.kill(found.pid, signal.SIGKILL)
+                    left -= kinds
+    _, err = process.communicate(timeout=400)
+    if what == "node":
+        cluster.second = cluster.add()
+    assert process.returncode == 1, err
+    check_equal(scores(tmp_path / "scores"), expected)
+
+
+def cluster_of(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get("RAY_ADDRESS")
+    except psutil.Error:
+        return None
+
+
+def test_standard_input_and_an_unused_folder(cluster, inputs, checkpoint, tmp_path):
+    """Names of standard input, relative to where the command runs."""
+    arguments = ["screen", "--files-from", "-", "--checkpoint", str(checkpoint), "-o", str(tmp_path / "scores.jsonl")]
+    process = on_cluster(cluster, arguments, stdin=subprocess.PIPE, cwd=inputs)
+    out, err = process.communicate("folder/1.png\nmissing.png\nfolder/2.png\n", timeout=300)
+    assert process.returncode == 1, err
+    assert "3 images" in out and "1 failed" in out
+
+
+def test_wrong_usage_is_one_line(cluster, inputs, checkpoint, tmp_path):
+    base = ["screen", str(inputs / "c.parquet"), "--checkpoint", str(checkpoint)]
+    process = on_cluster(cluster, [*base, "--backend", "triton"])  # which an actor finds out
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "triton" in err.splitlines()[-1] and "Traceback" not in err
+    process = on_cluster(cluster, [*base, "--device", "cuda"])
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2 and "the Ray cluster has no GPU" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--engine", "spark"], "Invalid value for '--engine'"),
+        (["--engine", "ray", "--workers", "2"], "workers is supported by the engine local only"),
+        (["--engine", "ray", "--cache", "c"], "cache is supported by the engine local only"),
+        (["--actors", "2"], "actors is supported by the engine ray only"),
+    ],
+)
+def test_options_of_the_other_engine_are_refused(inputs, checkpoint, capsys, options, message):
+    assert cli.main(["screen", str(inputs / "folder"), "--checkpoint", str(checkpoint), *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_units_leave_out_what_has_rows(tmp_path):
+    for i in range(300):
+        (tmp_path / f"{i}.png").write_bytes(b"x")
+    tar(tmp_path / "a.tar", files={"1.png": b"x", "2.png": b"y"})
+    (tmp_path / "notes.txt").write_text("")
+    sources = Sources([str(tmp_path), str(tmp_path / "a.tar"), str(tmp_path / "a.tar")])
+    units = list(ray_engine._units(sources, Finished([f"{tmp_path}/{i}.png" for i in range(200)])))
+    files = [entry.source for unit in units if isinstance(unit.entries, list) for entry in unit.entries]
+    assert files == [f"{tmp_path}/{i}.png" for i in range(200, 300)]
+    assert [unit.earlier for unit in units if isinstance(unit.entries, Archive)] == [0, 1]
+    assert sum(unit.skipped for unit in units) == 2  # notes.txt and a.tar in the folder
+
+
+def test_an_archive_listed_twice_has_as_many_rows(tmp_path):
+    finished = Finished(["a", "b", "b"])
+    left = [
+        [s for s in "abc" if not take(s)] for take in (finished.row_matcher(), finished.row_matcher({"a": 1, "b": 1}))
+    ]
+    assert left == [["c"], ["a", "c"]]
+
+
+def test_a_name_that_is_twice_in_an_archive_listed_twice(tmp_path):
+    """Four rows in all; whatever is there already, the two units together do the rest."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for _ in range(2):
+            archive.addfile(tarfile.TarInfo("x.png"))
+    sources, name = Sources([str(tmp_path / "a.tar")] * 2), f"{tmp_path}/a.tar::x.png"
+    for there in range(1, 5):
+        finished = Finished([name] * there)
+        units = [unit for unit in ray_engine._units(sources, finished) if isinstance(unit.entries, Archive)]
+        left = [len(list(unit.items(lambda name: None, finished))) for unit in units]
+        assert left == [max(0, 2 - there), min(2, 4 - there)]
+
+
+def test_groups_are_bounded_in_pixels(monkeypatch):
+    monkeypatch.setattr(ray_engine, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(ray_engine, "IMAGES_A_GROUP", 16)
+    images = [Decoded(Row(str(side)), np.zeros((side, side, 3), np.uint8)) for side in (10, 10, 10, 10, 50, 2, 2)]
+    images += [Decoded(Row("bad"), None)] * 40
+    groups = list(ray_engine._groups(iter(images)))
+    assert [len(group) for group in groups] == [4, 1, 16, 16, 10]
+    assert list(itertools.chain(*groups)) == images
+
+
+def test_pixels_travel_unchanged():
+    from npr_model.imaging.views import View
+    from npr_model.screening.decoding import Decoder
+
+    decoder = Decoder(View("native"), "m@1", 2)
+    decoded = [decoder.decode(item(str(i), encoded(noise(9 + i, 20, seed=i)))) for i in range(3)]
+    decoded.append(decoder.decode(item("bad", b"x")))
+    table = pa.concat_tables([ray_engine._packed(decoded), pa.Table.from_pylist([{"skipped": 3}], ray_engine._DECODED)])
+    found = list(ray_engine._unpacked(table))
+    assert len(found) == 4 and found[3].pixels is None and found[3].row.error == decoded[3].row.error
+    for ours, theirs in zip(found[:3], decoded, strict=False):
+        assert ours.row.sha256 == theirs.row.sha256
+        np.testing.assert_array_equal(ours.pixels, theirs.pixels)

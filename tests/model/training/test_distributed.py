@@ -1,0 +1,109 @@
+"""Two processes under torchrun compute what one computes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from npr_model import checkpoints, cli
+from npr_model.detectors.npr import NPRDetector
+from npr_model.devices import choose_device
+from npr_model.errors import InputError
+from npr_model.training.config import TrainConfig
+from npr_model.training.distributed import Process, SyncBatchNorm, process_group
+from tests.model.training import two_processes
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("detector", ["npr", "frank"])  # batch norm with and without parameters
+def test_two_processes_give_the_losses_and_weights_of_one(detector, labelled, tmp_path, capsys):
+    """In float64 to rounding; then `npr train` itself, in float32."""
+    root = labelled({"0_real": 8, "1_fake": 8})
+    config = TrainConfig(folders=(str(root),), detector=detector, crop_size=24, batch_size=8, accumulation=2, workers=0)
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json())
+    command = ["--config", str(path), "--set", "accumulation=1", "--epochs", "2", "--device", "cpu", "-o"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    launch += [
+        "-m",
+        "tests.model.training.two_processes",
+        str(tmp_path / "two.pt"),
+        str(path),
+        *command,
+        str(tmp_path / "two"),
+    ]
+    finished = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("in 2 processes") == 1 and finished.stdout.count("checkpoint: ") == 1
+
+    one, two = two_processes.float64_steps(config), torch.load(tmp_path / "two.pt")
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-10)
+    assert two["end"] == pytest.approx(one["end"], rel=1e-10)
+    for name, tensor in one["network"].items():
+        torch.testing.assert_close(two["network"][name], tensor, rtol=1e-7, atol=1e-9, msg=name)
+
+    assert cli.main(["train", *command, str(tmp_path / "one")]) == 0
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert checkpoints.load(tmp_path / "two" / "last.safetensors").metadata.training["batch_size"] == 8
+
+
+def test_batch_norm_is_replaced_with_its_state():
+    network, copied = NPRDetector(), NPRDetector()
+    copied.load_state_dict(network.state_dict())
+    network.bn1.running_mean.fill_(3)
+    copied.bn1.running_mean.fill_(3)
+    SyncBatchNorm.replace(network)
+    found = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d | SyncBatchNorm)]
+    assert len(found) == 24 and all(type(module) is SyncBatchNorm for module in found)
+    assert list(network.state_dict()) == list(copied.state_dict())
+    x = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    for mode in (True, False):  # of one process, it is the plain one
+        torch.testing.assert_close(network.train(mode)(x), copied.train(mode)(x), rtol=0, atol=0)
+
+
+def test_one_process_shares_nothing():
+    process, tensor = Process(torch.device("cpu")), torch.ones(2)
+    process.sum(tensor)
+    process.average([tensor])
+    assert process.is_main and process.from_main("x") == "x" and tensor.tolist() == [1, 1]
+
+
+def test_devices(monkeypatch):
+    assert choose_device("cpu") == "cpu"
+    for name in ("tpu", "cuda:", "cuda:x", "CPU"):
+        with pytest.raises(InputError, match="unknown device"):
+            choose_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == "cpu"
+    with pytest.raises(InputError, match="torch finds no CUDA GPU"), process_group("cuda"):
+        pass
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [choose_device(name) for name in ("auto", "cuda", "cuda:0", "cuda:1")] == [
+        "cuda",
+        "cuda",
+        "cuda:0",
+        "cuda:1",
+    ]
+    with pytest.raises(InputError, match=r"only 2 GPUs, cuda:0 to cuda:1"):
+        choose_device("cuda:2")
+    with process_group("cuda:1") as process:
+        assert process.device == torch.device("cuda", 1)
+    for name, value in {"WORLD_SIZE": "3", "RANK": "2", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="process 2 of this machine finds only 2 GPUs"), process_group("auto"):
+        pass
+    with pytest.raises(InputError, match="3 processes need one each"), process_group("cuda:1"):
+        pass

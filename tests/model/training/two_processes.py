@@ -1,0 +1,43 @@
+"""What test_distributed.py runs under torchrun: training steps in float64, then `npr train`.
+
+Usage: two_processes.py OUTPUT.pt CONFIG.json ARGUMENT...   (arguments of npr train)
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from npr_model import cli
+from npr_model.training import config, loop
+from npr_model.training.distributed import process_group
+from npr_model.training.loading import BalancedBatches, Loader
+from npr_model.training.trainer import Trainer
+
+
+def float64_steps(chosen: config.TrainConfig) -> dict:
+    """Losses and final state of one epoch."""
+    samples, _ = loop.find_samples(chosen)
+    with process_group("cpu") as process:
+        sampler = BalancedBatches([sample.label for sample in samples], chosen, process.rank, process.size)
+        trainer = Trainer(chosen, process)
+        trainer.network.double()
+        parts = ((pixels, labels.double()) for pixels, labels in Loader(samples, sampler, process.device))
+        losses = [trainer.step(parts).item() for _ in range(sampler.steps)]
+        return {
+            "processes": process.size,
+            "losses": losses,
+            "end": trainer.end_epoch(),
+            "network": trainer.network.state_dict() if process.is_main else None,
+        }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")  # one group for both parts
+    result = float64_steps(config.load(Path(sys.argv[2])))
+    if result["network"] is not None:
+        torch.save(result, sys.argv[1])
+    sys.exit(cli.main(["train", *sys.argv[3:]]))
