@@ -12,6 +12,7 @@ namespace npr::cuda {
 namespace {
 
 constexpr int kSide = 28;  // 27 values and the constant
+static_assert(kMomentsPartial == 27 * kSide);
 
 struct Arguments {
   Source source;
@@ -187,29 +188,27 @@ moments_kernel(const Arguments arguments) {
     }
   }
   sums.flush();
-  reduce_block(Sums<T>::kEntries, arguments.partial + block_index() * Sums<T>::kEntries,
-               [&](double* out) { sums.store(out); });
+  reduce_block(
+      Sums<T>::kEntries, kMomentsPartial, arguments.partial + block_index() * kMomentsPartial,
+      [&](double* out) { sums.store(out); },
+      [&](int i) { return Sums<T>::entry(i / kSide, i % kSide, source.anchor); });
 }
 
 struct Result {
   double* first;
   double* second;
-  double scale[3];
-  int anchor;
+  Factors scale;
 };
 
-template <typename T>
 NPR_KERNEL(32 * kReduceWarps, 1)
 finish_moments(const double* partial, int count, const Result result) {
   const int index = block_index() * 32 + thread_index() % 32, row = index / kSide, column = index % kSide;
-  const int entry = row < 27 ? Sums<T>::entry(row, column, result.anchor) : -1;
-  const double sum = reduce_rows(partial, Sums<T>::kEntries, entry, count);
-  if (thread_index() >= 32 || row >= 27) return;
-  const double scale = result.scale[row / 9];
+  const double sum = reduce_rows(partial, kMomentsPartial, index, count);
+  if (thread_index() >= 32 || index >= kMomentsPartial) return;
   if (column == 27) {
-    result.first[row] = sum * scale;
+    result.first[row] = sum * result.scale[row / 9];
   } else {
-    result.second[row * 27 + column] = sum * scale * result.scale[column / 9];
+    result.second[row * 27 + column] = sum * result.scale[row / 9] * result.scale[column / 9];
   }
 }
 
@@ -220,15 +219,13 @@ const char* launch_moments(const Moments& call, void* stream) {
   const int threads = 4 * tiling.width;
   const int64_t staged = Sums<T>::Ring::ring_bytes(tiling.width) + raw_bytes(call.task.x.type, tiling.width);
   const int64_t reduced = reduce_bytes(Sums<T>::kEntries, threads), shared = staged > reduced ? staged : reduced;
-  static_assert(Sums<T>::kEntries <= kMomentsPartial);
   const auto kernel = moments_kernel<T, kBytes>;
   int64_t blocks = 0;
   if (const char* error = reduction_blocks(kernel, tiling, 1, threads, shared, blocks)) return error;
   if (blocks > 0)
     if (const char* error = launch(kernel, blocks, 1, threads, shared, stream, arguments)) return error;
-  const auto scale = staged_scale<double>(call.task);
-  const Result result{call.first, call.second, {scale[0], scale[1], scale[2]}, call.task.anchor};
-  return launch(finish_moments<T>, (27 * kSide + 31) / 32, 1, 32 * kReduceWarps, kReduceBytes, stream,
+  const Result result{call.first, call.second, factors_of(call.task)};
+  return launch(finish_moments, (kMomentsPartial + 31) / 32, 1, 32 * kReduceWarps, kReduceBytes, stream,
                 static_cast<const double*>(call.partial), static_cast<int>(blocks), result);
 }
 
