@@ -34,7 +34,7 @@ struct Arguments {
 constexpr int kChannels = 64;  // of a block
 constexpr int kWarps = 8;
 constexpr int kComponents = kPatchTiles * 8, kSums = kChannels * kComponents;
-constexpr int kFlush = 8;                           // steps of eight pooled pixels that a float sums up
+constexpr int kFlush = 8;  // steps of eight pooled pixels that a float sums up
 
 // Where flush() puts a sum: a lane has those of eight channels, two for each tile of 16 (mma's m), and of two components each.
 NPR_DEVICE int sum_of(int channel, int component) {
@@ -316,6 +316,8 @@ tensor_core_kernel(const Arguments arguments) {
   Stager<T, kBytes, PatchRows<T>> stager(arguments.source, ring, raw, tiling.width);
   Products<T> products(stager.layout, rows);
   Pooled<G> pooled(arguments, copies, block_row() * kChannels);
+  // Tensor cores cut the sums off after every product: as many as five a step for each part of the gradient.
+  constexpr int kSteps = kFlush / Gradient<T, G>::kParts;
   static_assert(Products<T>::kScratchBytes <= 32 * Pooled<G>::kThreadBytes);
   Walk walk(tiling);
   while (walk.next(tiling)) {
@@ -329,7 +331,7 @@ tensor_core_kernel(const Arguments arguments) {
     int s = walk.begin;
     walk.begin = 0;  // from here on no step comes before the first: one register less
     while (s < walk.end) {
-      const int stop = s + kFlush < walk.end ? s + kFlush : walk.end;
+      const int stop = s + kSteps < walk.end ? s + kSteps : walk.end;
       for (; s < stop; ++s, stager.rotate(), pooled.rotate(), synchronize()) {
         if (s + Pooled<G>::kAhead < walk.end) pooled.fetch();
         stager.advance(s, walk);
