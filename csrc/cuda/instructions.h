@@ -48,6 +48,14 @@ NPR_DEVICE void synchronize() { __syncthreads(); }
 NPR_DEVICE bool any(bool value) { return __syncthreads_or(value); }  // of the block's threads, all of which must call
 NPR_DEVICE void synchronize_warp() { __syncwarp(); }
 
+// The same value, of which the compiler does not know that it was there before: what follows from it is computed where it
+// is needed, instead of waiting in registers.
+template <typename T>
+NPR_DEVICE T anew(T value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 NPR_DEVICE unsigned char* shared_memory() {
   extern __shared__ __align__(128) unsigned char memory[];
   return memory;

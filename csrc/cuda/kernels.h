@@ -90,7 +90,7 @@ struct Bottleneck {
   int next_channels;  // or 0
 };
 
-constexpr int64_t kMomentsPartial = 960;
+constexpr int64_t kMomentsPartial = 27 * 28;
 constexpr int64_t gradient_partial(int64_t out_channels) { return (out_channels + 63) / 64 * 64 * 32; }
 
 // Slots of partial sums that a reduction needs on the current device, the most it will write.

@@ -12,6 +12,7 @@ namespace npr::cuda {
 namespace {
 
 constexpr int kSide = 28;  // 27 values and the constant
+static_assert(kMomentsPartial == 27 * kSide);
 
 struct Arguments {
   Source source;
@@ -21,33 +22,30 @@ struct Arguments {
 
 template <typename T>
 struct Sums {
+  using Ring = PatchRows<T>;
   static constexpr int kTiles = 6, kEntries = kTiles * 4 * 32;
   static constexpr int kFlush = 8;  // steps of 32 positions that a float sums up
-  const Patch patch;
-  const int anchor_row;
-  // Where this lane's rows for ldmatrix are, from the pair before or from the current one: of its own cells in the row
-  // above (lanes with `other` false) and in the row without the anchor, for both rows of the convolution; and of the left
-  // cells (`other` false) and its own in the anchor's row.
-  const bool other;
-  uint32_t upper, lower, anchors, pair_rows;
+  // Where this lane's rows for ldmatrix are, for the first row of the convolution: of tile 0 or 1 (`above`: from the cell
+  // above, in the pair before), and of tile 2 or 3. For the second row: `above`'s is `down` from the current pair.
+  const bool above;
+  uint32_t first, second, down, row_bytes;
   float sum[kTiles][4] = {};
   double total[kTiles][4] = {};
 
-  NPR_DEVICE explicit Sums(const Source& source)
-      : patch(source.anchor), anchor_row(source.anchor >> 1), other(thread_index() / 8 % 2) {}
+  NPR_DEVICE explicit Sums(const Source&) : above(thread_index() / 8 % 2) {}
 
-  NPR_DEVICE void start(const Walk& walk, const Source& source, int pitch) {
+  NPR_DEVICE void start(const Walk& walk, const Source& source, const Ring& ring) {
     const int lane = thread_index() % 32, position = thread_index() / 32 * 16 + lane / 16 * 8 + lane % 8;
     const bool inside = position >= 2 * walk.first && position < source.cell_columns - 2 * walk.column;
-    const int own = inside ? record_offset<T, false>(2 * position, 0) : record_offset<T, false>(-2, 0);  // there it is 0
-    upper = static_cast<uint32_t>(own + (other ? 1 - anchor_row : 3) * pitch);
-    lower = static_cast<uint32_t>(own + (other ? 3 - anchor_row : 1) * pitch);
-    anchors = static_cast<uint32_t>(own + anchor_row * pitch - (other ? 0 : kCell));
-    pair_rows = static_cast<uint32_t>(2 * pitch);
+    const int cell = inside ? position : -1;  // there it is 0
+    first = above ? ring.offset(1, kBottomRow, cell) : ring.offset(0, kRightColumn, cell - 1);
+    down = above ? ring.offset(0, kBottomRow, cell) : ring.offset(1, kRightColumn, cell - 1);
+    second = ring.offset(0, above ? kRest : source.anchor == 2 ? kRightColumn : kBottomRow, cell);
+    row_bytes = ring.pair_bytes() / 2;
   }
   NPR_DEVICE void step(uint32_t before, uint32_t current, bool two) {
-    row((other ? current : before) + upper, current + anchors);
-    if (two) row(current + lower, current + anchors + pair_rows);
+    row((above ? before : current) + first, current + second);
+    if (two) row(current + down, current + second + row_bytes);
   }
 
   NPR_DEVICE void flush() {
@@ -67,7 +65,7 @@ struct Sums {
   }
   // Which of the entries is the sum of the products k and l (27: the constant), or -1.
   static NPR_DEVICE int entry(int k, int l, int anchor) {
-    int m = Patch::component(k, anchor), n = Patch::component(l, anchor);
+    int m = patch_component(k, anchor), n = patch_component(l, anchor);
     if (m < 0 || n < 0) return -1;
     if (m / 16 > n / 16) {
       const int swap = m;
@@ -79,33 +77,23 @@ struct Sums {
   }
 
  private:
-  static constexpr int kCell = 2 * Record<T>::kBytes;
-
-  // A row of the convolution, 16 positions. `cells`: this lane's row of records in the rows above and without the anchor.
-  NPR_DEVICE void row(uint32_t cells, uint32_t beside) {
-    uint32_t own[4], left[4], in_anchors_row[4];  // of the first eight positions, then of the last
-    load_transposed(own, cells);
-    load_transposed(left, cells - kCell);
-    load_transposed(in_anchors_row, beside);
-    uint32_t merged[4];  // tiles 2 and 3, likewise
+  // A row of the convolution, 16 positions: two tiles of the first eight, then of the last.
+  NPR_DEVICE void row(uint32_t low, uint32_t high) {
+    uint32_t tiles[2][4];
+    load_transposed(tiles[0], low);
+    load_transposed(tiles[1], high);
 #pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-      merged[i] = patch.second(in_anchors_row[i + 1], left[i]);
-      merged[i + 1] = patch.third(in_anchors_row[i], left[i + 1]);
-    }
+    for (int n = 0; n < 4; ++n)
+      multiply<T>(sum[n], tiles[0], tiles[n / 2][n % 2], tiles[n / 2][n % 2 + 2], sum[n]);
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      const uint32_t(&tiles)[4] = n < 2 ? own : merged;
-      multiply<T>(sum[n], own, tiles[n % 2], tiles[n % 2 + 2], sum[n]);
-    }
-#pragma unroll
-    for (int n = 0; n < 2; ++n) multiply<T>(sum[4 + n], merged, merged[n], merged[n + 2], sum[4 + n]);
+    for (int n = 0; n < 2; ++n) multiply<T>(sum[4 + n], tiles[1], tiles[1][n], tiles[1][n + 2], sum[4 + n]);
   }
 };
 
 // Lane l < 27 has the products of tap l / 3 with the three taps of row l % 3.
 template <>
 struct Sums<float> {
+  using Ring = PixelRows<float, false>;
   static constexpr int kProducts = 27, kEntries = (kProducts + 3) * 32;
   static constexpr int kFlush = 8;  // steps of 32 positions that a float sums up
   const int tap, other;
@@ -116,11 +104,11 @@ struct Sums<float> {
   NPR_DEVICE explicit Sums(const Source&)
       : tap(thread_index() % 32 < 27 ? thread_index() % 32 / 3 : 8), other(thread_index() % 32 % 3) {}
 
-  NPR_DEVICE void start(const Walk& walk, const Source& source, int row_pitch) {
+  NPR_DEVICE void start(const Walk& walk, const Source& source, const Ring& ring) {
     const int warp = thread_index() / 32, inside = source.cell_columns - 2 * walk.column;
     begin = 16 * warp < 2 * walk.first ? 2 * walk.first : 16 * warp;
     end = 16 * (warp + 1) < inside ? 16 * (warp + 1) : inside;
-    pitch = row_pitch;
+    pitch = ring.pitch;
   }
   NPR_DEVICE void step(uint32_t before, uint32_t current, bool two) {
     for (int i = 0; i < (two ? 2 : 1); ++i) {
@@ -180,15 +168,15 @@ moments_kernel(const Arguments arguments) {
   const Source& source = arguments.source;
   const Tiling& tiling = arguments.tiling;
   const uint32_t ring = shared_address(shared_memory());
-  const uint32_t raw = ring + static_cast<uint32_t>(ring_bytes(Record<T>::kBytes, tiling.width));
-  Stager<T, kBytes, false> stager(source, ring, raw, tiling.width);
+  const uint32_t raw = ring + static_cast<uint32_t>(Sums<T>::Ring::ring_bytes(tiling.width));
+  Stager<T, kBytes, typename Sums<T>::Ring> stager(source, ring, raw, tiling.width);
 
   Sums<T> sums(source);
   int steps = 0;  // since the last flush
   Walk walk(tiling);
   while (walk.next(tiling)) {
     stager.start(walk);
-    sums.start(walk, source, stager.pitch);
+    sums.start(walk, source, stager.layout);
     for (int s = walk.begin - kLead; s < walk.begin; ++s, stager.rotate(), synchronize()) stager.advance(s, walk);
     for (int s = walk.begin; s < walk.end; ++s, stager.rotate(), synchronize()) {
       stager.advance(s, walk);
@@ -200,29 +188,27 @@ moments_kernel(const Arguments arguments) {
     }
   }
   sums.flush();
-  reduce_block(Sums<T>::kEntries, arguments.partial + block_index() * Sums<T>::kEntries,
-               [&](double* out) { sums.store(out); });
+  reduce_block(
+      Sums<T>::kEntries, kMomentsPartial, arguments.partial + block_index() * kMomentsPartial,
+      [&](double* out) { sums.store(out); },
+      [&](int i) { return Sums<T>::entry(i / kSide, i % kSide, source.anchor); });
 }
 
 struct Result {
   double* first;
   double* second;
-  double scale[3];
-  int anchor;
+  Factors scale;
 };
 
-template <typename T>
 NPR_KERNEL(32 * kReduceWarps, 1)
 finish_moments(const double* partial, int count, const Result result) {
   const int index = block_index() * 32 + thread_index() % 32, row = index / kSide, column = index % kSide;
-  const int entry = row < 27 ? Sums<T>::entry(row, column, result.anchor) : -1;
-  const double sum = reduce_rows(partial, Sums<T>::kEntries, entry, count);
-  if (thread_index() >= 32 || row >= 27) return;
-  const double scale = result.scale[row / 9];
+  const double sum = reduce_rows(partial, kMomentsPartial, index, count);
+  if (thread_index() >= 32 || index >= kMomentsPartial) return;
   if (column == 27) {
-    result.first[row] = sum * scale;
+    result.first[row] = sum * result.scale[row / 9];
   } else {
-    result.second[row * 27 + column] = sum * scale * result.scale[column / 9];
+    result.second[row * 27 + column] = sum * result.scale[row / 9] * result.scale[column / 9];
   }
 }
 
@@ -231,17 +217,15 @@ const char* launch_moments(const Moments& call, void* stream) {
   const Arguments arguments{source_of(call.task), tiling_of(call.task, kWarps), call.partial};
   const Tiling& tiling = arguments.tiling;
   const int threads = 4 * tiling.width;
-  const int64_t staged = ring_bytes(Record<T>::kBytes, tiling.width) + raw_bytes(call.task.x.type, tiling.width);
+  const int64_t staged = Sums<T>::Ring::ring_bytes(tiling.width) + raw_bytes(call.task.x.type, tiling.width);
   const int64_t reduced = reduce_bytes(Sums<T>::kEntries, threads), shared = staged > reduced ? staged : reduced;
-  static_assert(Sums<T>::kEntries <= kMomentsPartial);
   const auto kernel = moments_kernel<T, kBytes>;
   int64_t blocks = 0;
   if (const char* error = reduction_blocks(kernel, tiling, 1, threads, shared, blocks)) return error;
   if (blocks > 0)
     if (const char* error = launch(kernel, blocks, 1, threads, shared, stream, arguments)) return error;
-  const auto scale = staged_scale<double>(call.task);
-  const Result result{call.first, call.second, {scale[0], scale[1], scale[2]}, call.task.anchor};
-  return launch(finish_moments<T>, (27 * kSide + 31) / 32, 1, 32 * kReduceWarps, kReduceBytes, stream,
+  const Result result{call.first, call.second, factors_of(call.task)};
+  return launch(finish_moments, (kMomentsPartial + 31) / 32, 1, 32 * kReduceWarps, kReduceBytes, stream,
                 static_cast<const double*>(call.partial), static_cast<int>(blocks), result);
 }
 

@@ -9,17 +9,19 @@ namespace npr::cuda {
 // Shared memory that reduce_block needs. It may be that of the ring: nobody reads on.
 NPR_CONSTANT int64_t reduce_bytes(int entries, int threads) { return int64_t{threads / 32} * entries * 8; }
 
-// Adds what the warps of a block have, in their order; leaves the sums in `partial`. store(total) writes the `entries`
-// sums of the thread's warp, each thread its own.
-template <typename Store>
-NPR_DEVICE void reduce_block(int entries, double* partial, const Store& store) {
+// Adds what the warps of a block have, in their order. store(total) writes the `entries` sums of the thread's warp, each
+// thread its own; entry(i) is the one that goes to partial[i], below 0 for a sum that is 0.
+template <typename Store, typename Entry>
+NPR_DEVICE void reduce_block(int entries, int results, double* partial, const Store& store, const Entry& entry) {
   double* const totals = reinterpret_cast<double*>(shared_memory());
   synchronize();
   store(totals + thread_index() / 32 * entries);
   synchronize();
-  for (int i = thread_index(); i < entries; i += block_threads()) {
+  for (int i = thread_index(); i < results; i += block_threads()) {
     double sum = 0;
-    for (int warp = 0; warp < block_threads() / 32; ++warp) sum += totals[warp * entries + i];
+    const int from = entry(i);
+    if (from >= 0)
+      for (int warp = 0; warp < block_threads() / 32; ++warp) sum += totals[warp * entries + from];
     partial[i] = sum;
   }
 }
@@ -27,14 +29,14 @@ NPR_DEVICE void reduce_block(int entries, double* partial, const Store& store) {
 constexpr int kReduceWarps = 16;
 constexpr int64_t kReduceBytes = 32 * kReduceWarps * 8;  // of shared memory
 
-// Sums an entry of `count` rows for each lane, by all warps of a block together; the first warp has the sums. An entry
-// below 0 is 0.
+// Sums `count` rows of `entries` numbers, an entry for each lane, by all warps of a block together; the first warp has the
+// sums.
 NPR_DEVICE double reduce_rows(const double* partial, int64_t entries, int entry, int count) {
   double* const sums = reinterpret_cast<double*>(shared_memory());
   const int lane = thread_index() % 32, warp = thread_index() / 32;
   double sum = 0;
-  if (entry >= 0) {
-#pragma unroll 4
+  if (entry < entries) {
+#pragma unroll 8
     for (int row = warp; row < count; row += kReduceWarps) sum += partial[row * entries + entry];
   }
   sums[thread_index()] = sum;
@@ -43,6 +45,16 @@ NPR_DEVICE double reduce_rows(const double* partial, int64_t entries, int entry,
 #pragma unroll
   for (int other = 1; other < kReduceWarps; ++other) sum += sums[32 * other + lane];
   return sum;
+}
+
+// A factor for each channel of the image.
+struct Factors {
+  double first, second, third;
+  NPR_DEVICE double operator[](int channel) const { return channel == 0 ? first : channel == 1 ? second : third; }
+};
+inline Factors factors_of(const Task& task) {
+  const auto scale = staged_scale<double>(task);
+  return {scale[0], scale[1], scale[2]};
 }
 
 // Blocks of a reduction over the tiling's rows: as many as run at a time, no more than there are slots.

@@ -66,23 +66,20 @@ struct Walk {
   }
 };
 
-// Where the records of a row lie. Pixel p of a strip (-4 .. 4 * width - 1; four pixels belong to a pooled column) is in
-// group p / 4, and `spread` rotates the four within their group so that neither the writing of neighbouring cells nor
-// the reading of every fourth pixel, in three rows at once, meets the same banks.
 template <typename T>
 struct Record {  // 16-bit: two words, the first two differences and (the third, 1)
+  using Words = uint2;
   static constexpr int kBytes = 8;
   static NPR_DEVICE int spread(int row, int group) { return row + (group >> 2); }
-  static NPR_DEVICE void store(uint32_t to, float a, float b, float c, float one) {
-    store_shared(to, uint2{pack<T>(a, b), pack<T>(c, one)});
-  }
+  static NPR_DEVICE Words of(float a, float b, float c, float one) { return {pack<T>(a, b), pack<T>(c, one)}; }
 };
 template <>
 struct Record<float> {
+  using Words = uint4;
   static constexpr int kBytes = 16;
   static NPR_DEVICE int spread(int, int group) { return group >> 1; }
-  static NPR_DEVICE void store(uint32_t to, float a, float b, float c, float one) {
-    store_shared(to, uint4{as_bits(a), as_bits(b), as_bits(c), as_bits(one)});
+  static NPR_DEVICE Words of(float a, float b, float c, float one) {
+    return {as_bits(a), as_bits(b), as_bits(c), as_bits(one)};
   }
 };
 
@@ -102,20 +99,53 @@ constexpr int kRowElements = 96;  // in a warp's 32 pixels of a row
 constexpr int kPieceBytes = 16;
 
 NPR_CONSTANT int element_bytes(Type type) { return type == Type::kUInt8 ? 1 : type == Type::kFloat32 ? 4 : 2; }
-NPR_CONSTANT int record_pitch(int record_bytes, int width) { return (width + 1) * 4 * record_bytes; }
-NPR_CONSTANT int64_t ring_bytes(int record_bytes, int width) {
-  return static_cast<int64_t>(kPairs) * kPairRows * record_pitch(record_bytes, width);
-}
 NPR_CONSTANT int64_t raw_bytes(Type type, int width) {
   return static_cast<int64_t>(kRawStages) * kPairRows * kRowElements * element_bytes(type) * (width / 8);
 }
 
+// The ring as rows of pixels. Pixel p of a strip (-4 .. 4 * width - 1; four pixels belong to a pooled column) is in group
+// p / 4, and `spread` rotates the four within their group so that neither the writing of neighbouring cells nor the reading
+// of every fourth pixel, in three rows at once, meets the same banks. The records left of the strip are always 0: the
+// padding of the image or a column whose results are not kept.
+template <typename T, bool kSpread>
+struct PixelRows {
+  using Words = typename Record<T>::Words;
+  const int pitch;
+  int write[4];  // in a pair: the anchor, beside it, above or below it, across
+
+  static NPR_CONSTANT int pitch_of(int width) { return (width + 1) * 4 * Record<T>::kBytes; }
+  static NPR_CONSTANT int64_t ring_bytes(int width) { return int64_t{kPairs} * kPairRows * pitch_of(width); }
+
+  NPR_DEVICE PixelRows(const Source& source, uint32_t ring, int width) : pitch(pitch_of(width)) {
+    const int lane = thread_index() % 32, pixel = 2 * (16 * (thread_index() / 32) + lane % 16);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = 2 * (lane / 16) + ((i / 2) ^ (source.anchor >> 1)), column = (i % 2) ^ (source.anchor & 1);
+      write[i] = row * pitch + record_offset<T, kSpread>(pixel + column, row);
+    }
+    for (int row = thread_index(); row < kPairs * kPairRows; row += block_threads())
+      for (int k = 0; k < 4; ++k) store_shared(ring + static_cast<uint32_t>(row * pitch + k * Record<T>::kBytes), Words{});
+  }
+  NPR_DEVICE uint32_t pair_bytes() const { return static_cast<uint32_t>(kPairRows * pitch); }
+
+  NPR_DEVICE void clear(uint32_t pair, uint32_t /* after */) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) store_shared(pair + static_cast<uint32_t>(write[i]), Words{});
+  }
+  // Four records of a cell: the anchor, beside it, above or below it, across. They go into `pair`, or what belongs to
+  // cells below into the pair `after` it.
+  NPR_DEVICE void store(uint32_t pair, uint32_t /* after */, const Words (&record)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) store_shared(pair + static_cast<uint32_t>(write[i]), record[i]);
+  }
+};
+
 // The state of one thread of a block of 4 * width threads. T: of the records; it has 16 bits if kBytes, that is for
 // uint8 images.
-template <typename T, bool kBytes, bool kSpread>
+template <typename T, bool kBytes, typename Layout>
 struct Stager {
   const Source& source;
-  const int pitch;
+  const Layout layout;
   uint32_t before, current, next;  // pairs s - 1, s and s + 1 of the ring
   const unsigned char* rows;       // of the pair to be fetched next: the warp's first pixel, of bytes this lane's piece
   const uint32_t raw;    // this warp's
@@ -124,20 +154,19 @@ struct Stager {
   int pixels;            // from the warp's first to the end of the row
   uint32_t read[2];     // in the first raw stage: the cell in its anchor's row, and in the other row
   uint32_t select[2];   // the anchor's column and the other column: of bytes the selector, else the offset
-  int write[4];         // in a pair: the anchor, beside it, above or below it, across
 
   NPR_DEVICE Stager(const Source& source, uint32_t ring, uint32_t raw, int width)
       : source(source),
-        pitch(record_pitch(Record<T>::kBytes, width)),
+        layout(source, ring, width),
         before(ring),
-        current(ring + static_cast<uint32_t>(kPairRows * pitch)),
-        next(ring + static_cast<uint32_t>(2 * kPairRows * pitch)),
+        current(ring + layout.pair_bytes()),
+        next(ring + 2 * layout.pair_bytes()),
         rows(nullptr),
         raw(raw + static_cast<uint32_t>(thread_index() / 32 * kRawStages * stage_bytes())),
         cell_rows(0),
         piece_rows(0),
         pixels(0) {
-    const int lane = thread_index() % 32, warp = thread_index() / 32, cell = lane % 16;
+    const int lane = thread_index() % 32, cell = lane % 16;
     const int upper = source.anchor >> 1, left = source.anchor & 1, element = size();
     // Of bytes the word with the cell's first one, else the cell's first element in its row.
     const int first = kBytes ? (source.planar ? cell / 2 * 4 : (cell / 2 * 3 + cell % 2) * 4)
@@ -149,14 +178,7 @@ struct Stager {
       const uint32_t byte = static_cast<uint32_t>(cell % 2 * 2 + (source.planar ? 1 : 3) * column);
       select[i] = source.planar ? byte | (byte + 4) << 4 : byte | (byte + 1) << 4 | (byte + 2) << 8;
       if (!kBytes) select[i] = static_cast<uint32_t>((source.planar ? 1 : 3) * column * element);
-#pragma unroll
-      for (int k = 0; k < 2; ++k)
-        write[2 * i + k] = row * pitch + record_offset<T, kSpread>(2 * (16 * warp + cell) + (k ^ left), row);
     }
-    // The records left of the strip: always 0, the padding of the image or a column whose results are not kept.
-    for (int row = thread_index(); row < kPairs * kPairRows; row += block_threads())
-      for (int k = 0; k < 4; ++k)
-        Record<T>::store(ring + static_cast<uint32_t>(row * pitch + k * Record<T>::kBytes), 0, 0, 0, 0);
   }
 
   NPR_DEVICE int size() const { return kBytes ? 1 : element_bytes(source.image.type); }
@@ -173,7 +195,7 @@ struct Stager {
     pixels = 2 * cells;
     rows = static_cast<const unsigned char*>(x.data) + offset * size();
     if constexpr (kBytes) {
-      const Piece piece(*this, thread_index() % 32);
+      const Piece piece(*this, anew(thread_index() % 32));
       piece_rows = piece.exists ? static_cast<uint32_t>(source.cell_rows) : 0;
       if (piece.exists) rows += piece.offset;
     }
@@ -242,8 +264,7 @@ struct Stager {
   NPR_DEVICE void convert(int s) {
     const int row = 2 * s + thread_index() % 32 / 16;
     if (static_cast<uint32_t>(row) >= cell_rows) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) Record<T>::store(next + static_cast<uint32_t>(write[i]), 0, 0, 0, 0);
+      layout.clear(next, before);
     } else if constexpr (kBytes) {
       convert_bytes(raw_stage(s));
     } else if (source.image.type == Type::kFloat32) {
@@ -267,7 +288,7 @@ struct Stager {
 #pragma unroll
         for (int k = 0; k < 2; ++k)
           pixel[2 * i + k] =
-              byte_perm(byte_perm(first, second, select[k]), third, (select[k] & 0xf0u) << 4 | 0x10u);
+              byte_perm(byte_perm(first, second, select[k]), third, (anew(select[k]) & 0xf0u) << 4 | 0x10u);
       }
     } else {
 #pragma unroll
@@ -281,12 +302,12 @@ struct Stager {
     // 4 + byte / 256 for two channels; then for the third, beside it 4 in the anchor and 5 elsewhere: they differ by 1.
     constexpr uint32_t kFour = 0x45004444u, kPair = 0x4140u, kAnchor = 0x4642u, kOther = 0x7642u, kOne = 0x3c000000u;
     const uint2 anchor{byte_perm(pixel[0], kFour, kPair), byte_perm(pixel[0], kFour, kAnchor)};
-    store_shared(next + static_cast<uint32_t>(write[0]), uint2{0, staged(kOne)});
+    uint2 record[4] = {uint2{0, staged(kOne)}};
 #pragma unroll
     for (int i = 1; i < 4; ++i)
-      store_shared(next + static_cast<uint32_t>(write[i]),
-                   uint2{staged(subtract_halves(byte_perm(pixel[i], kFour, kPair), anchor.x)),
-                         staged(subtract_halves(byte_perm(pixel[i], kFour, kOther), anchor.y))});
+      record[i] = uint2{staged(subtract_halves(byte_perm(pixel[i], kFour, kPair), anchor.x)),
+                        staged(subtract_halves(byte_perm(pixel[i], kFour, kOther), anchor.y))};
+    layout.store(next, before, record);
   }
 
   // Two differences of bytes, which both types hold exactly.
@@ -306,10 +327,11 @@ struct Stager {
       for (int c = 0; c < 3; ++c)
         pixel[i][c] = load_number<Element>(stage + read[i / 2] + select[i % 2] +
                                            static_cast<uint32_t>(c) * channel);
+    typename Record<T>::Words record[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      Record<T>::store(next + static_cast<uint32_t>(write[i]), pixel[i][0] - pixel[0][0], pixel[i][1] - pixel[0][1],
-                       pixel[i][2] - pixel[0][2], 1);
+      record[i] = Record<T>::of(pixel[i][0] - pixel[0][0], pixel[i][1] - pixel[0][1], pixel[i][2] - pixel[0][2], 1);
+    layout.store(next, before, record);
   }
 };
 

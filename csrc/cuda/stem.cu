@@ -524,6 +524,7 @@ NPR_KERNEL(32 * (Kind<T, kBytes, kArgmax>::kWarps), (Kind<T, kBytes, kArgmax>::k
 stem_kernel(const Arguments arguments) {
   using Kinds = Kind<T, kBytes, kArgmax>;
   using Staged = typename Kinds::Staged;
+  using Ring = PixelRows<Staged, true>;
   using Sum = typename Kinds::Sum;
   using Kept = Best<Sum, kArgmax>;
   using Values = Pair<Sum, kArgmax>;
@@ -538,13 +539,13 @@ stem_kernel(const Arguments arguments) {
   const bool scaled = Parameters::fill(arguments, chunk, shared);
   using Rows = typename Method<T, kBytes, kArgmax, kGroups>::Rows;
   const uint32_t matrices = shared_address(shared) + static_cast<uint32_t>(Parameters::kSharedBytes);
-  const Rows convolution(arguments, shared, matrices, record_pitch(Record<Staged>::kBytes, width));
+  const Rows convolution(arguments, shared, matrices, Ring::pitch_of(width));
   const uint32_t factors = shared_address(shared) + Parameters::kRows * Parameters::kChannels * 4 + 8 * t * sizeof(T);
   const uint32_t exchange = matrices + static_cast<uint32_t>(kMatrices<T, kGroups>);
   const uint32_t mine = exchange + static_cast<uint32_t>((warp * 4 + t) * kWords * 4);
   const uint32_t ring = exchange + static_cast<uint32_t>(exchange_bytes<T, kBytes, kArgmax>(width));
-  const uint32_t raw = ring + static_cast<uint32_t>(ring_bytes(Record<Staged>::kBytes, width));
-  Stager<Staged, kBytes, true> stager(arguments.source, ring, raw, width);
+  const uint32_t raw = ring + static_cast<uint32_t>(Ring::ring_bytes(width));
+  Stager<Staged, kBytes, Ring> stager(arguments.source, ring, raw, width);
 
   Walk walk(tiling);
   while (walk.next(tiling)) {
@@ -674,7 +675,7 @@ const char* launch_stem(const Arguments& arguments, const Task& task, void* stre
   const int threads = 4 * tiling.width;
   const int64_t shared = Table<T, kBytes, kArgmax>::kSharedBytes + kMatrices<T, kGroups> +
                          exchange_bytes<T, kBytes, kArgmax>(tiling.width) +
-                         ring_bytes(Record<typename Kinds::Staged>::kBytes, tiling.width) +
+                         PixelRows<typename Kinds::Staged, true>::ring_bytes(tiling.width) +
                          raw_bytes(task.x.type, tiling.width);
   const auto kernel = stem_kernel<T, kBytes, kArgmax, kGroups>;
   int64_t blocks = 0;

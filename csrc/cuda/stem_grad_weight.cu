@@ -9,6 +9,9 @@
 // gradient, shifted by 16 bits times the argmax in 64. Bytes are staged in the gradient's own type: bfloat16 has the
 // differences of bytes exactly, too. A float32 gradient is the sum of three numbers of bfloat16, all 24 bits of it.
 //
+// Counted in the machine code for sm_90: a warp's step (eight pooled pixels of 64 channels) issues about 460 instructions, 80
+// of them mma, and 40 more for the sums in double.
+//
 // What has no common 16-bit type (float32 images, gradients of the other 16-bit type) takes the plain kernel, in float32:
 // a lane is a channel, finds the position in the argmax and adds gradient times patch, read from the records.
 #include "patches.h"
@@ -30,70 +33,79 @@ struct Arguments {
 
 constexpr int kChannels = 64;  // of a block
 constexpr int kWarps = 8;
-constexpr int kSums = kChannels * kPatchTiles * 8;  // channels x components
-constexpr int kFlush = 8;                           // steps of eight pooled pixels that a float sums up
+constexpr int kComponents = kPatchTiles * 8, kSums = kChannels * kComponents;
+constexpr int kFlush = 8;  // steps of eight pooled pixels that a float sums up
 
-// Where a sum is: a lane has those of eight channels, two for each tile of 16 (mma's m), and of two components each.
+// Where flush() puts a sum: a lane has those of eight channels, two for each tile of 16 (mma's m), and of two components each.
 NPR_DEVICE int sum_of(int channel, int component) {
   return (channel % 8 / 2 * kPatchTiles + component / 8) * 128 + (channel / 8 * 4 + component % 8 / 2) * 4 +
          channel % 2 * 2 + component % 2;
 }
 
-// Gradients and codes on their way: four steps, each lane's own for two columns.
+// Gradients and codes on their way: three steps, each lane's own for two columns.
 template <typename G>
 struct Pooled {
-  static constexpr int kSteps = 4, kAhead = 3;
+  static constexpr int kSteps = 3, kAhead = 2;
   static constexpr int kGradient = 8 * static_cast<int>(sizeof(G));  // bytes of a lane's eight channels
-  static constexpr int kWarpBytes = 32 * 2 * (kGradient + 8);
-  static NPR_CONSTANT int64_t bytes(int width) { return int64_t{kSteps} * (width / 8) * kWarpBytes; }
+  static constexpr int kThreadBytes = 2 * (kGradient + 8);
+  static NPR_CONSTANT int64_t bytes(int width) { return int64_t{kSteps} * 4 * width * kThreadBytes; }
 
   const Arguments& arguments;
   const int chunk;
-  uint32_t memory;  // this lane's in the first step; pieces of 16 bytes, then the codes
-  int64_t index;    // of the step to be fetched next
+  uint32_t now, soon, free;  // memory of step s, of s + 1 and of s + 2: pieces of 16 bytes for each thread, then the codes
+  int64_t index;             // of the step to be fetched next
   bool exists[2];
 
   NPR_DEVICE Pooled(const Arguments& arguments, uint32_t memory, int chunk)
       : arguments(arguments),
         chunk(chunk),
-        memory(memory + static_cast<uint32_t>(thread_index() / 32 * kWarpBytes)),
+        now(memory),
+        soon(memory + step_bytes()),
+        free(memory + 2 * step_bytes()),
         index(0) {}
 
-  NPR_DEVICE uint32_t step(int s) const {
-    return memory + static_cast<uint32_t>((s & (kSteps - 1)) * (block_threads() / 32) * kWarpBytes);
+  static NPR_DEVICE uint32_t step_bytes() { return static_cast<uint32_t>(block_threads() * kThreadBytes); }
+  static NPR_DEVICE uint32_t piece(uint32_t step, int half, int i) {
+    return step + static_cast<uint32_t>(((half * (kGradient / 16) + i) * block_threads() + thread_index()) * 16);
   }
-  static NPR_DEVICE uint32_t piece(int half, int i) {
-    return static_cast<uint32_t>(((half * (kGradient / 16) + i) * 32 + thread_index() % 32) * 16);
-  }
-  static NPR_DEVICE uint32_t code(int half) {
-    return static_cast<uint32_t>(32 * 2 * kGradient + (half * 32 + thread_index() % 32) * 8);
+  static NPR_DEVICE uint32_t code(uint32_t step, int half) {
+    return step + static_cast<uint32_t>((2 * kGradient + half * 8) * block_threads() + thread_index() * 8);
   }
 
   NPR_DEVICE void start(const Walk& walk) {
     const Tiling& tiling = arguments.tiling;
-    const int lane = thread_index() % 32, column = thread_index() / 32 * 8 + lane % 4, first = chunk + lane / 4 * 8;
+    const int thread = anew(thread_index()), lane = thread % 32;
+    const int column = thread / 32 * 8 + lane % 4, first = chunk + lane / 4 * 8;
     const int64_t row = int64_t{walk.image} * tiling.rows + walk.begin;
     index = (row * tiling.columns + walk.column + column) * arguments.out_channels + first;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int mine = column + 4 * half;
-      exists[half] = mine >= walk.first && walk.column + mine < tiling.columns && first < arguments.out_channels;
+      const int own = column + 4 * half;
+      exists[half] = own >= walk.first && walk.column + own < tiling.columns && first < arguments.out_channels;
       if (!exists[half])
-        for (int s = 0; s < kSteps; ++s) store_shared(step(s) + code(half), uint2{0x09090909u, 0x09090909u});
+        for (const uint32_t step : {now, soon, free}) store_shared(code(step, half), uint2{0x09090909u, 0x09090909u});
     }
   }
 
-  NPR_DEVICE void fetch(int s) {
+  // Asks for step s + 2.
+  NPR_DEVICE void fetch() {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       if (exists[half]) {
         const int64_t from = index + half * 4 * arguments.out_channels;
         const unsigned char* const grad = static_cast<const unsigned char*>(arguments.grad.data) + from * sizeof(G);
 #pragma unroll
-        for (int i = 0; i < kGradient / 16; ++i) copy_async<16>(step(s) + piece(half, i), grad + 16 * i);
-        copy_async<8>(step(s) + code(half), arguments.argmax + from);
+        for (int i = 0; i < kGradient / 16; ++i) copy_async<16>(piece(free, half, i), grad + 16 * i);
+        copy_async<8>(code(free, half), arguments.argmax + from);
       }
     index += int64_t{arguments.tiling.columns} * arguments.out_channels;
+  }
+
+  NPR_DEVICE void rotate() {
+    const uint32_t used = now;
+    now = soon;
+    soon = free;
+    free = used;
   }
 };
 
@@ -105,7 +117,7 @@ struct Gradient<T, T> {
   static constexpr int kParts = 1;
   uint32_t pair[4];  // a pair of channels each
   NPR_DEVICE void load(uint32_t step, int half) {
-    const uint4 words = load_shared<uint4>(step + Pooled<T>::piece(half, 0));
+    const uint4 words = load_shared<uint4>(Pooled<T>::piece(step, half, 0));
     pair[0] = words.x;
     pair[1] = words.y;
     pair[2] = words.z;
@@ -120,7 +132,7 @@ struct Gradient<BFloat16, float> {
   NPR_DEVICE void load(uint32_t step, int half) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint4 words = load_shared<uint4>(step + Pooled<float>::piece(half, i));
+      const uint4 words = load_shared<uint4>(Pooled<float>::piece(step, half, i));
       value[4 * i] = as_float(words.x);
       value[4 * i + 1] = as_float(words.y);
       value[4 * i + 2] = as_float(words.z);
@@ -140,66 +152,79 @@ struct Gradient<BFloat16, float> {
 
 template <typename T>
 struct Products {
-  static constexpr int kCell = 2 * Record<T>::kBytes;
   static constexpr uint32_t kBefore = 0x80000000u;  // marks an offset in the pair before the current one
-  static constexpr int kRowsBytes = 3 * 32 * 8;
 
-  const Patch patch;
-  // In shared memory, to save registers: each lane's rows for ldmatrix as a warp of column 0 has them, by four positions of
-  // the pooling windows and for the ninth: in the rows above and without the anchor, and in the anchor's row.
+  // In shared memory, to save registers: each thread's rows for ldmatrix by four positions of the pooling windows and for the
+  // ninth: of tiles 0 and 1, and of tiles 2 and 3.
   const uint32_t rows;
   float sum[kChannels / 16][kPatchTiles][4] = {};
 
-  NPR_DEVICE Products(int anchor, int pitch, uint32_t rows) : patch(anchor), rows(rows + thread_index() % 32 * 8) {
-    if (thread_index() >= 32) return;
-    const int matrix = thread_index() / 8, window = thread_index() % 8 / 2, odd = thread_index() % 2, h = anchor >> 1;
-    const auto row = [&](int y, int column, bool left) {
-      const int offset = (y & 3) * pitch + record_offset<T, false>(column, 0) - (left ? kCell : 0);
-      return static_cast<uint32_t>(offset) + (y < 0 ? kBefore : 0);
+  static NPR_CONSTANT int64_t rows_bytes(int width) { return int64_t{4} * width * (2 * 8 + 4); }
+
+  NPR_DEVICE Products(const PatchRows<T>& ring, uint32_t rows) : rows(rows) {
+    const int lane = thread_index() % 32, matrix = lane / 8, window = thread_index() / 32 * 8 + lane % 8 / 2, odd = lane % 2;
+    // Rows of cells count from the pair before.
+    const auto row = [&](int code, int tile, int window) {
+      const int r = code / 3 + (tile == 1 ? 0 : 1), cell = 2 * window + code % 3 - 1 - (tile == 0);
+      const int array = tile == 0 ? kRightColumn : tile == 1 ? kBottomRow : tile == 3 ? kRest
+                      : ring.anchor == 2 ? kRightColumn : kBottomRow;
+      return ring.offset(r % 2, array, cell) + (r < 2 ? kBefore : 0);
     };
 #pragma unroll
-    for (int four = 0; four < 2; ++four) {  // matrices: (two positions, the next two) x (two rows, or own and left)
-      const int code = 4 * four + matrix % 2 * 2 + odd, r = code / 3, column = 4 * window + 2 * (code % 3 - 1);
-      store_shared(place(four), uint2{row(matrix < 2 ? 2 * r - 3 : 2 * r - 1 - h, column, false),
-                                      row(2 * r - 2 + h, column, matrix >= 2)});
+    for (int four = 0; four < 2; ++four) {  // matrices: (two positions, the next two) of each tile
+      const int code = 4 * four + matrix % 2 * 2 + odd;
+      store_shared(place(four), uint2{row(code, matrix / 2, window), row(code, 2 + matrix / 2, window)});
     }
-    const int column = 4 * (window + 4 * odd) + 2;  // matrices: (two rows) x (own and left), (own, left)
-    store_shared(place(2), uint2{row(matrix % 2 == 0 ? 1 : 3 - h, column, matrix >= 2), row(2 + h, column, matrix % 2)});
+    store_shared(ninth_place(), row(8, matrix, window + 4 * odd));  // the ninth of eight windows, a matrix for each tile
   }
-  NPR_DEVICE uint32_t place(int i) const { return rows + static_cast<uint32_t>(i * 32 * 8); }
+  NPR_DEVICE uint32_t place(int four) const {
+    return rows + static_cast<uint32_t>((four * block_threads() + thread_index()) * 8);
+  }
+  NPR_DEVICE uint32_t ninth_place() const {
+    return rows + static_cast<uint32_t>(2 * block_threads() * 8 + thread_index() * 4);
+  }
 
+  // One step of eight pooled columns; `pooled` is where its gradients are.
   template <typename G>
   NPR_DEVICE void step(uint32_t before, uint32_t current, uint32_t pooled) {
     constexpr int kParts = Gradient<T, G>::kParts;
-    current += static_cast<uint32_t>(thread_index() / 32 * 16 * kCell);
-    before += static_cast<uint32_t>(thread_index() / 32 * 16 * kCell) + kBefore;
+    before += kBefore;
     const auto at = [&](uint32_t row) { return (static_cast<int>(row) < 0 ? before : current) + row; };
+    uint32_t row[2][2];
+#pragma unroll
+    for (int four = 0; four < 2; ++four) {
+      const uint2 lanes = load_shared<uint2>(place(four));
+      row[four][0] = at(lanes.x);
+      row[four][1] = at(lanes.y);
+    }
 #pragma unroll 1
-    for (int quarter = 0; quarter < 4; ++quarter) {  // four columns, four positions
-      const int half = quarter / 2, four = quarter % 2;
+    for (int half = 0; half < 2; ++half) {  // four columns
+      const uint32_t columns = static_cast<uint32_t>(8 * half * kPatchBytes);
       Gradient<T, G> gradient;
       gradient.load(pooled, half);
-      const uint2 codes = load_shared<uint2>(pooled + Pooled<G>::code(half));
-      const uint2 lanes = load_shared<uint2>(place(four));
-      const uint32_t columns = static_cast<uint32_t>(8 * half * kCell);
-      uint32_t b[kPatchTiles][2];
-      load(b, at(lanes.x) + columns, at(lanes.y) + columns);
-      // Of the other four positions' shifts, 64 bits or more remain.
-      const uint32_t flip = static_cast<uint32_t>(four) * 0x40404040u;
-      const uint32_t shifts[2] = {codes.x << 4 ^ flip, codes.y << 4 ^ flip};
+      const uint2 codes = load_shared<uint2>(Pooled<G>::code(pooled, half));
 #pragma unroll
-      for (int i = 0; i < kChannels / 16; ++i) {
-        const uint32_t first = byte_perm(shifts[i / 2], 0, i % 2 ? 0x4442u : 0x4440u);
-        const uint32_t second = byte_perm(shifts[i / 2], 0, i % 2 ? 0x4443u : 0x4441u);
-        uint32_t parts[kParts];
-        gradient.parts(i, parts);
+      for (int four = 0; four < 2; ++four) {  // positions
+        uint32_t b[2][4];  // two of the tiles: of two positions, then of the next two
 #pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          uint32_t a[4];
-          shift_left(parts[part] & 0xffffu, first, a[0], a[2]);
-          shift_left(parts[part] >> 16, second, a[1], a[3]);
+        for (int i = 0; i < 2; ++i) load_transposed(b[i], row[four][i] + columns);
+        const uint32_t flip = static_cast<uint32_t>(four) * 0x40404040u;  // of the others' shifts, 64 bits or more remain
+        const uint32_t shifts[2] = {codes.x << 4 ^ flip, codes.y << 4 ^ flip};
 #pragma unroll
-          for (int n = 0; n < kPatchTiles; ++n) multiply<T>(sum[i][n], a, b[n][0], b[n][1], sum[i][n]);
+        for (int i = 0; i < kChannels / 16; ++i) {
+          const uint32_t first = byte_perm(shifts[i / 2], 0, i % 2 ? 0x4442u : 0x4440u);
+          const uint32_t second = byte_perm(shifts[i / 2], 0, i % 2 ? 0x4443u : 0x4441u);
+          uint32_t parts[kParts];
+          gradient.parts(i, parts);
+#pragma unroll
+          for (int part = 0; part < kParts; ++part) {
+            uint32_t a[4];
+            shift_left(parts[part] & 0xffffu, first, a[0], a[2]);
+            shift_left(parts[part] >> 16, second, a[1], a[3]);
+#pragma unroll
+            for (int n = 0; n < kPatchTiles; ++n)
+              multiply<T>(sum[i][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1], sum[i][n]);
+          }
         }
       }
     }
@@ -209,7 +234,7 @@ struct Products {
     for (int half = 0; half < 2; ++half) {
       Gradient<T, G> gradient;
       gradient.load(pooled, half);
-      const uint2 codes = load_shared<uint2>(pooled + Pooled<G>::code(half));
+      const uint2 codes = load_shared<uint2>(Pooled<G>::code(pooled, half));
       const uint32_t chosen[2] = {codes.x << 4 & ~(codes.x << 7), codes.y << 4 & ~(codes.y << 7)};
 #pragma unroll
       for (int i = 0; i < kChannels / 16; ++i) {
@@ -224,11 +249,8 @@ struct Products {
         }
       }
     }
-    uint32_t own[4], left[4];
-    const uint2 lanes = load_shared<uint2>(place(2));
-    load_transposed(own, current + lanes.x);
-    load_transposed(left, current + lanes.y);
-    const uint32_t b[kPatchTiles] = {own[0], own[1], patch.second(left[0], own[2]), patch.third(left[1], own[3])};
+    uint32_t b[kPatchTiles];
+    load_transposed(b, current + load_shared<uint32_t>(ninth_place()));
 #pragma unroll
     for (int part = 0; part < kParts; ++part)
 #pragma unroll
@@ -237,55 +259,48 @@ struct Products {
         for (int n = 0; n < kPatchTiles; ++n) multiply_half<T>(sum[i][n], ninth[part][i], b[n], sum[i][n]);
   }
 
-  NPR_DEVICE void load(uint32_t (&b)[kPatchTiles][2], uint32_t cells, uint32_t beside) const {
-    uint32_t own[4], left[4], in_anchors_row[4];
-    load_transposed(own, cells);
-    load_transposed(left, cells - kCell);
-    load_transposed(in_anchors_row, beside);
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      b[0][k] = own[k];
-      b[1][k] = own[2 + k];
-      b[2][k] = patch.second(in_anchors_row[k], left[k]);
-      b[3][k] = patch.third(in_anchors_row[2 + k], left[2 + k]);
-    }
-  }
-
-  // Adds the sums of all warps to the block's, in double.
-  static constexpr int kScratchBytes = kPatchTiles * 32 * 16;  // of a warp
+  // Adds the sums of all warps to the block's, in double. `scratch`: kScratchBytes of shared memory for each warp, which
+  // nobody uses.
+  static constexpr int kScratchTiles = 2, kScratchBytes = kScratchTiles * 32 * 16;
   NPR_DEVICE void flush(uint32_t scratch, double* total) {
     const int lane = thread_index() % 32, warp = thread_index() / 32;
 #pragma unroll
-    for (int i = 0; i < kChannels / 16; ++i) {
-      synchronize();
+    for (int first = 0; first < kChannels / 16 * kPatchTiles; first += kScratchTiles) {
 #pragma unroll
-      for (int n = 0; n < kPatchTiles; ++n) {
-        const float(&four)[4] = sum[i][n];
+      for (int n = 0; n < kScratchTiles; ++n) {
+        float(&four)[4] = sum[(first + n) / kPatchTiles][(first + n) % kPatchTiles];
         store_shared(scratch + static_cast<uint32_t>(warp * kScratchBytes + (n * 32 + lane) * 16),
                      uint4{as_bits(four[0]), as_bits(four[1]), as_bits(four[2]), as_bits(four[3])});
 #pragma unroll
-        for (int j = 0; j < 4; ++j) sum[i][n][j] = 0;
+        for (int j = 0; j < 4; ++j) four[j] = 0;
       }
       synchronize();
-      for (int pair = thread_index(); pair < kScratchBytes / 8; pair += block_threads()) {
-        float first = 0, second = 0;
-#pragma unroll 2
-        for (int other = 0; other < block_threads() / 32; ++other) {
-          const uint2 both = load_shared<uint2>(scratch + static_cast<uint32_t>(other * kScratchBytes + pair * 8));
-          first += as_float(both.x);
-          second += as_float(both.y);
+      for (int i = thread_index(); i < kScratchBytes / 8; i += block_threads()) {
+        float added[2] = {};
+        const auto add = [&](int other) {
+          const uint2 two = load_shared<uint2>(scratch + static_cast<uint32_t>(other * kScratchBytes + i * 8));
+          added[0] += as_float(two.x);
+          added[1] += as_float(two.y);
+        };
+        if (block_threads() == 32 * kWarps) {
+#pragma unroll
+          for (int other = 0; other < kWarps; ++other) add(other);
+        } else {
+#pragma unroll 1
+          for (int other = 0; other < block_threads() / 32; ++other) add(other);
         }
-        total[i * (kScratchBytes / 4) + 2 * pair] += first;
-        total[i * (kScratchBytes / 4) + 2 * pair + 1] += second;
+        total[first * 128 + 2 * i] += added[0];
+        total[first * 128 + 2 * i + 1] += added[1];
       }
+      synchronize();
     }
   }
 };
 
 template <typename T, typename G>
 NPR_CONSTANT int64_t tensor_core_bytes(Type type, int width) {
-  return kSums * 8 + Products<T>::kRowsBytes + int64_t{width / 8} * Products<T>::kScratchBytes + Pooled<G>::bytes(width) +
-         ring_bytes(Record<T>::kBytes, width) + raw_bytes(type, width);
+  return kSums * 8 + Products<T>::rows_bytes(width) + Pooled<G>::bytes(width) + PatchRows<T>::ring_bytes(width) +
+         raw_bytes(type, width);
 }
 
 template <typename T, typename G, bool kBytes>
@@ -293,38 +308,42 @@ NPR_KERNEL(32 * kWarps, (sizeof(G) == 4 ? 1 : NPR_LARGE_BLOCKS))
 tensor_core_kernel(const Arguments arguments) {
   const Tiling& tiling = arguments.tiling;
   double* const total = reinterpret_cast<double*>(shared_memory());
-  const uint32_t rows = shared_address(shared_memory()) + kSums * 8, scratch = rows + Products<T>::kRowsBytes;
-  const uint32_t copies = scratch + static_cast<uint32_t>(tiling.width / 8 * Products<T>::kScratchBytes);
+  const uint32_t rows = shared_address(shared_memory()) + kSums * 8, copies = rows + static_cast<uint32_t>(Products<T>::rows_bytes(tiling.width));
   const uint32_t ring = copies + static_cast<uint32_t>(Pooled<G>::bytes(tiling.width));
-  const uint32_t raw = ring + static_cast<uint32_t>(ring_bytes(Record<T>::kBytes, tiling.width));
+  const uint32_t raw = ring + static_cast<uint32_t>(PatchRows<T>::ring_bytes(tiling.width));
   for (int i = thread_index(); i < kSums; i += block_threads()) total[i] = 0;
 
-  Stager<T, kBytes, false> stager(arguments.source, ring, raw, tiling.width);
-  Products<T> products(arguments.source.anchor, stager.pitch, rows);
+  Stager<T, kBytes, PatchRows<T>> stager(arguments.source, ring, raw, tiling.width);
+  Products<T> products(stager.layout, rows);
   Pooled<G> pooled(arguments, copies, block_row() * kChannels);
+  // Tensor cores cut the sums off after every product: as many as five a step for each part of the gradient.
+  constexpr int kSteps = kFlush / Gradient<T, G>::kParts;
+  static_assert(Products<T>::kScratchBytes <= 32 * Pooled<G>::kThreadBytes);
   Walk walk(tiling);
   while (walk.next(tiling)) {
     stager.start(walk);
     pooled.start(walk);
-    for (int s = walk.begin - kLead; s < walk.begin; ++s, stager.rotate(), synchronize()) {
+    for (int s = walk.begin - kLead; s < walk.begin; ++s, stager.rotate(), pooled.rotate(), synchronize()) {
       const int ahead = s + Pooled<G>::kAhead;
-      if (ahead >= walk.begin && ahead < walk.end) pooled.fetch(ahead);
+      if (ahead >= walk.begin && ahead < walk.end) pooled.fetch();
       stager.advance(s, walk);
     }
-    for (int s = walk.begin; s < walk.end;) {
-      const int stop = s + kFlush < walk.end ? s + kFlush : walk.end;
-      for (; s < stop; ++s, stager.rotate(), synchronize()) {
-        if (s + Pooled<G>::kAhead < walk.end) pooled.fetch(s + Pooled<G>::kAhead);
+    int s = walk.begin;
+    walk.begin = 0;  // from here on no step comes before the first: one register less
+    while (s < walk.end) {
+      const int stop = s + kSteps < walk.end ? s + kSteps : walk.end;
+      for (; s < stop; ++s, stager.rotate(), pooled.rotate(), synchronize()) {
+        if (s + Pooled<G>::kAhead < walk.end) pooled.fetch();
         stager.advance(s, walk);
-        products.template step<G>(stager.before, stager.current, pooled.step(s));
+        products.template step<G>(stager.before, stager.current, pooled.now);
       }
-      products.flush(scratch, total);
+      products.flush(pooled.free, total);
     }
   }
   synchronize();
   const int64_t chunks = (arguments.out_channels + kChannels - 1) / kChannels;
   double* const out = arguments.partial + (block_index() * chunks + block_row()) * kSums;
-  for (int i = thread_index(); i < kSums; i += block_threads()) out[i] = total[i];
+  for (int i = thread_index(); i < kSums; i += block_threads()) out[i] = total[sum_of(i / kComponents, i % kComponents)];
 }
 
 // --- in float32 ---
@@ -362,9 +381,10 @@ plain_kernel(const Arguments arguments) {
   const int chunk = block_row() * kPlainChannels;
   const bool exists = chunk + lane < arguments.out_channels;
   const uint32_t ring = shared_address(shared_memory());
-  const uint32_t raw = ring + static_cast<uint32_t>(ring_bytes(Record<T>::kBytes, tiling.width));
-  Stager<T, false, false> stager(arguments.source, ring, raw, tiling.width);
-  const int pitch = stager.pitch;
+  using Ring = PixelRows<T, false>;
+  const uint32_t raw = ring + static_cast<uint32_t>(Ring::ring_bytes(tiling.width));
+  Stager<T, false, Ring> stager(arguments.source, ring, raw, tiling.width);
+  const int pitch = stager.layout.pitch;
 
   float sum[kEntries] = {};
   double sums[kEntries] = {};
@@ -424,13 +444,15 @@ plain_kernel(const Arguments arguments) {
     flush();
   }
   const int channels = arguments.out_channels - chunk < kPlainChannels ? arguments.out_channels - chunk : kPlainChannels;
-  reduce_block(channels * kEntries,
-               arguments.partial + (static_cast<int64_t>(block_index()) * arguments.out_channels + chunk) * kEntries,
-               [&](double* out) {
+  reduce_block(
+      channels * kEntries, channels * kEntries,
+      arguments.partial + (static_cast<int64_t>(block_index()) * arguments.out_channels + chunk) * kEntries,
+      [&](double* out) {
 #pragma unroll
-                 for (int i = 0; i < kEntries; ++i)
-                   if (exists) out[lane * kEntries + i] = sums[i];
-               });
+        for (int i = 0; i < kEntries; ++i)
+          if (exists) out[lane * kEntries + i] = sums[i];
+      },
+      [](int i) { return i; });
 }
 
 // --- and the sums over all blocks ---
@@ -438,7 +460,7 @@ plain_kernel(const Arguments arguments) {
 struct Result {
   float* products;
   float* sums;
-  double scale[3];
+  Factors scale;
   int out_channels, anchor;
 };
 
@@ -446,15 +468,14 @@ template <bool kTensorCores>
 NPR_KERNEL(32 * kReduceWarps, 1)
 finish_stem_grad_weight(const double* partial, int count, const Result result) {
   const int index = block_index() * 32 + thread_index() % 32, channel = index / kEntries, k = index % kEntries;
-  const bool exists = channel < result.out_channels;
-  int entry = exists ? index : -1, entries = kEntries * result.out_channels;
+  int entry = index, entries = kEntries * result.out_channels;
   if constexpr (kTensorCores) {
-    const int component = Patch::component(k, result.anchor);
-    entry = exists && component >= 0 ? channel / kChannels * kSums + sum_of(channel % kChannels, component) : -1;
+    const int component = patch_component(k, result.anchor);  // or none, for a product that is always 0
     entries = (result.out_channels + kChannels - 1) / kChannels * kSums;
+    entry = component < 0 ? entries : channel * kComponents + component;
   }
   const double sum = reduce_rows(partial, entries, entry, count);
-  if (thread_index() >= 32 || !exists) return;
+  if (thread_index() >= 32 || channel >= result.out_channels) return;
   if (k == 27) {
     result.sums[channel] = static_cast<float>(sum);
   } else {
@@ -466,15 +487,13 @@ finish_stem_grad_weight(const double* partial, int count, const Result result) {
 template <bool kTensorCores, typename Kernel>
 const char* launch_with(Kernel kernel, const StemGradWeight& call, const Arguments& arguments, int channels, int64_t shared,
                         void* stream) {
-  const Task& task = call.task;
   const int threads = 4 * arguments.tiling.width, out_channels = arguments.out_channels;
   const int64_t chunks = (out_channels + channels - 1) / channels;
   int64_t blocks = 0;
   if (const char* error = reduction_blocks(kernel, arguments.tiling, chunks, threads, shared, blocks)) return error;
   if (blocks > 0)
     if (const char* error = launch(kernel, blocks, chunks, threads, shared, stream, arguments)) return error;
-  const auto scale = staged_scale<double>(task);
-  const Result result{call.products, call.sums, {scale[0], scale[1], scale[2]}, out_channels, task.anchor};
+  const Result result{call.products, call.sums, factors_of(call.task), out_channels, call.task.anchor};
   return launch(finish_stem_grad_weight<kTensorCores>, (out_channels * kEntries + 31) / 32, 1, 32 * kReduceWarps,
                 kReduceBytes, stream, static_cast<const double*>(call.partial), static_cast<int>(blocks), result);
 }
@@ -498,7 +517,7 @@ template <typename T>
 const char* launch_plain(const StemGradWeight& call, void* stream) {
   const Arguments arguments = arguments_of(call, kPlainWarps);
   const int width = arguments.tiling.width;
-  const int64_t staged = ring_bytes(Record<T>::kBytes, width) + raw_bytes(call.task.x.type, width);
+  const int64_t staged = PixelRows<T, false>::ring_bytes(width) + raw_bytes(call.task.x.type, width);
   const int64_t reduced = reduce_bytes(kPlainChannels * kEntries, 4 * width);
   return launch_with<false>(plain_kernel<T>, call, arguments, kPlainChannels, staged > reduced ? staged : reduced, stream);
 }

@@ -180,6 +180,10 @@ inline int block_threads() { return emulation::block.threads; }
 inline int block_index() { return emulation::block.index; }
 inline int block_row() { return emulation::block.row; }
 inline int blocks() { return emulation::block.count; }
+template <typename T>
+T anew(T value) {
+  return value;
+}
 inline unsigned char* shared_memory() { return emulation::block.shared; }
 
 inline void synchronize() {
@@ -347,8 +351,10 @@ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, c
     }
     for (auto lane = 0; lane < emulation::kLanes; ++lane)
       for (int i = 0; i < 4; ++i) {
-        float sum = as_float(w.in[lane][6 + i]);
-        for (int k = 0; k < 16; ++k) sum += a[lane / 4 + i / 2 * 8][k] * b[k][lane % 4 * 2 + i % 2];
+        double exact = as_float(w.in[lane][6 + i]);
+        for (int k = 0; k < 16; ++k) exact += static_cast<double>(a[lane / 4 + i / 2 * 8][k]) * b[k][lane % 4 * 2 + i % 2];
+        float sum = static_cast<float>(exact);  // cut off, as tensor cores are found to do
+        if (std::abs(static_cast<double>(sum)) > std::abs(exact)) sum = std::nextafter(sum, 0.0f);
         w.out[lane][i] = as_bits(sum);
       }
   });

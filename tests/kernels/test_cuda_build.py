@@ -36,7 +36,7 @@ SPILLED = {"stem_kernel<npr::cuda::BFloat16, true, false": 64, "stem_kernel<npr:
 
 
 def bound(kernel: str, architecture: str) -> int:
-    if "tensor_core_kernel" in kernel and int(architecture) < 90:  # shared memory holds one block
+    if "tensor_core_kernel" in kernel and architecture == "80":  # shared memory holds one block
         return 255
     return next(most for (name, arguments), most in REGISTERS.items() if name in kernel and arguments in kernel)
 

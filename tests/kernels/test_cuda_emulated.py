@@ -116,7 +116,7 @@ class Emulation:
 
     def moments(self, x, anchor, scale) -> tuple[Tensor, Tensor]:
         first, second = poisoned((27,), torch.float64), poisoned((27, 27), torch.float64)
-        partial = poisoned((4 * self.processors, 960), torch.float64)
+        partial = poisoned((4 * self.processors, 27, 28), torch.float64)
         x = self.readable(x)
         self._call("emulated_moments", CTask(x, 16, anchor, scale), first, second, partial)
         return first, second
