@@ -1,6 +1,6 @@
-"""Checkpoints: safetensors with metadata, weights-only .pth files, and the bundled ones by name.
+"""Checkpoints: safetensors files with metadata, weights-only .pth files, and the bundled ones by name.
 
-Files come from outside and are not trusted: nothing in them is executed.
+Files from outside are not trusted: nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ FORMAT_VERSION = 1
 DEFAULT = "preview"
 WEIGHTS = Path(__file__).parent / "weights"
 
-_HEADER_KEY = "npr_model"  # the one key of the safetensors header that is ours; its value is JSON
+_HEADER_KEY = "npr_model"  # our key in the safetensors header; its value is JSON
 _ARCHITECTURE = ("grid_size", "anchor", "scale", "pixel_std")
-_STEPS = "activation_steps."  # before the names of those tensors
-_WHOLE_RESNET = frozenset(("layer4.2.conv3.weight", "fc.weight"))  # CNNDetection's .pth files, which say nothing else
-_NAMED = 3  # offenders that an error message names
+_STEPS = "activation_steps."  # prefix of the names of these tensors
+_WHOLE_RESNET = frozenset(("layer4.2.conv3.weight", "fc.weight"))  # in CNNDetection's .pth files, without metadata
+_NAMED = 3  # names that an error message lists
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class CheckpointError(InputError):
-    """A checkpoint that is missing, damaged, unsafe or not of this network."""
+    """A checkpoint that is missing, damaged or unsafe, or that does not fit its network."""
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a checkpoint says of itself. A .pth file says nothing and gets these defaults, the authors' network."""
+    """What a checkpoint says of itself. A .pth file has no metadata and gets these defaults: the authors' network."""
 
     name: str = ""
     detector: str = "npr"
@@ -64,14 +64,14 @@ class Metadata:
     training: dict[str, Any] | None = None  # the training's config, without its folders
 
     def to_json(self) -> str:
-        """One JSON object: format_version, architecture, and the other fields."""
+        """Return one JSON object: format_version, architecture, and the other fields."""
         values = dataclasses.asdict(self) | {"view": str(self.view)}
         architecture = {name: values.pop(name) for name in ("detector", *_ARCHITECTURE)}
         return json.dumps({"format_version": FORMAT_VERSION, "architecture": architecture} | values)
 
     @classmethod
     def from_json(cls, text: str) -> Metadata:
-        """Inverse of :meth:`to_json`; unknown keys are ignored. Raises ValueError, TypeError or KeyError."""
+        """Inverse of :meth:`to_json`. Ignores unknown keys. Raises ValueError, TypeError or KeyError."""
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
@@ -92,7 +92,7 @@ class Metadata:
         return cls(**known)
 
     def network(self, backend: str | None = None) -> DetectorNetwork:
-        """A freshly initialised network of this architecture; ``backend`` is for NPR. Raises InputError."""
+        """Return a network of this architecture with random weights. ``backend`` is for NPR only. Raises InputError."""
         kind = detector_class(self.detector)
         network = kind(**{name: getattr(self, name) for name in kind.architecture})
         network.backend = backend
@@ -101,7 +101,7 @@ class Metadata:
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """``model`` is in evaluation mode on the CPU; ``sha256`` is that of the whole file, in hex."""
+    """A checkpoint in memory: ``model`` in evaluation mode on the CPU, and the sha256 of the file, in hex."""
 
     model: DetectorNetwork
     metadata: Metadata
@@ -110,17 +110,17 @@ class LoadedCheckpoint:
 
     @property
     def model_id(self) -> str:
-        """What result rows call this checkpoint: name (or file name) and the first 12 digits of its sha256."""
+        """The name in result rows: the checkpoint's (or file's) name and the first 12 digits of its sha256."""
         return f"{self.metadata.name or self.path.stem}@{self.sha256[:12]}"
 
 
 def available() -> list[str]:
-    """Names of the bundled checkpoints."""
+    """Return the names of the bundled checkpoints."""
     return sorted((path.stem for path in WEIGHTS.glob("*.safetensors")), key=natural_key)
 
 
 def find(name_or_path: str | os.PathLike) -> Path:
-    """The file of a bundled checkpoint, or of a path. Raises CheckpointError, listing what there is."""
+    """Return the file of a bundled checkpoint or of a path. Raises CheckpointError, which lists the bundled names."""
     path = Path(name_or_path)
     if path.is_dir():
         raise CheckpointError(f"checkpoint {path} is a folder, not a .safetensors or .pth file")
@@ -137,11 +137,17 @@ def find(name_or_path: str | os.PathLike) -> Path:
 
 
 def load(name_or_path: str | os.PathLike = DEFAULT, *, backend: str | None = None) -> LoadedCheckpoint:
-    """Read "preview" (or another bundled name), a .safetensors file, or a .pth file of the layout of NPR's authors or
-    CNNDetection's.
+    """Load a checkpoint.
 
-    A .pth file is a state dict, bare or under the key ``model``, with or without the prefix ``module.``; it is read
-    weights-only. Names and shapes must all match (``strict=True``). Raises CheckpointError, one line.
+    Args:
+        name_or_path: Name of a bundled checkpoint, or path of a .safetensors or .pth file. A .pth file is a state dict
+            in the layout of NPR's authors or of CNNDetection, bare or under the key ``model``, with or without the
+            prefix ``module.``; it is read weights-only.
+        backend: Backend of npr_kernels for NPR. Default: the best available.
+
+    Raises:
+        CheckpointError: The file cannot be read, or its names and shapes do not all match the network
+            (``strict=True``).
     """
     path = find(name_or_path)
     try:
@@ -162,12 +168,12 @@ def load(name_or_path: str | os.PathLike = DEFAULT, *, backend: str | None = Non
         try:
             model.set_activation_steps({name.removeprefix(_STEPS): step for name, step in steps.items()})
         except ValueError as error:
-            raise CheckpointError(f"checkpoint {path} is not of this network: {error}") from error
+            raise CheckpointError(f"checkpoint {path} does not fit this network: {error}") from error
     return LoadedCheckpoint(model.eval(), metadata, hashlib.sha256(data).hexdigest(), path)
 
 
 def save(path: str | os.PathLike, model: DetectorNetwork, metadata: Metadata) -> None:
-    """Write a .safetensors file in one step; the architecture is taken from ``model``. Raises CheckpointError."""
+    """Write a .safetensors file in one step. The architecture is taken from ``model``. Raises CheckpointError."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"checkpoints are written as .safetensors files, not {path.name}")
@@ -188,7 +194,7 @@ def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, Tensor], Metad
         state = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"checkpoint {path} is not a readable safetensors file: {reason(error)}") from error
-    length = int.from_bytes(data[:8], "little")  # safetensors reads the metadata from paths only
+    length = int.from_bytes(data[:8], "little")  # safetensors gives the metadata for paths only, not for bytes
     header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     if _HEADER_KEY not in header:
         return state, Metadata()
@@ -205,14 +211,14 @@ def _read_pickle(path: Path, data: bytes) -> tuple[dict[str, Tensor], Metadata]:
         raise CheckpointError(f"checkpoint {path} is neither a .safetensors nor a .pth file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of protocols that torch itself does not write
+            warnings.simplefilter("ignore")  # about pickle protocols that torch itself does not write
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"checkpoint {path} is a pickle with more in it than weights; it is refused, as loading it could run code: "
-            "ask for a state dict or a safetensors file"
+            f"checkpoint {path} is a pickle that holds more than weights, and loading it could run code: ask for a "
+            "state dict or a safetensors file"
         ) from error
-    except Exception as error:  # torch.load raises whatever a damaged file leads it to
+    except Exception as error:  # a damaged file can make torch.load raise anything
         raise CheckpointError(f"checkpoint {path} is damaged or not a .pth file ({type(error).__name__})") from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
@@ -230,14 +236,14 @@ def _check(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tenso
     unexpected = [name for name in state if name not in expected]
     if missing or unexpected:
         parts = [f"missing {_some(missing)}"] * bool(missing) + [f"unexpected {_some(unexpected)}"] * bool(unexpected)
-        raise CheckpointError(f"checkpoint {path} is not of this network: {'; '.join(parts)}")
+        raise CheckpointError(f"checkpoint {path} does not fit this network: {'; '.join(parts)}")
     shapes = [
         f"{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if state[name].shape != tensor.shape
     ]
     if shapes:
-        raise CheckpointError(f"checkpoint {path} is not of this network: {_some(shapes)}")
+        raise CheckpointError(f"checkpoint {path} does not fit this network: {_some(shapes)}")
     kinds = [
         f"{name} is {tensor.dtype}"
         for name, tensor in state.items()

@@ -1,7 +1,8 @@
-"""Labelled images: folders named 0_real and 1_fake, at any depth, as the paper's sets are laid out.
+"""Labelled images: folders named 0_real and 1_fake, at any depth, as in the paper's data sets.
 
 ``root/car/0_real/*.png``, ``root/0_real/**`` and ``root/biggan/1_fake/...`` all work. The first folder below the root
-names the group (an object class or a generator); directly below the root it is the root's own name.
+is the group (an object class or a generator). Class folders directly below the root have the root's name as their
+group.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from npr_model.imaging.views import check_cell
 REAL, FAKE = 0, 1
 CLASS_NAMES = {REAL: "real", FAKE: "generated"}
 CLASS_FOLDERS = {"0_real": REAL, "1_fake": FAKE}
-FORMATS_DIFFER = 0.1  # in this share of a class another file format is enough to move an accuracy by percents
+FORMATS_DIFFER = 0.1  # if the shares of a format differ by this much, the accuracy can move by percents
 
 
 class DatasetError(InputError):
-    """A folder of images that cannot be used as asked."""
+    """A folder of images that cannot be used."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image file; ``label`` is REAL (0) or FAKE (1); ``group`` the object class or generator it stands under."""
+    """One image file. ``label``: REAL (0) or FAKE (1). ``group``: the object class or generator."""
 
     path: Path
     label: int
@@ -38,9 +39,14 @@ class Sample:
 
 
 def find_samples(root: str | os.PathLike, classes: Mapping[str, int] = CLASS_FOLDERS) -> list[Sample]:
-    """All samples below ``root``, in a stable natural order; ``classes``: labels by the names of their folders.
+    """Return all samples below ``root`` in natural order.
 
-    Raises DatasetError where there is none.
+    Args:
+        root: Folder that holds class folders at any depth.
+        classes: Labels by the names of the class folders.
+
+    Raises:
+        DatasetError: There are no class folders, or no images in them.
     """
     root = Path(root)
     if not has_class_folders(root, classes):
@@ -52,7 +58,7 @@ def find_samples(root: str | os.PathLike, classes: Mapping[str, int] = CLASS_FOL
 
 
 def list_samples(root: str | os.PathLike, classes: Mapping[str, int] = CLASS_FOLDERS) -> list[Sample]:
-    """As :func:`find_samples`, but none is no error."""
+    """As :func:`find_samples`, but returns an empty list where there is nothing."""
     root = Path(root)
     samples = []
     for folder in _class_folders(root, root, classes):
@@ -63,23 +69,23 @@ def list_samples(root: str | os.PathLike, classes: Mapping[str, int] = CLASS_FOL
 
 
 def find_reals(root: str | os.PathLike) -> list[Sample]:
-    """All images of a plain folder as real ones; of a folder with class folders, those below 0_real."""
+    """Return the images of a plain folder, or those below 0_real if it has class folders, labelled as real."""
     return _find_class(root, REAL, "real")
 
 
 def find_fakes(root: str | os.PathLike) -> list[Sample]:
-    """All images of a plain folder as generated ones; of a folder with class folders, those below 1_fake."""
+    """Return the images of a plain folder, or those below 1_fake if it has class folders, labelled as generated."""
     return _find_class(root, FAKE, "generated")
 
 
 def has_fakes(root: str | os.PathLike) -> bool:
-    """Whether there are 1_fake folders below ``root``."""
+    """Return whether there are 1_fake folders below ``root``."""
     root = Path(root)
     return any(CLASS_FOLDERS[folder.name] == FAKE for folder in _class_folders(root, root))
 
 
 def has_class_folders(root: str | os.PathLike, classes: Mapping[str, int] = CLASS_FOLDERS) -> bool:
-    """Whether there are folders of either class below ``root``."""
+    """Return whether there are class folders below ``root``."""
     return any(_class_folders(Path(root), Path(root), classes))
 
 
@@ -95,16 +101,16 @@ def _find_class(root: str | os.PathLike, label: int, name: str) -> list[Sample]:
 
 
 def require_both_classes(samples: Iterable[Sample], what: str) -> None:
-    """Raise DatasetError if ``samples`` are of one class; ``what`` names them in the message."""
+    """Raise DatasetError if ``samples`` has only one class; ``what`` names the samples in the message."""
     labels = {sample.label for sample in samples}
     for name, label in CLASS_FOLDERS.items():
         if label not in labels:
-            raise DatasetError(f"{what} has no images in {name} folders, both classes are needed")
+            raise DatasetError(f"{what} has no images in {name} folders, but both classes are needed")
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What decoding every sample has shown: the ``decoders`` used, sorted, and each class's files by format."""
+    """Result of decoding every sample: the sorted names of the ``decoders``, and the file formats of each class."""
 
     decoders: tuple[str, ...]
     formats: dict[str, Counter[str]]
@@ -118,12 +124,12 @@ class Inspection:
 
     @property
     def classes_differ(self) -> bool:
-        """As in :func:`formats_differ`."""
+        """Whether the classes differ in file format, see :func:`formats_differ`."""
         return formats_differ(*self.formats.values())
 
 
 def formats_differ(real: Counter[str], fake: Counter[str]) -> bool:
-    """Whether some file format's share differs between the classes, given as counts, by more than FORMATS_DIFFER."""
+    """Return whether a file format's share differs between the classes, given as counts, by over FORMATS_DIFFER."""
     if not (real and fake):
         return False
     shares = [{format: count / counts.total() for format, count in counts.items()} for counts in (real, fake)]
@@ -136,9 +142,16 @@ def inspect_samples(
     workers: int,
     on_read: Callable[[int], None] = lambda count: None,
 ) -> Inspection:
-    """Decode every sample once, so that a bad file is known before hours of training. Raises DatasetError.
+    """Decode every sample once, so that bad files are found before hours of training.
 
-    ``on_read`` is given the number of images after each.
+    Args:
+        samples: The images.
+        grid_size: Images smaller than one cell of this side are bad, too.
+        workers: Decoding threads.
+        on_read: Called with the number of images read since the last call.
+
+    Raises:
+        DatasetError: Some images cannot be used; the message names the first ones.
     """
 
     def format_and_decoder(sample: Sample) -> tuple[str, str] | str:
@@ -157,7 +170,7 @@ def inspect_samples(
     problems = [result for result in results if isinstance(result, str)]
     if problems:
         shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
-        raise DatasetError(f"{len(problems)} of {len(samples)} images cannot be used, repair or remove them: {shown}")
+        raise DatasetError(f"{len(problems)} of {len(samples)} images cannot be used; repair or remove them: {shown}")
     formats = {name: Counter() for name in CLASS_FOLDERS}
     names = {label: name for name, label in CLASS_FOLDERS.items()}
     for sample, (format, _) in zip(samples, results, strict=True):
@@ -166,7 +179,7 @@ def inspect_samples(
 
 
 def read(path: str | os.PathLike) -> DecodedImage:
-    """Decode a file. Raises ImageError, also where the file cannot be read."""
+    """Decode a file. Raises ImageError if it cannot be read or decoded."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -176,7 +189,7 @@ def read(path: str | os.PathLike) -> DecodedImage:
 
 def _class_folders(folder: Path, root: Path, classes: Mapping[str, int] = CLASS_FOLDERS) -> Iterator[Path]:
     if folder == root and folder.name in classes:
-        raise DatasetError(f"{readable_name(root)} is a class folder; give the folder that holds it")
+        raise DatasetError(f"{readable_name(root)} is a class folder: use the folder that holds it")
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]

@@ -17,13 +17,13 @@ DOTS_PER_INCH = 150
 
 
 def require_matplotlib() -> None:
-    """Raise InputError where matplotlib is not installed."""
+    """Raise InputError if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("plots need matplotlib: pip install 'npr-kernels[plots]'")
 
 
 def new_figure(width: float = 6.0, height: float = 4.5) -> tuple[Figure, Axes]:
-    """A figure of one plot, in inches, apart from pyplot's global state."""
+    """Return a figure with one plot, of this size in inches, independent of pyplot's global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -31,11 +31,11 @@ def new_figure(width: float = 6.0, height: float = 4.5) -> tuple[Figure, Axes]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """As PNG; returns the path. Raises InputError where it cannot be written."""
+    """Write a figure as PNG and return its path. Raises InputError if the folder cannot be made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"folder {path.parent} cannot be made: {reason(error)}") from error
+        raise InputError(f"folder {path.parent} cannot be created: {reason(error)}") from error
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
     return path

@@ -1,4 +1,4 @@
-"""The file system: image files in natural order, and writing that never leaves half a file behind."""
+"""Files: images in natural order, and writing in one step."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ IMAGE_SUFFIXES = frozenset((*_JPEG_SUFFIXES, *_NETPBM_SUFFIXES, *_OTHER_SUFFIXES
 
 
 def natural_key(name: str) -> tuple:
-    """Sort key under which img2 comes before img10; names that differ only in case or zeros keep a fixed order."""
+    """Sort key that puts img2 before img10. Names that differ only in case or zeros keep a fixed order."""
     parts = re.split(r"([0-9]+)", name)
     for i, part in enumerate(parts):
         digits = part.lstrip("0")
-        parts[i] = (len(digits), digits) if i % 2 else part.casefold()  # not int(), which takes 4300 digits at most
+        parts[i] = (len(digits), digits) if i % 2 else part.casefold()  # not int(), which accepts at most 4300 digits
     return parts, name
 
 
 def in_natural_order(things: Iterable[T], name: Callable[[T], str]) -> Iterator[T]:
-    """``things`` sorted by their names, AT_ONCE at a time: a folder of ten million files is never held whole."""
+    """Sort ``things`` by name, AT_ONCE at a time, so that a folder of ten million files is never in memory at once."""
     things = iter(things)
     while run := list(itertools.islice(things, AT_ONCE)):
         yield from sorted(run, key=lambda thing: natural_key(name(thing)))
 
 
 def is_image_name(name: str) -> bool:
-    """Whether the name has one of IMAGE_SUFFIXES, in any case."""
+    """Return whether the name ends in one of IMAGE_SUFFIXES, in any case."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
@@ -46,10 +46,14 @@ def walk_images(
     on_error: Callable[[OSError], None],
     on_other: Callable[[Path], None] = lambda path: None,
 ) -> Iterator[Path]:
-    """Image files (by suffix) below ``root``, folder by folder in natural order (:func:`in_natural_order`).
+    """Yield image files (by suffix) below ``root``, folder by folder in natural order (:func:`in_natural_order`).
 
-    Hidden entries (a leading dot) are left out and links to folders are not followed, so that a loop of links ends.
-    ``on_error`` is given what a folder that cannot be listed raises, ``on_other`` every file that is no image by name.
+    Hidden entries (a leading dot) are skipped, and links to folders are not followed, so that loops of links end.
+
+    Args:
+        root: The folder.
+        on_error: Called with the OSError of a folder that cannot be listed.
+        on_other: Called with each file that has no image suffix.
     """
     folders = []
     try:
@@ -73,20 +77,20 @@ def walk_images(
 def _leads_to_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself: reading it will say so
+    except OSError:  # a link to itself: reading it will fail and say so
         return False
 
 
 def readable_name(path: str | os.PathLike) -> str:
-    r"""A path as text that UTF-8 can hold: bytes of the name that are not UTF-8 become ``\xNN``."""
+    r"""Return a path as valid UTF-8 text: bytes that are not UTF-8 become ``\xNN``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; on success it is synced to disk and takes the name in one step.
+    """Yield a temporary path beside ``path`` to write to; on success it is synced to disk and renamed to ``path``.
 
-    If the block raises, ``path`` is as it was before and the temporary file is gone.
+    If the block raises, ``path`` is unchanged and the temporary file is removed.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")

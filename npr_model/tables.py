@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, the first column left-aligned; ``emphasised``: numbers of rows that sum up the others."""
+    """A table of text cells. The first column is left-aligned; rows in ``emphasised`` sum up the others."""
 
     title: str
     columns: tuple[str, ...]
@@ -26,7 +26,7 @@ class Table:
         return "\n".join([*lines, *(f"\n{note}" for note in self.notes)]) + "\n"
 
     def latex(self) -> str:
-        """A ``table`` environment in the manner of booktabs."""
+        """Return a LaTeX ``table`` environment in the style of booktabs."""
         lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(self.title)}}}"]
         lines += [rf"\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}", r"\toprule"]
         lines += [" & ".join(map(_latex, self.columns)) + r" \\", r"\midrule"]
@@ -39,7 +39,7 @@ class Table:
 
 
 def percent(value: float | None) -> str:
-    """One decimal; "-" for None."""
+    """Format a share as a percentage with one decimal; "-" for None."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 

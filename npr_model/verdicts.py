@@ -13,9 +13,13 @@ VERDICTS = ("real", "generated", "uncertain")
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold that a share ``rate`` of photographs exceed, found on so many ``photographs``.
+    """A threshold and its false-positive rate.
 
-    With 95 % confidence not more than ``upper`` of photographs like those exceed it.
+    Attributes:
+        rate: Share of photographs that exceed the threshold.
+        threshold: The logit.
+        photographs: Number of photographs that it was found on.
+        upper: Upper bound of the rate on photographs like these, with 95 % confidence.
     """
 
     rate: float
@@ -25,16 +29,20 @@ class OperatingPoint:
 
     @property
     def note(self) -> str:
-        """What a verdict by this threshold means."""
+        """What a verdict by this threshold means, in words."""
         return f"{100 * self.rate:g} % false positives on {self.photographs} photographs"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How a logit becomes a verdict: generated above ``threshold``, but uncertain from ``low`` to ``high``.
+    """How a logit becomes a probability and a verdict.
 
-    ``points`` are thresholds at other false-positive rates, for :meth:`at`; the probability that an image was generated
-    is sigmoid(logit / ``temperature``).
+    Attributes:
+        threshold: Larger logits are "generated".
+        low, high: Logits from low to high are "uncertain". None: there is no uncertain band.
+        note: What the verdicts mean, in words.
+        points: Thresholds at other false-positive rates, for :meth:`at`.
+        temperature: The probability is sigmoid(logit / temperature).
     """
 
     threshold: float = 0.0
@@ -55,33 +63,36 @@ class Calibration:
 
     @property
     def band(self) -> tuple[float, float]:
-        """The uncertain logits, (low, high); empty where they are not given."""
+        """The uncertain logits as (low, high); both are the threshold if there is no band."""
         return (
             self.threshold if self.low is None else float(self.low),
             self.threshold if self.high is None else float(self.high),
         )
 
     def at(self, rate: float) -> Calibration:
-        """The same with the verdict of another of ``points``; the lower edge of the uncertain band stays, but is never
-        above the threshold. Raises InputError, listing the rates there are."""
+        """Return the calibration with the threshold of another rate among ``points``.
+
+        The lower edge of the uncertain band stays, but never above the threshold. Raises InputError, which lists the
+        rates.
+        """
         for point in self.points:
             if math.isclose(point.rate, rate):
                 low = None if self.low is None else min(self.low, point.threshold)
                 return dataclasses.replace(
                     self, threshold=point.threshold, low=low, high=point.threshold, note=point.note
                 )
-        rates = ", ".join(f"{point.rate:g}" for point in self.points) or "none; npr calibrate finds some"
+        rates = ", ".join(f"{point.rate:g}" for point in self.points) or "none; npr calibrate adds some"
         raise InputError(f"the checkpoint has no threshold at the false-positive rate {rate:g}; it has: {rates}")
 
     def probability(self, logit: float) -> float:
-        """That the image was generated, were real and generated ones equally frequent as in training."""
+        """Probability that the image was generated, if real and generated images are equally frequent."""
         logit /= self.temperature
         if logit >= 0:
             return 1 / (1 + math.exp(-logit))
         return math.exp(logit) / (1 + math.exp(logit))
 
     def verdict(self, logit: float) -> str:
-        """One of VERDICTS."""
+        """Return one of VERDICTS."""
         low, high = self.band
         if low < high and low <= logit <= high:
             return "uncertain"

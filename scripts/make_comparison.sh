@@ -13,7 +13,7 @@ mkdir -p "$RUNS"
 . scripts/page.sh
 
 text '# Detectors and variants, trained alike'
-text "Made by \`scripts/make_comparison.sh VALIDATION TRAINING RUNS\`, which runs the commands below. VALIDATION has $(images_of "$VALIDATION"), none of which any training here has seen; TRAINING is what \`scripts/make_training_data.py\` makes. The sets are small: mind the intervals."
+text "Made by \`scripts/make_comparison.sh VALIDATION TRAINING RUNS\`, which runs the commands below. VALIDATION has $(images_of "$VALIDATION"), none of which was in a training set; TRAINING is what \`scripts/make_training_data.py\` makes. The sets are small: mind the intervals."
 
 text '## How do other detectors fare?'
 text 'Each trained alike, from random weights, for two short epochs: what an afternoon on a small machine gives, not what their authors reached. [What they are](detectors.md).'

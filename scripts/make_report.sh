@@ -12,15 +12,15 @@ PAGE=docs/evaluation.md FIGURES=docs/evaluation
 mkdir -p "$FIGURES" "$RUNS"
 . scripts/page.sh
 
-text '# The commands that measure, and what they measure on the bundled checkpoint'
-text "Made by \`scripts/make_report.sh VALIDATION RUNS\`, which runs the commands below. VALIDATION has $(images_of "$VALIDATION"), none of which any training here has seen. The sets are small: mind the intervals. [Every number of the paper](../npr_model/evaluation/published) ships with the package; \`npr evaluate --benchmark\` sets it beside a measurement on the paper's own sets, which are not at hand here. [Other detectors, and the paper's Table 7](comparison.md)."
+text '# Evaluation of the bundled checkpoint'
+text "Made by \`scripts/make_report.sh VALIDATION RUNS\`, which runs the commands below. VALIDATION has $(images_of "$VALIDATION"), none of which was in a training set. The sets are small: mind the intervals. [Every number of the paper](../npr_model/evaluation/published) ships with the package; \`npr evaluate --benchmark\` shows them beside measurements on the paper's own sets, which were not available here. [Other detectors, and the paper's Table 7](comparison.md)."
 
 text '## Is the set fair?'
 run 'npr audit $VALIDATION -o $RUNS/audit.md'
 tables "$RUNS/audit.md"
 
 text '## How good is the checkpoint?'
-text 'On the files as they are, where the codec tells much, and with both classes cut to one size and written as JPEG 90.'
+text 'On the unchanged files, where the codec alone says much about the class, and with both classes cut to one size and re-encoded as JPEG 90.'
 run 'npr evaluate $VALIDATION -o $RUNS/evaluation.md --plots $FIGURES/as-they-are'
 tables "$RUNS/evaluation.md"
 for figure in "$FIGURES"/as-they-are/*.png; do figure "as-they-are/$(basename "$figure")" "$(basename "$figure" .png)"; done

@@ -1,4 +1,4 @@
-"""The networks: NPR, and the other detectors of the paper's tables that need nothing but training data.
+"""The networks: NPR, and the other detectors of the paper's tables that need no more than training data.
 Each is a :class:`npr_model.detectors.base.DetectorNetwork`. Importing this package loads no torch.
 """
 
@@ -20,13 +20,13 @@ NAMES = tuple(_CLASSES)
 
 
 def require(name: str) -> str:
-    """``name``. Raises InputError where it is none of NAMES."""
+    """Return ``name``. Raises InputError if it is not one of NAMES."""
     if name not in _CLASSES:
-        raise InputError(f"there is no detector {name!r}; there are {', '.join(NAMES)}")
+        raise InputError(f"unknown detector {name!r}: use one of {', '.join(NAMES)}")
     return name
 
 
 def detector_class(name: str) -> type:
-    """The class of one of NAMES. Raises InputError for any other."""
+    """Return the class of one of NAMES. Raises InputError for any other name."""
     module, _, attribute = _CLASSES[require(name)].partition(":")
     return getattr(importlib.import_module(module), attribute)

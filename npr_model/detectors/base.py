@@ -1,4 +1,4 @@
-"""What a detector is: the interface that training, checkpoints, evaluation and screening rely on."""
+"""The interface of a detector, on which training, checkpoints, evaluation and screening rely."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ class DetectorNetwork(nn.Module):
         paper_name: Name in the paper's tables.
         architecture: Constructor arguments that a checkpoint stores; each is also an attribute.
         grid_size: Views keep whole cells of this side.
-        fitted: Whether :class:`npr_model.training.fitter.Fitter` fits it in closed form instead of gradient descent.
+        fitted: Whether it is fitted in closed form (:class:`npr_model.training.fitter.Fitter`), not by gradient
+            descent.
 
     Attributes:
-        backend: Backend of :mod:`npr_kernels` to use, None for the automatic choice. Only NPR has such kernels.
+        backend: Backend of :mod:`npr_kernels`; None for the automatic choice. Used by NPR only.
         activation_steps: Quantisation scales for int8, by layer. Empty where none were measured.
     """
 
@@ -41,7 +42,7 @@ class DetectorNetwork(nn.Module):
     activation_steps: Mapping[str, Tensor] = MappingProxyType({})
 
     def set_activation_steps(self, steps: Mapping[str, Tensor]) -> None:
-        """Set the quantisation scales. Raises ValueError where they do not fit this network."""
+        """Set the quantisation scales. Raises ValueError if they do not fit this network."""
         if steps:
             raise ValueError(f"the detector {self.detector} has no activation steps")
 
@@ -56,13 +57,13 @@ class PixelNetwork(DetectorNetwork):
             self.register_buffer(f"pixel_{name}", torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def unit_pixels(self, images: Tensor) -> Tensor:
-        """``images`` between 0 and 1, in floating point."""
+        """Return ``images`` as floats in 0 .. 1."""
         if not images.is_floating_point():
             return images.to(self.pixel_mean.dtype) / 255
         return images * self.pixel_std + self.pixel_mean
 
     def normalised(self, images: Tensor) -> Tensor:
-        """``images`` with ImageNet's mean and deviation taken out, in floating point."""
+        """Return ``images`` as floats, normalised by ImageNet's mean and standard deviation."""
         if images.is_floating_point():
             return images
         return (self.unit_pixels(images) - self.pixel_mean) / self.pixel_std

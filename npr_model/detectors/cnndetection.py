@@ -9,9 +9,9 @@ from npr_model.detectors.resnet import resnet_stage
 
 
 class CNNDetection(PixelNetwork):
-    """A whole ResNet-50 on pixels; 23,510,081 parameters, with the state-dict names of torchvision and the authors.
+    """A whole ResNet-50 on pixels: 23,510,081 parameters, with the state-dict names of torchvision and the authors.
 
-    The authors begin with ImageNet's weights and train with blur and JPEG: ``start``, ``blur_probability`` and
+    The authors start from ImageNet weights and train with blur and JPEG: see ``start``, ``blur_probability`` and
     ``jpeg_probability`` of :class:`npr_model.training.config.TrainConfig`.
     """
 

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from npr_model.detectors.base import PixelNetwork
 
-RINGS = 88  # the length of the authors' spectra
+RINGS = 88  # length of the authors' spectra
 _LUMA = (0.299, 0.587, 0.114)
-_EPSILON = 1e-8  # the authors'; far below the spectrum of any image of 8 bits
+_EPSILON = 1e-8  # the authors' value, far below the spectrum of any 8-bit image
 
 
 class Durall(PixelNetwork):
-    """Logistic regression on an image's azimuthally averaged power spectrum, as scikit-learn fits it.
+    """Logistic regression on an image's azimuthally averaged power spectrum, fitted by scikit-learn.
 
-    The spectrum of the luma in decibels, averaged over rings of equal width in cycles a pixel, less its first ring: the
-    authors' one-dimensional spectrum, in which images of any size have the same frequencies at the same place.
+    The features are the authors' one-dimensional spectrum: the luma's spectrum in decibels, averaged over rings of
+    equal width in cycles per pixel, minus its first ring. So images of any size have a frequency at the same place.
     """
 
     detector, paper_name, fitted = "durall", "Durall", True
@@ -34,8 +34,8 @@ class Durall(PixelNetwork):
         nn.init.zeros_(self.fc.bias)
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, RINGS)."""
-        with torch.autocast(images.device.type, enabled=False):  # as a logarithm it needs all digits
+        """(N, 3, H, W) -> (N, RINGS) spectra."""
+        with torch.autocast(images.device.type, enabled=False):  # the logarithm needs full precision
             pixels = self.unit_pixels(images)
             luma = torch.einsum("nchw,c->nhw", pixels, pixels.new_tensor(_LUMA))
             decibels = 20 * torch.log10(torch.fft.fft2(luma).abs() + _EPSILON)
@@ -45,7 +45,7 @@ class Durall(PixelNetwork):
             return means - means[:, :1]
 
     def fit(self, features: np.ndarray, labels: np.ndarray) -> None:
-        """Set the weights from (N, RINGS) features and (N,) labels, 1 for generated; both must occur."""
+        """Set the weights from (N, RINGS) features and (N,) labels (1: generated). Both classes must occur."""
         scaler = StandardScaler().fit(features)
         regression = LogisticRegression(max_iter=10_000).fit(scaler.transform(features), labels)
         weight = regression.coef_[0] / scaler.scale_
@@ -59,7 +59,7 @@ class Durall(PixelNetwork):
 
 @functools.lru_cache(maxsize=8)
 def _rings(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of every frequency the number of its ring, (H * W), and of every ring its size, at least 1, (RINGS)."""
+    """For each frequency the number of its ring, (H * W,), and for each ring its size, at least 1, (RINGS,)."""
     vertical, horizontal = np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)
     radius = np.hypot(vertical, horizontal) / np.hypot(0.5, 0.5)
     rings = np.minimum((radius * RINGS).astype(np.int64), RINGS - 1).ravel()
@@ -68,6 +68,6 @@ def _rings(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=8)
 def _filled(height: int, width: int) -> np.ndarray:
-    """Of every ring the nearest one that has a frequency: small images have fewer frequencies than rings."""
+    """For each ring the nearest one that has a frequency: small images have fewer frequencies than rings."""
     present = np.unique(_rings(height, width)[0])
     return present[np.abs(present - np.arange(RINGS)[:, None]).argmin(1)]

@@ -10,14 +10,15 @@ from npr_model.detectors.base import PixelNetwork
 from npr_model.detectors.frequency import EPSILON, dct_2d, dct_matrix, inverse_dct_2d
 from npr_model.detectors.resnet import resnet_stage
 
-_BANDS = ((0, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1), (0, 1))  # of the spectrum: low, middle, high, all of it
+_BANDS = ((0, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1), (0, 1))  # low, middle, high, all; as shares of the spectrum
 _LUMA = (0.299, 0.587, 0.114)
 
 
 class FrequencyAwareDecomposition(nn.Module):
-    """The image's low, middle and high frequencies and all of them, each with a learned correction (their eq. 2).
+    """Low, middle, high and all frequencies of an image, each with a learned correction (equation 2 of the paper).
 
-    (N, 3, H, W) -> (N, 12, H, W). ``size``: of the grid of learned corrections, which is stretched over the spectrum.
+    (N, 3, H, W) -> (N, 12, H, W). ``size``: side of the grid of learned corrections, which is stretched over the
+    spectrum.
     """
 
     def __init__(self, size: int = 64) -> None:
@@ -29,12 +30,12 @@ class FrequencyAwareDecomposition(nn.Module):
         position = (torch.arange(height).view(-1, 1) / height + torch.arange(width) / width) / 2
         bands = torch.stack([(low <= position) & (position < high) for low, high in _BANDS]).to(images)
         learned = F.interpolate(self.correction[None].to(images), (height, width), mode="bilinear", align_corners=False)
-        filters = (bands + torch.tanh(learned[0] / 2)).unsqueeze(1)  # tanh(x / 2): their squashing to -1 .. 1
+        filters = (bands + torch.tanh(learned[0] / 2)).unsqueeze(1)  # tanh(x / 2) is the paper's squashing to -1 .. 1
         return inverse_dct_2d(dct_2d(images).unsqueeze(1) * filters).flatten(1, 2)
 
 
 class LocalFrequencyStatistics(nn.Module):
-    """Log energies of ``bands`` frequency bands in a sliding window's DCT of the luma (their eq. 4).
+    """Log energies of frequency bands in a sliding DCT window over the luma (equation 4 of the paper).
 
     (N, 3, H, W) -> (N, bands, ceil(H / 2), ceil(W / 2)).
     """
@@ -59,16 +60,16 @@ class LocalFrequencyStatistics(nn.Module):
         )
         coefficients = F.conv2d(luma, self.basis.to(luma), stride=2)
         filters = (self.member + torch.tanh(self.correction / 2)).to(luma)
-        # The sum of magnitudes: a band whose learned filter is negative somewhere still has an energy.
+        # Magnitudes, so that a band with a negative learned filter still has an energy.
         energies = F.conv2d(coefficients.abs(), filters.abs()[..., None, None])
         return torch.log10(energies + EPSILON)
 
 
 class F3Net(PixelNetwork):
-    """The two frequency-aware branches, each with the first two stages of a ResNet-50, joined before the last layer.
+    """Two frequency-aware branches, each the first two stages of a ResNet-50, joined before the last layer.
 
-    The authors' branches are Xceptions that exchange attention maps (MixBlock), which is left out: what is compared is
-    the frequency-aware input, on a backbone like NPR's. 2,930,137 parameters.
+    The authors' branches are Xceptions that exchange attention maps (MixBlock). Here the frequency-aware input is
+    compared on a backbone like NPR's, without the exchange. 2,930,137 parameters.
     """
 
     detector, paper_name = "f3net", "F3Net"
@@ -85,7 +86,7 @@ class F3Net(PixelNetwork):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, enabled=False):  # spectra need all digits
+        with torch.autocast(images.device.type, enabled=False):  # spectra need full precision
             decomposed = self.decomposition(self.normalised(images))
             local = self.statistics(self.unit_pixels(images))
         branches = self.decomposed(decomposed), self.local(local)

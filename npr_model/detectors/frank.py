@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from npr_model.detectors.base import PixelNetwork
 from npr_model.detectors.frequency import EPSILON, dct_2d
 
-TILE = 128  # pixels; the authors' crops
-_AT_ONCE = 64  # tiles: 12 MiB of coefficients
+TILE = 128  # in pixels, the authors' crop size
+_AT_ONCE = 64  # tiles, 12 MiB of coefficients
 
 
 class Frank(PixelNetwork):
-    """A linear classifier on the logarithms of the DCT coefficients of 128x128 tiles, each standardised.
+    """A linear classifier on the standardised log DCT coefficients of 128x128 tiles.
 
-    Every tile is trained on its own; an image's logit is the mean over its whole tiles, which lie in its centre. A
-    smaller side is extended by mirroring.
-    49,153 parameters; ``weight_decay`` of :class:`npr_model.training.config.TrainConfig` is the authors' L2 penalty.
+    Each tile is trained on its own. An image's logit is the mean over its whole tiles, which lie in its centre. Sides
+    shorter than a tile are extended by mirroring. 49,153 parameters; ``weight_decay`` of
+    :class:`npr_model.training.config.TrainConfig` is the authors' L2 penalty.
     """
 
     detector, paper_name = "frank", "Frank"
@@ -38,7 +38,7 @@ class Frank(PixelNetwork):
         return logits if self.training else logits.mean(1, keepdim=True)
 
     def _score(self, tiles: Tensor) -> Tensor:
-        with torch.autocast(tiles.device.type, enabled=False):  # coefficients span more than bfloat16 can tell apart
+        with torch.autocast(tiles.device.type, enabled=False):  # bfloat16 cannot resolve the range of the coefficients
             logarithms = torch.log(dct_2d(tiles).abs() + EPSILON)
             standardised = self.standardise(logarithms.flatten(1)[..., None, None])
             return self.fc(standardised.flatten(1))

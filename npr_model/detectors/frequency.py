@@ -9,8 +9,8 @@ import scipy.fft
 import torch
 from torch import Tensor
 
-# Added to magnitudes before a logarithm: float32 rounds coefficients of pixels in 0 .. 1 by about this much, and the
-# rounding of pixels to 8 bits moves them by a hundred times as much.
+# Added to magnitudes before a logarithm. float32 rounds coefficients of pixels in 0 .. 1 by about this much; rounding
+# the pixels to 8 bits changes them a hundred times more.
 EPSILON = 1e-5
 
 
@@ -20,12 +20,15 @@ def _matrix(size: int) -> np.ndarray:
 
 
 def dct_matrix(size: int, like: Tensor) -> Tensor:
-    """The orthonormal DCT-II, (size, size), of the dtype and device of ``like``; its transpose is the inverse."""
+    """Return the orthonormal DCT-II, (size, size), with the dtype and device of ``like``.
+
+    Its transpose is the inverse.
+    """
     return torch.from_numpy(_matrix(size)).to(like)
 
 
 def dct_2d(images: Tensor) -> Tensor:
-    """Orthonormal, over the last two axes: (..., H, W) -> (..., H, W)."""
+    """Orthonormal DCT over the last two axes: (..., H, W) -> (..., H, W)."""
     height, width = images.shape[-2:]
     return dct_matrix(height, images) @ images @ dct_matrix(width, images).T
 

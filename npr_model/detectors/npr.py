@@ -13,13 +13,19 @@ from npr_model.detectors.resnet import Bottleneck, resnet_stage
 
 
 class NPRDetector(DetectorNetwork):
-    """Logits that an image was generated: (N, 3, H, W) -> (N, 1); the sigmoid of a logit is the probability.
+    """The paper's network: (N, 3, H, W) -> (N, 1) logits; the sigmoid of a logit is the probability of "generated".
 
-    Floating point images are taken as already normalised; uint8 images as raw pixels, which need no normalisation but
-    the division by ``pixel_std`` (the mean cancels in NPR). Odd sizes are trimmed to whole cells; the smallest image
-    is one cell. 1,437,761 parameters, with the state-dict names of the authors' network (``conv1``, ``bn1``,
-    ``layer1``, ``layer2``, ``fc1``). ``grid_size`` and ``anchor`` as in the paper's Table 7; ``backend`` as in
-    :func:`npr_kernels.npr_conv2d`.
+    uint8 images are raw pixels; float images are already normalised. Odd sizes are trimmed to whole cells; the smallest
+    image is one cell. 1,437,761 parameters, with the state-dict names of the authors' network: ``conv1``, ``bn1``,
+    ``layer1``, ``layer2``, ``fc1``.
+
+    Args:
+        grid_size: Side of the NPR cells, in pixels.
+        anchor: Pixel that is subtracted in each cell: 0 .. grid_size ** 2 - 1, "mean" or "max", as in the paper's Table
+            7.
+        scale: Factor of the NPR map.
+        pixel_std: Standard deviation per channel, which raw pixels are divided by. The means cancel in NPR.
+        backend: As in :func:`npr_kernels.npr_conv2d`.
     """
 
     detector, paper_name = "npr", "NPR"
@@ -82,13 +88,13 @@ class NPRDetector(DetectorNetwork):
 
 
 def blocks(detector: NPRDetector) -> dict[str, Bottleneck]:
-    """The residual blocks by their names in the state dict, in order."""
+    """Return the residual blocks in order, by their names in the state dict."""
     stages = {"layer1": detector.layer1, "layer2": detector.layer2}
     return {f"{stage}.{i}": block for stage, layers in stages.items() for i, block in enumerate(layers)}
 
 
 def expected_steps(detector: NPRDetector) -> dict[str, int]:
-    """Names (``BLOCK.first``, ``.second``, ``.out``) and numbers of channels of a quantised detector's steps."""
+    """Return the names of the quantisation scales (``BLOCK.first``, ``.second``, ``.out``) and their channel counts."""
     names = list(blocks(detector))
     sizes = {}
     for name, block in blocks(detector).items():
@@ -100,7 +106,7 @@ def expected_steps(detector: NPRDetector) -> dict[str, int]:
 
 
 def check_steps(detector: NPRDetector, steps: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where ``steps`` are not those of this network, positive and finite."""
+    """Raise ValueError if the quantisation scales do not fit this network or are not positive and finite."""
     expected = expected_steps(detector)
     if steps.keys() != expected.keys():
         raise ValueError(f"activation steps of {', '.join(sorted(steps.keys() ^ expected.keys())[:3])}")

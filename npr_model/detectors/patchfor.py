@@ -9,7 +9,7 @@ from npr_model.detectors.base import PixelNetwork
 
 
 class BasicBlock(nn.Module):
-    """The residual block of ResNet-18 at its stride 1: (N, C, H, W) -> (N, C, H, W)."""
+    """Residual block of ResNet-18 with stride 1: (N, C, H, W) -> (N, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -24,9 +24,9 @@ class BasicBlock(nn.Module):
 
 
 class Patchfor(PixelNetwork):
-    """A ResNet-18 cut off after its first stage, and one logit for each of its 43x43 patches, 4 pixels apart.
+    """A ResNet-18 truncated after its first stage, with one logit for each 43x43 patch, 4 pixels apart.
 
-    Every patch is trained on its own; an image's logit is their mean. 157,569 parameters. The authors also cut off
+    Each patch is trained on its own; an image's logit is their mean. 157,569 parameters. The authors also truncate
     Xception, and choose the depth by validation.
     """
 
@@ -44,7 +44,7 @@ class Patchfor(PixelNetwork):
         self.fc = nn.Conv2d(64, 1, 1)
 
     def patches(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, P), the patches in rows."""
+        """(N, 3, H, W) -> (N, P) logits, patches in row order."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(self.normalised(images)))))
         return self.fc(self.layer1(x)).flatten(1)
 

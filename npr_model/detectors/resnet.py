@@ -1,4 +1,4 @@
-"""The residual blocks of ResNet-50, which several detectors are built of."""
+"""Residual blocks of ResNet-50, which several detectors use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Bottleneck(nn.Module):
-    """The residual block of ResNet-50: 1x1, 3x3 (which carries the stride), 1x1 to four times the width.
+    """Residual block of ResNet-50: 1x1, 3x3 (with the stride), 1x1 to four times the width.
 
     (N, in_channels, H, W) -> (N, 4 * width, ceil(H / stride), ceil(W / stride)).
     """

@@ -1,3 +1,3 @@
-"""How well a detector tells the classes apart: metrics with intervals, benchmark sets, published numbers, reports.
-Calibration, which turns logits into thresholds, lives here, too.
+"""Measuring detectors: metrics with intervals, benchmark sets, published numbers, reports.
+Also here: calibration, which turns logits into thresholds.
 """

@@ -1,7 +1,7 @@
-"""Bootstrap intervals: how far accuracy, average precision and ROC AUC move when the images are drawn anew.
+"""Bootstrap intervals of accuracy, average precision and ROC AUC.
 
-Either class is resampled by itself, with its own number of images. All replicates are computed at once from how often
-each image was drawn, so that a thousand of them take about as long as one pass of scikit-learn a hundred times.
+Each class is resampled separately, with its own number of images. All replicates are computed at once from how often
+each image was drawn: a thousand of them take about as long as a hundred calls of scikit-learn.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ import numpy as np
 NAMES = ("accuracy", "average_precision", "roc_auc")
 REPLICATES = 1000
 CONFIDENCE = 0.95
-_CHUNK = 2**17  # counts held at a time
+_CHUNK = 2**17  # counts in memory at a time
 
 
 def replicates(real: np.ndarray, fake: np.ndarray, threshold: float, count: int = REPLICATES) -> np.ndarray:
-    """(len(NAMES), count) float64 of sorted float64 logits of the two classes, neither empty; ``threshold`` is the
-    accuracy's.
+    """Return (len(NAMES), count) float64 bootstrap replicates of the metrics.
 
-    Draws are seeded by the logits themselves: generators measured against the same real images share the draws of them,
-    so that the interval of a mean over such generators is right, too.
+    Args:
+        real, fake: Sorted float64 logits of the classes; neither is empty.
+        threshold: Threshold of the accuracy.
+        count: Number of replicates.
+
+    The random seed comes from the logits. Generators with the same real images share the draws of them, so that the
+    interval of a mean over such generators is right, too.
     """
     values, position = np.unique(np.concatenate([real, fake]), return_inverse=True)
-    position = len(values) - 1 - position  # from the highest logit down
+    position = len(values) - 1 - position  # in falling order
     above = int((values > threshold).sum())
     random = [np.random.default_rng(zlib.crc32(logits.tobytes())) for logits in (real, fake)]
     sides = (len(real), len(fake))
@@ -45,7 +49,11 @@ def replicates(real: np.ndarray, fake: np.ndarray, threshold: float, count: int 
 
 
 def _measures(real: np.ndarray, fake: np.ndarray, above: int) -> np.ndarray:
-    """Of (replicates, distinct logits, falling) counts of either class; ``above`` logits lie above the threshold."""
+    """Compute the metrics from counts per class.
+
+    ``real``, ``fake``: (replicates, distinct logits in falling order). ``above``: how many distinct logits exceed the
+    threshold.
+    """
     false_positives, true_positives = real.cumsum(1), fake.cumsum(1)
     reals, fakes = false_positives[:, -1], true_positives[:, -1]
     hits = true_positives[:, above - 1] if above else 0.0
@@ -53,12 +61,12 @@ def _measures(real: np.ndarray, fake: np.ndarray, above: int) -> np.ndarray:
     accuracy = (hits + reals - alarms) / (reals + fakes)
     precision = true_positives / np.maximum(true_positives + false_positives, 1)
     average_precision = (fake * precision).sum(1) / fakes
-    below = reals[:, None] - false_positives + real / 2  # equal logits count half
+    below = reals[:, None] - false_positives + real / 2  # ties count half
     roc_auc = (fake * below).sum(1) / (reals * fakes)
     return np.stack([accuracy, average_precision, roc_auc])
 
 
 def intervals(found: np.ndarray, confidence: float = CONFIDENCE) -> dict[str, tuple[float, float]]:
-    """By name the percentile interval of (len(NAMES), count) replicates."""
+    """Return the percentile interval of each metric, from (len(NAMES), count) replicates."""
     edges = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
     return {name: (float(low), float(high)) for name, low, high in zip(NAMES, *edges, strict=True)}

@@ -1,4 +1,4 @@
-"""Evaluation on labelled folders: one row of metrics for every generator, and whether the comparison was fair."""
+"""Evaluation on labelled folders: metrics for each generator, and whether the comparison was fair."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from npr_model.screening.rows import Row
 from npr_model.screening.runner import Scorer
 from npr_model.screening.sources import file_item
 
-SMALL_SHARE = 0.05  # of the images may be smaller than what --equalise cuts the others to
+SMALL_SHARE = 0.05  # share of images that may be smaller than the size that --equalise cuts the others to
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The logits of one generator and of the real images it is measured against: float64, either sorted."""
+    """Logits of one generator and of the real images it is measured against; float64, sorted."""
 
     real: np.ndarray
     fake: np.ndarray
@@ -43,12 +43,18 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``generators``: by name, each against its own reals or the pooled ones. ``reals``: folders of reals alone.
+    """Result of an evaluation.
 
-    ``mean`` is over generators that have both classes. ``errors``: images that were not scored, by source.
-    ``comparison``: how the classes were encoded and how large they are; ``warning``: why the numbers may measure that.
-    ``protocol``, ``missing`` and ``unused`` are those of a :class:`npr_model.evaluation.protocols.Found`. ``scores``
-    are the logits by generator, from which everything else is computed; they are not written to files.
+    Attributes:
+        view, model, threshold, temperature: What was measured, and how.
+        generators: Metrics by generator, each against its own real images or the pooled ones.
+        reals: Metrics of folders with real images only.
+        mean: Over the generators that have both classes; None if there are none.
+        errors: Messages of the images that were not scored, by source.
+        comparison: How the classes were encoded, and their sizes.
+        warning: Why the numbers may measure the codec; None if there is no sign of it.
+        protocol, missing, unused: As in :class:`npr_model.evaluation.protocols.Found`.
+        scores: Logits by generator, from which everything else is computed; not written to files.
     """
 
     view: str
@@ -67,16 +73,21 @@ class Evaluation:
     scores: Mapping[str, Scores] = field(default_factory=dict, repr=False, compare=False)
 
     def as_dict(self) -> dict:
-        """As JSON values."""
+        """Return JSON values."""
         values = asdict(replace(self, scores={}))
         del values["scores"]
         return values
 
 
 def collect(roots: Iterable[str | os.PathLike], reals: Iterable[str | os.PathLike] = ()) -> list[Sample]:
-    """The samples of an evaluation; images below ``reals`` join the real ones that generators without any share.
+    """Return the samples of an evaluation, each file once.
 
-    Raises DatasetError where there is nothing to score, or no real or no generated image.
+    Args:
+        roots: Folders with 0_real and 1_fake.
+        reals: Folders of real images, which are pooled for generators without their own.
+
+    Raises:
+        DatasetError: There is nothing to score, or a class has no images.
     """
     samples = [sample for root in roots for sample in find_samples(root)]
     samples += [sample for root in reals for sample in find_reals(root)]
@@ -84,9 +95,9 @@ def collect(roots: Iterable[str | os.PathLike], reals: Iterable[str | os.PathLik
 
 
 def require_classes(samples: Iterable[Sample]) -> list[Sample]:
-    """``samples``, each file once. Raises DatasetError where there is no real or no generated image."""
+    """Return ``samples``, each file once. Raises DatasetError if there is no real or no generated image."""
     samples = list({(sample.path.resolve(), sample.group): sample for sample in samples}.values())
-    for label, hint in ((REAL, "; give a folder of them with --real"), (FAKE, "")):
+    for label, hint in ((REAL, "; give a folder of real images with --real"), (FAKE, "")):
         if not any(sample.label == label for sample in samples):
             raise DatasetError(f"no {CLASS_NAMES[label]} images to evaluate on{hint}")
     return samples
@@ -101,12 +112,22 @@ def evaluate(
     threshold: float | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> Evaluation:
-    """Score every sample once; ``on_row`` is given each row as it comes.
+    """Score every sample once and compute the metrics.
 
-    A generator with real images of its own is measured against them; one with generated images alone against the real
-    images of all groups that have no generated ones. ``equalise``: a codec with which both classes are written, cut to
-    one size, in memory; it can only add traces: what an earlier JPEG took from one class stays taken. ``perturbation``
-    is done to every image before that. ``threshold`` is the calibration's by default.
+    A generator with its own real images is measured against them. A generator with generated images only is measured
+    against the real images of all groups that have no generated ones.
+
+    Args:
+        scorer: The detector.
+        samples: The images.
+        equalise: Codec that both classes are re-encoded with after cutting them to one size, in memory. It can only add
+            traces: what an earlier JPEG removed from one class stays removed.
+        perturbation: Applied to every image before that.
+        threshold: Logit above which an image counts as generated. Default: the calibration's.
+        on_row: Called with each row.
+
+    Raises:
+        DatasetError: No image could be scored.
     """
     threshold = scorer.calibration.threshold if threshold is None else threshold
     size = common_size(samples) if equalise else None
@@ -154,7 +175,7 @@ def evaluate(
 
 
 def mean(scores: Iterable[Scores], threshold: float) -> Metrics | None:
-    """The unweighted mean over generators that have both classes, with its intervals; None of none."""
+    """Return the unweighted mean over generators that have both classes, with intervals; None if there are none."""
     complete = [found for found in scores if len(found.real) and len(found.fake)]
     if not complete:
         return None
@@ -164,7 +185,7 @@ def mean(scores: Iterable[Scores], threshold: float) -> Metrics | None:
 
 
 def common_size(samples: Iterable[Sample]) -> int:
-    """The side of the square that all but a few (SMALL_SHARE) of the images hold; unreadable ones do not count."""
+    """Side of the square that fits into all but a share SMALL_SHARE of the readable images."""
     sides = []
     for sample in samples:
         try:
@@ -177,11 +198,13 @@ def common_size(samples: Iterable[Sample]) -> int:
 def _groups(
     samples: Iterable[Sample], logits: Mapping[tuple[str, int], list[float]]
 ) -> tuple[dict[str, Scores], dict[str, np.ndarray]]:
-    """By generator its scores, and by group without generated images the logits of its real ones."""
+    """Return the scores by generator, and the logits of real images by group without generated images."""
     labels: dict[str, set[int]] = {}
     for sample in samples:
         labels.setdefault(sample.group, set()).add(sample.label)
-    found = {key: np.sort(np.array(values)) for key, values in logits.items()}  # in no order but that of the values
+    found = {
+        key: np.sort(np.array(values)) for key, values in logits.items()
+    }  # sorted, so that the result does not depend on the order of scoring
     nothing = np.empty(0)
     reals = {group: found.get((group, REAL), nothing) for group in labels if FAKE not in labels[group]}
     pool = np.sort(np.concatenate([nothing, *reals.values()]))
@@ -217,7 +240,7 @@ def _treatment(perturbation: Perturbation | None, equalise: Perturbation | None,
 
 
 class _Composition:
-    """What the scored files of either class are: how many of each format, how large."""
+    """File formats and sizes of the scored files, by class."""
 
     def __init__(self) -> None:
         self._formats = {label: Counter() for label in CLASS_NAMES}
@@ -239,7 +262,7 @@ class _Composition:
 
     @property
     def warning(self) -> str | None:
-        """Why the numbers may measure the codec; None where both classes have the same formats."""
+        """Why the numbers may measure the codec; None if both classes have the same formats."""
         if formats_differ(*self._formats.values()):
             return "the classes differ in file format, so the numbers may measure the codec; try --equalise jpeg:90"
         return None

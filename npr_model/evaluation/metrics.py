@@ -1,4 +1,4 @@
-"""How well logits tell two classes apart: accuracy and average precision as in the paper, ROC AUC, thresholds."""
+"""How well logits separate two classes: accuracy and average precision as in the paper, ROC AUC, thresholds."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
 
-RATES = (0.05, 0.01)  # false-positive rates at which the generated images found are counted
+RATES = (0.05, 0.01)  # false-positive rates at which detected generated images are counted
 
 
 @dataclass(frozen=True)
 class AtRate:
-    """At the threshold that at most a share ``rate`` of the real images exceed: accuracy, and the share found.
+    """Metrics at the threshold that at most a share ``rate`` of the real images exceed.
 
-    A mean over several generators has no threshold.
+    ``accuracy``: on both classes. ``found``: share of generated images above the threshold. ``threshold`` is None for a
+    mean over generators.
     """
 
     rate: float
@@ -27,11 +28,17 @@ class AtRate:
 
 @dataclass(frozen=True)
 class Metrics:
-    """All between 0 and 1; None where a class they need has no images, with ``reason`` saying which.
+    """Metrics between 0 and 1; None if a class that they need has no images, see ``reason``.
 
-    ``accuracy`` counts a logit above the threshold as generated; on unequal class sizes the larger one dominates it.
-    ``best_accuracy`` is that of the threshold which suits these very images best: it flatters. ``intervals``: the
-    bootstrap's, low and high, by the name of a field.
+    Attributes:
+        real, fake: Numbers of images.
+        accuracy: With logits above the threshold counted as generated. With unequal classes, the larger one dominates.
+        average_precision, roc_auc: Independent of the threshold.
+        accuracy_real, accuracy_fake: Accuracy on one class.
+        reason: Which class is missing; None if both are there.
+        best_accuracy, best_threshold: Of the threshold that is best on these images; optimistic.
+        at_rates: Metrics at fixed false-positive rates.
+        intervals: Bootstrap intervals (low, high), by the name of the field.
     """
 
     real: int
@@ -49,7 +56,16 @@ class Metrics:
 
 
 def measure(labels: Sequence[int], logits: Sequence[float], threshold: float = 0.0) -> Metrics:
-    """labels: 0 real, 1 generated; logits: finite, one for each label. Raises ValueError where they do not fit."""
+    """Compute the metrics.
+
+    Args:
+        labels: 0 for real, 1 for generated.
+        logits: One finite logit per label.
+        threshold: Larger logits count as generated.
+
+    Raises:
+        ValueError: Labels and logits do not fit.
+    """
     labels, logits = np.asarray(labels, int), np.asarray(logits, float)
     if labels.shape != logits.shape or not np.isin(labels, (0, 1)).all() or not np.isfinite(logits).all():
         raise ValueError("need one finite logit for each label, and labels of 0 and 1")
@@ -73,9 +89,9 @@ def measure(labels: Sequence[int], logits: Sequence[float], threshold: float = 0
 
 
 def mean(rows: Sequence[Metrics]) -> Metrics | None:
-    """The unweighted mean over rows that have both classes, as the paper averages over generators; None of none.
+    """Return the unweighted mean over rows that have both classes, as in the paper; None if there are none.
 
-    Thresholds are not averaged, and intervals are not those of a mean: both are left out.
+    Thresholds and intervals are left out: they cannot be averaged.
     """
     rows = [row for row in rows if row.reason is None]
     if not rows:
@@ -99,7 +115,7 @@ def mean(rows: Sequence[Metrics]) -> Metrics | None:
 
 
 def _best(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
-    """The highest accuracy that any threshold gives, and the lowest threshold that gives it."""
+    """Return the highest accuracy of any threshold, and the lowest such threshold."""
     thresholds = np.unique(logits)
     thresholds = np.concatenate([[np.nextafter(thresholds[0], -np.inf)], thresholds])
     fakes, reals = (np.sort(logits[labels == label]) for label in (1, 0))

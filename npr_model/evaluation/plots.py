@@ -22,7 +22,7 @@ BINS = 10  # of a reliability diagram, of equal width
 
 
 def plot_evaluation(report: Report, folder: Path) -> list[Path]:
-    """roc.png and reliability.png for every set (after its name, where there are several); the paths."""
+    """Write roc.png and reliability.png, with the name of the set in front if there are several; return the paths."""
     require_matplotlib()
     paths = []
     for evaluation in report.evaluations:
@@ -33,7 +33,7 @@ def plot_evaluation(report: Report, folder: Path) -> list[Path]:
 
 
 def roc(evaluation: Evaluation) -> Figure:
-    """A curve for every generator; false positives on a logarithmic axis, as few are what matters."""
+    """Draw a ROC curve per generator. The false-positive axis is logarithmic, as the low rates matter."""
     figure, axes = new_figure()
     lowest = 1.0
     for name, found in _complete(evaluation).items():
@@ -52,9 +52,9 @@ def roc(evaluation: Evaluation) -> Figure:
 
 
 def reliability(evaluation: Evaluation) -> Figure:
-    """How often an image of a given probability was generated: on the diagonal the probabilities mean what they say.
+    """Draw how often images of a given probability are generated; on the diagonal the probabilities are calibrated.
 
-    Real and generated images count equally in total, as the probability assumes, whatever their numbers.
+    Both classes have equal weight in total, as the probability assumes.
     """
     figure, axes = new_figure()
     axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="calibrated")
@@ -70,7 +70,7 @@ def reliability(evaluation: Evaluation) -> Figure:
 
 
 def reliability_curve(found: Scores, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Of the bins with images: their mean sigmoid(logit / temperature), and the share of generated ones, weighted."""
+    """Return the mean probability and the weighted share of generated images, for each non-empty bin."""
     weights = np.concatenate([np.full(len(side), 1 / len(side)) for side in (found.real, found.fake)])
     probabilities = 1 / (1 + np.exp(-found.logits / temperature))
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)

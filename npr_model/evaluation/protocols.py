@@ -1,9 +1,9 @@
-"""The benchmark sets of Tan et al. (CVPR 2024, Tables 1 to 5), AIGCDetectBenchmark and GenImage: where their images lie
-and which pixels of them a published number was measured on.
+"""The benchmark sets of Tan et al. (CVPR 2024, Tables 1 to 5), AIGCDetectBenchmark and GenImage.
 
-The view is part of a protocol. The authors' test code resizes to 256x256 without cropping, but for GANGen-Detection,
-which it reads as it is; AIGCDetectBenchmark is read image by image at its own size, odd edges trimmed, and GenImage
-repeated where it is smaller than 224 and cropped to that.
+A protocol says where the images of a set lie and with which view its published numbers were measured. The authors' test
+code resizes to 256x256 without cropping, except for GANGen-Detection, which it reads unchanged. AIGCDetectBenchmark is
+read image by image at its own size, odd edges trimmed. GenImage images smaller than 224 are repeated, then all are
+cropped to 224.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ GENIMAGE_CLASSES = {"nature": REAL, "ai": FAKE}
 
 @dataclass(frozen=True)
 class Subset:
-    """One generator: ``name`` as the paper's tables have it, ``folders`` the names it goes by on disks.
+    """One generator of a set.
 
-    ``reals``: a folder beside it whose real images serve where its own folder has none.
+    Attributes:
+        name: As in the paper's tables.
+        folders: Other names of its folder.
+        reals: Neighbouring folder whose real images are used if its own folder has none.
     """
 
     name: str
@@ -34,16 +37,22 @@ class Subset:
     reals: str | None = None
 
     def names(self) -> frozenset[str]:
-        """All its folder names, as :func:`_plain` writes them."""
+        """Return all names of its folder, in the form of :func:`_plain`."""
         return frozenset(map(_plain, (self.name, *self.folders)))
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A benchmark set. ``table``: the paper's, 1 to 5, None where the paper does not have the set.
+    """A benchmark set.
 
-    ``folders``: names of the set's own folder, beside ``title``. ``classes``: folder names of the two classes.
-    ``part``: the folder to stay in where a generator's folder holds several parts (GenImage has train and val).
+    Attributes:
+        name, title: For the command line, and for people.
+        view: View of the published numbers.
+        subsets: Its generators.
+        table: Table of the paper, 1 to 5; None if the paper does not have the set.
+        folders: Names of its folder besides ``title``.
+        classes: Names of the two class folders, with their labels.
+        part: Folder to use if a generator's folder has several parts (GenImage has train and val).
     """
 
     name: str
@@ -58,8 +67,14 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Found:
-    """What a protocol finds on a disk: ``samples`` whose groups are sub-sets' names, in the protocol's order;
-    ``missing``: sub-sets without a folder; ``unused``: folders that the protocol does not have."""
+    """What a protocol finds on a disk.
+
+    Attributes:
+        protocol: The protocol.
+        samples: Images; their groups are the names of the sub-sets, in the protocol's order.
+        missing: Sub-sets without a folder.
+        unused: Folders that do not belong to the set.
+    """
 
     protocol: Protocol
     samples: tuple[Sample, ...]
@@ -113,7 +128,7 @@ PROTOCOLS = {
             "universalfakedetect",
             "UniversalFakeDetect",
             "resize:256",
-            # The set's authors ship the real images apart: ImageNet's for ADM, LAION's for all others.
+            # The set has separate folders of real images: ImageNet's for ADM, LAION's for all others.
             (
                 Subset("DALLE", ("dalle-mini",), reals="laion"),
                 Subset("Glide_100_10", reals="laion"),
@@ -175,24 +190,24 @@ PROTOCOLS = {
         ),
     )
 }
-PAPER = "paper"  # the five sets of Tables 1 to 5 in one folder
+PAPER = "paper"  # the five sets of Tables 1 to 5, in one folder
 
 
 def choose(name: str) -> list[Protocol]:
-    """A protocol by its name, in any case; all of the paper's by "paper". Raises InputError."""
+    """Return a protocol by name, in any case, or all of the paper's for "paper". Raises InputError."""
     if name.lower() == PAPER:
         return [protocol for protocol in PROTOCOLS.values() if protocol.table is not None]
     if name.lower() not in PROTOCOLS:
         close = difflib.get_close_matches(name.lower(), (*PROTOCOLS, PAPER), 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join((*PROTOCOLS, PAPER))}"
-        raise InputError(f"there is no preset {name!r}; {hint}")
+        hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join((*PROTOCOLS, PAPER))}"
+        raise InputError(f"unknown benchmark {name!r}: {hint}")
     return [PROTOCOLS[name.lower()]]
 
 
 def find(protocol: Protocol, root: str | os.PathLike) -> Found:
-    """The protocol's images: ``root`` is the set's own folder, or one that holds it; its part named test comes first.
+    """Find the images of a protocol. A part named test is preferred.
 
-    Raises DatasetError where no sub-set is there.
+    ``root`` is the folder of the set, or one that holds it. Raises DatasetError if no sub-set is there.
     """
     root = Path(root)
     found = _first_found(protocol, [*_own_folders(protocol, root), root])
@@ -203,9 +218,9 @@ def find(protocol: Protocol, root: str | os.PathLike) -> Found:
 
 
 def find_all(protocols: Iterable[Protocol], root: str | os.PathLike) -> tuple[list[Found], list[Protocol]]:
-    """Of several protocols, whose sets lie in folders of their own below ``root``: those found, and those that are not.
+    """Find several protocols, each in a folder of its own below ``root``; return those found and those absent.
 
-    Raises DatasetError where none is there.
+    Raises DatasetError if none is there.
     """
     protocols = list(protocols)
     found = {protocol.name: _first_found(protocol, _own_folders(protocol, Path(root))) for protocol in protocols}
@@ -216,7 +231,7 @@ def find_all(protocols: Iterable[Protocol], root: str | os.PathLike) -> tuple[li
 
 
 def _own_folders(protocol: Protocol, root: Path) -> list[Path]:
-    """Folders named after the set; an archive often unpacks to one inside another of the same name."""
+    """Folders named after the set. Archives often unpack to a folder inside another of the same name."""
     names = {_plain(name) for name in (protocol.name, protocol.title, *protocol.folders)}
     outer = [folder for folder in _folders(root) if _plain(folder.name) in names]
     inner = [folder for parent in outer for folder in _folders(parent) if _plain(folder.name) in names]
@@ -252,7 +267,7 @@ def _find(protocol: Protocol, root: Path) -> Found:
 
 
 def _samples(protocol: Protocol, folder: Path) -> list[Sample]:
-    """Of a sub-set's folder; of its part alone where there are several."""
+    """Samples of a sub-set's folder; of its part only, if it has several."""
     parts = [protocol.part, f"*/{protocol.part}"] if protocol.part else []
     roots = [path for part in parts for path in sorted(folder.glob(part)) if path.is_dir()] or [folder]
     return [sample for root in roots for sample in datasets.list_samples(root, protocol.classes)]
@@ -269,5 +284,5 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _plain(name: str) -> str:
-    """A folder's name without what differs between copies of a set: case, and the characters between words."""
+    """A folder's name without case and separators, which differ between copies of a set."""
     return "".join(character for character in name.casefold() if character.isalnum())

@@ -1,4 +1,4 @@
-"""An evaluation as tables, published numbers beside measured ones: terminal, Markdown, LaTeX, CSV and JSON."""
+"""An evaluation as tables with published numbers beside the measured ones: Markdown, LaTeX, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ PAPER_SUBSETS = sum(len(protocol.subsets) for protocol in PROTOCOLS.values() if 
 
 @dataclass(frozen=True)
 class Report:
-    """Evaluations of one checkpoint on one or several sets; ``compare``: methods of the paper to stand beside it."""
+    """Evaluations of one checkpoint on one or several sets. ``compare``: methods of the paper to show beside them."""
 
     evaluations: tuple[Evaluation, ...]
     compare: tuple[str, ...] = ()
 
     @property
     def overall(self) -> Metrics | None:
-        """The unweighted mean over the sub-sets of all sets (as in Table 6), where there are several sets."""
+        """Unweighted mean over the sub-sets of all sets, as in Table 6; None if there is only one set."""
         if len(self.evaluations) < 2:
             return None
         scores = [found for evaluation in self.evaluations for found in evaluation.scores.values()]
         return mean(scores, self.evaluations[0].threshold)
 
     def tables(self, *, brief: bool = False) -> list[Table]:
-        """One a set, and one over all sets where there are several."""
+        """Return one table per set and, for several sets, one over all of them."""
         tables = [evaluation_table(evaluation, self.compare, brief=brief) for evaluation in self.evaluations]
         return [*tables, self._overall_table()] if self.overall else tables
 
@@ -53,16 +53,18 @@ class Report:
         return Table(f"Mean over {count} sub-sets", ("", *_COLUMNS[3:6]), tuple(rows), tuple(notes))
 
     def write(self, path: Path) -> None:
-        """As the suffix says. Raises InputError for any other than SUFFIXES."""
+        """Write the report in the format of the suffix. Raises InputError for a suffix that is not in SUFFIXES."""
         if path.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{path} has no suffix of a report; give one of {', '.join(SUFFIXES)}")
+            raise InputError(f"output {path} must end in one of {', '.join(SUFFIXES)}")
         with atomic_write(path) as temporary:
             temporary.write_text(SUFFIXES[path.suffix.lower()](self), encoding="utf-8")
 
 
 def evaluation_table(evaluation: Evaluation, compare: Sequence[str] = (), *, brief: bool = False) -> Table:
-    """Percentages, each followed by its bootstrap interval where there is one; ``brief`` leaves out the intervals, the
-    best accuracy and what is found at fixed rates."""
+    """Return the percentages of one evaluation, with bootstrap intervals where there are any.
+
+    ``brief`` leaves out the intervals, the best accuracy and the metrics at fixed rates.
+    """
     table = PROTOCOLS[evaluation.protocol].table if evaluation.protocol else None
     title = PROTOCOLS[evaluation.protocol].title if evaluation.protocol else "Evaluation"
     rows, emphasised = [], set()
@@ -79,7 +81,7 @@ def evaluation_table(evaluation: Evaluation, compare: Sequence[str] = (), *, bri
         add(name, row, name)
     if evaluation.mean and len(evaluation.generators) > 1:
         emphasised.add(len(rows))
-        # A mean over other sub-sets than the paper's is no number to compare.
+        # A mean over other sub-sets than the paper's cannot be compared.
         add(MEAN, evaluation.mean, "" if evaluation.missing else published.MEAN)
     for name, row in evaluation.reals.items():
         rows.append((name, *cells_of(row), *[""] * (2 * len(known))))
@@ -98,12 +100,12 @@ _COLUMNS = (
     "best accuracy",
     "accuracy of real",
     "accuracy of generated",
-    *(f"found at {100 * rate:g} % false positives" for rate in RATES),
+    *(f"detected at {100 * rate:g} % false positives" for rate in RATES),
 )
 
 
 def _cells(row: Metrics) -> tuple[str, ...]:
-    """As in _COLUMNS, without the first."""
+    """Cells of _COLUMNS, without the first."""
     found = {point.rate: point.found for point in row.at_rates}
     return (
         str(row.real),
@@ -127,7 +129,7 @@ def _brief_cells(row: Metrics) -> tuple[str, ...]:
 
 
 def interval(row: Metrics, name: str) -> str:
-    """A field of ``row`` in percent, and in brackets its bootstrap interval where it has one."""
+    """Format a field of ``row`` in percent, with its bootstrap interval in brackets if there is one."""
     value = getattr(row, name)
     if name not in row.intervals:
         return percent(value)
@@ -136,7 +138,7 @@ def interval(row: Metrics, name: str) -> str:
 
 
 def _published(row: Metrics, result: published.Result | None) -> list[str]:
-    """Accuracy and average precision as published, and in brackets how much higher the measured one is."""
+    """Published accuracy and average precision, with measured minus published in brackets."""
     if result is None:
         return ["", ""]
     cells = []
@@ -157,17 +159,17 @@ def _notes(evaluation: Evaluation, table: int | None, methods: Iterable[str]) ->
         notes.append(f"Warning: {evaluation.warning}.")
     for name, row in evaluation.generators.items():
         if row.reason:
-            notes.append(f"{name}: {row.reason}, so neither average precision nor ROC AUC.")
+            notes.append(f"{name}: {row.reason}, so there is no average precision and no ROC AUC.")
     if evaluation.missing:
-        notes.append(f"Missing, and in no number: {', '.join(evaluation.missing)}.")
+        notes.append(f"Missing sub-sets, excluded from the averages: {', '.join(evaluation.missing)}.")
     if evaluation.unused:
-        notes.append(f"Not part of the set, and left out: {', '.join(evaluation.unused)}.")
+        notes.append(f"Ignored folders that are not part of the set: {', '.join(evaluation.unused)}.")
     if evaluation.errors:
-        notes.append(f"{len(evaluation.errors)} images could not be scored and are in no number.")
+        notes.append(f"{len(evaluation.errors)} images could not be scored and are excluded.")
     for method in methods:
         notes.append(f"{method}: Table {table} of Tan et al. (CVPR 2024); in brackets measured minus published.")
         if (table, method) in published.notes():
-            notes.append(f"Of {method}'s published row: {published.notes()[table, method]}.")
+            notes.append(f"Note on {method}'s published row: {published.notes()[table, method]}.")
     return notes
 
 
@@ -188,7 +190,7 @@ _AT_RATE = ("threshold", "accuracy", "found")
 
 
 def _csv(report: Report) -> str:
-    """A line for every generator and folder of real images, shares between 0 and 1 in all digits."""
+    """One line per generator and per folder of real images; shares in 0 .. 1 with all digits."""
     names = ("real", "fake", *bootstrap.NAMES, "accuracy_real", "accuracy_fake", "best_accuracy", "best_threshold")
     header = ["set", "model", "view", "threshold", "generator", *names]
     header += [f"{name}_{end}" for name in bootstrap.NAMES for end in ("low", "high")]

@@ -1,3 +1,3 @@
-"""Why an image got its logit: the NPR map, its spectrum, activation maps and saliency.
-Figures for files (heat_maps) and small pictures for web pages (pictures).
+"""Why an image got its logit: NPR map, spectrum, class activation map and saliency.
+heat_maps.py draws figures for files, pictures.py small pictures for web pages.
 """

@@ -1,4 +1,4 @@
-"""Why an image got its logit: the NPR map and its spectrum, the evidence by place, and the pixels it hangs on."""
+"""Why an image got its logit: the NPR map and its spectrum, the class activation map, and the saliency."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from npr_kernels import npr, stem_forward
 from npr_model.detectors.npr import NPRDetector
 from npr_model.errors import InputError
 
-MAX_PIXELS = 2**22  # the saliency keeps every layer's output: about 5 GB for so many
-TILE = 128  # pixels, of the tiles whose spectra are averaged
+MAX_PIXELS = 2**22  # the saliency keeps every layer's output, about 5 GB for this many
+TILE = 128  # side in pixels of the tiles whose spectra are averaged
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Of one image of (H, W) pixels, odd edges trimmed to whole cells.
+    """Maps of one image of (H, W) pixels, trimmed to whole cells.
 
     Attributes:
-        logit: what the network gives in float32.
-        npr: (3, H, W) float32, grey levels in [-255, 255]: every pixel minus its cell's anchor (paper, equation 4).
-        activation: (ceil(H / 8), ceil(W / 8)) float32: the logit that each place of the last layer's output stands for,
-            the class activation map of Zhou et al. (2016) with the bias included, so that its mean is the logit.
-        saliency: (H, W) float32: how much the logit moves per grey level of a pixel, the largest magnitude over the
-            three channels (Simonyan et al. 2014). An anchor moves its whole cell, so it usually stands out.
-        spectrum: (T, T') float32, T = min(H, 128): power of the NPR map in decibels, the mean over the channels and
-            over half-overlapping tiles (Welch's method, Hann windows); frequency 0 is at [T // 2, T' // 2].
+        logit: The network's logit in float32.
+        npr: (3, H, W) float32 in grey levels, -255 .. 255: each pixel minus its cell's anchor (equation 4 of the
+            paper).
+        activation: (ceil(H / 8), ceil(W / 8)) float32: class activation map of Zhou et al. (2016) with the bias
+            included. It is the logit of each place in the last layer's output; its mean is the logit.
+        saliency: (H, W) float32: change of the logit per grey level of a pixel, the largest magnitude over the channels
+            (Simonyan et al. 2014). An anchor changes its whole cell, so anchors usually stand out.
+        spectrum: (T, T') float32, T = min(H, 128): power of the NPR map in decibels, averaged over channels and
+            half-overlapping tiles (Welch's method, Hann windows). Frequency 0 is at [T // 2, T' // 2].
     """
 
     logit: float
@@ -40,15 +41,21 @@ class Explanation:
 
 
 def explain(model: NPRDetector, pixels: np.ndarray) -> Explanation:
-    """``model`` in evaluation mode; ``pixels``: (H, W, 3) uint8.
+    """Explain the logit of one image.
 
-    Raises InputError for more than MAX_PIXELS pixels, ValueError for less than one cell.
+    Args:
+        model: The network, in evaluation mode.
+        pixels: (H, W, 3) uint8.
+
+    Raises:
+        InputError: The image has more than MAX_PIXELS pixels.
+        ValueError: The image is smaller than one cell.
     """
     height, width = pixels.shape[:2]
     if height * width > MAX_PIXELS:
         raise InputError(
-            f"{width}x{height} pixels are more than can be explained at once ({MAX_PIXELS}): give a smaller view, as "
-            "in --view crop:1024"
+            f"{width}x{height} pixels are too many to explain (the limit is {MAX_PIXELS}): use a smaller view, "
+            "e.g. --view crop:1024"
         )
     device = model.fc1.weight.device
     image = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(2, 0, 1)[None]
@@ -65,13 +72,13 @@ def explain(model: NPRDetector, pixels: np.ndarray) -> Explanation:
 
 
 def spectrum(values: np.ndarray) -> np.ndarray:
-    """(C, H, W) to the power in decibels, shaped and averaged as in :class:`Explanation`."""
+    """Return the power of (C, H, W) values in decibels, as described in :class:`Explanation`."""
     height, width = (min(side, TILE) for side in values.shape[1:])
     window = np.hanning(height + 2)[1:-1, None] * np.hanning(width + 2)[1:-1]
     tiles = np.lib.stride_tricks.sliding_window_view(values, (height, width), (1, 2))
     tiles = tiles[:, :: max(1, height // 2), :: max(1, width // 2)]
     power, count = np.zeros((height, width)), 0
-    for row in range(tiles.shape[1]):  # a row at a time: all tiles together are four times the image
+    for row in range(tiles.shape[1]):  # one row at a time: all tiles together are four times the image
         frequencies = np.fft.fft2(tiles[:, row] * window)
         power += np.square(np.abs(frequencies)).sum((0, 1))
         count += math.prod(frequencies.shape[:2])
@@ -80,13 +87,13 @@ def spectrum(values: np.ndarray) -> np.ndarray:
 
 
 def _evidence(model: NPRDetector, image: Tensor) -> tuple[float, np.ndarray, Tensor]:
-    """The logit, the class activation map, and the logit's gradient to the pixels, (3, H, W) per grey level."""
+    """Return the logit, the class activation map, and the logit's gradient per grey level, (3, H, W)."""
     deviation = image.new_tensor(model.pixel_std, dtype=torch.float32).view(3, 1, 1)
-    # The means of normalisation are left out: they cancel in NPR.
+    # The means of the normalisation cancel in NPR.
     values = (image / (255 * deviation)).to(memory_format=torch.channels_last).requires_grad_()
     learning = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
-        model.requires_grad_(False)  # else every layer would keep its input for gradients that nobody asks for
+        model.requires_grad_(False)  # otherwise every layer would keep its input for gradients that are not needed
         features = model.layer2(model.layer1(stem_forward(values, model.conv1, model.bn1)))
         logit = model.fc1(features.mean((2, 3)))
         (gradient,) = torch.autograd.grad(logit.sum(), values)

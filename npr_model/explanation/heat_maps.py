@@ -1,4 +1,4 @@
-"""Figures of an explanation, as PNG files: the NPR map, the evidence by place, the saliency, the spectrum."""
+"""Figures of an explanation, as PNG files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 CHANNELS = ("red", "green", "blue")
 SIGNED = "RdBu_r"
-SHOWN = 98  # percentile of the magnitudes at which a colour scale ends; what is beyond has the last colour
+SHOWN = 98  # percentile of the magnitudes at which a colour scale ends
 
 
 def plot_explanation(pixels: np.ndarray, found: Explanation, folder: Path) -> list[Path]:
-    """npr.png, activation.png, saliency.png and spectrum.png; ``pixels``: the (H, W, 3) uint8 explained; the paths."""
+    """Write npr.png, activation.png, saliency.png and spectrum.png; return their paths.
+
+    ``pixels``: the (H, W, 3) uint8 image that was explained.
+    """
     figures = {
-        "npr": differences("NPR: every pixel minus its cell's anchor", found.npr, pixels),
+        "npr": differences("NPR: each pixel minus its cell's anchor", found.npr, pixels),
         "activation": activation(pixels, found),
         "saliency": saliency(pixels, found),
         "spectrum": spectrum(found),
@@ -32,14 +35,14 @@ def plot_explanation(pixels: np.ndarray, found: Explanation, folder: Path) -> li
 
 
 def plot_difference(first: Explanation, second: Explanation, folder: Path) -> Path:
-    """difference.png: one NPR map minus the other (paper, Figure 1); both of one size."""
+    """Write difference.png, one NPR map minus the other of equal size (Figure 1 of the paper); return its path."""
     return save(
         differences("NPR of the image minus NPR of the other", first.npr - second.npr), folder / "difference.png"
     )
 
 
 def differences(title: str, maps: np.ndarray, pixels: np.ndarray | None = None) -> Figure:
-    """(3, H, W) grey levels, a panel a channel, all on one scale; ``pixels`` beside them where given."""
+    """Draw (3, H, W) grey levels, one panel per channel on one scale, with ``pixels`` beside them if given."""
     figure, panels = _panels(4 if pixels is not None else 3, maps.shape[1:])
     figure.suptitle(title, fontsize=10)
     if pixels is not None:
@@ -52,11 +55,11 @@ def differences(title: str, maps: np.ndarray, pixels: np.ndarray | None = None) 
 
 
 def activation(pixels: np.ndarray, found: Explanation) -> Figure:
-    """The class activation map over the image (paper, Figure 4): red places speak for generated, blue for real."""
+    """Draw the class activation map over the image (Figure 4 of the paper). Red: generated; blue: real."""
     figure, panels = _panels(2, pixels.shape[:2])
     figure.suptitle(f"Class activation map; its mean is the logit, {found.logit:.3f}", fontsize=10)
     _show(panels[0], pixels, "image")
-    _show(panels[1], pixels.mean(2), "red: speaks for generated", cmap="gray", vmin=0, vmax=255)
+    _show(panels[1], pixels.mean(2), "red: generated, blue: real", cmap="gray", vmin=0, vmax=255)
     height, width = pixels.shape[:2]
     limit = _limit(found.activation)
     place = {"extent": (0, width, height, 0), "interpolation": "bilinear", "alpha": 0.55}
@@ -66,9 +69,9 @@ def activation(pixels: np.ndarray, found: Explanation) -> Figure:
 
 
 def saliency(pixels: np.ndarray, found: Explanation) -> Figure:
-    """The gradient's magnitude beside the image."""
+    """Draw the magnitude of the gradient beside the image."""
     figure, panels = _panels(2, pixels.shape[:2])
-    figure.suptitle("Saliency: the pixels that the logit hangs on", fontsize=10)
+    figure.suptitle("Saliency: how strongly each pixel changes the logit", fontsize=10)
     _show(panels[0], pixels, "image")
     shown = _show(panels[1], found.saliency, "gradient", cmap="magma", vmin=0, vmax=_limit(found.saliency))
     figure.colorbar(shown, ax=panels, label="change of the logit per grey level", shrink=0.8)
@@ -76,21 +79,21 @@ def saliency(pixels: np.ndarray, found: Explanation) -> Figure:
 
 
 def spectrum(found: Explanation) -> Figure:
-    """The power spectrum of the NPR map. Its own cells show at half a cycle a pixel; other peaks are traces."""
+    """Draw the power spectrum of the NPR map. Its own cells show at half a cycle per pixel; other peaks are traces."""
     figure, axes = new_figure(5.6, 4.6)
     rows, columns = (
         (-(side // 2) / side - 0.5 / side, (side - 1) // 2 / side + 0.5 / side) for side in found.spectrum.shape
     )
     low, high = np.percentile(found.spectrum, (0.5, SHOWN))
     shown = axes.imshow(found.spectrum, extent=(*columns, *reversed(rows)), cmap="magma", vmin=low, vmax=high)
-    axes.set(xlabel="cycles a pixel, along rows", ylabel="cycles a pixel, along columns")
+    axes.set(xlabel="cycles per pixel, along rows", ylabel="cycles per pixel, along columns")
     axes.set_title("Power spectrum of the NPR map", fontsize=10)
     figure.colorbar(shown, label="dB")
     return figure
 
 
 def _panels(count: int, size: tuple[int, int]) -> tuple[Figure, list[Axes]]:
-    """Panels in a row, or two by two, shaped for images of ``size`` (height, width)."""
+    """Return a figure with panels in a row, or two by two, for images of ``size`` (height, width)."""
     figure, first = new_figure(*_inches(count, size))
     first.remove()
     rows = 2 if count == 4 else 1
@@ -110,5 +113,5 @@ def _show(axes: Axes, values: np.ndarray, title: str, **options) -> AxesImage:
 
 
 def _limit(values: np.ndarray) -> float:
-    """Where a colour scale ends: never 0."""
+    """End of a colour scale; never 0."""
     return max(float(np.percentile(np.abs(values), SHOWN)), 1e-6)

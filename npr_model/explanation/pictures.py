@@ -1,4 +1,4 @@
-"""Small pictures inside pages: data URLs of images, of NPR maps and of the evidence by place."""
+"""Small pictures inside web pages, as data URLs: images, NPR maps and activation maps."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import io
 import numpy as np
 from PIL import Image
 
-FULL_SCALE = 24  # grey levels of a difference that is shown as white
+FULL_SCALE = 24  # difference in grey levels that is shown as white
 
 
 def data_url(picture: Image.Image) -> str:
-    """As a WebP inside the URL."""
+    """Return a picture as a data URL with WebP data."""
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=75)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def npr_picture(differences: np.ndarray) -> Image.Image:
-    """(3, H, W) grey levels to the mean magnitude over the channels, brighter for larger differences."""
+    """Turn (3, H, W) grey levels into the mean magnitude over the channels; brighter means larger differences."""
     magnitude = np.abs(differences).mean(0)
     return Image.fromarray(np.clip(magnitude * (255 / FULL_SCALE), 0, 255).astype(np.uint8))
 
 
 def activation_picture(pixels: np.ndarray, activation: np.ndarray) -> Image.Image:
-    """The (h, w) evidence over the grey (H, W, 3) image: red places speak for generated, blue ones for real."""
+    """Draw the (h, w) activation map over the grey (H, W, 3) image. Red: generated; blue: real."""
     height, width = pixels.shape[:2]
     limit = max(float(np.abs(activation).max()), 1e-6)
     evidence = Image.fromarray((activation / limit).astype(np.float32)).resize(

@@ -1,3 +1,3 @@
-"""Encoded bytes to pixels and back: decoding, headers, encoding, and the views that a network is given.
-What a JPEG tells of its past (quality, earlier compression), and changes to images for tests, live here, too.
+"""From encoded bytes to pixels and back: decoding, headers, encoding, and the views that the network sees.
+Also here: what a JPEG tells about its past (quality, earlier compression), and perturbations.
 """

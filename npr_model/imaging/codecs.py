@@ -1,4 +1,4 @@
-"""Codecs as texts: "png", "jpeg:90", "webp:80", and, where a quality is drawn for each image, "jpeg:70-100"."""
+"""Codecs as text: "png", "jpeg:90", "webp:80", or "jpeg:70-100" where a quality is drawn for each image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = ("png", *_LOSSY)
 
 @dataclass(frozen=True)
 class Codec:
-    """A codec and its quality, 1 to 100, or a range of qualities to draw from. PNG has none: ``low`` and ``high`` None.
+    """A codec with its quality (1 to 100) or a range of qualities. PNG has none: ``low`` and ``high`` are None.
 
     JPEG and WebP store chroma at half the resolution (4:2:0).
     """
@@ -27,7 +27,10 @@ class Codec:
 
     @classmethod
     def parse(cls, text: str, *, ranges: bool = False) -> Codec:
-        """From "png", "jpeg:Q", "webp:Q" or, with ``ranges``, "jpeg:LOW-HIGH". Raises InputError."""
+        """Parse "png", "jpeg:Q", "webp:Q" or, with ``ranges``, "jpeg:LOW-HIGH" and "webp:LOW-HIGH".
+
+        Raises InputError.
+        """
         found = re.fullmatch(r"(jpeg|webp):([0-9]{1,3})(?:-([0-9]{1,3}))?", text)
         if text == "png":
             return cls()
@@ -40,7 +43,7 @@ class Codec:
         raise InputError(f"unknown codec {text!r}: use png, jpeg:Q, webp:Q{with_range} with a quality of 1 to 100")
 
     def draw(self, random: np.random.Generator) -> Codec:
-        """This codec with one quality of its range."""
+        """Return this codec with one quality drawn from its range."""
         if self.low == self.high:
             return self
         quality = int(random.integers(self.low, self.high + 1))
@@ -48,11 +51,11 @@ class Codec:
 
     @property
     def suffix(self) -> str:
-        """Of the file names."""
+        """Suffix of its files, without the dot."""
         return {"jpeg": "jpg"}.get(self.name, self.name)
 
     def encode(self, pixels: np.ndarray) -> bytes:
-        """(H, W, 3) uint8 as a file; of a range the lowest quality."""
+        """Encode (H, W, 3) uint8 pixels; with a range, at its lowest quality."""
         if self.low is None:
             return encode_png(pixels)
         return _LOSSY[self.name](pixels, self.low)

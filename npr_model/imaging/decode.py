@@ -1,17 +1,17 @@
-"""From encoded bytes to pixels, and the views of them that the network is given: one rule for train, evaluate, screen.
+"""From encoded bytes to pixels: one rule for training, evaluation and screening.
 
-The detector reads traces that a decoder or a converter could make or wipe out, so every mode has one rule:
+The detector reads traces that a decoder or converter could create or remove. So there is one rule for each case:
 
-- EXIF orientation is not applied: a rotation by 90 degrees moves the cells.
-- Alpha is dropped, never blended, also that of a palette; hidden colours count as they are stored.
-- Palette, grey, black-and-white, CMYK, YCbCr and Lab become RGB as Pillow's ``convert("RGB")`` makes them; embedded
-  colour profiles are ignored.
-- 16-bit samples keep their high byte (``value >> 8``). 32-bit and floating point pixels have no agreed range: an error.
-- Of an animation or a file of many pages the first frame counts.
-- What is truncated or damaged is an error; pixels that a decoder made up are never scored.
+- EXIF orientation is not applied: rotation by 90 degrees moves the cells.
+- Alpha is dropped, never blended, also in palettes. Hidden colours are used as stored.
+- Palette, grey, black-and-white, CMYK, YCbCr and Lab become RGB by Pillow's ``convert("RGB")``. Embedded colour
+  profiles are ignored.
+- 16-bit samples keep their high byte (``value >> 8``). 32-bit and float pixels have no agreed range: they are errors.
+- The first frame of an animation, or page of a document, is used.
+- Truncated and damaged files are errors. Pixels that a decoder made up are never scored.
 
-Plain 8-bit grey, YCbCr and RGB JPEGs go through simplejpeg, which is faster and whose pixels equal Pillow's bit for bit
-(tested); all else through Pillow.
+Plain 8-bit grey, YCbCr and RGB JPEGs are decoded by simplejpeg, which is faster; its pixels equal Pillow's bit for bit
+(tested). Everything else is decoded by Pillow.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from PIL import Image
 from npr_model.errors import InputError, reason
 from npr_model.imaging.limits import MAX_PIXELS
 
-# Pillow also opens formats that call other programs (EPS runs Ghostscript) or hold no photographs; these are refused.
+# Refused are formats for which Pillow calls other programs (EPS runs Ghostscript) and those without photographs.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 _SIMPLEJPEG = f"simplejpeg {simplejpeg.__version__}"
 _PILLOW = f"pillow {PIL.__version__}"
@@ -37,7 +37,7 @@ _open_lock = threading.Lock()
 
 
 class ImageError(InputError):
-    """An image that cannot be decoded, or not be viewed as asked; the message is one line without the file's name.
+    """An image that cannot be decoded or viewed. The message does not name the file.
 
     ``code``: empty, not_an_image, unsupported, damaged, too_large or too_small.
     """
@@ -49,9 +49,9 @@ class ImageError(InputError):
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """``pixels``: (H, W, 3) uint8, contiguous. ``format``: as Pillow names it. ``decoder``: with its version.
+    """Pixels with the names of the file format (Pillow's) and of the decoder (with its version).
 
-    Both names are None for pixels that come from no file.
+    ``pixels``: (H, W, 3) uint8, contiguous. The names are None for pixels that do not come from a file.
     """
 
     pixels: np.ndarray
@@ -68,7 +68,7 @@ class DecodedImage:
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
-    """Decode by the module's rules. Raises ImageError, also (before decoding) for more than ``max_pixels`` pixels."""
+    """Decode by the rules above. Raises ImageError; more than ``max_pixels`` pixels are refused before decoding."""
     if not data:
         raise ImageError("the file is empty", "empty")
     if data[:3] == b"\xff\xd8\xff":
@@ -79,7 +79,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
 
 
 def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
-    """The pixels of a plain JPEG; None for one that is left to Pillow: CMYK, 12 bit, odd sampling, bad header."""
+    """Pixels of a plain JPEG; None if Pillow must decode it: CMYK, 12 bit, unusual sampling, bad header."""
     try:
         height, width, colourspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -90,7 +90,7 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
     try:
         return simplejpeg.decode_jpeg(data)
     except ValueError as error:
-        # Pillow fills in what is missing here without a word, if the damaged file has an end marker.
+        # Pillow silently makes up the missing pixels if the damaged file has an end marker.
         if "premature end" in str(error).lower() or "corrupt" in str(error).lower():
             raise ImageError(f"the JPEG is truncated or damaged ({reason(error)})") from error
         return None
@@ -105,24 +105,24 @@ def _decode_pillow(data: bytes, max_pixels: int) -> DecodedImage:
     except ImageError:
         raise
     except PIL.UnidentifiedImageError as error:
-        raise ImageError("not an image, or of a format that is not supported", "not_an_image") from error
-    except Exception as error:  # a damaged file leads Pillow's readers to whatever exception they run into
+        raise ImageError("not an image, or an unsupported format", "not_an_image") from error
+    except Exception as error:  # a damaged file can make Pillow's readers raise anything
         raise ImageError(f"the image is truncated, damaged or not supported ({reason(error)})") from error
     return DecodedImage(pixels, name, _PILLOW)
 
 
 def from_pillow(image: Image.Image) -> DecodedImage:
-    """The current frame of an image that Pillow has opened, converted by the module's rules. Raises ImageError."""
+    """Convert the current frame of an open Pillow image by the rules above. Raises ImageError."""
     try:
         return DecodedImage(np.array(_to_rgb(image)), image.format, _PILLOW)
     except ImageError:
         raise
-    except Exception as error:  # as above: Pillow decodes only now
+    except Exception as error:  # Pillow decodes only now, and can raise anything
         raise ImageError(f"the image is truncated, damaged or not supported ({reason(error)})") from error
 
 
 def open_image(file: BinaryIO) -> Image.Image:
-    """Open without Pillow's own pixel limit, of which it warns or raises; ours is checked next, before decoding."""
+    """Open without Pillow's own pixel limit, which warns or raises; the caller checks ours before decoding."""
     Image.init()
     with _open_lock:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -133,7 +133,7 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """The first frame in mode RGB, by the module's rules."""
+    """Convert the first frame to RGB by the rules above."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
@@ -141,7 +141,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             f"pixels of mode {image.mode!r} (32 bits) have no agreed range; convert the file to 8 bits", "unsupported"
         )
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours, but Pillow warns of the direct way
+        image = image.convert("RGBA")  # the same colours; converting directly makes Pillow warn
     return image.convert("RGB")
 
 
@@ -150,4 +150,4 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"the image has no pixels ({width}x{height})")
     if width * height > max_pixels:
-        raise ImageError(f"the image claims {width}x{height} pixels, more than the limit of {max_pixels}", "too_large")
+        raise ImageError(f"the image has {width}x{height} pixels, more than the limit of {max_pixels}", "too_large")

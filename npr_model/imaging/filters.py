@@ -1,4 +1,4 @@
-"""Resizing and blurring of pixels, by Pillow."""
+"""Resizing and blurring, by Pillow."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from PIL import Image, ImageFilter
 def resize(
     pixels: np.ndarray, height: int, width: int, interpolation: Image.Resampling = Image.Resampling.BILINEAR
 ) -> np.ndarray:
-    """(H, W, 3) uint8 to (height, width, 3) uint8, with antialiasing."""
+    """Resize (H, W, 3) uint8 to (height, width, 3) uint8, with antialiasing."""
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), interpolation))
 
 
 def gaussian_blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """(H, W, 3) uint8 blurred by ``sigma`` pixels; Pillow approximates the Gaussian by repeated box filters."""
+    """Blur (H, W, 3) uint8 with ``sigma`` in pixels. Pillow approximates the Gaussian by repeated box filters."""
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).filter(ImageFilter.GaussianBlur(sigma)))

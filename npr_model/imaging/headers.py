@@ -1,4 +1,4 @@
-"""What the header of an image file says: size, format and lossy codec. No pixel is decoded."""
+"""Headers of image files: size, format and lossy codec, without decoding pixels."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from npr_model.errors import reason
 from npr_model.imaging.decode import ImageError, check_size, open_image
 from npr_model.imaging.limits import MAX_PIXELS
 
-_SUBSAMPLING = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's numbers; other kinds are rare
+_SUBSAMPLING = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # by Pillow's numbers; others are rare
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Size and lossy codec of a file, as far as its header tells; ``format`` as Pillow names it, MPO counts as JPEG.
+    """Size and lossy codec of a file, as far as its header tells.
 
-    ``quantization``: the tables of a JPEG, in Pillow's order, and ``subsampling`` its chroma's ("4:2:0", ...). A lossy
-    WebP does not tell its quality. All other formats count as lossless.
+    Attributes:
+        width, height: In pixels.
+        quantization: Two tables of a JPEG (luma, chroma) in Pillow's order; None for other formats.
+        subsampling: Chroma of a JPEG, such as "4:2:0".
+        lossy_webp: Whether it is a lossy WebP, whose quality the header does not tell.
+        format: As Pillow names it; MPO counts as JPEG.
     """
 
     width: int
@@ -33,7 +37,7 @@ class Encoding:
 
 
 def read_encoding(file: str | os.PathLike | bytes) -> Encoding:
-    """Read the header of a file, or of its bytes. Raises ImageError."""
+    """Read the header of a file, given as path or bytes. Raises ImageError."""
     try:
         with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as file, open_image(file) as image:
             if image.format in ("JPEG", "MPO"):
@@ -43,12 +47,12 @@ def read_encoding(file: str | os.PathLike | bytes) -> Encoding:
             file.seek(0)
             lossy_webp = image.format == "WEBP" and b"VP8 " in file.read(2**16)
             return Encoding(image.width, image.height, lossy_webp=lossy_webp, format=image.format)
-    except Exception as error:  # a damaged file leads Pillow's readers to whatever exception they run into
+    except Exception as error:  # a damaged file can make Pillow's readers raise anything
         raise ImageError(f"the header cannot be read ({reason(error)})") from error
 
 
 def header_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(width, height) that the file's header claims, without decoding it. Raises ImageError."""
+    """Return the (width, height) in a file's header. Raises ImageError."""
     try:
         with open(path, "rb") as file, open_image(file) as image:
             check_size(image.width, image.height, MAX_PIXELS)
@@ -56,8 +60,8 @@ def header_size(path: str | os.PathLike) -> tuple[int, int]:
     except ImageError:
         raise
     except PIL.UnidentifiedImageError as error:
-        raise ImageError("not an image, or of a format that is not supported", "not_an_image") from error
+        raise ImageError("not an image, or an unsupported format", "not_an_image") from error
     except OSError as error:
         raise ImageError(f"the file cannot be read ({reason(error)})") from error
-    except Exception as error:  # as in decoding: whatever Pillow's readers run into
+    except Exception as error:  # as above
         raise ImageError(f"the image is damaged or not supported ({reason(error)})") from error

@@ -1,4 +1,4 @@
-"""The quality that a JPEG was saved with, read from its quantisation table."""
+"""The quality that a JPEG was saved with, estimated from its quantisation table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Luminance quantisation of ITU-T T.81, Table K.1, which libjpeg scales by its quality; in reading order.
+# Luminance quantisation, ITU-T T.81, Table K.1, row by row; libjpeg scales it by the quality.
 _LUMINANCE = np.array((
     16, 11, 10, 16, 24, 40, 51, 61,
     12, 12, 14, 19, 26, 58, 60, 55,
@@ -21,20 +21,20 @@ _LUMINANCE = np.array((
 
 
 def estimate_quality(table: Sequence[int]) -> int:
-    """libjpeg's quality, 1 to 100, whose luminance table is nearest to ``table`` (64 numbers in reading order).
+    """Return libjpeg's quality, 1 to 100, whose luminance table is nearest to ``table`` (64 numbers, row by row).
 
-    Exact for files that libjpeg wrote; other encoders have tables of their own.
+    Exact for files that libjpeg wrote. Other encoders have their own tables.
     """
     return _nearest(tuple(table))
 
 
-@functools.lru_cache(1024)  # a collection has few tables, and searching for one takes as long as reading the header
+@functools.lru_cache(1024)  # a collection has few different tables, and a search takes as long as reading a header
 def _nearest(table: tuple[int, ...]) -> int:
     return int(np.abs(_TABLES - np.asarray(table)).sum(1).argmin()) + 1
 
 
 def _scaled() -> np.ndarray:
-    """(100, 64): the luminance table at every quality."""
+    """The luminance table at each quality, (100, 64)."""
     quality = np.arange(1, 101)[:, None]
     scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
     return ((_LUMINANCE * scale + 50) // 100).clip(1, 255)

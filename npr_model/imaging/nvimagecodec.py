@@ -1,7 +1,7 @@
-"""JPEGs decoded by nvImageCodec on a GPU, to see what its pixels do to the scores.
+"""JPEGs decoded by nvImageCodec on a GPU, to measure what its pixels do to the scores.
 
-It is not what screening decodes with: of a JPEG that is damaged, or cut off and given an end marker, its CPU backend
-makes up the rest and gives no error (version 0.9), while here pixels that a decoder made up are never scored.
+Screening does not use it: for a JPEG that is damaged, or truncated with an end marker, its CPU backend makes up the
+missing pixels and reports no error (version 0.9).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from npr_model.errors import InputError
 from npr_model.imaging.decode import ImageError
 
 INSTALL = "pip install nvidia-nvimgcodec-cu13, and nvidia-nvjpeg-cu13 for GPUs; -cu12 with CUDA 12"
-_decoders = threading.local()  # one a thread
+_decoders = threading.local()  # one per thread
 
 
 def check_available() -> None:
-    """Raises InputError where the package or a GPU is missing: on a CPU it would decode as libjpeg-turbo does."""
+    """Raise InputError if the package or a GPU is missing (on a CPU it would decode as libjpeg-turbo does)."""
     try:
         import nvidia.nvimgcodec  # noqa: F401
     except ImportError as error:
@@ -29,10 +29,9 @@ def check_available() -> None:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """A JPEG's pixels, (H, W, 3) uint8, chroma interpolated ("fancy up-sampling"), EXIF orientation not applied.
+    """Decode a JPEG to (H, W, 3) uint8: chroma is interpolated ("fancy up-sampling"), EXIF orientation is not applied.
 
-    On a GPU nothing is left to the CPU in silence; where there is none, all is. Raises ImageError for what it cannot
-    decode.
+    With a GPU, nothing falls back to the CPU; without one, the CPU decodes. Raises ImageError.
     """
     from nvidia import nvimgcodec
 
@@ -49,5 +48,5 @@ def decode(data: bytes) -> np.ndarray:
     parameters = nvimgcodec.DecodeParams(apply_exif_orientation=False, color_spec=nvimgcodec.ColorSpec.SRGB)
     image = _decoders.decoder.decode(data, params=parameters)
     if image is None:
-        raise ImageError("nvImageCodec cannot decode it")
+        raise ImageError("nvImageCodec cannot decode the image")
     return np.array(image.cpu())

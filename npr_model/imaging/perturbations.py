@@ -1,7 +1,7 @@
-"""What happens to images on their way: codecs, resizing, blur, cropping, another decoder; as texts such as "jpeg:90".
+"""Changes to images, as text: codecs, resizing, blur, cropping, another decoder.
 
-Steps are joined by "+", from left to right: "resize:0.5+jpeg:90". The result is handed on as a PNG, so that nothing is
-added to it, unless the last step is a codec: then as that codec's file.
+Steps are joined by "+" and run from left to right: "resize:0.5+jpeg:90". The result is a PNG, which adds nothing,
+unless the last step is a codec: then the result is that codec's file.
 """
 
 from __future__ import annotations
@@ -31,14 +31,21 @@ DECODERS = ("pillow", "simplejpeg", "fast", "nvimagecodec")
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its ``kind`` and the number or numbers behind the colon; of a decoder its name.
+    """One step, such as "jpeg:90".
 
-    - ``png``, ``jpeg`` and ``webp`` of a quality: the codec, chroma 4:2:0 where it is lossy;
-    - ``resize`` by a factor, bilinear with antialiasing; ``blur``, Gaussian, sigma in pixels;
-    - ``offset``: so many rows and columns cut off from the top and the left, which moves the cells if odd;
-    - ``decoder``: what JPEG files are decoded with; ``fast`` repeats chroma by nearest neighbour and takes the fast
-      DCT, as hardware decoders may; ``nvimagecodec`` is NVIDIA's, on a GPU
-      (:mod:`npr_model.imaging.nvimagecodec`). Other formats are decoded as usual.
+    Attributes:
+        kind: One of the kinds below.
+        values: The numbers behind the colon.
+        decoder, codec: The decoder or codec, for these kinds.
+
+    Kinds:
+        png, jpeg:Q, webp:Q: Encode and decode, with 4:2:0 chroma if lossy.
+        resize:FACTOR: Bilinear with antialiasing.
+        blur:SIGMA: Gaussian, sigma in pixels.
+        offset:ROWS,COLUMNS: Cut rows off the top and columns off the left; odd numbers move the cells.
+        decoder:NAME: Decode JPEG files with another decoder; other formats as usual. "fast" repeats chroma by nearest
+            neighbour and uses the fast DCT, as hardware decoders may. "nvimagecodec" is NVIDIA's, on a GPU
+            (:mod:`npr_model.imaging.nvimagecodec`).
     """
 
     kind: str
@@ -48,7 +55,7 @@ class Step:
 
     @classmethod
     def parse(cls, text: str) -> Step:
-        """From its text. Raises InputError."""
+        """Parse the text of one step. Raises InputError."""
         kind, _, rest = text.partition(":")
         if kind == "decoder" and rest in DECODERS:
             if rest == "nvimagecodec":
@@ -73,7 +80,7 @@ class Step:
         raise InputError(f"unknown perturbation {text!r}: use {USAGE}")
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 to (H', W', 3) uint8."""
+        """Apply to (H, W, 3) uint8 pixels; returns (H', W', 3) uint8."""
         height, width = pixels.shape[:2]
         if self.codec:
             return decode(self.codec.encode(pixels)).pixels
@@ -85,26 +92,26 @@ class Step:
             rows, columns = map(int, self.values)
             check_cell(pixels[rows:, columns:], 1)
             return np.ascontiguousarray(pixels[rows:, columns:])
-        return pixels  # a decoder has done its work before
+        return pixels  # kind "decoder": done when the file was read
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Steps, one after another; ``text`` is what they were written as."""
+    """Steps that run one after another; ``text`` is what they were parsed from."""
 
     text: str
     steps: tuple[Step, ...]
 
     @classmethod
     def parse(cls, text: str) -> Perturbation:
-        """From its text. Raises InputError."""
+        """Parse steps joined by "+". Raises InputError."""
         steps = tuple(Step.parse(part.strip()) for part in text.split("+"))
         if any(step.kind == "decoder" for step in steps[1:]):
             raise InputError(f"in {text!r} the decoder must come first: it reads the file")
         return cls(text, steps)
 
     def apply(self, data: bytes, prepare: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels) -> bytes:
-        """An image file to another; ``prepare`` is done to the decoded pixels first. Raises ImageError."""
+        """Turn one image file into another. ``prepare`` is applied to the decoded pixels first. Raises ImageError."""
         pixels = prepare(_decode(data, self.steps[0].decoder))
         for step in self.steps[:-1]:
             pixels = step.apply(pixels)
@@ -113,14 +120,14 @@ class Perturbation:
 
 
 def codec(text: str) -> Perturbation:
-    """A single codec, for both classes to go through. Raises InputError."""
+    """Parse a single codec, that both classes are to go through. Raises InputError."""
     parsed = Codec.parse(text)
     return Perturbation(text, (Step(parsed.name, codec=parsed),))
 
 
 def _decode(data: bytes, decoder: str | None) -> np.ndarray:
     decoded = decode(data)
-    if decoder is None or not decoded.decoder.startswith("simplejpeg"):  # CMYK and the like are left to Pillow, too
+    if decoder is None or not decoded.decoder.startswith("simplejpeg"):  # Pillow also decodes CMYK and the like
         return decoded.pixels
     if decoder == "nvimagecodec":
         return nvimagecodec.decode(data)

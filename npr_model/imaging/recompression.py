@@ -1,9 +1,9 @@
-"""Was a JPEG compressed before, and coarser? Told by the gaps in the histograms of its DCT coefficients.
+"""Detect JPEGs that were saved from a more coarsely quantised JPEG, by gaps in the histograms of DCT coefficients.
 
-A file's coefficients are whole numbers of steps of its table. Where an earlier JPEG on the same grid had coarser
-steps, they lie near the multiples of those, and numbers far from every multiple hardly occur: the histogram has gaps
-(Lukas and Fridrich, "Estimation of primary quantization matrix in double compressed JPEG images", 2003). An earlier
-compression that was finer, or on another grid, leaves no gaps and is not found.
+A file's coefficients are whole multiples of its quantisation steps. If an earlier JPEG on the same grid had coarser
+steps, the coefficients lie near multiples of those steps, and values far from every multiple are rare: the histogram
+has gaps (Lukas and Fridrich, "Estimation of primary quantization matrix in double compressed JPEG images", 2003). An
+earlier compression that was finer, or on another grid, leaves no gaps and is not detected.
 """
 
 from __future__ import annotations
@@ -22,26 +22,31 @@ FREQUENCIES = ((0, 1), (1, 0), (0, 2), (1, 1), (2, 0), (0, 3), (1, 2), (2, 1), (
 MOST_BLOCKS = 512
 BINS = 26
 CANDIDATES = 40
-OWNERS = len(FREQUENCIES) * CANDIDATES  # of gaps
-RATIOS = np.geomspace(1.2, 12, CANDIDATES)  # of an earlier step to the file's
-NOISE = 0.75  # of a coefficient between the compressions, from rounded pixels, whose standard deviation is about 0.2
-LEAST_DEVIANCE = 60.0  # more than photographs have that were compressed once, nearly all of them
+OWNERS = len(FREQUENCIES) * CANDIDATES  # of gaps: a frequency and an earlier step
+RATIOS = np.geomspace(1.2, 12, CANDIDATES)  # earlier step / the file's step
+NOISE = 0.75  # in coefficients, from rounding pixels between the compressions; the standard deviation is about 0.2
+LEAST_DEVIANCE = 60.0  # nearly all photographs that were compressed once stay below it
 
 
 def was_coarser(pixels: np.ndarray, table: Sequence[int]) -> bool:
-    """Whether ``pixels``, (H, W, 3) uint8 of a whole decoded JPEG, show an earlier and coarser JPEG compression.
+    """Return whether ``pixels`` show an earlier, coarser JPEG compression.
 
-    ``table``: the file's luminance quantisation, 64 numbers in reading order. False, too, where that cannot be told:
-    in small or flat images.
+    Args:
+        pixels: (H, W, 3) uint8, a whole decoded JPEG.
+        table: The file's luminance quantisation, 64 numbers row by row.
+
+    False also where it cannot be told: in small or flat images.
     """
     deviance = gaps(pixels, table)
-    # Less the largest: patterns in the picture itself leave gaps in one frequency.
+    # Without the largest, as patterns in the picture itself can leave gaps in one frequency.
     return bool(deviance.sum() - deviance.max() >= LEAST_DEVIANCE)
 
 
 def gaps(pixels: np.ndarray, table: Sequence[int]) -> np.ndarray:
-    """For each of FREQUENCIES how much too empty the gaps are that the likeliest earlier step would leave: half the
-    Poisson deviance of what they hold from what the numbers on both sides let expect."""
+    """Return one number per frequency in FREQUENCIES: how empty the gaps of the best-fitting earlier step are.
+
+    It is half the Poisson deviance between the observed counts in the gaps and those interpolated from both sides.
+    """
     search = _search(tuple(table))
     if extension.FAILURE:
         deviance = plain_deviance(pixels, search)
@@ -53,12 +58,13 @@ def gaps(pixels: np.ndarray, table: Sequence[int]) -> np.ndarray:
 
 
 class Search(NamedTuple):
-    """Where gaps can be with a quantisation table.
+    """Where gaps can be, for one quantisation table.
 
-    ``steps``: (4, 4) float32 of the lowest coefficients, (vertical, horizontal). ``places``: (G, 4) int64; numbers of
-    steps out of an earlier step's reach, as places in the histograms: themselves, the reachable ones below and above,
-    and to which of OWNERS, a frequency and an earlier step, they belong. ``shares``: (G,) float64, that ``above`` has
-    in the interpolation.
+    Attributes:
+        steps: (4, 4) float32, quantisation steps of the lowest frequencies, (vertical, horizontal).
+        places: (G, 4) int64, one row per gap: histogram index of the gap, of the reachable values below and above it,
+            and the owner (a frequency and an earlier step, numbered 0 .. OWNERS - 1).
+        shares: (G,) float64, weight of the value above in the interpolation.
     """
 
     steps: np.ndarray
@@ -67,8 +73,10 @@ class Search(NamedTuple):
 
 
 def plain_deviance(pixels: np.ndarray, search: Search) -> np.ndarray:
-    """(OWNERS,) float64, without the compiled operator, which finds the same but for coefficients halfway between two
-    steps: it computes in float32."""
+    """The same as the compiled operator, in NumPy: (OWNERS,) float64.
+
+    They differ only for coefficients halfway between two steps, as the operator computes in float32.
+    """
     histograms = _histograms(pixels, search.steps)
     number, below, above, owner = search.places.T
     logarithms = np.log(histograms + 0.5)
@@ -83,8 +91,10 @@ def plain_deviance(pixels: np.ndarray, search: Search) -> np.ndarray:
 
 
 def _histograms(pixels: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """(4 * 4 * BINS,): how often the magnitude of a coefficient of luminance is so many steps, in MOST_BLOCKS of the
-    blocks, or in all; the last of BINS: or more."""
+    """Histograms of the absolute quantised luma coefficients, (4 * 4 * BINS,).
+
+    Computed on at most MOST_BLOCKS blocks. The last bin is open-ended.
+    """
     rows, columns = pixels.shape[0] // 8, pixels.shape[1] // 8
     blocks = pixels[: 8 * rows, : 8 * columns].reshape(rows, 8, columns, 8, 3)
     chosen = np.linspace(0, rows * columns, min(rows * columns, MOST_BLOCKS), endpoint=False).astype(int)
@@ -96,7 +106,7 @@ def _histograms(pixels: np.ndarray, steps: np.ndarray) -> np.ndarray:
     return np.bincount((counts + BINS * np.arange(16)).ravel(), minlength=16 * BINS)
 
 
-@functools.lru_cache(64)  # a collection has few tables
+@functools.lru_cache(64)  # a collection has few different tables
 def _search(table: tuple[int, ...]) -> Search:
     steps = np.maximum(1, np.reshape(table, (8, 8))[:4, :4])
     places: list[tuple[int, ...]] = []
@@ -108,7 +118,7 @@ def _search(table: tuple[int, ...]) -> Search:
             distance = np.abs(counts * step - earlier * np.rint(counts * step / earlier))
             reachable = np.flatnonzero(distance <= step / 2 + NOISE)
             for below, above in pairwise(reachable):
-                if below * step > earlier / 2:  # between 0 and the first multiple nothing interpolates well
+                if below * step > earlier / 2:  # interpolation is poor between 0 and the first multiple
                     for number in range(below + 1, above):
                         owner = frequency * CANDIDATES + candidate
                         places.append((first + number, first + below, first + above, owner))

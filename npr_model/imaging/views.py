@@ -1,4 +1,4 @@
-"""Views: which pixels of an image the network is given."""
+"""Views: which pixels of an image the network sees."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from npr_model.imaging.limits import MAX_SIDE
 
 @dataclass(frozen=True)
 class View:
-    """Which pixels of an image the network is given.
+    """Which pixels of an image the network sees.
 
-    - ``native``: all of them, as they are (the network trims odd edges).
-    - ``crop:S``: the central S x S; a side shorter than S stays whole, no pixel is made up.
-    - ``resize:S``: bilinear (with Pillow's antialiasing) to S x S, as the paper does with 256. It wipes out most of the
-      traces that NPR looks for in images much larger than S.
-    - ``tile:S``: images smaller than S are repeated side by side, then ``crop:S`` (the "translate duplicate" of the
+    - ``native``: all of them (the network trims odd edges).
+    - ``crop:S``: the central S x S. A side shorter than S stays whole; no pixels are added.
+    - ``resize:S``: bilinear with antialiasing to S x S, as the paper does with 256. In images much larger than S it
+      removes most of the traces that NPR looks for.
+    - ``tile:S``: images smaller than S are repeated side by side, then ``crop:S`` ("translate duplicate" in the
       authors' code). They are trimmed to whole cells first, so that every copy starts on a cell.
 
-    A crop begins at a multiple of the grid size: up-sampling lays its traces from the image's top-left corner in steps
-    of two, and an odd offset would pair pixels across the cells in which the detector learned to see them.
+    Crops start at a multiple of the grid size. Up-sampling leaves traces in steps of two from the top-left corner; an
+    odd offset would pair pixels across the cells that the detector was trained on.
     """
 
     kind: str
@@ -35,23 +35,26 @@ class View:
     def __post_init__(self) -> None:
         sized = self.kind != "native"
         if self.kind not in self.KINDS or sized != (self.size is not None) or (sized and self.size < 2):
-            raise ImageError(f"no view {str(self)!r}; give native, or crop:S, resize:S or tile:S, as in crop:256")
+            raise ImageError(f"unknown view {str(self)!r}: use native, crop:S, resize:S or tile:S, e.g. crop:256")
         if sized and self.size > MAX_SIDE:
-            raise ImageError(f"no view {str(self)!r}: the size is {MAX_SIDE} at most")
+            raise ImageError(f"view {str(self)!r} is too large: the size must be at most {MAX_SIDE}")
 
     def __str__(self) -> str:
         return self.kind if self.size is None else f"{self.kind}:{self.size}"
 
     @classmethod
     def parse(cls, text: str) -> View:
-        """From its text, such as "native" or "crop:256". Raises ImageError."""
+        """Parse text such as "native" or "crop:256". Raises ImageError."""
         kind, colon, size = text.partition(":")
         if colon and not re.fullmatch("[0-9]{1,9}", size):
-            raise ImageError(f"view {text!r} has no size; write it as in crop:256")
+            raise ImageError(f"view {text!r} has no valid size: write it like crop:256")
         return cls(kind, int(size) if colon else None)
 
     def apply(self, pixels: np.ndarray, grid_size: int = 2) -> np.ndarray:
-        """(H, W, 3) uint8 to (H', W', 3) uint8; raises ImageError where not one cell is left."""
+        """Apply to (H, W, 3) uint8 pixels; returns (H', W', 3) uint8.
+
+        Raises ImageError if less than one cell is left.
+        """
         check_cell(pixels, grid_size)
         if self.kind == "resize":
             pixels = resize(pixels, self.size, self.size)
@@ -59,15 +62,15 @@ class View:
             pixels = tile(pixels, self.size, grid_size)
         if self.kind in ("crop", "tile"):
             top, left = (max(0, side - self.size) // 2 // grid_size * grid_size for side in pixels.shape[:2])
-            pixels = pixels[top : top + self.size, left : left + self.size].copy()  # lets go of the rest
+            pixels = pixels[top : top + self.size, left : left + self.size].copy()  # frees the rest
         check_cell(pixels, grid_size)
         return pixels
 
 
 def tile(pixels: np.ndarray, size: int, grid_size: int = 2) -> np.ndarray:
-    """Repeat along each side shorter than ``size`` until it is not; a side repeated is first trimmed to whole cells.
+    """Repeat an image along each side shorter than ``size``; a repeated side is first trimmed to whole cells.
 
-    (H, W, 3) of at least one cell to (H', W', 3).
+    (H, W, 3), at least one cell, to (H', W', 3).
     """
     for axis in (0, 1):
         side = pixels.shape[axis]
@@ -79,7 +82,7 @@ def tile(pixels: np.ndarray, size: int, grid_size: int = 2) -> np.ndarray:
 
 
 def check_cell(pixels: np.ndarray, grid_size: int) -> None:
-    """Raise ImageError for an image that has not one whole cell."""
+    """Raise ImageError if the image is smaller than one cell."""
     height, width = pixels.shape[:2]
     if height < grid_size or width < grid_size:
         raise ImageError(

@@ -1,3 +1,3 @@
-"""The frozen detector: folded, fused, quantised or replayed as CUDA graphs, and exported to one file.
+"""Detectors frozen for scoring: fused, quantised, replayed as CUDA graphs, or exported to one file.
 Training never imports this room.
 """

@@ -1,5 +1,7 @@
-"""The network replayed as CUDA graphs, one for each size of batch: of a few small images the GPU computes for less time
-than it takes to launch some forty kernels one after another."""
+"""The network replayed as CUDA graphs, one per batch size.
+
+For a few small images, launching about forty kernels takes longer than the GPU needs to compute them.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ from npr_model.errors import reason
 
 _logger = logging.getLogger("npr_model")
 
-MOST_PIXELS = 2**22  # in a batch: of more, the launches hide behind the work, and graphs keep their memory
+MOST_PIXELS = 2**22  # per batch; in larger ones the launches overlap with the work, and graphs hold their memory
 MOST_GRAPHS = 32
-UNCAPTURED = 3  # times that a size is served without: capturing takes longer than some batches
+UNCAPTURED = 3  # calls with a size before it is captured, as a capture takes longer than some batches
 MOST_SEEN = 1024
 
 Network = Callable[[Tensor], Tensor]
@@ -26,7 +28,7 @@ Network = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Captured:
-    """What was launched for ``images``, whose memory is read anew at each ``replay()``, to give ``result``."""
+    """One captured graph: ``replay()`` reads the memory of ``images`` and writes ``result``."""
 
     images: Tensor
     replay: Callable[[], None]
@@ -34,11 +36,11 @@ class Captured:
 
 
 class CudaGraphs:
-    """``network``, (N, C, H, W) images on a GPU to a tensor, from graphs where they pay; gives the same values.
+    """Calls ``network``, (N, C, H, W) images on a GPU to a tensor, through CUDA graphs where they pay; same values.
 
-    The first MOST_GRAPHS sizes that have come UNCAPTURED times are captured; what is tuned at first sight must not be.
-    None is given up for another, or sizes in turns would be captured for ever. Graphs share memory, as they run one
-    after another. Where a capture fails there are no more of them, and that is logged. Not for several threads at once.
+    A size is captured after UNCAPTURED calls, so that one-time tuning is not captured. At most MOST_GRAPHS sizes are
+    captured and none is replaced; otherwise alternating sizes would be captured for ever. The graphs share memory, as
+    they run one after another. If a capture fails, that is logged and no more graphs are used. Not thread-safe.
     """
 
     def __init__(self, network: Network) -> None:
@@ -62,7 +64,7 @@ class CudaGraphs:
                 return self._network(images)
             try:
                 captured = self._captured[key] = self._capture(images)
-            except RuntimeError as error:  # what cannot be captured, or no memory for it, can still be launched
+            except RuntimeError as error:  # not capturable, or no memory: launch the kernels one by one
                 self._failed = True
                 _logger.warning("no CUDA graphs from here on (%s)", reason(error))
                 return self._network(images)
@@ -76,7 +78,7 @@ class CudaGraphs:
         images = _with_its_strides(images)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(images.device):
-            # Threads that decode may take pinned memory meanwhile.
+            # Decoding threads may allocate pinned memory meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 result = self._network(images)
             return Captured(images, graph.replay, result)

@@ -1,4 +1,4 @@
-"""The detector as one file, from uint8 pixels to logits: ONNX for other engines, or compiled with our own kernels."""
+"""Export of a detector to one file, from uint8 pixels to logits: ONNX, or compiled with our own kernels."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from npr_model.verdicts import Calibration
 
 INPUT, OUTPUT = "pixels", "logit"
 OPSET = 18
-PACKAGE_SIDE = 16  # below it a side may shrink to one value, which a compiled graph with dynamic sizes cannot follow
+PACKAGE_SIDE = 16  # smaller sides can shrink to 1, which a compiled graph with dynamic sizes does not support
 
 
 class PlainDetector(nn.Module):
     """A float32 copy of ``detector`` in plain PyTorch, batch norm folded: (N, 3, H, W) uint8 -> (N, 1) logits.
 
-    H and W are at least the grid size; as everywhere, trailing rows and columns that fill no cell are left out.
+    H and W must be at least the grid size. Trailing rows and columns that do not fill a cell are trimmed.
     """
 
     def __init__(self, detector: NPRDetector) -> None:
@@ -43,7 +43,7 @@ class PlainDetector(nn.Module):
         conv = detector.conv1
         self.grid_size, self.anchor, self.stride, self.padding = conv.grid_size, conv.anchor, conv.stride, conv.padding
         weight, bias = fold_batch_norm(conv.weight, None, detector.bn1)
-        # Of differences of pixels the mean cancels, and scale and deviation can be the weights'.
+        # The mean cancels in differences; scale and standard deviation are folded into the weights.
         factors = torch.tensor([conv.scale / (255 * std) for std in conv.pixel_std]).view(1, -1, 1, 1)
         self.register_buffer("weight", weight.float() * factors)
         self.register_buffer("bias", bias.float())
@@ -69,11 +69,11 @@ def _folded(block: Bottleneck) -> Bottleneck:
 
 
 def export_onnx(checkpoint: LoadedCheckpoint, output: str | os.PathLike) -> None:
-    """Write ``output``, an ONNX file with the input "pixels", (batch, 3, height, width) uint8, all but the 3 dynamic,
-    and the output "logit", (batch, 1) float32.
+    """Write an ONNX file in float32.
 
-    Its metadata say name, view, threshold and temperature. Raises InputError for detectors other than NPR's, and where
-    onnx or onnxscript is missing.
+    Input "pixels": (batch, 3, height, width) uint8, all sizes but the 3 dynamic. Output "logit": (batch, 1) float32.
+    The metadata hold name, view, threshold and temperature. Raises InputError for detectors other than npr, and if onnx
+    or onnxscript is missing.
     """
     check_exportable(checkpoint)
     try:
@@ -85,7 +85,7 @@ def export_onnx(checkpoint: LoadedCheckpoint, output: str | os.PathLike) -> None
     pixels = torch.zeros(2, 3, 66, 70, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)  # of every operator that torchvision would add
+        logging.disable(logging.WARNING)  # torch warns about each operator of torchvision
         try:
             program = torch.onnx.export(
                 PlainDetector(checkpoint.model),
@@ -115,15 +115,18 @@ class _WholeBatch(nn.Module):
 
 
 def export_package(checkpoint: LoadedCheckpoint, output: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
-    """Write ``output``, an AOTInductor package (.pt2) with this package's kernels for processors like this one.
+    """Write an AOTInductor package (.pt2) with our kernels, for processors like this one.
 
-    Input: (batch, 3, height, width) uint8 on the CPU, sides from PACKAGE_SIDE on; output: (batch, 1) float32, the
-    logits of :class:`InferenceDetector` in ``dtype``. :func:`load_package` reads it; in C++, with the library of
-    ``npr_kernels`` loaded, ``torch::inductor::AOTIModelPackageLoader`` does. A batch is scored at once: give it
-    PIXELS_AT_ONCE (:mod:`npr_model.inference.fused`) for each thread. Takes half a minute and a C++ compiler. Raises
-    InputError for detectors other than NPR's, where ``dtype`` cannot be, and where nothing can be compiled.
+    Input: (batch, 3, height, width) uint8 on the CPU, sides of PACKAGE_SIDE or more. Output: (batch, 1) float32 logits
+        of
+    :class:`InferenceDetector` in ``dtype``. Load it with :func:`load_package`, or in C++ with
+    ``torch::inductor::AOTIModelPackageLoader`` after loading the library of ``npr_kernels``. A batch is scored at once:
+    give it about PIXELS_AT_ONCE (:mod:`npr_model.inference.fused`) per thread. The export takes half a minute and a C++
+    compiler.
+
+    Raises InputError for detectors other than npr, if ``dtype`` is not supported, and if the compilation fails.
     """
-    from filelock import FileLock  # which torch brings
+    from filelock import FileLock  # a dependency of torch
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     check_exportable(checkpoint)
@@ -133,23 +136,23 @@ def export_package(checkpoint: LoadedCheckpoint, output: str | os.PathLike, dtyp
     facts = _facts(checkpoint) | {"cpu_capability": cpu_capability() or "", "dtype": str(dtype or frozen.dtype)}
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's compiler warns of parts of itself
+            warnings.simplefilter("ignore")  # torch's compiler warns about its own parts
             program = torch.export.export(
                 _WholeBatch(frozen), (torch.zeros(2, 3, 66, 70, dtype=torch.uint8),), dynamic_shapes=(sizes,)
             )
             with (
                 atomic_write(Path(output)) as temporary,
                 tempfile.TemporaryDirectory() as folder,
-                # Compilations of two networks of one kind write the same files there.
+                # Two compilations of the same architecture write the same files there.
                 FileLock(f"{cache_dir()}/npr-export.lock"),
             ):
                 package = torch._inductor.aoti_compile_and_package(
                     program,
-                    package_path=f"{folder}/npr.pt2",  # no other ending is taken
-                    # Weights are rounded to bfloat16 as they are here, not left in float32 for being used in it.
+                    package_path=f"{folder}/npr.pt2",  # torch accepts no other suffix
+                    # Round weights to bfloat16 as in this process, instead of keeping them in float32.
                     inductor_configs={"aot_inductor.metadata": facts, "emulate_precision_casts": True},
                 )
-                # One has come out broken, and nothing said so until it was loaded.
+                # A broken package has been written before, unnoticed until it was loaded.
                 torch._inductor.aoti_load_package(package)
                 shutil.copyfile(package, temporary)
     except InputError:
@@ -159,12 +162,12 @@ def export_package(checkpoint: LoadedCheckpoint, output: str | os.PathLike, dtyp
 
 
 def load_package(path: str | os.PathLike) -> Callable[[Tensor], Tensor]:
-    """The function that :func:`export_package` wrote. Raises InputError where it is for another kind of processor."""
+    """Load a package of :func:`export_package`. Raises InputError if it was made for another kind of processor."""
     package = torch._inductor.aoti_load_package(str(path))
     made_for = package.get_metadata().get("cpu_capability", "")
     if made_for != (cpu_capability() or ""):
         raise InputError(
-            f"{path} was made for processors with {made_for or 'no compiled kernels'}; export it anew here"
+            f"{path} was made for processors with {made_for or 'no compiled kernels'}; export it again here"
         )
     return package
 
@@ -183,4 +186,4 @@ def _facts(checkpoint: LoadedCheckpoint) -> dict[str, str]:
 def check_exportable(checkpoint: LoadedCheckpoint) -> None:
     """Raise InputError for a detector other than npr."""
     if not isinstance(checkpoint.model, NPRDetector):
-        raise InputError(f"only the detector npr can be exported, not {checkpoint.metadata.detector}")
+        raise InputError(f"only npr detectors can be exported, not {checkpoint.metadata.detector}")

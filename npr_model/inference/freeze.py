@@ -1,4 +1,4 @@
-"""Freezing a detector for scoring: no gradients, evaluation mode, the fastest form that this machine has."""
+"""Freezing a detector for scoring: no gradients, evaluation mode, in the fastest form for this machine."""
 
 from __future__ import annotations
 

@@ -211,7 +211,7 @@ class InferenceDetector(nn.Module):
 
 
 def split_by_pixels(images: Tensor, pixels: int) -> tuple[Tensor, ...]:
-    """``images`` (N, C, H, W) in parts of at most so many ``pixels``, or of one image."""
+    """Split ``images`` (N, C, H, W) into parts of at most ``pixels`` pixels, or of one image."""
     return images.split(max(1, pixels // max(1, images.shape[2] * images.shape[3])))
 
 
@@ -224,10 +224,11 @@ def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool) -> str
     """What runs the residual blocks: "fused" (our kernel), "onednn" or "torch" (plain, or compiled). Raises InputError
     where nothing runs them in int8."""
     if dtype == torch.int8:
-        why = "there it is not compiled" if compile else f"not on {device.type}" if device.type != "cpu" else None
-        why = why or bottleneck.refusal(dtype, 64)
+        why = "with compile=True" if compile else f"on {device.type}" if device.type != "cpu" else None
+        if why is None and (missing := bottleneck.refusal(dtype, 64)):
+            why = f"here ({missing})"
         if why:
-            raise InputError(f"int8 cannot be had here ({why}); give float32 or bfloat16")
+            raise InputError(f"int8 is not supported {why}; use float32 or bfloat16")
         return "fused"
     if device.type == "cuda" and not compile and gpu_bottleneck.kernels_for(dtype, device):
         return "fused"

@@ -1,8 +1,8 @@
-"""Post-training quantisation of the residual blocks to 8 bits: how far activations go, measured on images.
+"""Post-training quantisation of the residual blocks to 8 bits, with scales measured on images.
 
-The first block is not quantised, as what it reads, the stem's output, has the longest tails: in 8 bits it costs more
-accuracy than all the rest. Behind it every activation comes from a ReLU and is a whole number, up to 255 or
-127, of its channel's own steps.
+The first block stays in floating point: its input, the stem's output, has the longest tails, and quantising it costs
+more accuracy than all other blocks together. All later activations come from a ReLU; they are stored as integers up to
+255 or 127, with one scale per channel.
 """
 
 from __future__ import annotations
@@ -21,20 +21,26 @@ from npr_model.errors import InputError
 from npr_model.imaging.decode import decode
 from npr_model.imaging.views import View
 
-LEVELS = 255  # steps are measured for so many; a processor may have fewer, longer ones
-SHARE = 0.95  # of the images that a channel's largest value is not cut off in
-HEADROOM = 1.5  # steps are longer by so much: fakes go further than photographs, and what is cut off costs ranks
-LEAST = 1e-3  # of a layer's longest step: no channel's is shorter, or one that was silent would stay so
+LEVELS = 255  # levels that scales are measured for; a processor may have fewer, larger ones
+SHARE = 0.95  # of the images in which a channel's largest value is not clipped
+HEADROOM = 1.5  # factor on the scales: fakes have larger values than photographs, and clipping changes the ranking
+LEAST = 1e-3  # smallest scale, as a share of the layer's largest, so that silent channels are not cut off for ever
 SIDE = 256
-IMAGES = 64  # enough for the steps: with more they change less than the logits' rounding
+IMAGES = 64  # enough: more images change the scales less than the rounding of the logits
 
 
 @torch.no_grad()
 def measure_steps(detector: NPRDetector, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """By how much one of 255 steps raises each channel, float32, from batches as the detector takes them.
+    """Measure per-channel quantisation scales (float32, for 255 levels).
 
-    Of each channel the largest value in an image counts, and of those the SHARE-quantile over the images. Raises
-    InputError where there are no images.
+    Each scale comes from the channel's largest value in each image, as the SHARE-quantile over the images.
+
+    Args:
+        detector: The network.
+        batches: Images as the detector takes them.
+
+    Raises:
+        InputError: There are no images.
     """
     largest: dict[str, list[Tensor]] = {name: [] for name in expected_steps(detector)}
 
@@ -68,7 +74,7 @@ def measure_steps(detector: NPRDetector, batches: Iterable[Tensor]) -> dict[str,
 
 
 def central_parts(paths: Sequence[Path], grid_size: int, on_image: Callable[[], object]) -> Iterator[Tensor]:
-    """The middle of IMAGES of the images, evenly chosen, each a batch (1, 3, H, W) uint8 with sides up to SIDE."""
+    """Yield the centres of up to IMAGES evenly chosen images, each a batch (1, 3, H, W) uint8 with sides up to SIDE."""
     view = View("crop", SIDE)
     for number in range(min(len(paths), IMAGES)):
         data = paths[number * len(paths) // min(len(paths), IMAGES)].read_bytes()
@@ -78,15 +84,17 @@ def central_parts(paths: Sequence[Path], grid_size: int, on_image: Callable[[], 
 
 
 def processor_steps(detector: NPRDetector) -> dict[str, Tensor]:
-    """Those that :func:`measure_steps` found, longer by HEADROOM, for as many levels as this processor has. Raises
-    InputError where the detector has none."""
+    """Return the measured scales, enlarged by HEADROOM, for the number of levels that this processor has.
+
+    Raises InputError if the detector has none.
+    """
     if not detector.activation_steps:
-        raise InputError("int8 needs a checkpoint with activation steps: npr calibrate measures them on photographs")
+        raise InputError("int8 needs a checkpoint with activation steps: run npr calibrate on photographs first")
     return {name: step * (HEADROOM * LEVELS / most_level()) for name, step in detector.activation_steps.items()}
 
 
 def block_steps(detector: NPRDetector) -> dict[str, Steps]:
-    """Of all blocks but the first, for this processor. Raises InputError where the detector has none."""
+    """Return the scales of all blocks but the first, for this processor. Raises InputError if there are none."""
     steps = processor_steps(detector)
     names = list(blocks(detector))
     return {

@@ -1,3 +1,3 @@
-"""Scoring image collections: sources give items, the runner (or Ray) gives rows, sinks keep them.
-The summary of a run, its HTML page, and the page for one image live here, too.
+"""Scoring image collections: sources yield items, the runner (or Ray) yields rows, sinks write them.
+Also here: the summary of a run, its HTML page, and the web page for one image.
 """

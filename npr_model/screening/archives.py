@@ -1,7 +1,7 @@
-"""Images inside other files, read one after the other and never unpacked to disk: tar, zip and Parquet.
+"""Images inside tar, zip and Parquet files, read as streams and never unpacked to disk.
 
-A member's name is that of its archive, "::" and its own. What is wrong with one member is its own error; a damaged
-archive gives what comes before the damage, then one item that fails.
+A member is named "ARCHIVE::MEMBER". A bad member is one failed item. A damaged archive yields everything before the
+damage, then one failed item.
 """
 
 from __future__ import annotations
@@ -30,21 +30,24 @@ Skip = Callable[[str], None]
 
 
 def is_archive(name: str) -> bool:
-    """Whether :class:`Archive` reads it, by its suffix in any case."""
+    """Return whether :class:`Archive` reads a file, by its suffix in any case."""
     return _path(name).endswith((*_TAR_SUFFIXES, ".zip", ".parquet"))
 
 
 def _path(name: str) -> str:
-    """In lower case and, of an http URL, without the query."""
+    """Return the name in lower case, for http URLs without the query."""
     lower = name.lower()
     return lower.partition("?")[0] if lower.startswith(("http://", "https://")) else lower
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive that ``opened`` opens, read from its beginning each time.
+    """An archive, which is read from its start each time.
 
-    ``column``: of a Parquet file the one with the encoded images, where there are several of bytes.
+    Attributes:
+        name: What members are named after.
+        opened: Opens it for reading.
+        column: Parquet column that holds the encoded images. None: the only binary column.
     """
 
     name: str
@@ -52,7 +55,7 @@ class Archive:
     column: str | None = None
 
     def items(self, skip: Skip) -> Iterator[Item]:
-        """Its images; ``skip`` is given every member that is none by name."""
+        """Yield its images. ``skip`` is called with each member that has no image suffix."""
         path = _path(self.name)
         read = _zip if path.endswith(".zip") else _tar
         try:
@@ -63,21 +66,21 @@ class Archive:
                     yield from read(file, self.name, skip)
         except (InputError, FileNotFoundError) as error:
             yield failing(self.name, reason(error))
-        except Exception as error:  # a damaged archive leads its readers to whatever exception they run into
-            yield failing(self.name, f"the archive is cut off or damaged ({reason(error)})")
+        except Exception as error:  # a damaged archive can make its readers raise anything
+            yield failing(self.name, f"the archive is truncated or damaged ({reason(error)})")
 
 
 def _tar(file: BinaryIO, name: str, skip: Skip) -> Iterator[Item]:
     with _unpacked(file) as unpacked, _Tar.open(fileobj=unpacked, mode="r|", tarinfo=_Member) as archive:  # no seeking
         for member in archive:
-            archive.members.clear()  # it would keep them all
+            archive.members.clear()  # tarfile would keep them all
             source = f"{name}::{_readable(member.name)}"
             if member.isdir():
                 continue
             if not is_image_name(member.name):
                 skip(source)
             elif member.issym() or member.islnk():
-                yield failing(source, f"links in a tar are not followed, and it is one to {_readable(member.linkname)}")
+                yield failing(source, f"it is a link to {_readable(member.linkname)}; links in a tar are not followed")
             elif not member.isfile():
                 yield failing(source, "it is not a regular file")
             elif member.size > MAX_BYTES:
@@ -88,11 +91,11 @@ def _tar(file: BinaryIO, name: str, skip: Skip) -> Iterator[Item]:
                     raise EOFError(f"{_readable(member.name)} has {len(data)} of {member.size} bytes")
                 yield in_memory(source, data)
         if not archive.has_end:
-            raise EOFError("it has no end mark")
+            raise EOFError("the end mark is missing")
 
 
 def _unpacked(file: BinaryIO) -> BinaryIO:
-    """What ``file`` holds, by its first bytes; all of it, where several compressed streams follow one another."""
+    """Return the decompressed content of ``file``, by its first bytes, also of several concatenated streams."""
     buffered = file if hasattr(file, "peek") else io.BufferedReader(file)
     first = buffered.peek(6)
     for magic, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
@@ -106,7 +109,7 @@ class _Tar(tarfile.TarFile):
 
 
 class _Member(tarfile.TarInfo):
-    """A tar that is cut off between two members would else look like a whole one."""
+    """Notices the end mark: without it, a tar truncated between two members would look complete."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
@@ -128,8 +131,8 @@ def _zip(file: BinaryIO, name: str, skip: Skip) -> Iterator[Item]:
                 continue
             try:
                 with archive.open(member) as opened:
-                    data = opened.read(MAX_BYTES + 1)  # what the header claims may be a lie
-            except Exception as error:  # a wrong checksum, a password, a method unknown: the next ones may be good
+                    data = opened.read(MAX_BYTES + 1)  # the size in the header may be wrong
+            except Exception as error:  # checksum, password, unknown method: later members may be fine
                 yield failing(source, f"the file in the archive cannot be read ({reason(error)})")
                 continue
             if len(data) > MAX_BYTES:
@@ -152,11 +155,11 @@ def _parquet(file: BinaryIO, name: str, column: str | None) -> Iterator[Item]:
             if isinstance(data, bytes):
                 yield in_memory(source, data)
             else:
-                yield failing(source, f"the column {chosen} has no bytes in this row")
+                yield failing(source, f"the column {chosen} has no image bytes in this row")
 
 
 def _column_of_bytes(schema: pa.Schema, name: str) -> str:
-    """The only column that can hold images: of bytes, or of structs with a field "bytes" (as datasets on hubs have)."""
+    """Return the only binary column, or struct column with a binary field "bytes" (as in data sets on hubs)."""
 
     def holds_bytes(kind: pa.DataType) -> bool:
         if pa.types.is_struct(kind):
@@ -165,11 +168,11 @@ def _column_of_bytes(schema: pa.Schema, name: str) -> str:
 
     found = [field.name for field in schema if holds_bytes(field.type)]
     if len(found) != 1:
-        several = f"several columns of bytes ({', '.join(found)}): choose with --column"
-        raise InputError(f"{name} has {several if found else 'no column of bytes'}")
+        several = f"several binary columns ({', '.join(found)}): choose one with --column"
+        raise InputError(f"{name} has {several if found else 'no binary column'}")
     return found[0]
 
 
 def _readable(name: str) -> str:
-    """A member's name as text that UTF-8 can hold: tar keeps odd bytes as surrogates."""
+    """Return a member's name as valid UTF-8 text; tar keeps other bytes as surrogates."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

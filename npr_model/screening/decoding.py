@@ -1,4 +1,4 @@
-"""From an item's bytes to the pixels that are scored, in threads (simplejpeg and Pillow work without the GIL)."""
+"""From an item's bytes to the pixels that are scored, in threads (simplejpeg and Pillow release the GIL)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from npr_model.imaging.views import View
 from npr_model.screening.items import Item
 from npr_model.screening.rows import Row
 
-AHEAD_PIXELS = 2**26  # that may wait decoded: 192 MiB
-TINY = 64  # pixels of the shorter side, below which a verdict rests on a few cells
+AHEAD_PIXELS = 2**26  # decoded pixels that may wait: 192 MiB
+TINY = 64  # pixels; with a shorter side below it, a verdict depends on few cells
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A row still without score, and the pixels to score, (H, W, 3) uint8; None where the row is finished already."""
+    """A row without score and the pixels to score, (H, W, 3) uint8; the pixels are None if the row is finished."""
 
     row: Row
     pixels: np.ndarray | None
@@ -37,7 +37,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Reads and decodes for the network ``model`` (its id) of ``grid_size``; whatever is wrong becomes an error row."""
+    """Reads and decodes items for one network. Whatever fails becomes a row with an error."""
 
     view: View
     model: str
@@ -45,7 +45,7 @@ class Decoder:
     max_pixels: int = MAX_PIXELS
 
     def decode(self, item: Item, find: Callable[[Row], Row | None] = lambda row: None) -> Decoded:
-        """``find`` gives the finished row of the same bytes, where there is one: then nothing is decoded."""
+        """Read and decode an item. ``find`` returns the finished row of identical bytes, if there is one."""
         began = time.perf_counter()
         row = Row(item.source, view=str(self.view), model=self.model)
         pixels = None
@@ -64,7 +64,7 @@ class Decoder:
             row = replace(row, error=str(error), error_code=error.code)
         except InputError:
             raise
-        except Exception as error:  # whatever a file system or a name in a list leads to: the others go on
+        except Exception as error:  # file systems can raise anything; the run must go on
             row = replace(row, error=f"the file cannot be read ({reason(error)})", error_code="unreadable")
         return Decoded(replace(row, milliseconds=1000 * (time.perf_counter() - began)), pixels)
 
@@ -76,7 +76,7 @@ class Decoder:
 
 
 def _digest(data: bytes | DecodedImage) -> str:
-    """sha256 of the encoded bytes; of pixels without a file that of their size and values."""
+    """sha256 of the encoded bytes; for pixels without a file, of their size and values."""
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
     found = hashlib.sha256(f"{data.width}x{data.height} pixels\n".encode())
@@ -87,15 +87,17 @@ def _digest(data: bytes | DecodedImage) -> str:
 def decode_ahead(
     decode: Callable[[Item], Decoded], items: Iterable[Item], workers: int, most: int
 ) -> Iterator[Decoded]:
-    """``items`` in their order, decoded by threads: up to ``most`` of them ahead, and no more than AHEAD_PIXELS (but
-    for one image a worker)."""
+    """Decode ``items`` in threads and yield them in order.
+
+    At most ``most`` items, and AHEAD_PIXELS pixels (but at least one image per worker), are decoded ahead.
+    """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="npr-decode")
     ahead: deque[Future[Decoded]] = deque()
     gate, waiting_pixels, taken, closed = threading.Condition(), 0, 0, False
 
     def work(item: Item, number: int) -> Decoded:
         nonlocal waiting_pixels
-        with gate:  # the item that is asked for next must pass, or nothing would make room
+        with gate:  # the next item in order must pass, or nothing would make room
             gate.wait_for(lambda: waiting_pixels < AHEAD_PIXELS or number == taken or closed)
         decoded = decode(item)
         with gate:
@@ -130,7 +132,7 @@ def _pixels(decoded: Decoded) -> int:
 
 
 def _describe(row: Row, data: bytes | DecodedImage, decoded: DecodedImage, grid_size: int) -> Row:
-    """``row`` with what its file is."""
+    """Return ``row`` with the facts about its file."""
     quality, subsampling, recompressed = None, None, False
     if isinstance(data, bytes) and decoded.format in ("JPEG", "MPO"):
         encoding = read_encoding(data)

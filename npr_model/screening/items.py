@@ -1,4 +1,4 @@
-"""What is screened: a name and a way to its bytes."""
+"""What is screened: a name, and a way to its bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from npr_model.imaging.decode import DecodedImage
 
-MAX_BYTES = 2**30  # of one encoded image; what is larger is no photograph and would fill the memory
+MAX_BYTES = 2**30  # per encoded image; larger files are no photographs and would fill the memory
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,17 @@ class Item:
 
 
 def too_large(size: int) -> str:
-    """What is wrong with an encoded image of more than MAX_BYTES."""
+    """Message for an encoded image of more than MAX_BYTES."""
     return f"it is {size} bytes, more than the limit of {MAX_BYTES}"
 
 
 def in_memory(source: str, data: bytes) -> Item:
-    """An item whose bytes are there already."""
+    """Return an item whose bytes are in memory."""
     return Item(source, functools.partial(bytes, data))
 
 
 def failing(source: str, message: str) -> Item:
-    """An item that cannot be read, so that it shows as one."""
+    """Return an item that fails with ``message`` when it is read."""
     return Item(source, functools.partial(_fail, message))
 
 

@@ -1,4 +1,4 @@
-"""What is known of files already: identical bytes are scored once, within a run and, with a cache, across runs."""
+"""Identical files are scored once, within a run and, with a cache, across runs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from dataclasses import replace
 from npr_model.errors import InputError, reason
 from npr_model.screening.rows import Row
 
-KNOWN_ROWS = 2**14  # of identical files in one run: about 10 MiB
-_VERSION = 2  # another one where the same checkpoint gives other logits
+KNOWN_ROWS = 2**14  # kept in memory, about 10 MiB
+_VERSION = 2  # to be raised when the same checkpoint gives other logits
 ROWS_A_COMMIT = 1000
-_SECONDS_OF_PATIENCE = 60  # while another run commits to the same cache
+_SECONDS_OF_PATIENCE = 60  # while another run writes to the same cache
 _OF_THE_RUN = ("source", "sha256", "view", "model", "probability", "verdict", "milliseconds", "error", "error_code")
 
 
 class Known:
-    """The rows of the last KNOWN_ROWS different files, by the sha256 of their bytes; threads may look them up."""
+    """The rows of the last KNOWN_ROWS different files, by sha256. Lookups are thread-safe."""
 
     def __init__(self) -> None:
         self._rows: OrderedDict[str, Row] = OrderedDict()
@@ -33,25 +33,30 @@ class Known:
             self._rows.popitem(last=False)
 
     def find(self, row: Row) -> Row | None:
-        """What is known of the same bytes, for the source of ``row``."""
+        """Return the row of identical bytes with the source of ``row``; None if unknown."""
         found = self._rows.get(row.sha256)
         return found and replace(found, source=row.source, milliseconds=row.milliseconds)
 
 
 class Cache:
-    """Logits of earlier runs in a SQLite file at ``path``, made if there is none, by sha256, model, view and dtype.
+    """Logits of earlier runs in a SQLite file, by sha256, model, view and dtype. Several runs may use it at once.
 
-    Several runs may use it at once. ``finish(row, logit)`` gives a row its probability and verdict, which are not kept:
-    they are of a run's threshold. Raises InputError for a file that is no such cache.
+    Args:
+        path: The file; created if it does not exist.
+        dtype: Precision of the logits.
+        finish: finish(row, logit) adds probability and verdict, which depend on the run and are not stored.
+
+    Raises:
+        InputError: The file is not such a cache.
     """
 
     def __init__(self, path: str | os.PathLike, dtype: str, finish: Callable[[Row, float], Row]) -> None:
         self._path, self._dtype, self._finish, self._lock = path, dtype, finish, threading.Lock()
-        self._pending: list[tuple] = []  # written together: an open transaction would hold up the other runs
+        self._pending: list[tuple] = []  # written together, as an open transaction would block other runs
         try:
             self._database = sqlite3.connect(path, timeout=_SECONDS_OF_PATIENCE, check_same_thread=False)
             with self._database:
-                self._database.execute("BEGIN IMMEDIATE")  # another run may be about to make the same file
+                self._database.execute("BEGIN IMMEDIATE")  # another run may be creating the same file
                 version, tables = self._one("PRAGMA user_version"), self._one("SELECT count(*) FROM sqlite_master")
                 if (version, tables) == (0, 0):
                     self._database.execute(
@@ -60,19 +65,19 @@ class Cache:
                     )
                     self._database.execute(f"PRAGMA user_version = {_VERSION}")
                 elif version != _VERSION:
-                    raise InputError(f"cache {path} is a database of something else, or of another version")
+                    raise InputError(f"cache {path} is another kind of database, or of another version")
         except sqlite3.Error as error:
             raise self._failure(error) from error
 
     def add(self, row: Row) -> None:
-        """Keep a scored row; it may be found after ROWS_A_COMMIT of them. Raises InputError."""
+        """Store a scored row. It can be found after at most ROWS_A_COMMIT rows. Raises InputError."""
         values = {name: value for name, value in row.as_dict().items() if name not in _OF_THE_RUN}
         self._pending.append((*self._key(row), json.dumps(values, separators=(",", ":"))))
         if len(self._pending) >= ROWS_A_COMMIT:
             self.commit()
 
     def find(self, row: Row) -> Row | None:
-        """What an earlier run found of the same bytes, for the source of ``row``. Raises InputError."""
+        """Return the cached row of identical bytes with the source of ``row``; None if unknown. Raises InputError."""
         query = "SELECT row FROM rows WHERE sha256 = ? AND model = ? AND view = ? AND dtype = ?"
         try:
             with self._lock:
@@ -85,7 +90,7 @@ class Cache:
         return self._finish(replace(row, **values), values["logit"])
 
     def commit(self) -> None:
-        """Write what is not written yet. Raises InputError."""
+        """Write the pending rows. Raises InputError."""
         try:
             with self._lock, self._database:
                 self._database.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?)", self._pending)

@@ -1,4 +1,4 @@
-"""The report on a screening as one HTML file that needs nothing else, and opens anywhere."""
+"""The result of a screening as one HTML file that needs no other file."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from npr_model.imaging.views import View
 from npr_model.screening.sources import Sources
 from npr_model.screening.summary import Summary, edges, group
 
-THUMBNAIL = 160  # pixels of the longer side, and of the NPR map's crop
+THUMBNAIL = 160  # pixels: longer side of the picture, and side of the NPR map's crop
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def write_page(path: Path, title: str, found: Summary, on_image: Callable[[int], None] = lambda count: None) -> None:
-    """Write ``found`` with the thumbnails of its gallery; images that are not at hand any more are shown as such."""
+def write_page(path: Path, title: str, summary: Summary, on_image: Callable[[int], None] = lambda count: None) -> None:
+    """Write a summary with thumbnails of its gallery. Images that no longer exist are shown without one."""
     thumbnails = {}
-    for source, data in fetch({row["source"] for row in found.gallery}).items():
+    for source, data in fetch({row["source"] for row in summary.gallery}).items():
         thumbnails[source] = thumbnail(data)
         on_image(1)
-    gallery = [row | {"group": group(row["source"])} | thumbnails.get(row["source"], {}) for row in found.gallery]
+    gallery = [row | {"group": group(row["source"])} | thumbnails.get(row["source"], {}) for row in summary.gallery]
     values = {
-        "total": found.total,
-        "verdicts": dict(found.verdicts),
-        "models": [f"{model}, view {view}" for (model, view), _ in found.models.most_common()],
-        "threshold": found.threshold,
+        "total": summary.total,
+        "verdicts": dict(summary.verdicts),
+        "models": [f"{model}, view {view}" for (model, view), _ in summary.models.most_common()],
+        "threshold": summary.threshold,
         "edges": edges().tolist(),
         "histograms": [
             {"group": group, "format": format, "counts": counts.tolist()}
-            for (group, format), counts in sorted(found.histograms.items())
+            for (group, format), counts in sorted(summary.histograms.items())
         ],
         "errors": [
-            {"code": code, "count": count, "examples": examples} for code, (count, examples) in found.errors.items()
+            {"code": code, "count": count, "examples": examples} for code, (count, examples) in summary.errors.items()
         ],
         "gallery": gallery,
     }
@@ -53,7 +53,7 @@ def write_page(path: Path, title: str, found: Summary, on_image: Callable[[int],
 
 
 def fetch(sources: Iterable[str]) -> dict[str, bytes]:
-    """The encoded bytes of those of ``sources`` (names of rows) that can be read; an archive is read once."""
+    """Return the encoded bytes of those ``sources`` (names in rows) that can be read. An archive is read once."""
     found, inside = {}, {}
     for source in sources:
         inside.setdefault(source.partition("::")[0], set()).add(source)
@@ -64,13 +64,13 @@ def fetch(sources: Iterable[str]) -> dict[str, bytes]:
                     found[item.source] = item.load()
                     if wanted <= found.keys():
                         break
-        except (InputError, OSError):  # moved, or on another machine: the rest of the report stands without it
+        except (InputError, OSError):  # moved, or on another machine: the page works without it
             continue
     return found
 
 
 def thumbnail(data: bytes) -> dict[str, str]:
-    """Data URLs: "picture", at most THUMBNAIL pixels, and "npr", the central THUMBNAIL x THUMBNAIL of the NPR map."""
+    """Return data URLs: "picture", at most THUMBNAIL pixels, and "npr", the central part of the NPR map."""
     try:
         pixels = decode(data).pixels
     except ImageError as error:

@@ -1,7 +1,7 @@
-"""A folder of Parquet parts with a manifest: the output that a run which was killed goes on with.
+"""A folder of Parquet parts with a manifest: output that an interrupted run can continue.
 
-A part has its final name only when it is complete and on disk, so the parts are the truth: a run that goes on asks them
-which sources have rows, and the manifest whether it is the same run. No row is lost, none is doubled.
+A part gets its final name only when it is complete and on disk. A continued run reads from the parts which sources have
+rows, and from the manifest whether it is the same run. No row is lost and none is written twice.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from npr_model.screening.items import Item
 
 try:
     import fcntl
-except ImportError:  # not on Windows: two runs into one folder are then up to the user
+except ImportError:  # Windows: the user must not start two runs into one folder
     fcntl = None
 
-MANIFEST = "_manifest.json"  # readers of a folder of Parquet leave out names that begin so
+MANIFEST = "_manifest.json"  # Parquet readers skip names that start with _
 _LOCK = ".lock"
 _VERSION = 1
-ROWS_A_GROUP = 5_000  # written at once: of 50,000 the encoders would take 25 MiB more
+ROWS_A_GROUP = 5_000  # per row group; with 50,000 the encoders would use 25 MiB more
 
 
 class SinkError(InputError):
@@ -38,9 +38,9 @@ class SinkError(InputError):
 
 
 class Finished:
-    """The sources that have rows, as counts of 128-bit digests: 24 bytes each, however long the names.
+    """The sources that have rows, as 128-bit digests with counts: 24 bytes each.
 
-    ``count`` rows, of which ``failed`` say an error.
+    ``count``: number of rows. ``failed``: how many of them have an error.
     """
 
     def __init__(self, sources: Iterable[str] = ()) -> None:
@@ -54,18 +54,19 @@ class Finished:
         self._first, self._second = unique.T
 
     def remaining(self, items: Iterable[Item]) -> Iterator[Item]:
-        """``items`` without those that have rows: of a source that is listed twice, as many as have none."""
+        """Yield the ``items`` that have no row. A source that is listed twice needs two rows."""
         has_row = self.row_matcher()
         return (item for item in items if not has_row(item.source)) if self.count else iter(items)
 
     def row_matcher(self, earlier: Mapping[str, int] = MappingProxyType({})) -> Callable[[str], bool]:
-        """Says of one source after another whether it has a row, of each as often as there are rows of it.
+        """Return a function that tells whether the next occurrence of a source has a row.
 
-        ``earlier``: how often sources have been asked for elsewhere.
+        Called again for the same source, it is true as often as there are rows. ``earlier``: occurrences seen
+        elsewhere.
         """
         if not self.count:
             return lambda source: False
-        taken = np.zeros(len(self._first), np.uint32)  # pages of it come to be when they are written to
+        taken = np.zeros(len(self._first), np.uint32)  # its pages take memory only once they are written to
 
         def take(source: str) -> bool:
             first, second = np.frombuffer(_digest(source), np.uint64)
@@ -84,9 +85,14 @@ def _digest(source: str) -> bytes:
 
 
 class Parts:
-    """The folder, for one run at a time. ``identity``: what all its rows have in common, by name, as texts.
+    """The folder, for one run at a time.
 
-    Raises SinkError for a folder that holds something else, rows of another identity, or that another run writes to.
+    Args:
+        folder: The folder.
+        identity: What all its rows have in common, as texts by name.
+
+    Raises:
+        SinkError: The folder holds something else or rows of another identity, or another run writes to it.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
@@ -99,8 +105,10 @@ class Parts:
             theirs = manifest.get("identity") or {}
             different = [f"{name} {theirs.get(name)}" for name in identity if theirs.get(name) != identity[name]]
             self.close()
-            raise SinkError(f"output folder {folder} holds rows of {', '.join(different)}: choose another")
-        for left in folder.glob(".*.partial"):  # by a run that was killed while writing
+            raise SinkError(
+                f"output folder {folder} holds rows of another run ({', '.join(different)}): choose another folder"
+            )
+        for left in folder.glob(".*.partial"):  # left by a run that was killed while writing
             left.unlink(missing_ok=True)
         self._rows = {path.name: self._read(path).metadata.num_rows for path in _paths(folder)}
         self._write_manifest(complete=False)
@@ -110,7 +118,7 @@ class Parts:
         return len(self._rows)
 
     def finished(self) -> Finished:
-        """The sources that have rows. Raises SinkError for a part that cannot be read."""
+        """Return the sources that have rows. Raises SinkError for a part that cannot be read."""
         failed = 0
 
         def sources() -> Iterator[str]:
@@ -137,11 +145,11 @@ class Parts:
         self._write_manifest(complete=False)
 
     def finish(self, *, complete: bool) -> None:
-        """Say whether the run came to its end."""
+        """Record whether the run is complete."""
         self._write_manifest(complete)
 
     def close(self) -> None:
-        """Let other runs have the folder."""
+        """Release the folder for other runs."""
         if self._lock is not None:
             self._lock.close()
 
@@ -166,15 +174,15 @@ class Parts:
 
 
 def check(folder: Path) -> None:
-    """Raise SinkError where a run can neither begin nor go on."""
+    """Raise SinkError if a run can neither start nor continue in the folder."""
     if folder.exists() and not folder.is_dir():
-        raise SinkError(f"output {folder} exists and is not a folder")
+        raise SinkError(f"output {folder} is a file, not a folder")
     if folder.is_dir() and not all(map(_is_passing, folder.iterdir())) and _manifest(folder) is None:
-        raise SinkError(f"output folder {folder} holds something else than rows; choose another, or empty it")
+        raise SinkError(f"output folder {folder} holds other files than rows: choose another folder or empty it")
 
 
 def threshold(folder: Path) -> float | None:
-    """The threshold of the verdicts in a folder of parts; None where it does not say. Raises SinkError."""
+    """Return the verdict threshold of the rows in a folder of parts; None if it is not recorded. Raises SinkError."""
     text = ((_manifest(folder) or {}).get("identity") or {}).get("threshold")
     return None if text is None else float(text)
 
@@ -183,7 +191,7 @@ def _manifest(folder: Path) -> dict | None:
     try:
         values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values["version"] > _VERSION:
-            raise ValueError("not a manifest that this version reads")
+            raise ValueError("not a manifest that this version can read")
         return values
     except FileNotFoundError:
         return None
@@ -192,7 +200,7 @@ def _manifest(folder: Path) -> dict | None:
 
 
 def _is_passing(path: Path) -> bool:
-    """Whether it may be left by a run that was killed before it wrote anything."""
+    """Return whether a file may be left over from a run that was killed before it wrote anything."""
     return path.name == _LOCK or (path.name.startswith(".") and path.name.endswith(".partial"))
 
 
@@ -201,7 +209,7 @@ def _paths(folder: Path) -> list[Path]:
 
 
 def _locked(folder: Path):
-    """An open file that holds the folder's lock, until it is closed or the process dies."""
+    """Return an open file that holds the lock on the folder until it is closed or the process ends."""
     if fcntl is None:
         return None
     file = open(folder / _LOCK, "wb")  # noqa: SIM115 - open as long as the run lasts

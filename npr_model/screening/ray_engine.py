@@ -1,8 +1,8 @@
-"""A run on a cluster, by Ray Data: the same sources, decoding, network and rows as on one machine.
+"""Screening on a cluster with Ray Data: the same sources, decoding, network and rows as on one machine.
 
-One task, where the command runs, lists. Tasks on all nodes read and decode, an archive or a few files each. Actors, one
-a GPU, or one a node where there is none, score what comes. The rows go to the command, which writes them. What a worker
-or a node did that is lost, Ray does again elsewhere.
+One task on the machine of the command lists the inputs. Tasks on all nodes read and decode, one archive or some files
+each. Workers that hold the network (one per GPU, or one per node without GPUs) score the pixels. The command receives
+and writes the rows. If a worker or node fails, Ray repeats its work elsewhere.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ try:
     from ray.data.block import BlockMetadata
     from ray.data.datasource import ReadTask
 except ImportError as error:
-    raise InputError("the engine ray is not installed: pip install 'npr-kernels[ray]'") from error
+    raise InputError("the engine ray needs Ray: pip install 'npr-kernels[ray]'") from error
 
 FILES_A_UNIT = 128
-IMAGES_A_GROUP = 64  # several batches, so that a GPU has the next one while the rows of one are made
-BLOCK_BYTES = 2**25  # of decoded pixels that travel together, and of names
-DECODING_THREADS = 4  # of a task, so that it need not wait for files that are far away
-# Rows on their way; one that only counts what was skipped, or says what failed, has no source.
+IMAGES_A_GROUP = 64  # several batches, so that a GPU never waits for rows to be built
+BLOCK_BYTES = 2**25  # of decoded pixels, or names, that travel together
+DECODING_THREADS = 4  # per task, so that slow file access overlaps
+# Rows in transit. A row without source counts skipped files or reports a failure.
 _RESULTS = pa.schema([*SCHEMA, ("skipped", pa.int32()), ("failure", pa.string())])
 _DECODED = pa.schema(
     [
@@ -60,14 +60,15 @@ _DECODED = pa.schema(
     ]
 )
 
-MakeScorer = Callable[..., Scorer]  # takes device=
+MakeScorer = Callable[..., Scorer]  # called with device=
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """What one task decodes: files, or an archive, whose rows may be there ``earlier`` times from the same run.
+    """What one task decodes: some files, or an archive.
 
-    ``skipped``: files that the listing left out since the unit before.
+    ``earlier``: how often this archive came before in the same run. ``skipped``: files that the listing skipped since
+    the last unit.
     """
 
     entries: list[Item] | Archive
@@ -75,11 +76,11 @@ class _Unit:
     skipped: int = 0
 
     def items(self, skip: Callable[[str], None], finished: Finished) -> Iterator[Item]:
-        """Those that have no row yet."""
+        """Return the items that have no row yet."""
         if isinstance(self.entries, list):
             return iter(self.entries)
         earlier: Counter[str] = Counter()
-        if self.earlier:  # a name may be in the archive more than once
+        if self.earlier:  # an archive may hold a name more than once
             for item in self.entries.items(lambda name: None):
                 earlier[item.source] += self.earlier
         has_row = finished.row_matcher(earlier)
@@ -87,11 +88,15 @@ class _Unit:
 
 
 class RayEngine:
-    """Scores ``sources`` on the cluster that this process belongs to, is told of (RAY_ADDRESS), or else starts here.
+    """Scores on the Ray cluster that this process belongs to, that RAY_ADDRESS names, or that it starts here.
 
-    ``make_scorer(device=...)`` makes the scorer of an actor, and must be one that can be pickled; ``device`` as in
-    ``npr screen``, of the actors. ``actors``: 0 is one a GPU, or, where there is none, one a node. Raises InputError
-    where the cluster cannot serve or fails.
+    Args:
+        make_scorer: make_scorer(device=...) creates a worker's scorer; it must be picklable.
+        device: "auto", "cpu" or "cuda", for the workers.
+        actors: Number of workers; 0 for one per GPU, or one per node without GPUs.
+
+    Raises:
+        InputError: The cluster cannot be used.
     """
 
     def __init__(self, make_scorer: MakeScorer, *, device: str = "auto", actors: int = 0) -> None:
@@ -100,14 +105,16 @@ class RayEngine:
             raise InputError(f"device {device} names one GPU; Ray gives each worker its own: use cuda")
         self._started = not ray.is_initialized()
         if self._started:
-            logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it reports plans, and what it raises as well
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs plans, and errors that are raised anyway
             try:
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-            except Exception as error:  # whatever keeps it from the cluster
+            except Exception as error:  # connecting can raise anything
                 raise InputError(f"Ray cannot be reached or started: {reason(error)}") from error
         gpus = int(ray.cluster_resources().get("GPU", 0))
         if device == "cuda" and not (gpus or actors):
-            raise InputError("device cuda was asked for, but the Ray cluster has no GPU; --actors waits for some")
+            raise InputError(
+                "device cuda was asked for, but the Ray cluster has no GPU; with --actors N the run waits for GPUs"
+            )
         self._on_gpu = device == "cuda" or (device == "auto" and gpus > 0)
         self.nodes = [node for node in ray.nodes() if node["Alive"]]
         with_cores = [node for node in self.nodes if node["Resources"].get("CPU")]
@@ -115,7 +122,7 @@ class RayEngine:
         self._make_scorer = ray.put(make_scorer)
 
     def score(self, sources: Sources, decoder: Decoder, finished: Finished) -> Iterator[Row]:
-        """A row for every input that has none yet; ``sources.skipped`` counts as the rows come."""
+        """Yield a row for each input that has none yet; ``sources.skipped`` is updated meanwhile."""
         context = DataContext.get_current()
         before = context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start
         context.target_max_block_size = BLOCK_BYTES
@@ -140,18 +147,18 @@ class RayEngine:
                 context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start = before
 
     def close(self) -> None:
-        """Leave the cluster, if it was joined here."""
+        """Leave the cluster, if this object joined it."""
         if self._started:
             ray.shutdown()
 
     def _rows(self, sources: Sources, decoder: Decoder, finished: Finished) -> ray.data.Dataset:
-        rows_there = [ray.put(finished)]  # in a list, or Ray would hold a copy for every task
+        rows_there = [ray.put(finished)]  # in a list, or Ray would copy it for every task
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         listing = ray.data.read_datasource(
             _Listing(sources, rows_there), override_num_blocks=1, num_cpus=0, label_selector=here
         )
-        # Half a core for a task and none for an actor on a CPU, which shares the cores with the tasks: so a node of
-        # one core serves, too, and waiting for files does not idle the others.
+        # Half a core per task, and none for workers on a CPU, which share the cores with the tasks. So nodes with one
+        # core work, too, and tasks that wait for files leave no core idle.
         decoded = listing.repartition(target_num_rows_per_block=1).map_batches(
             _decode,
             batch_size=None,
@@ -172,7 +179,7 @@ class RayEngine:
 
 
 class _Listing(Datasource):
-    """Units, pickled, a row each; listed in the working folder of the process that makes this."""
+    """Yields pickled units, one per row. It lists in the working folder of the process that created it."""
 
     def __init__(self, sources: Sources, rows_there: list[ray.ObjectRef]) -> None:
         self._read = partial(_list, sources, rows_there, os.getcwd())
@@ -213,7 +220,7 @@ def _units(sources: Sources, finished: Finished) -> Iterator[_Unit]:
 
 
 def _decode(table: pa.Table, *, decoder: Decoder, rows_there: list[ray.ObjectRef]) -> Iterator[pa.Table]:
-    """Of every image a row without score, and its pixels; of what is no image by name the number."""
+    """Yield the rows and pixels of the images, and the number of skipped files."""
     finished = ray.get(rows_there[0])
     for pickled in table.column("unit"):
         unit: _Unit = pickle.loads(pickled.as_py())
@@ -227,7 +234,7 @@ def _decode(table: pa.Table, *, decoder: Decoder, rows_there: list[ray.ObjectRef
 
 
 def _groups(decoded: Iterator[Decoded]) -> Iterator[list[Decoded]]:
-    """What travels together: a few images, of no more than BLOCK_BYTES but for the last."""
+    """Group decoded images that travel together: up to BLOCK_BYTES, plus the last image."""
     group, size = [], 0
     for one in decoded:
         group.append(one)
@@ -240,7 +247,7 @@ def _groups(decoded: Iterator[Decoded]) -> Iterator[list[Decoded]]:
 
 
 def _packed(decoded: list[Decoded]) -> pa.Table:
-    """Pixels are copied once; arrow's own builder would copy them three times."""
+    """Copies the pixels once; arrow's own builder would copy them three times."""
     pixels = [np.empty(0, np.uint8) if one.pixels is None else one.pixels for one in decoded]
     sizes = [(None, None) if one.pixels is None else one.pixels.shape[:2] for one in decoded]
     ends = np.cumsum([0, *(array.size for array in pixels)], dtype=np.int64)
@@ -274,13 +281,13 @@ def _unpacked(table: pa.Table) -> Iterator[Decoded]:
 
 
 class _Actor:
-    """Holds the network."""
+    """A worker: holds the network."""
 
     def __init__(self, make_scorer: list[ray.ObjectRef], actors_a_node: int) -> None:
         on_gpu = bool(ray.get_gpu_ids())
-        if not on_gpu:  # Ray would leave it one thread
+        if not on_gpu:  # Ray would leave only one thread
             torch.set_num_threads(max(1, _cores_of_node() // actors_a_node))
-        self._failure: str | None = None  # a value, as of an actor's exceptions Ray drops the cause
+        self._failure: str | None = None  # kept as a value, as Ray drops the cause of an actor's exception
         self._known = Known()
         try:
             self._scorer: Scorer = ray.get(make_scorer[0])(device="cuda" if on_gpu else "cpu")
@@ -299,7 +306,7 @@ class _Actor:
 
 
 def _cores_of_node() -> int:
-    """That Ray may use, and that there are."""
+    """Number of cores that Ray may use and that exist."""
     here = ray.get_runtime_context().get_node_id()
     promised = next(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["NodeID"] == here)
     return int(min(promised, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
@@ -307,7 +314,7 @@ def _cores_of_node() -> int:
 
 @contextlib.contextmanager
 def _standard_input_as_file(sources: Sources) -> Iterator[Sources]:
-    """``sources`` with standard input, which no task can read, copied to a file."""
+    """Yield ``sources`` with standard input, which tasks cannot read, copied to a file."""
     if sources.files_from != STANDARD_INPUT:
         yield sources
         return
@@ -318,7 +325,7 @@ def _standard_input_as_file(sources: Sources) -> Iterator[Sources]:
 
 
 class _Expected(Exception):
-    """Carries what the user should read in a tuple: to a text Ray would add advice of its own."""
+    """Carries a user error in a tuple; Ray adds its own advice to plain text."""
 
 
 @contextlib.contextmanager
@@ -330,8 +337,8 @@ def _expected_errors() -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> InputError:
-    """What is wrong, without Ray's account of where."""
-    while type(error) is not _Expected:  # Ray derives classes from it on the way
+    """Return the user error, without Ray's account of where it happened."""
+    while type(error) is not _Expected:  # Ray derives subclasses from it on the way
         inner = getattr(error, "cause", None) or error.__cause__
         if inner is None:
             return InputError(f"the Ray cluster failed: {reason(error)}")

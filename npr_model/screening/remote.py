@@ -1,4 +1,4 @@
-"""Files that are elsewhere: every URL that fsspec knows (s3://, gs://, https://, hf://, zip://...::...)."""
+"""Remote files: every URL that fsspec knows (s3://, gs://, https://, hf://, zip://...::...)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from npr_model.files import is_image_name, natural_key
 from npr_model.screening.archives import Archive, is_archive
 from npr_model.screening.items import MAX_BYTES, Item, failing, too_large
 
-_WAITS = (0.2, 1.0, 3.0)  # seconds before another attempt
+_WAITS = (0.2, 1.0, 3.0)  # seconds before the next attempts
 
 
 def is_url(path: str) -> bool:
@@ -25,18 +25,19 @@ def is_url(path: str) -> bool:
 
 
 class Remote:
-    """A file, a folder or a glob pattern at ``url``. Raises InputError for one that cannot be reached.
+    """A file, a folder or a glob pattern at ``url``.
 
-    What is there by its name is no pattern, whatever characters it has; "?" begins the query of an http URL.
-    ``listed``: the URL is a line of a list, so never a pattern, and if its name is that of a file nobody is asked.
+    An existing name is never a pattern, whatever characters it has; "?" starts the query of an http URL. ``listed``:
+    the URL is a line of a list. Then it is never a pattern, and if it looks like a file it is not looked up. Raises
+    InputError if it cannot be reached.
     """
 
     def __init__(self, url: str, *, listed: bool = False) -> None:
         self._pattern: re.Pattern | None = None
-        self._depth: int | None = None  # of folders below the path; None is all
+        self._depth: int | None = None  # folders below the path; None for all
         self._is_folder, self._size = True, None
         try:
-            # Without the cache of listings, which would hold every name.
+            # Without the listing cache, which would hold every name.
             self._files, self._path = fsspec.core.url_to_fs(url, use_listings_cache=False)
             inner, chained, rest = url.partition("::")
             self._chain = chained + rest if "://" in inner else ""
@@ -44,7 +45,7 @@ class Remote:
                 self._is_folder = False
                 return
             try:
-                # Not isdir() and exists(), which take every failure for "no".
+                # Not isdir() and exists(), which report every failure as "no".
                 found = _again(lambda: self._files.info(self._path))
                 self._is_folder, self._size = found["type"] == "directory", found.get("size")
             except FileNotFoundError:
@@ -54,21 +55,21 @@ class Remote:
                 self._pattern = re.compile(fsspec.utils.glob_translate(self._path))
                 self._depth = None if "**" in self._path else self._path.count("/", magic.start())
                 self._path = "".join(self._path[: magic.start()].rpartition("/")[:2])
-                _again(lambda: self._files.ls(self._path, detail=False))  # what is wrong here should show at once
+                _again(lambda: self._files.ls(self._path, detail=False))  # report errors at once
         except FileNotFoundError as error:
             raise InputError(f"{url} does not exist") from error
         except ImportError as error:
             extra = "s3" if url.startswith("s3") else "http" if url.startswith("http") else None
             hint = f"pip install 'npr-kernels[{extra}]'" if extra else reason(error)
             raise InputError(f"{url} needs a package that is not installed: {hint}") from error
-        except Exception as error:  # whatever the library behind the protocol raises
+        except Exception as error:  # libraries behind the protocols can raise anything
             raise InputError(f"{url} cannot be reached: {reason(error)}") from error
 
     def entries(self, column: str | None, skip: Callable[[str], None]) -> Iterator[Item | Archive]:
-        """The file, what matches the pattern, or the images of the folder; archives in a folder are left alone.
+        """Yield the file, the matches of the pattern, or the images of the folder; archives in folders are skipped.
 
-        At all depths in natural order; only one folder is held at a time. A folder that cannot be listed is an item
-        that fails; ``skip`` is given every file of a folder that is no image by name. ``column`` as in Archive.
+        All depths in natural order, with one folder in memory at a time. A folder that cannot be listed is a failed
+        item. ``skip`` is called with each file in a folder that has no image suffix. ``column``: as in Archive.
         """
         if not self._is_folder:
             yield self._entry(self._path, self._size, column)
@@ -87,7 +88,7 @@ class Remote:
                 skip(path)
 
     def _below(self, folder: str, depth: int | None) -> Iterator[tuple[str, int | None] | Item]:
-        """Files, each with its size if that is known, without hidden ones."""
+        """Yield the visible files, each with its size if known."""
         try:
             entries = _again(lambda: self._files.ls(folder, detail=True))
         except Exception as error:
@@ -118,7 +119,7 @@ class Remote:
         return Item(self._name(path), functools.partial(_load, self._files, path, size is not None))
 
     def _name(self, path: str) -> str:
-        """The URL of a path on the same file system."""
+        """Return the URL of a path on the same file system."""
         return self._files.unstrip_protocol(path) + self._chain
 
 
@@ -127,7 +128,7 @@ def _is_file_name(path: str) -> bool:
 
 
 def _open(files: fsspec.AbstractFileSystem, path: str) -> BinaryIO:
-    """Raises OSError."""
+    """Open a file. Raises OSError."""
     try:
         return _again(lambda: files.open(path, "rb"))
     except Exception as error:
@@ -141,7 +142,7 @@ def _load(files: fsspec.AbstractFileSystem, path: str, size_is_known: bool) -> b
 
     try:
         data = _again((lambda: files.cat_file(path)) if size_is_known else beginning)
-    except FileNotFoundError as error:  # most of them say only the name
+    except FileNotFoundError as error:  # most file systems give only the name
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
     except OSError:
         raise
@@ -153,7 +154,7 @@ def _load(files: fsspec.AbstractFileSystem, path: str, size_is_known: bool) -> b
 
 
 def _again(call: Callable[[], Any]) -> Any:
-    """The call's result, tried again after failures that may pass."""
+    """Call, and repeat after failures that may be temporary."""
     for wait in _WAITS:
         try:
             return call()

@@ -1,4 +1,4 @@
-"""What comes out: one row for every input, scored or failed."""
+"""The result: one row for each input, scored or failed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One scored item, or one that failed: then ``error`` says why, and what is not known is None.
+    """One item, scored or failed. If it failed, ``error`` says why; unknown values are None.
 
     ``sha256``: of the encoded bytes, in hex. ``logit``: float32, as the network gave it. ``probability``: its sigmoid
     after the calibration's temperature. ``width``, ``height``: the file's. ``jpeg_quality`` (nearest libjpeg quality)
@@ -65,23 +65,23 @@ class Row:
     model: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """By the names of the columns."""
+        """Return the values by column name."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
 def unscored(row: Row, error: str) -> Row:
-    """``row``, decoded but without a score."""
+    """Return ``row`` with an error instead of a score."""
     return replace(row, error=error, error_code="not_scored")
 
 
 def as_table(rows: Iterable[Row]) -> pa.Table:
-    """Rows as columns, of SCHEMA."""
+    """Return rows as an Arrow table with SCHEMA."""
     return pa.Table.from_pylist([row.as_dict() for row in rows], SCHEMA)
 
 
 @dataclass
 class Totals:
-    """Running totals over rows."""
+    """Running counts of rows: ``failed``, ``scored``, and ``verdicts`` by name."""
 
     failed: int = 0
     verdicts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VERDICTS, 0))

@@ -1,4 +1,4 @@
-"""One machine's run: items are decoded in threads, gathered into batches of one size, scored, and come out as rows."""
+"""Screening on one machine: items are decoded in threads, gathered into batches of one size, and scored."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from npr_model.screening.rows import Row, unscored
 from npr_model.verdicts import Calibration
 
 PENDING_PIXELS = 2**26  # decoded pixels that may wait for a batch of their size: 192 MiB
-IN_ORDER = 64  # images among which batches of one size are gathered, where the order is kept
-BATCH_PIXELS = 2**24  # pixels in one batch, so that large images are scored a few at a time
-GPU_ROW_BYTES = 16  # rows of images on a GPU begin at multiples of it, whatever their width: its widest loads
+IN_ORDER = 64  # images among which batches are gathered when the order is kept
+BATCH_PIXELS = 2**24  # pixels per batch, so that large images are scored a few at a time
+GPU_ROW_BYTES = 16  # rows of images on a GPU begin at multiples of it: its widest loads
 
 
 @dataclass
 class Rates:
-    """What a run has spent so far, to see whether decoding or the network holds it up."""
+    """Time spent so far, to see whether decoding or the network limits the run."""
 
     workers: int
     decoded: int = 0
@@ -46,28 +46,32 @@ class Rates:
 
     @property
     def decoding(self) -> float:
-        """Images a second that all workers together could read and decode."""
+        """Images per second that all workers together can read and decode."""
         return self.decoded * self.workers / self.decoding_seconds if self.decoding_seconds else 0.0
 
     @property
     def scoring(self) -> float:
-        """Images a second that the network could score."""
+        """Images per second that the network can score."""
         return self.scored / self.scoring_seconds if self.scoring_seconds else 0.0
 
     @property
     def text(self) -> str:
-        """Both, once they are known: the smaller one is what holds the run up."""
+        """Both rates as text, once they are known."""
         return f"decoding {self.decoding:.0f}/s, network {self.scoring:.0f}/s" if self.scored else ""
 
 
 class Scorer:
-    """Scores images with a loaded checkpoint.
+    """Scores images with a loaded checkpoint. Memory is bounded, whatever the input.
 
-    ``view`` and ``calibration`` None take the checkpoint's own. ``workers``: decoding threads (simplejpeg and Pillow
-    work without the GIL), 0 for one a core, at most 16. ``cache``: a file of what earlier runs found
-    (:class:`npr_model.screening.known.Cache`), to be read and added to. Two batches are decoded ahead, or
-    :data:`npr_model.screening.decoding.AHEAD_PIXELS`, PENDING_PIXELS wait for a batch, and two batches, of one image or
-    BATCH_PIXELS each, are scored: memory stays bounded, whatever the input.
+    Args:
+        checkpoint: The network and its metadata.
+        view, calibration: Default: the checkpoint's.
+        batch_size: Images of one size that are scored together, up to BATCH_PIXELS.
+        workers: Decoding threads (simplejpeg and Pillow release the GIL); 0 for one per core, at most 16.
+        dtype: Precision. Default: bfloat16 where the hardware multiplies it natively, else float32.
+        device: Where the network runs.
+        max_pixels: Larger images are errors.
+        cache: File of a :class:`npr_model.screening.known.Cache`. None: no cache.
     """
 
     def __init__(
@@ -100,7 +104,7 @@ class Scorer:
         self.dtype = str(dtype or default_dtype(self.device)).removeprefix("torch.")
         self._cache = None if cache is None else Cache(cache, self.dtype, self._finish)
         self._model = freeze(checkpoint.model.to(self.device), dtype)
-        # A GPU has the next batch before the rows of one are made, or it would wait for them.
+        # A GPU gets the next batch before the rows of the last are built, so that it never waits.
         self._launched_ahead = 1 if self.device.type == "cuda" else 0
         self._row_bytes = GPU_ROW_BYTES if self.device.type == "cuda" else 1
 
@@ -110,13 +114,13 @@ class Scorer:
 
     @property
     def verdict_caveat(self) -> str | None:
-        """Why the verdicts may not be what the calibration's note says of them; None where they are."""
+        """Why the verdicts may not mean what the calibration's note says; None if they do."""
         if not self.calibrated:
-            return "not calibrated: verdicts are those of logit 0, take them as a ranking"
+            return "not calibrated: verdicts use the logit 0 as threshold, use them as a ranking only"
         if self.view != self._calibrated_view:
             return (
-                f"verdicts by the threshold of view {self._calibrated_view}, which may mean something else here: "
-                f"npr calibrate --view {self.view} finds one for it"
+                f"verdicts use the threshold of view {self._calibrated_view}, which may not hold for view {self.view}: "
+                f"npr calibrate --view {self.view} finds one"
             )
         return None
 
@@ -126,22 +130,22 @@ class Scorer:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What rows must have in common to stand in one output."""
+        """What all rows of one output must have in common."""
         threshold = f"{self.calibration.threshold:g}"
         return {"model": self.model_id, "view": str(self.view), "dtype": self.dtype, "threshold": threshold}
 
     def with_view(self, view: View) -> Scorer:
-        """The same network, not copied, that sees other pixels."""
+        """Return a scorer with the same network (not copied) and another view."""
         other = copy.copy(self)
         other.decoder = replace(self.decoder, view=view)
         return other
 
     def score(self, items: Iterable[Item]) -> Iterator[Row]:
-        """One row an item, as soon as it is known: in batches of equal size, so not in the order of the items.
+        """Yield one row per item as soon as it is known: batch by batch, so not in the order of the items.
 
-        The order depends on the items alone, not on the timing of threads. A bad item is a row with an error. Files of
-        identical bytes are scored once, as long as no more than KNOWN_ROWS different ones lie between them. Raises
-        InputError where the cache fails.
+        The order depends on the items only, not on the timing of threads. A bad item is a row with an error. Identical
+        files are scored once, if at most KNOWN_ROWS different ones lie between them. Raises InputError if the cache
+        fails.
         """
         self.rates = Rates(self.workers)
         known = Known()
@@ -152,7 +156,7 @@ class Scorer:
                 self._cache.commit()
 
     def score_in_order(self, items: Iterable[Item]) -> Iterator[Row]:
-        """As :meth:`score`, but in the order of the items: IN_ORDER of them at a time are gathered into batches."""
+        """As :meth:`score`, but in the order of the items, gathering batches among IN_ORDER items at a time."""
         self.rates = Rates(self.workers)
         known = Known()
         numbered = (Item(str(number), item.load) for number, item in enumerate(items))
@@ -170,10 +174,12 @@ class Scorer:
                 self._cache.commit()
 
     def score_decoded(self, decoded: Iterable[Decoded], known: Known) -> Iterator[Row]:
-        """As :meth:`score`, of what is decoded already; ``known`` is added to."""
+        """As :meth:`score`, for items that are already decoded; ``known`` is added to."""
         waiting: dict[tuple[int, int], list[Decoded]] = {}
         launched: deque[tuple[list[Decoded], Callable[[], Iterator[Row]]]] = deque()
-        unscored: dict[str, tuple[int, int] | None] = {}  # by sha256 the batch in which its pixels wait, None: launched
+        unscored: dict[
+            str, tuple[int, int] | None
+        ] = {}  # by sha256: size of the batch in which it waits, None once launched
         pixels_waiting = 0
 
         def launch(size: tuple[int, int]) -> Iterator[Row]:
@@ -219,7 +225,7 @@ class Scorer:
                 yield from launch(size)
             while launched:
                 yield from finish()
-        except Exception:  # what is computed already is not lost
+        except Exception:  # yield what is already computed
             while launched:
                 yield from finish()
             raise
@@ -236,13 +242,13 @@ class Scorer:
             yield decoded
 
     def _launch(self, batch: list[Decoded]) -> Callable[[], Iterator[Row]]:
-        """Sends a batch through the network; what is returned waits for it and gives its rows."""
+        """Send a batch through the network; the result waits for it and yields its rows."""
         try:
             logits = self._logits([decoded.pixels for decoded in batch])
         except BackendError:
-            raise  # wrong for every batch, not for this one
+            raise  # would fail for every batch
         except (RuntimeError, MemoryError) as error:
-            why = reason(error)  # not the error, which would keep the memory of all that led to it
+            why = reason(error)  # not the error itself, which would keep the batch in memory
         else:
             return partial(self._rows, batch, logits)
         return partial(self._halves, batch, why)
@@ -264,7 +270,7 @@ class Scorer:
         yield from self._halves(batch, why)
 
     def _halves(self, batch: list[Decoded], why: str) -> Iterator[Row]:
-        """Of a batch that failed, for want of memory most likely. What fails alone, too, is an error row."""
+        """Score a failed batch in halves, as memory was probably short. An image that fails alone is an error row."""
         if len(batch) == 1:
             yield unscored(batch[0].row, f"the image cannot be scored ({why})")
             return
@@ -273,10 +279,9 @@ class Scorer:
             yield from self._launch(half)()
 
     def _logits(self, pixels: list[np.ndarray]) -> Callable[[], tuple[list[float], float]]:
-        """N arrays (H, W, 3) uint8 on their way through the network; what is returned waits for the N logits, and the
-        seconds that they took.
+        """Send N arrays (H, W, 3) uint8 through the network; the result waits for it, and returns logits and seconds.
 
-        Permuted, the arrays are channels_last, which the kernels like best.
+        Permuted, the arrays have channels_last strides, which the kernels prefer.
         """
         began = time.perf_counter()
         on_gpu = self.device.type == "cuda"
@@ -298,7 +303,7 @@ class Scorer:
         end.record(stream)
 
         def wait() -> tuple[list[float], float]:
-            end.synchronize()  # blocking: the core decodes meanwhile
+            end.synchronize()  # blocking wait: the core can decode meanwhile
             return copied.tolist(), start.elapsed_time(end) / 1000
 
         return wait

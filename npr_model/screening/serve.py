@@ -1,8 +1,8 @@
-"""One image at a time over HTTP: a small page to drop images on, and an endpoint for programs.
+"""One image at a time over HTTP: a page to drop images on, and an endpoint for programs.
 
-``POST /score`` takes the bytes of an image file and gives JSON: the columns of ``npr screen``, ``note`` (what the
-verdict means) and data URLs of the "npr" map and the "activation" map of its central part. What is wrong with a request
-or an image is {"error": ..., "error_code": ...} with the status 413 (too many bytes) or 422. Nothing is kept.
+``POST /score`` takes the bytes of an image file and returns JSON: the columns of ``npr screen``, ``note`` (what the
+verdict means), and data URLs of the "npr" map and the "activation" map of the central part. A bad request or image
+returns {"error": ..., "error_code": ...} with status 413 (too many bytes) or 422. Nothing is stored.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from npr_model.imaging.views import View
 from npr_model.screening.items import in_memory
 from npr_model.screening.runner import Scorer
 
-SHOWN = 512  # pixels of the side of the central part whose maps are shown
+SHOWN = 512  # side in pixels of the central part whose maps are shown
 _PAGE = Path(__file__).with_name("serve.html")
-# The page loads nothing from anywhere, and nobody may frame it.
+# The page loads nothing from other hosts, and may not be framed.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'",
@@ -36,7 +36,10 @@ _HEADERS = {
 
 
 def make_app(scorer: Scorer, *, max_bytes: int) -> FastAPI:
-    """The application. One image is scored at a time; ``scorer`` limits its pixels, ``max_bytes`` its file."""
+    """Return the application.
+
+    Images are scored one at a time; ``max_bytes`` limits their files, the scorer their pixels.
+    """
     app = FastAPI(title="npr", docs_url=None, redoc_url=None, openapi_url=None)
     one_at_a_time = threading.Lock()
 
@@ -67,7 +70,7 @@ def make_app(scorer: Scorer, *, max_bytes: int) -> FastAPI:
 
 
 def _maps(checkpoint: LoadedCheckpoint, pixels: np.ndarray) -> dict[str, str]:
-    """Of the central part, pixel by pixel: scaled down, neither map would show what the network reads."""
+    """Maps of the central part at full resolution; scaled down, they would not show what the network reads."""
     grid_size = checkpoint.model.grid_size
     part = View("crop", SHOWN).apply(pixels, grid_size)
     found = explain(checkpoint.model, part)

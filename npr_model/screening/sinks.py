@@ -1,7 +1,7 @@
-"""Where rows go: Parquet (one file, or a folder of parts), CSV or JSON Lines, by the name of the output.
+"""Where rows go: Parquet (one file or a folder of parts), CSV or JSON Lines, by the name of the output.
 
-What has its final name is complete and readable, also after an interruption: files are written under a temporary name
-beside it and renamed in one step.
+A file with its final name is complete and readable, also after an interruption: files are written under a temporary
+name and renamed in one step.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from npr_model.screening.rows import SCHEMA, Row, as_table
 
 ROWS_A_PART = 50_000
 SECONDS_A_PART = 300
-_ROWS_A_TABLE = 1000  # as columns rows take a fifth of the memory
+_ROWS_A_TABLE = 1000  # as columns, rows take a fifth of the memory
 
 Put = Callable[[Row], None]
 
 
 @dataclass
 class Sink:
-    """``write`` takes one row; ``finished`` says which sources have rows by an earlier run into the same folder."""
+    """``write`` takes one row. ``finished``: the sources that have rows from earlier runs into the same folder."""
 
     write: Put
     finished: Finished = field(default_factory=Finished)
-    interrupted: bool = False  # whether rows will be missing
+    interrupted: bool = False  # rows will be missing
 
 
 def check(output: str | os.PathLike) -> None:
-    """Raise SinkError for an output that will not work, before anything is computed."""
+    """Raise SinkError for an output that cannot work, before anything is computed."""
     path = Path(output)
     if is_url(os.fspath(output)):
-        raise SinkError(f"output {output} is elsewhere; give a file or folder of this machine, and copy it when done")
+        raise SinkError(f"output {output} is a URL: write to this machine and copy the result")
     if is_folder(output):
         parts.check(path)
     elif path.suffix.lower() not in _FORMATS:
         raise SinkError(f"output {path} must end in {', '.join(_FORMATS)}, or in / for a folder of Parquet parts")
     elif path.is_dir():
-        raise SinkError(f"output {path} is a folder; end it in / for a folder of Parquet parts")
+        raise SinkError(f"output {path} is a folder: end the name in / to write Parquet parts")
     elif not path.parent.is_dir():
         raise SinkError(f"output {path} is in a folder that does not exist")
     elif not os.access(path.parent, os.W_OK):
@@ -62,12 +62,14 @@ def check(output: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def open_sink(output: str | os.PathLike, identity: Mapping[str, str] = MappingProxyType({})) -> Iterator[Sink]:
-    """Gives a :class:`Sink`; at the end of the block the output is complete.
+    """Yield a :class:`Sink`; at the end of the block the output is complete.
 
-    ``output`` ends in .parquet (zstd), .csv or .jsonl, or in "/" for a folder of Parquet parts, of which each is
-    complete after ROWS_A_PART rows or SECONDS_A_PART seconds, and which a run of the same ``identity`` goes on with
-    (:class:`npr_model.screening.parts.Parts`). If the block raises (Ctrl-C, too), the rows written so far are kept;
-    without any, nothing is changed. Raises SinkError.
+    Args:
+        output: Name that ends in .parquet (zstd), .csv or .jsonl, or in "/" for a folder of Parquet parts. A part is
+            complete after ROWS_A_PART rows or SECONDS_A_PART seconds.
+        identity: A run with the same identity continues in the folder (:class:`npr_model.screening.parts.Parts`).
+
+    If the block raises (also on Ctrl-C), the rows so far are kept; without rows nothing is changed. Raises SinkError.
     """
     check(output)
     path, written = Path(output), 0
@@ -92,7 +94,7 @@ def open_sink(output: str | os.PathLike, identity: Mapping[str, str] = MappingPr
                 if not written:
                     raise
     except OSError as error:
-        if error is failure:  # not ours, but of what the rows come from
+        if error is failure:  # raised by the source of the rows, not by the output
             raise
         raise SinkError(f"output {path} cannot be written: {reason(error)}") from error
     if failure is not None:
@@ -127,7 +129,7 @@ def _parquet_parts(folder: Path, identity: Mapping[str, str]) -> Iterator[Sink]:
     def flush() -> None:
         nonlocal began
         table, before = pa.concat_tables([*tables, as_table(rows)]), written.count
-        rows.clear()  # first: what is interrupted after the part has its name must not write it again
+        rows.clear()  # cleared first: after an interruption the part must not be written again
         tables.clear()
         try:
             written.add(table)
@@ -174,7 +176,7 @@ def is_folder(output: str | os.PathLike) -> bool:
 
 
 def _rounded(row: Row) -> dict:
-    """The row with the fewest digits that still give the same float32."""
+    """Return the row with the fewest digits that give the same float32."""
     values = row.as_dict()
     for name in ("logit", "probability", "milliseconds"):
         if values[name] is not None:

@@ -1,4 +1,4 @@
-"""Where images come from: whatever a command line names, listed while the run goes on."""
+"""Where images come from. Sources are listed while the run goes on."""
 
 from __future__ import annotations
 
@@ -27,15 +27,20 @@ class SourceError(InputError):
 class Sources:
     """Files, folders, glob patterns, archives (tar, zip, Parquet) and URLs, in the order given.
 
-    A folder's images (by suffix, any case) come at all depths in natural order; archives inside it are left alone, but
-    those that are named or match a pattern are read. A file that is named is always an item. What cannot be listed or
-    read is an item whose load fails, so that it shows. ``files_from``: a file that names further files, archives or
-    URLs, one a line, or "-" for standard input; of these, too, what is not there is an item that fails. ``column`` as
-    in :class:`npr_model.screening.archives.Archive`. ``skipped`` counts the files left out so far, because their names
-    are not those of images.
+    Folders yield their files with image suffixes (any case), at all depths in natural order. Archives inside folders
+    are skipped, but archives that are named or match a pattern are read. A file that is named is always an item.
+    Whatever cannot be listed or read is an item whose load fails. ``skipped``: number of files skipped so far, for lack
+    of an image suffix.
 
-    Raises SourceError at once for a path that does not exist, a pattern that no file matches, and a folder without any
-    image; InputError for a URL that cannot be reached.
+    Args:
+        paths: The sources.
+        files_from: File with more files, archives or URLs, one per line, or "-" for standard input. What does not exist
+            is an item that fails.
+        column: As in :class:`npr_model.screening.archives.Archive`.
+
+    Raises:
+        SourceError: A path does not exist, a pattern matches nothing, or a folder has no images.
+        InputError: A URL cannot be reached.
     """
 
     def __init__(
@@ -45,7 +50,7 @@ class Sources:
         self._column = column
         self.files_from = files_from
         if files_from not in (None, STANDARD_INPUT) and not os.path.isfile(files_from):
-            raise SourceError(f"the list {readable_name(files_from)} does not exist or is no file")
+            raise SourceError(f"the list {readable_name(files_from)} does not exist or is not a file")
         self._parts = [self._checked(os.fspath(path)) for path in paths]
         self.skipped = 0
 
@@ -54,13 +59,13 @@ class Sources:
             yield from entry.items(self._skip) if isinstance(entry, Archive) else (entry,)
 
     def listed_in(self, files_from: str) -> Sources:
-        """The same, but with this list."""
+        """Return the same sources with another list."""
         other = copy.copy(self)
         other.files_from = files_from
         return other
 
     def entries(self) -> Iterator[Item | Archive]:
-        """The same with archives unopened, for those who open them elsewhere; everything can be pickled."""
+        """Yield the items with archives unopened, so that other processes can open them. Everything is picklable."""
         self.skipped = 0
         for part in self._parts:
             yield from part.entries(self._column, self._skip) if isinstance(part, Remote) else self._of_argument(part)
@@ -75,7 +80,7 @@ class Sources:
             return remote
         if os.path.isdir(path):
             if next(self._walk(path), None) is None:
-                inside = "; its archives must be named, as in 'FOLDER/*.tar'" if _has_archive(path) else ""
+                inside = "; name its archives, e.g. 'FOLDER/*.tar'" if _has_archive(path) else ""
                 raise SourceError(f"no images in folder {readable_name(path)}{inside}")
         elif not os.path.lexists(path):
             if not glob.has_magic(path):
@@ -100,7 +105,7 @@ class Sources:
             yield file_item(path)
 
     def _of_name(self, name: str) -> Iterator[Item | Archive]:
-        """Of a line of ``files_from``: of a billion lines some are wrong, and must not stop the others."""
+        """Yield the entries of a line of ``files_from``. Bad lines must not stop the run."""
         if not is_url(name):
             yield from self._of_path(name)
             return
@@ -124,13 +129,13 @@ class Sources:
 
 
 def file_item(path: str | os.PathLike) -> Item:
-    """The item of a file."""
-    return Item(readable_name(path), functools.partial(_read, os.path.abspath(path)))  # wherever it is loaded
+    """Return the item of a file."""
+    return Item(readable_name(path), functools.partial(_read, os.path.abspath(path)))  # may be loaded elsewhere
 
 
 def _read(path: str | os.PathLike) -> bytes:
     status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # a pipe or a device would block
+    if not stat.S_ISREG(status.st_mode):  # pipes and devices could block
         raise OSError("it is not a regular file")
     if status.st_size > MAX_BYTES:
         raise OSError(too_large(status.st_size))
@@ -142,7 +147,7 @@ def _unlisted(error: OSError) -> Item:
 
 
 def _matches(pattern: str) -> Iterator[str]:
-    """What is no folder of what matches."""
+    """Yield the files that match a pattern."""
     return (path for path in glob.iglob(pattern, recursive=True) if not os.path.isdir(path))
 
 
@@ -151,7 +156,7 @@ def _has_archive(folder: str) -> bool:
 
 
 def _lines(name: str) -> Iterator[str]:
-    """The lines of a file, or of standard input, without those that are empty."""
+    """Yield the non-empty lines of a file or of standard input."""
     file = sys.stdin.buffer if name == STANDARD_INPUT else open(name, "rb")  # noqa: SIM115 - one of them stays open
     try:
         for line in file:

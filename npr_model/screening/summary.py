@@ -1,4 +1,4 @@
-"""What a report says of a table of rows, in one pass or two over it and in bounded memory, however long it is."""
+"""Summary of a table of rows for the HTML page, in one or two passes and bounded memory."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from npr_model.errors import InputError, reason
 from npr_model.screening import parts
 from npr_model.screening.rows import SCHEMA
 
-BINS, LIMIT = 240, 12.0  # of the histograms: logits from -LIMIT to LIMIT, what is beyond counts at the edge
-EXAMPLES = 5  # of sources for each error code
-MAX_GROUPS = 1000  # folders and archives that are counted apart, in the order they come
+BINS, LIMIT = 240, 12.0  # of the histograms, from -LIMIT to LIMIT; logits beyond count in the outer bins
+EXAMPLES = 5  # of sources per error code
+MAX_GROUPS = 1000  # folders and archives with their own histogram, in order of appearance
 OTHERS = "(others)"
 _FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}
 _COLUMNS = ("source", "logit", "probability", "verdict", "width", "height", "format", "flags", "error", "error_code")
@@ -29,10 +29,15 @@ _COLUMNS = ("source", "logit", "probability", "verdict", "width", "height", "for
 
 @dataclass
 class Summary:
-    """``histograms``: by (group, format) the counts of logits in BINS; a group is a folder or an archive.
+    """What the page shows.
 
-    ``errors``: by code the count and some sources with their messages. ``threshold``: above it a logit is called
-    generated, as far as the rows tell; None where they do not. ``gallery``: rows to be shown, each with ``why``.
+    Attributes:
+        total: Number of rows.
+        verdicts, models: Counts.
+        histograms: Counts of logits in BINS, by (group, format). A group is a folder or an archive.
+        errors: By code, the count and some sources with their messages.
+        threshold: Larger logits are called generated; None if the rows do not tell.
+        gallery: Rows to show, each with ``why``.
     """
 
     total: int = 0
@@ -45,10 +50,10 @@ class Summary:
 
 
 def summarise(path: Path, images: int, seed: int = 0) -> Summary:
-    """Of what ``npr screen`` wrote: a .parquet, .csv or .jsonl file, or a folder of parts; ``images`` in the gallery.
+    """Summarise an output of ``npr screen``: a .parquet, .csv or .jsonl file, or a folder of parts.
 
-    The gallery is a third each of the highest logits, of those nearest to the threshold, and drawn from all by
-    ``seed``. Raises InputError for a table that is none of ours.
+    ``images``: size of the gallery: one third each of the highest logits, of those nearest to the threshold, and at
+    random by ``seed``. Raises InputError for another kind of table.
     """
     result = Summary()
     lowest_generated, highest_other = np.inf, -np.inf
@@ -83,7 +88,7 @@ def summarise(path: Path, images: int, seed: int = 0) -> Summary:
 
 
 def edges() -> np.ndarray:
-    """(BINS + 1) logits between the bins of the histograms."""
+    """Return the (BINS + 1) edges of the histogram bins."""
     return np.linspace(-LIMIT, LIMIT, BINS + 1)
 
 
@@ -92,7 +97,7 @@ def _bins(logits: np.ndarray) -> np.ndarray:
 
 
 def group(source: str) -> str:
-    """The archive or the folder that holds an image."""
+    """Return the archive or folder that holds an image."""
     archive, inside, _ = source.partition("::")
     return archive if inside else os.path.dirname(source)
 
@@ -112,7 +117,7 @@ def _gallery(path: Path, found: Summary, images: int, seed: int) -> list[dict[st
         logits = scored.column("logit").to_numpy(zero_copy_only=False).astype(float)
         for why, key in keys.items():
             values = key(logits)
-            nearest = np.argsort(values, kind="stable")[: 3 * images]  # what another reason has taken is passed over
+            nearest = np.argsort(values, kind="stable")[: 3 * images]  # some may be taken by another reason
             rows = scored.take(pa.array(nearest)).to_pylist()
             candidates = [(values[i], number + int(i), row) for i, row in zip(nearest, rows, strict=True)]
             best[why] = heapq.nsmallest(3 * images, best[why] + candidates, key=lambda entry: entry[:2])
@@ -127,7 +132,9 @@ def _gallery(path: Path, found: Summary, images: int, seed: int) -> list[dict[st
 def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     name = "parquet" if path.is_dir() else _FORMATS.get(path.suffix.lower())
     if name is None:
-        raise InputError(f"{path} is no output of npr screen: give a folder of parts or one of {', '.join(_FORMATS)}")
+        raise InputError(
+            f"{path} is not an output of npr screen: use a folder of parts or a file in one of {', '.join(_FORMATS)}"
+        )
     options: dict[str, Any] = {}
     if name == "csv":
         types = {column.name: column.type for column in SCHEMA}

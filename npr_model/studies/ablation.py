@@ -1,4 +1,4 @@
-"""Which relationship is read: the paper's Table 7, one training for every grid size and anchor."""
+"""Which grid size and anchor are best: the paper's Table 7, one training for each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from npr_model.training.config import CONFIG, TrainConfig
 from npr_model.training.loop import train
 
 GRID_SIZES = (2, 3)
-ANCHORS: tuple[int | str, ...] = (0, 1, 2, 3, "mean", "max")  # those of Table 7, w_1 being anchor 0
+ANCHORS: tuple[int | str, ...] = (0, 1, 2, 3, "mean", "max")  # as in Table 7, where w_1 is anchor 0
 RESULT = "evaluation.json"
 
 
@@ -45,7 +45,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a variant came to on the evaluation images."""
+    """Metrics of a variant on the evaluation images."""
 
     variant: Variant
     model: str
@@ -54,7 +54,7 @@ class Outcome:
 
 
 def variants(grid_sizes: Iterable[int] = GRID_SIZES, anchors: Iterable[int | str] = ANCHORS) -> list[Variant]:
-    """All pairs. Raises InputError for an anchor that a grid size has not."""
+    """Return all pairs. Raises InputError for an anchor that a grid size does not have."""
     chosen = [Variant(grid_size, anchor) for grid_size in grid_sizes for anchor in anchors]
     for variant in chosen:
         known = variant.anchor in ("mean", "max") or (
@@ -62,7 +62,7 @@ def variants(grid_sizes: Iterable[int] = GRID_SIZES, anchors: Iterable[int | str
         )
         if variant.grid_size < 1 or not known:
             raise InputError(
-                f"there is no anchor {variant.anchor} in cells of {variant.grid_size}x{variant.grid_size} pixels: give "
+                f"there is no anchor {variant.anchor} in cells of {variant.grid_size}x{variant.grid_size} pixels: use "
                 f"0 to {max(0, variant.grid_size**2 - 1)}, mean or max"
             )
     return chosen
@@ -78,13 +78,14 @@ def ablate(
     on_row: Callable[[Row], None] = lambda row: None,
     **callbacks: Callable[..., None],
 ) -> list[Outcome]:
-    """Train and evaluate each of ``chosen`` in a folder of its own below ``folder``; ``callbacks`` are train's.
+    """Train and evaluate each variant in its own folder below ``folder``.
 
-    A variant that was begun is resumed, one that is done is read. Evaluated is the checkpoint of the last epoch, as no
-    validation may choose among variants. Raises InputError, also where a folder holds a run of another config.
+    Started variants are resumed; finished ones are read. The checkpoint of the last epoch is evaluated, as validation
+    must not choose among variants. ``callbacks`` are those of ``train``. Raises InputError, also for a folder with a
+    run of another config.
     """
     if config.detector != "npr":
-        raise InputError(f"the detector {config.detector} has no grid size and no anchor to vary")
+        raise InputError(f"the detector {config.detector} has no grid size or anchor to vary")
     outcomes = []
     for variant in chosen:
         run = folder / str(variant)
@@ -102,8 +103,10 @@ def ablate(
 
 
 def table(outcomes: Sequence[Outcome], note: str) -> Table:
-    """As Table 7: a row for every variant, accuracy and average precision of each generator and their mean; the paper's
-    mean, on ForenSynths, beside it."""
+    """Return Table 7: for each variant, accuracy and average precision of each generator and their mean.
+
+    The paper's mean on ForenSynths is shown beside them.
+    """
     generators = list(outcomes[0].generators)
     columns = ["grid", "anchor"]
     columns += [f"{name}, {what}" for name in (*generators, "mean") for what in ("accuracy", "AP")]
@@ -121,7 +124,7 @@ def table(outcomes: Sequence[Outcome], note: str) -> Table:
 
 
 def as_json(outcomes: Sequence[Outcome]) -> str:
-    """All outcomes, in all digits."""
+    """Return all outcomes as JSON, with all digits."""
     return json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n"
 
 
@@ -131,7 +134,7 @@ def _write(path: Path, found: Evaluation) -> None:
 
 
 def _read(path: Path, variant: Variant, model: str) -> Outcome | None:
-    """An outcome that is kept; None where there is none, or one of another checkpoint."""
+    """Read a saved outcome; None if there is none, or one of another checkpoint."""
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if values["model"] != model:

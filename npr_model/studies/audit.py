@@ -1,7 +1,7 @@
-"""Whether a labelled set can be told apart without looking at a pixel: formats, JPEG tables and sizes of either class.
+"""Can a labelled set be told apart without its pixels? Formats, JPEG tables and sizes of the classes.
 
-Generators write PNGs of one size, cameras JPEGs of many: a detector may score well by reading the codec. The baseline
-here is a classifier that knows nothing but what the files' headers say; what it reaches is what such a number is worth.
+Generators write PNGs of one size, cameras JPEGs of many sizes. A detector may score well by recognising the codec. The
+baseline is a classifier that knows only the file headers; a detector must clearly beat it to show anything.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from npr_model.imaging.jpeg_quality import estimate_quality
 from npr_model.tables import Table
 
 FOLDS = 5
-SUSPICIOUS_AUC = 0.7  # a baseline above this is reason to equalise
+SUSPICIOUS_AUC = 0.7  # a baseline above this is a reason to equalise
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
 class File:
-    """What a file's header says; ``quality`` and ``subsampling`` of JPEGs alone."""
+    """Facts from a file's header. ``quality`` is None for files other than JPEGs."""
 
     label: int
     group: str
@@ -47,7 +47,7 @@ class File:
         return self.encoding.format
 
     def features(self, formats: Sequence[str]) -> list[float]:
-        """What the baseline knows: numbers only, 0 for what a file has not."""
+        """Features of the baseline: numbers only, 0 for what a file does not have."""
         width, height = self.encoding.width, self.encoding.height
         tables = self.encoding.quantization or ((), ())
         return [
@@ -65,8 +65,17 @@ class File:
 
 @dataclass(frozen=True)
 class Side:
-    """One class. ``widths``, ``heights``: minimum, quartiles and maximum; ``qualities``: libjpeg's that is nearest to a
-    JPEG's table, as "76 to 80"; ``tables``: how many different ones there are."""
+    """Facts about one class.
+
+    Attributes:
+        files: Number of files.
+        formats: Number of files by format.
+        widths, heights: Minimum, quartiles and maximum.
+        qualities: Number of JPEGs by estimated quality, such as "76 to 80".
+        subsampling: Number of JPEGs by chroma subsampling.
+        tables: Number of different JPEG tables.
+        bits_per_pixel: Mean over all pixels.
+    """
 
     files: int
     formats: dict[str, int]
@@ -80,8 +89,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Audit:
-    """``baseline``: the cross-validated ROC AUC of the header's facts, by generator and, as "", of all at once; None
-    where a class has too few files. ``errors``: files without a header that can be read."""
+    """Result of an audit.
+
+    Attributes:
+        sides: Facts by class.
+        baseline: Cross-validated ROC AUC of the headers by generator, and over all files as ""; None with too few
+            files.
+        errors: Messages of the files whose header cannot be read.
+    """
 
     sides: dict[str, Side]
     baseline: dict[str, float | None]
@@ -89,7 +104,7 @@ class Audit:
 
     @property
     def findings(self) -> list[str]:
-        """In words, what tells the classes apart; empty where nothing does."""
+        """What tells the classes apart, in words; empty if nothing does."""
         found = []
         real, fake = self.sides["real"], self.sides["generated"]
         for what, one, other in (
@@ -107,11 +122,11 @@ class Audit:
         return found
 
     def tables(self) -> list[Table]:
-        """What the files of either class are, and the baseline, with the findings as notes."""
+        """Return the facts of both classes and the baseline, with the findings as notes."""
         facts = {
             "files": lambda side: str(side.files),
             "formats": lambda side: _counts(side.formats),
-            "width: least, quartiles, most": lambda side: " ".join(map(str, side.widths)),
+            "width: minimum, quartiles, maximum": lambda side: " ".join(map(str, side.widths)),
             "height": lambda side: " ".join(map(str, side.heights)),
             "JPEG quality": lambda side: _counts(side.qualities),
             "chroma subsampling": lambda side: _counts(side.subsampling),
@@ -125,18 +140,18 @@ class Audit:
         )
         notes = [f"Warning: {finding}." for finding in self.findings]
         if notes:
-            notes.append("A detector's numbers on these files may measure that; --equalise jpeg:90 evens it out.")
+            notes.append("A detector's numbers on these files may measure that; use --equalise jpeg:90 to remove it.")
         if self.errors:
-            notes.append(f"{len(self.errors)} files have no header that can be read and are in no number.")
+            notes.append(f"{len(self.errors)} files have no readable header and are excluded.")
         return [
             Table("Files", ("", *self.sides), rows),
             Table("Baseline without pixels", ("generator", "ROC AUC of headers alone (%)"), baseline, tuple(notes)),
         ]
 
     def write(self, path: Path) -> None:
-        """As Markdown or JSON. Raises InputError for any other suffix than SUFFIXES."""
+        """Write Markdown or JSON, by the suffix. Raises InputError for a suffix that is not in SUFFIXES."""
         if path.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{path} has no suffix of an audit; give one of {', '.join(SUFFIXES)}")
+            raise InputError(f"output {path} must end in one of {', '.join(SUFFIXES)}")
         with atomic_write(path) as temporary:
             temporary.write_text(SUFFIXES[path.suffix.lower()](self), encoding="utf-8")
 
@@ -153,7 +168,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def audit(samples: Sequence[Sample], workers: int = 4, on_read: Callable[[int], None] = lambda count: None) -> Audit:
-    """Read the headers of all ``samples``, not their pixels; ``on_read`` is given the number of files after each."""
+    """Read the headers of all ``samples``. ``on_read`` is called with the number of files read since the last call."""
     files, errors = [], {}
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for sample, result in zip(samples, pool.map(read, samples), strict=True):
@@ -167,7 +182,7 @@ def audit(samples: Sequence[Sample], workers: int = 4, on_read: Callable[[int], 
 
 
 def read(sample: Sample) -> File | ImageError:
-    """A sample's header; an error is returned."""
+    """Read a sample's header; errors are returned."""
     try:
         encoding, size = read_encoding(sample.path), os.stat(sample.path).st_size
     except ImageError as error:
@@ -212,7 +227,7 @@ def _baselines(files: Sequence[File]) -> dict[str, float | None]:
 
 
 def _baseline(files: Sequence[File]) -> float | None:
-    """ROC AUC of a random forest on the headers' facts, every file judged by trees that were not shown it."""
+    """ROC AUC of a random forest on the headers; each file is judged by trees that were not trained on it."""
     labels = np.array([file.label for file in files])
     if min(np.bincount(labels, minlength=2)) < FOLDS:
         return None
@@ -225,7 +240,7 @@ def _baseline(files: Sequence[File]) -> float | None:
 
 
 def _distance(one: Mapping[str, int], other: Mapping[str, int]) -> float:
-    """Total variation of two distributions given as counts: the share that is not common; 0 where one is empty."""
+    """Total variation distance of two distributions given as counts; 0 if one is empty."""
     if not one or not other:
         return 0.0
     first, second = ({name: count / sum(side.values()) for name, count in side.items()} for side in (one, other))

@@ -1,4 +1,4 @@
-"""Several detectors on the same files: one table, whatever they were trained with."""
+"""Several detectors on the same files, in one table."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from npr_model.tables import Table, percent
 
 @dataclass(frozen=True)
 class Entry:
-    """What the checkpoint ``evaluation.model`` came to; ``detector`` is the name of its kind in the paper's tables."""
+    """Evaluation of one checkpoint. ``detector``: name of its kind in the paper's tables."""
 
     detector: str
     evaluation: Evaluation
 
 
 def table(entries: Sequence[Entry]) -> Table:
-    """A row for every checkpoint: ROC AUC of each generator, and of their mean what the paper's tables show."""
+    """Return one row per checkpoint: ROC AUC of each generator, and the mean metrics of the paper's tables."""
     first = entries[0].evaluation
     means = ("mean accuracy", "mean AP", "mean ROC AUC")
     rows = []
@@ -30,24 +30,24 @@ def table(entries: Sequence[Entry]) -> Table:
         cells += [interval(found.mean, name) for name in ("accuracy", "average_precision", "roc_auc")]
         rows.append((found.model, entry.detector, found.view, *cells))
     notes = [
-        f"Of each generator the ROC AUC. Accuracy at the logit {first.threshold:g}. In percent, means with 95 % "
-        f"bootstrap intervals. {first.comparison[:1].upper()}{first.comparison[1:]}."
+        f"Columns of generators show the ROC AUC. Accuracy is at the logit {first.threshold:g}. In percent, means with "
+        f"95 % bootstrap intervals. {first.comparison[:1].upper()}{first.comparison[1:]}."
     ]
     notes += [f"Warning: {first.warning}."] * bool(first.warning)
     for entry in entries:
         if entry.evaluation.errors:
             count = len(entry.evaluation.errors)
-            notes.append(f"{entry.evaluation.model}: {count} images could not be scored and are in no number.")
+            notes.append(f"{entry.evaluation.model}: {count} images could not be scored and are excluded.")
     columns = ("checkpoint", "detector", "view", *first.generators, *means)
     return Table("Comparison of detectors", columns, tuple(rows), tuple(notes))
 
 
 def as_json(entries: Sequence[Entry]) -> str:
-    """All evaluations, in all digits."""
+    """Return all evaluations as JSON, with all digits."""
     values = [{"detector": entry.detector} | entry.evaluation.as_dict() for entry in entries]
     return json.dumps(values, indent=2) + "\n"
 
 
 def markdown(entries: Sequence[Entry]) -> str:
-    """:func:`table` as Markdown."""
+    """Return :func:`table` as Markdown."""
     return table(entries).markdown()

@@ -1,4 +1,4 @@
-"""Figures of a study of robustness: one for every family of perturbations."""
+"""Figures of a robustness study."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from npr_model.studies.robustness import UNCHANGED, Point, axis_values
 
 
 def plot_robustness(points: Sequence[Point], families: Mapping[str, Sequence[str]], folder: Path) -> list[Path]:
-    """A PNG for every family of perturbations: ROC AUC of each generator along its axis; the paths."""
+    """Write one PNG per family of perturbations: ROC AUC of each generator along its axis; return the paths."""
     by_text = {point.perturbation: point for point in points}
     paths = []
     for family, texts in families.items():
@@ -29,9 +29,9 @@ def plot_robustness(points: Sequence[Point], families: Mapping[str, Sequence[str
         if values is None:
             axes.set_xticks(places, texts, rotation=20, ha="right", fontsize=8)
         elif values[0] > values[-1]:
-            axes.invert_xaxis()  # qualities fall, so that damage grows to the right
+            axes.invert_xaxis()  # qualities fall: damage grows to the right
         axes.set(xlabel=family, ylabel="ROC AUC (%)")
-        axes.set_title("Robustness; dotted: files as they are", fontsize=10)
+        axes.set_title("Robustness; dotted: unchanged files", fontsize=10)
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
         name = "-".join("".join(c if c.isalnum() else " " for c in family.lower()).split())

@@ -1,4 +1,4 @@
-"""How an evaluation changes as images are compressed, resized, blurred, cropped, re-encoded and decoded otherwise."""
+"""How metrics change when images are compressed, resized, blurred, cropped, re-encoded or decoded otherwise."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from npr_model.screening.rows import Row
 from npr_model.screening.runner import Scorer
 from npr_model.tables import Table, percent
 
-UNCHANGED = "png"  # decoded and written without loss: the files' own pixels
+UNCHANGED = "png"  # decoded and written losslessly: the files' own pixels
 RESULTS = "robustness.json"
 
-# By family: what stands on its axis, and the perturbations along it. A number that comes first is the axis' value.
+# By family, which is the label of its axis: the perturbations along it. Their first number is the value on the axis.
 FAMILIES: dict[str, tuple[str, ...]] = {
     "JPEG quality": ("jpeg:100", "jpeg:95", "jpeg:90", "jpeg:80", "jpeg:70", "jpeg:50", "jpeg:30"),
     "WebP quality": ("webp:100", "webp:95", "webp:90", "webp:80", "webp:70", "webp:50"),
@@ -35,7 +35,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluation after one perturbation: its metrics by generator, and over them."""
+    """Metrics after one perturbation: by generator, and their mean."""
 
     perturbation: str
     generators: dict[str, Metrics]
@@ -52,16 +52,16 @@ def measure(
     on_row: Callable[[Row], None] = lambda row: None,
     on_point: Callable[[Point], None] = lambda point: None,
 ) -> list[Point]:
-    """One evaluation for every perturbation, in order; each is kept in ``folder`` as soon as it is done.
+    """Evaluate every perturbation in order; each result is saved in ``folder`` at once.
 
-    Those that are there already, of the same checkpoint, view and files, are not measured again. Raises InputError for
-    a folder with results of others.
+    Saved results of the same checkpoint, view and files are not measured again. Raises InputError for a folder with
+    results of others.
     """
     parsed = {text: Perturbation.parse(text) for text in perturbations}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"folder {folder} cannot be made: {reason(error)}") from error
+        raise InputError(f"folder {folder} cannot be created: {reason(error)}") from error
     path, identity = folder / RESULTS, _identity(scorer, samples)
     known = _load(path, identity)
     points = []
@@ -77,15 +77,15 @@ def measure(
 
 
 def table(points: Sequence[Point], note: str) -> Table:
-    """A row for every perturbation: ROC AUC of each generator, and of their mean what a user would see."""
+    """Return one row per perturbation: ROC AUC of each generator, and the mean metrics."""
     generators = list(points[0].generators)
-    columns = ("perturbation", *generators, "mean ROC AUC", "mean AP", "false positives", "found")
+    columns = ("perturbation", *generators, "mean ROC AUC", "mean AP", "false positives", "detected")
     rows = []
     for point in points:
         mean = point.mean
         rows.append(
             (
-                "as they are" if point.perturbation == UNCHANGED else point.perturbation,
+                "unchanged" if point.perturbation == UNCHANGED else point.perturbation,
                 *(percent(point.generators[name].roc_auc) for name in generators),
                 percent(mean.roc_auc),
                 percent(mean.average_precision),
@@ -97,7 +97,7 @@ def table(points: Sequence[Point], note: str) -> Table:
 
 
 def axis_values(texts: Sequence[str]) -> list[float] | None:
-    """The numbers of "jpeg:90", "jpeg:80", ... for an axis; None where perturbations are no single numbers."""
+    """Return the numbers of "jpeg:90", "jpeg:80", ... for an axis; None if they are not single numbers."""
     try:
         return [float(text.partition(":")[2]) for text in texts]
     except ValueError:
@@ -106,12 +106,12 @@ def axis_values(texts: Sequence[str]) -> list[float] | None:
 
 def _point(text: str, found: Evaluation) -> Point:
     if found.mean is None:
-        raise InputError("no generator has both real and generated images: give the real ones with --real")
+        raise InputError("no generator has both real and generated images: give real ones with --real")
     return Point(text, found.generators, found.mean, len(found.errors))
 
 
 def _identity(scorer: Scorer, samples: Sequence[Sample]) -> dict[str, str]:
-    """What results belong to: other files or another network make them worthless."""
+    """What results belong to: results for other files or another network do not apply."""
     files = hashlib.sha256()
     for sample in samples:
         status = sample.path.stat() if sample.path.exists() else None
@@ -131,7 +131,7 @@ def _load(path: Path, identity: Mapping[str, str]) -> dict[str, Point]:
         raise InputError(f"{path} cannot be read ({reason(error)}): remove it, or choose another folder") from error
     if found != identity:
         different = ", ".join(name for name in identity if found.get(name) != identity[name])
-        raise InputError(f"{path} holds results of other {different}: choose another folder")
+        raise InputError(f"{path} holds results for different {different}: choose another folder")
     return points
 
 

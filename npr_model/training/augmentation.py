@@ -1,6 +1,6 @@
-"""From a decoded image to a training crop. No function here is told the class: both are treated alike.
+"""From a decoded image to a training crop. No function here knows the class: both are treated alike.
 
-Every draw comes from the random generator that is passed in, so that a crop can be made again.
+All random numbers come from the generator that is passed in, so that a crop can be reproduced.
 """
 
 from __future__ import annotations
@@ -25,9 +25,16 @@ INTERPOLATIONS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Res
 def augment(
     pixels: np.ndarray, config: TrainConfig, random: np.random.Generator, partner: Encoding | None = None
 ) -> np.ndarray:
-    """(H, W, 3) uint8 of at least one cell to a crop of (S, S, 3), as :class:`TrainConfig` describes.
+    """Turn an image into a training crop, as :class:`TrainConfig` describes.
 
-    ``partner``: the encoding of a file of the other class, to :func:`match`.
+    Args:
+        pixels: (H, W, 3) uint8, at least one cell.
+        config: The training config.
+        random: Source of all random numbers.
+        partner: Encoding of a file of the other class, for :func:`match`.
+
+    Returns:
+        (S, S, 3) uint8 with S = ``config.crop_size``.
     """
     if partner is not None:
         pixels = match(pixels, partner, random)
@@ -51,23 +58,24 @@ def augment(
 
 
 def match(pixels: np.ndarray, partner: Encoding, random: np.random.Generator) -> np.ndarray:
-    """Cut at random to no more than the partner's size, and sent through the partner's codec.
+    """Cut an image at random to at most the partner's size and re-encode it with the partner's codec.
 
-    With partners drawn from the other class, either class has then gone through one codec of each class, and sizes are
-    distributed alike. The codec's blocks lie where they would if the whole image had been encoded.
+    With partners from the other class, both classes have gone through one codec of each class, and their sizes have the
+    same distribution. The codec's blocks lie where they would if the whole image had been encoded.
     """
     sides = [min(pair) for pair in zip(pixels.shape, (partner.height, partner.width), strict=False)]
     starts = [int(random.integers(whole - side + 1)) for whole, side in zip(pixels.shape, sides, strict=False)]
-    # Whole blocks of 16 (8x8 with halved chroma) from the image's origin, and one around, where chroma is interpolated.
+    # Whole blocks of 16 pixels (8x8 with halved chroma) from the image's origin, plus one around, as chroma is
+    # interpolated.
     outer = [slice(max(0, start // 16 * 16 - 16), start + side + 16) for start, side in zip(starts, sides, strict=True)]
     inner = [slice(s - o.start, s - o.start + side) for s, o, side in zip(starts, outer, sides, strict=True)]
     return encoded_as(pixels[tuple(outer)], partner)[tuple(inner)]
 
 
 def crop(pixels: np.ndarray, size: int, grid_size: int, random: np.random.Generator) -> np.ndarray:
-    """A random (size, size, 3), at odd offsets too: images met in the wild have been cut at any phase of the cells.
+    """Cut a random (size, size, 3) crop at any offset, odd ones too, as images in the wild have been cut anywhere.
 
-    An image that is smaller is tiled.
+    Smaller images are tiled.
     """
     pixels = tile(pixels, size, grid_size)
     top, left = (int(random.integers(side - size + 1)) for side in pixels.shape[:2])
@@ -75,13 +83,13 @@ def crop(pixels: np.ndarray, size: int, grid_size: int, random: np.random.Genera
 
 
 def flip(pixels: np.ndarray) -> np.ndarray:
-    """Left to right. (torch copies pixels of three bytes ten times as fast as NumPy.)"""
+    """Flip left to right. (torch copies 3-byte pixels ten times as fast as NumPy.)"""
     return torch.from_numpy(np.require(pixels, requirements="W")).flip(1).numpy()
 
 
 @functools.lru_cache(maxsize=2**16)
 def encoding_of(path: Path) -> Encoding:
-    """How a file is encoded, from its header. Raises ImageError."""
+    """Return a file's encoding, from its header. Raises ImageError."""
     return read_encoding(path)
 
 

@@ -1,4 +1,4 @@
-"""What a training run does, as one value: a preset to start from, JSON to save, edit and run again.
+"""The config of a training run: presets to start from, JSON to save, edit and run again.
 
 Importing it loads no torch, so that a wrong config is refused at once.
 """
@@ -21,7 +21,7 @@ from npr_model.devices import check_device_name
 from npr_model.errors import InputError, reason
 from npr_model.imaging.views import View
 
-CONFIG = "config.json"  # in the folder of a run
+CONFIG = "config.json"  # file name in the folder of a run
 DTYPES = ("float32", "bfloat16", "float16")
 MACHINE_FIELDS = frozenset(
     ("epochs", "workers", "device", "save_steps", "tensorboard")
@@ -30,34 +30,42 @@ MACHINE_FIELDS = frozenset(
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Every choice of a training run; the defaults are the paper's optimisation (section 4.1) on plain random crops.
+    """All choices of a training run. The defaults are the paper's optimisation (section 4.1) on plain random crops.
 
-    Data: ``folders`` and ``validation`` hold 0_real and 1_fake at any depth; ``classes`` names the groups (first
-    folder below the root) to train on, all of them if empty. ``name``, ``training_data`` and ``licence`` go into the
-    checkpoint. Network: ``detector``, one of :data:`npr_model.detectors.NAMES`; ``grid_size`` and ``anchor`` as in
-    :class:`npr_model.NPRDetector`; ``start``, a bundled checkpoint's name or a file whose weights to begin with
-    (fine-tuning), random ones if empty.
+    A range is (lowest, highest). A probability is the share of crops, of both classes alike. The changes to a crop are
+    listed in the order in which they are applied.
 
-    A crop, in the order of what happens to it; a range is (lowest, highest), a probability is a share of the crops of
-    either class:
-
-    - ``match_classes``: cut to no more than the size of a file drawn from the other class, and sent through that file's
-      codec, so that neither size nor format tells the classes apart (:func:`npr_model.training.augmentation.match`);
-    - ``resize``: the image to this side, bilinear;
-    - ``rescale_probability``, ``rescale_factor``: by a factor, with bilinear, bicubic or Lanczos interpolation;
-    - ``crop_size``, at any offset, odd ones too; ``flip_probability``, left to right;
-    - ``blur_probability``, ``blur_sigma`` (pixels): Gaussian;
-    - ``webp_probability``, ``webp_quality``, then ``jpeg_probability``, ``jpeg_quality``: re-encoded.
-
-    Optimisation: Adam with ``learning_rate``, ``betas`` and ``weight_decay`` (an L2 penalty; the paper has none); the
-    rate times ``decay`` every ``decay_epochs``. An epoch draws as many images of either class as the larger one has.
-    ``batch_size``: images of one step, over all processes and all its ``accumulation`` parts (batch norm sees one part
-    at a time). ``seed``: of the weights and every draw. ``dtype``: bfloat16 (autocast) or float16 (with loss scaling,
-    on a GPU) for the convolutions; weights and statistics stay float32. ``view``: the one to validate with, and which
-    the checkpoints name.
-
-    The run: ``device``; ``workers``, processes that decode, for each process that trains; the state to resume from is
-    saved every ``save_steps`` steps and after every epoch; ``tensorboard``: scalars for TensorBoard.
+    Data:
+        folders, validation: Folders with 0_real and 1_fake at any depth.
+        classes: Groups (first folder below the root) to train on; empty for all.
+        name, training_data, licence: Stored in the checkpoint.
+    Network:
+        detector: One of :data:`npr_model.detectors.NAMES`.
+        grid_size, anchor: As in :class:`npr_model.NPRDetector`.
+        start: Bundled checkpoint or file whose weights to start from (fine-tuning); empty for random weights.
+    Crops:
+        match_classes: Cut to at most the size of a random file of the other class and re-encode with that file's codec,
+            so that size and format do not tell the classes apart (:func:`npr_model.training.augmentation.match`).
+        resize: Resize the image to this side, bilinear.
+        rescale_probability, rescale_factor: Rescale with bilinear, bicubic or Lanczos interpolation.
+        crop_size: Side of the crops, at any offset.
+        flip_probability: Flip left to right.
+        blur_probability, blur_sigma: Gaussian blur, sigma in pixels.
+        webp_probability, webp_quality, jpeg_probability, jpeg_quality: Re-encode.
+    Optimisation:
+        epochs: Each draws as many images of each class as the larger class has.
+        batch_size: Images per optimizer step, over all processes and all parts.
+        accumulation: Parts of a step; batch norm sees one part at a time.
+        learning_rate, betas, weight_decay: Of Adam; weight_decay is an L2 penalty, which the paper does not use.
+        decay, decay_epochs: The learning rate is multiplied by ``decay`` every ``decay_epochs``.
+        seed: Random seed of the weights and the crops.
+        dtype: float32, bfloat16 (autocast) or float16 (with loss scaling, on a GPU); weights stay float32.
+        view: View for validation, stored in the checkpoint.
+    Run:
+        device: auto, cpu, cuda or cuda:N.
+        workers: Decoding processes per training process; 0 decodes in the training process.
+        save_steps: Save the state to resume from every so many steps, and after every epoch.
+        tensorboard: Write scalars for TensorBoard.
     """
 
     folders: tuple[str, ...] = ()
@@ -110,7 +118,7 @@ class TrainConfig:
         problems = {f"{name} must be at least {least}": getattr(self, name) < least for name, least in at_least.items()}
         problems |= {f"{name} must be in 0 .. 1": not 0 <= getattr(self, name) <= 1 for name in shares}
         problems |= {
-            "batch_size must be at least 2 for each part of the accumulation, batch norm needs it": self.batch_size
+            "batch_size must be at least 2 for each part of the accumulation, as batch norm needs it": self.batch_size
             < 2 * self.accumulation,
             "batch_size must be a multiple of accumulation": self.batch_size % max(1, self.accumulation) != 0,
             "resize must be at least crop_size": self.resize is not None and self.resize < self.crop_size,
@@ -121,8 +129,8 @@ class TrainConfig:
             "rescale_factor must be in 0.1 .. 10": not all(0.1 <= factor <= 10 for factor in self.rescale_factor),
             "blur_sigma must be in 0 .. 100": not all(0 <= sigma <= 100 for sigma in self.blur_sigma),
             "qualities must be in 1 .. 100": not all(1 <= quality <= 100 for quality in qualities),
-            "of a range the lower end must come first": any(low > high for low, high in ranges),
-            "grid_size and anchor are of the detector npr alone": self.detector != "npr"
+            "the lower end of a range must come first": any(low > high for low, high in ranges),
+            "grid_size and anchor work with the detector npr only": self.detector != "npr"
             and (self.grid_size, self.anchor) != (2, 0),
             f"dtype must be one of {', '.join(DTYPES)}": self.dtype not in DTYPES,
         }
@@ -132,23 +140,25 @@ class TrainConfig:
                 raise InputError(f"{problem}, not {getattr(self, name)}" if name in FIELDS else problem)
 
     def to_json(self) -> str:
-        """All fields, one a line."""
+        """Return all fields as JSON, one per line."""
         fields = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in dataclasses.asdict(self).items())
         return "{\n" + ",\n".join(fields) + "\n}\n"
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the result, as JSON values: all but MACHINE_FIELDS and paths of one machine, the file's name
-        for ``start``."""
+        """Return the fields that determine the result, as JSON values.
+
+        Without MACHINE_FIELDS and paths; ``start`` is reduced to the file's name.
+        """
         private = (MACHINE_FIELDS - {"epochs"}) | {"folders", "validation"}
         values = json.loads(self.to_json()) | {"start": Path(self.start).name}
         return {name: value for name, value in values.items() if name not in private}
 
     def changed(self, **values: Any) -> TrainConfig:
-        """With other values of some fields, lists as tuples. Raises InputError for unknown names and wrong types."""
+        """Return a copy with other values; lists become tuples. Raises InputError for unknown names and wrong types."""
         return dataclasses.replace(self, **{name: _converted(name, value) for name, value in values.items()})
 
     def overridden(self, settings: Sequence[str]) -> TrainConfig:
-        """With the values of ``name=value`` texts, such as "jpeg_quality=75,90" or "anchor=mean"."""
+        """Return a copy with the values of ``name=value`` texts, such as "jpeg_quality=75,90" or "anchor=mean"."""
         values = {}
         for setting in settings:
             name, equals, text = setting.partition("=")
@@ -161,8 +171,8 @@ class TrainConfig:
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 _TYPES = typing.get_type_hints(TrainConfig)
 
-# "paper" is the paper's recipe on the training set of ForenSynths. "wild" is for images met in the wild: nothing is
-# resized to one size, and size, format, scale, sharpness and compression tell nothing about the class.
+# "paper" is the paper's recipe on the training set of ForenSynths. "wild" is for images met in the wild: images are not
+# resized, and size, format, scale, sharpness and compression do not depend on the class.
 PRESETS = {
     "paper": TrainConfig(classes=("car", "cat", "chair", "horse"), resize=256, view="resize:256"),
     "wild": TrainConfig(
@@ -176,14 +186,14 @@ PRESETS = {
 
 
 def preset(name: str) -> TrainConfig:
-    """A preset by its name. Raises InputError."""
+    """Return a preset by name. Raises InputError."""
     if name not in PRESETS:
-        raise InputError(f"there is no preset {name!r}; there are {' and '.join(PRESETS)}")
+        raise InputError(f"unknown preset {name!r}: use {' or '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def load(path: Path) -> TrainConfig:
-    """Read a config from JSON; fields that are left out have TrainConfig's defaults. Raises InputError, one line."""
+    """Read a config from JSON. Missing fields get their defaults. Raises InputError."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, Mapping):
@@ -194,9 +204,9 @@ def load(path: Path) -> TrainConfig:
 
 
 def load_run(folder: Path) -> TrainConfig:
-    """The config of the training run in ``folder``. Raises InputError."""
+    """Return the config of the training run in ``folder``. Raises InputError."""
     if not (folder / CONFIG).exists():
-        raise InputError(f"{folder} holds no training to resume: it has no {CONFIG}")
+        raise InputError(f"{folder} holds no training run to resume: it has no {CONFIG}")
     return load(folder / CONFIG)
 
 
@@ -208,7 +218,7 @@ def _kind(name: str) -> Any:
 
 
 def _converted(name: str, value: Any) -> Any:
-    """A value that JSON can hold as one of the field's type."""
+    """Convert a JSON value to the field's type."""
     try:
         return _as(_kind(name), value)
     except TypeError as error:
@@ -239,7 +249,7 @@ def _as(kind: Any, value: Any) -> Any:
 
 
 def _described(kind: Any) -> str:
-    """A type in words: "an int", "a list of 2 numbers"."""
+    """Describe a type in words: "an integer", "a list of 2 numbers"."""
     words = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
@@ -249,7 +259,7 @@ def _described(kind: Any) -> str:
 
 
 def _parsed(name: str, text: str) -> Any:
-    """The value of a text: as it is for texts, else JSON; a list may be written without its brackets."""
+    """Parse the text of a value: plain text for text fields, else JSON; lists may omit their brackets."""
     kind = _kind(name)
     if kind is str:
         return text

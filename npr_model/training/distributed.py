@@ -1,4 +1,4 @@
-"""Training in several processes, started by torchrun: who is who, and batch norm over the batch of all of them."""
+"""Training in several processes that torchrun starts: their roles, and batch norm over all of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from npr_model.errors import InputError
 
 @dataclass(frozen=True)
 class Process:
-    """One of ``size`` processes that train together; ``rank`` 0 is the one that writes files."""
+    """One of ``size`` processes that train together. ``rank`` 0 is the main process, which writes the files."""
 
     device: torch.device
     rank: int = 0
@@ -31,7 +31,7 @@ class Process:
         return self.rank == 0
 
     def from_main(self, value: Any) -> Any:
-        """The first process's ``value``, in every process."""
+        """Return the main process's ``value``, in every process."""
         if self.size == 1:
             return value
         values = [value]
@@ -39,15 +39,15 @@ class Process:
         return values[0]
 
     def sum(self, tensor: Tensor) -> None:
-        """Add up a tensor over all processes, in place."""
+        """Sum a tensor over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """Take the mean of each tensor over all processes, in place.
+        """Average each tensor over all processes, in place.
 
-        All in one message: torch's DistributedDataParallel would send the first ones while the rest is computed, but
-        refuses synchronised batch norm on the CPU, and 1.4 million gradients are soon sent.
+        All tensors go in one message. torch's DistributedDataParallel would overlap sending and computing, but it
+        refuses synchronised batch norm on the CPU, and 1.4 million gradients are quick to send.
         """
         if self.size == 1:
             return
@@ -64,10 +64,10 @@ class Process:
 
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[Process]:
-    """This process among those that torchrun started (Gloo on the CPU, NCCL on GPUs), or alone without torchrun.
+    """Yield this process's role among the processes that torchrun started (Gloo on CPUs, NCCL on GPUs).
 
-    A process group that exists already is used as it is. ``device`` as in :func:`npr_model.devices.choose_device`;
-    each of several processes on a machine takes its own GPU. Raises InputError.
+    Without torchrun there is one process. An existing process group is reused. Several processes on a machine take one
+    GPU each. ``device``: as in :func:`npr_model.devices.choose_device`. Raises InputError.
     """
     size, rank, local_rank = (int(os.environ.get(name, n)) for name, n in _TORCHRUN.items())
     device = choose_device(device)
@@ -83,7 +83,7 @@ def process_group(device: str) -> Iterator[Process]:
         backend, own = "nccl", torch.device("cuda", local_rank)
         torch.cuda.set_device(own)
     ours = not dist.is_initialized()
-    if ours:  # the main process validates while the others wait for it, which may take long
+    if ours:  # the other processes wait while the main one validates, which may take long
         dist.init_process_group(backend, timeout=timedelta(hours=12), device_id=own if own.type == "cuda" else None)
     try:
         yield Process(own, rank, size)
@@ -92,11 +92,11 @@ def process_group(device: str) -> Iterator[Process]:
             dist.destroy_process_group()
 
 
-_TORCHRUN = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}  # environment variables, and what holds without torchrun
+_TORCHRUN = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}  # environment variables, with their values without torchrun
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """``torch.nn.SyncBatchNorm``, which refuses the CPU, on the CPU as well: statistics of all processes' batches."""
+    """``torch.nn.SyncBatchNorm`` that also works on the CPU: statistics over the batches of all processes."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or x.device.type != "cpu" or not dist.is_initialized():
@@ -112,7 +112,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
     @classmethod
     def replace(cls, module: nn.Module) -> None:
-        """Put it in the place of every ``nn.BatchNorm2d`` inside ``module``, with the same parameters and buffers."""
+        """Replace every ``nn.BatchNorm2d`` inside ``module`` by this class; parameters and buffers are kept."""
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
                 device = child.running_mean.device
@@ -124,7 +124,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
 
 class _SynchronisedBatchNorm(torch.autograd.Function):
-    """Means and variances are joined by Chan's rule in float64, so no process sees more than its own images."""
+    """Combines means and variances by Chan's rule in float64, so that each process sees only its own images."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps, group) -> Tensor:
@@ -151,7 +151,7 @@ class _SynchronisedBatchNorm(torch.autograd.Function):
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
         )
-        # So far the statistics counted as constants. Their own share: the mean gradient, and along the normalised x.
+        # So far the statistics were constants. Their gradient: the mean gradient, and its part along the normalised x.
         sums = torch.stack([grad_bias, grad_weight])
         dist.all_reduce(sums, group=ctx.group)
         along_one, along_x = sums / ctx.count

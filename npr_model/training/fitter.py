@@ -17,14 +17,19 @@ from npr_model.errors import InputError
 from npr_model.training.config import TrainConfig
 from npr_model.training.distributed import Process
 
-MAX_BYTES = 2**31  # of all features of a run
+MAX_BYTES = 2**31  # for all features of a run
 
 
 class Fitter:
-    """A step computes the features of its crops; an epoch ends with a fit to all crops so far.
+    """Computes the features of the crops in each step, and fits to all crops so far at the end of an epoch.
 
-    ``crops``: how many the whole run will see. Raises InputError for several processes, or more crops than MAX_BYTES
-    of features.
+    Args:
+        config: The training config.
+        process: The only process.
+        crops: Number of crops in the whole run.
+
+    Raises:
+        InputError: There are several processes, or the features would take more than MAX_BYTES.
     """
 
     learning_rate = 0.0
@@ -34,23 +39,26 @@ class Fitter:
         self.network: DetectorNetwork = detector_class(config.detector)().to(process.device).eval()
         bytes_each = 4 * self.network.fc.in_features
         if process.size > 1:
-            raise InputError(f"the detector {config.detector} is fitted in one process: start it without torchrun")
+            raise InputError(f"the detector {config.detector} is fitted in one process: run it without torchrun")
         if crops * bytes_each > MAX_BYTES:
             raise InputError(
-                f"the detector {config.detector} is fitted to all crops at once, at most {MAX_BYTES // bytes_each}, "
-                f"not {crops}: set fewer epochs"
+                f"the detector {config.detector} is fitted to all crops at once; {crops} are more than the limit of "
+                f"{MAX_BYTES // bytes_each}: set fewer epochs"
             )
         self.features: list[Tensor] = []
         self.labels: list[Tensor] = []
-        self.first = 0  # of the lists' parts, those of this epoch
+        self.first = 0  # index of this epoch's first part in the lists
 
     def start_from(self, network: DetectorNetwork) -> None:
-        """Give the logits of ``network`` until the first fit."""
+        """Use the weights of ``network`` until the first fit."""
         self.network.load_state_dict(network.state_dict())
 
     @torch.no_grad()
     def step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-        """Keep the features of the next ``config.accumulation`` parts; the loss of the last fit on them, a scalar."""
+        """Store the features of the next ``config.accumulation`` parts.
+
+        Returns the loss of the last fit on them, a scalar.
+        """
         for _ in range(self.config.accumulation):
             pixels, labels = next(parts)
             self.features.append(self.network.features(pixels).cpu())
@@ -60,7 +68,7 @@ class Fitter:
 
     @torch.no_grad()
     def end_epoch(self) -> tuple[float, float]:
-        """Mean loss and accuracy of the new fit on the epoch's crops; the next one begins."""
+        """Fit, and return the mean loss and accuracy on the crops of this epoch."""
         features, labels = torch.cat(self.features), torch.cat(self.labels)
         self.network.fit(features.numpy().astype(np.float64), labels.numpy())
         own = sum(map(len, self.labels[: self.first]))
@@ -73,7 +81,7 @@ class Fitter:
         return F.binary_cross_entropy_with_logits(logits, labels), ((logits > 0) == (labels > 0)).double().mean()
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on, for :meth:`load`."""
+        """Everything that the next step depends on, for :meth:`load`."""
         return {
             "network": self.network.state_dict(),
             "features": self.features,

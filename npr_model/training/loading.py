@@ -1,7 +1,7 @@
-"""Which images a training step sees, and getting them there: order, worker processes, and the time waited for data.
+"""Which images a training step sees, and how they get there: order, worker processes, time waited for data.
 
-What is drawn follows from (seed, epoch, position in the epoch's order) alone: the numbers of workers, of processes and
-of earlier interruptions change nothing.
+The crops depend only on (seed, epoch, position in the epoch's order), not on the numbers of workers, processes or
+interruptions.
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ Draw = tuple[int, int, int]  # sample number, epoch, position in the epoch's ord
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
-    """Random numbers of their own for each ``key``."""
+    """Return a random generator for ``key``, independent of other keys."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 class TrainingCrops(Dataset):
-    """Random crops with their labels, addressed by :data:`Draw`."""
+    """Random crops with their labels, indexed by :data:`Draw`."""
 
     def __init__(self, samples: Sequence[Sample], config: TrainConfig) -> None:
         self.samples, self.config = samples, config
         self.others = {label: [s for s in samples if s.label != label] for label in (datasets.REAL, datasets.FAKE)}
 
     def __getitem__(self, draw: Draw) -> tuple[np.ndarray, int] | ImageError:
-        """(S, S, 3) uint8 and the label. An error is returned, as a worker process would wrap it in a traceback."""
+        """Return (S, S, 3) uint8 and the label, or an error.
+
+        The error is returned, as a worker process would wrap an exception in its traceback.
+        """
         number, epoch, position = draw
         random = generator(self.config.seed, epoch, position)
         sample, partner = self.samples[number], None
@@ -55,12 +58,12 @@ class TrainingCrops(Dataset):
 
 
 class BalancedBatches(Sampler):
-    """The draws of one process's part of every batch; an epoch has as many of either class as the larger one.
+    """Draws the crops of one process. An epoch has as many images of each class as the larger class.
 
-    The smaller class is gone through several times. Every process has the same order of an epoch, cut into batches of
-    ``config.batch_size``, these into ``config.accumulation`` parts, and each part is shared out in equal shares: this
-    yields share ``rank`` of ``size``, a list of :data:`Draw`, for part after part. What is left of the epoch's order
-    after the last whole batch is not drawn.
+    The smaller class is used several times. All processes compute the same order of an epoch and cut it into batches of
+    ``config.batch_size``, each batch into ``config.accumulation`` parts, and each part into equal shares. Iterating
+    yields share ``rank`` of ``size`` of each part, as a list of :data:`Draw`. Images after the last whole batch are not
+    used.
     """
 
     def __init__(self, labels: Sequence[int], config: TrainConfig, rank: int = 0, size: int = 1) -> None:
@@ -72,20 +75,20 @@ class BalancedBatches(Sampler):
         self.epoch, self.first_step = 0, 0
         if not self.steps:
             raise InputError(
-                f"an epoch has {2 * self.draws} images, less than one batch of {config.batch_size}: lower batch_size"
+                f"an epoch has {2 * self.draws} images, fewer than one batch of {config.batch_size}: lower batch_size"
             )
         if config.batch_size % (config.accumulation * size):
             raise InputError(
-                f"a batch of {config.batch_size} cannot be shared out equally to {size} processes in "
+                f"a batch of {config.batch_size} cannot be divided equally among {size} processes in "
                 f"{config.accumulation} parts: choose another batch_size"
             )
 
     def start(self, epoch: int, first_step: int = 0) -> None:
-        """Where the next iteration begins."""
+        """Set where the next iteration begins."""
         self.epoch, self.first_step = epoch, first_step
 
     def order(self, epoch: int) -> np.ndarray:
-        """Sample numbers in the order of an epoch."""
+        """Return the sample numbers in the order of an epoch."""
         random = generator(self.config.seed, epoch)
         repeated = []
         for members in self.classes:
@@ -107,7 +110,7 @@ class BalancedBatches(Sampler):
 
 
 class Loader:
-    """Batch parts as tensors on ``device``, made in worker processes; ``waited`` is the time spent waiting, in s."""
+    """Yields batch parts on ``device``, made in worker processes. ``waited``: seconds spent waiting for them."""
 
     def __init__(self, samples: Sequence[Sample], batches: BalancedBatches, device: torch.device) -> None:
         config = batches.config
@@ -123,7 +126,7 @@ class Loader:
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(N, 3, S, S) uint8 with channels_last strides, and labels (N, 1) float32. Raises DatasetError."""
+        """Yield (N, 3, S, S) uint8 with channels_last strides, and labels (N, 1) float32. Raises DatasetError."""
         began = time.perf_counter()
         for batch in self._loader:
             if isinstance(batch, ImageError):
@@ -135,7 +138,7 @@ class Loader:
 
 
 def collate(crops: list) -> tuple[Tensor, Tensor] | ImageError:
-    """(N, S, S, 3) uint8 and (N, 1) float32, or the first error among the crops."""
+    """Return (N, S, S, 3) uint8 and (N, 1) float32, or the first error among the crops."""
     for crop in crops:
         if isinstance(crop, ImageError):
             return crop

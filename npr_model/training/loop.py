@@ -1,8 +1,7 @@
-"""Training on folders of 0_real / 1_fake, as a :class:`TrainConfig` says: alone, or in several processes by torchrun.
+"""Training on folders of 0_real / 1_fake, in one process or in several that torchrun starts.
 
-Crops travel as uint8 and are normalised inside the network. A run may be killed at any time and resumed: its losses and
-weights are then those of a run that was never interrupted, to the bit where the hardware computes the same sums in the
-same order.
+Crops travel as uint8 and are normalised inside the network. A run may be killed at any time and resumed: losses and
+weights are those of an uninterrupted run, bit for bit if the hardware adds in the same order.
 """
 
 from __future__ import annotations
@@ -36,9 +35,15 @@ from npr_model.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Plan:
-    """What is about to be trained: ``steps`` in an epoch, in ``processes``, from a ``first_step`` of the whole run on.
+    """What is about to be trained.
 
-    ``inspection`` of the training images is None where a resumed run makes none.
+    Attributes:
+        config: The training config.
+        samples, validation: The images.
+        steps: Optimizer steps per epoch.
+        processes: Number of processes.
+        first_step: Steps of the whole run that are already done.
+        inspection: Result of decoding the training images; None for a resumed run.
     """
 
     config: TrainConfig
@@ -52,9 +57,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step; ``number`` counts from 1 over the whole run, ``loss`` is the mean over ``images``.
+    """One optimizer step.
 
-    ``waiting``: share of this epoch's time so far that the first process waited for data.
+    Attributes:
+        number: Counts from 1 over the whole run.
+        images: Number of images, over all processes.
+        loss: Mean over the images.
+        waiting: Share of this epoch's time so far that the main process waited for data.
     """
 
     number: int
@@ -65,9 +74,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to: ``loss`` and ``accuracy`` are means over its crops, ``rate`` is images/s.
+    """Result of one epoch.
 
-    ``waiting``: share of the time that the first process waited for data.
+    Attributes:
+        number: Counts from 1.
+        loss, accuracy: Means over its crops.
+        rate: Images per second.
+        waiting: Share of the time that the main process waited for data.
+        validation: None without validation images.
     """
 
     number: int
@@ -79,16 +93,16 @@ class Epoch:
 
     @property
     def score(self) -> float | None:
-        """What "best" means: the mean average precision over the validation generators, as it needs no threshold."""
+        """What "best" means: mean average precision over the validation generators, which needs no threshold."""
         return self.validation.mean.average_precision if self.validation and self.validation.mean else None
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON values: a line of the run's history."""
+        """Return JSON values: one line of the history."""
         measured = self.validation.as_dict() if self.validation else None
         return {field.name: getattr(self, field.name) for field in fields(self)} | {"validation": measured}
 
     def scalars(self) -> dict[str, float]:
-        """Its numbers by the names they have in TensorBoard."""
+        """Return the numbers by their names in TensorBoard."""
         values = {"train/accuracy": self.accuracy, "train/images_per_second": self.rate, "train/waiting": self.waiting}
         if self.validation and self.validation.mean:
             mean = self.validation.mean
@@ -106,22 +120,31 @@ def train(
     on_step: Callable[[Step], None] = lambda step: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Path:
-    """Train into ``folder``; returns the checkpoint to use: best.safetensors with validation, else last.safetensors.
+    """Train into ``folder``.
 
-    With ``resume`` it goes on with the run in ``folder``, whose config must be ``config`` but for MACHINE_FIELDS.
-    "Best" is by the mean average precision over the validation generators. The callbacks are called in the first
-    process only; ``on_read`` (images read, of how many) while all images are read once. Raises InputError, as early as
-    can be: a class without images, unreadable ones, a folder already used or of another config.
+    Args:
+        config: The training config.
+        folder: A new folder, or with ``resume`` that of the run to continue.
+        resume: Continue the run in ``folder``; ``config`` must equal its config except for MACHINE_FIELDS.
+        on_read: Called with (images read, total) while all images are read once.
+        on_start, on_step, on_epoch: Called with the plan, each step and each epoch. All callbacks run in the main
+            process.
+
+    Returns:
+        The checkpoint to use: best.safetensors with validation (by mean average precision), else last.safetensors.
+
+    Raises:
+        InputError: As early as possible: a class without images, unreadable images, a folder of another run.
     """
     folder = Path(folder)
     if config.tensorboard:
         _summary_writer()
     samples, validation = find_samples(config)
     if config.start and not resume:
-        starting_point(config)  # before all images are read
+        starting_point(config)  # check before reading all images
     with process_group(config.device) as process:
         if config.dtype == "float16" and process.device.type == "cpu":
-            raise InputError("dtype float16 is for GPUs; on the CPU use bfloat16")
+            raise InputError("dtype float16 needs a GPU: use bfloat16 on the CPU")
         batches = BalancedBatches([sample.label for sample in samples], config, process.rank, process.size)
         crops = config.epochs * batches.steps * config.batch_size
         trainer = Fitter(config, process, crops) if detector_class(config.detector).fitted else Trainer(config, process)
@@ -156,7 +179,7 @@ def train(
 
 
 def find_samples(config: TrainConfig) -> tuple[list[Sample], list[Sample]]:
-    """The images to train and to validate on. Raises DatasetError."""
+    """Return the training and the validation images. Raises DatasetError."""
     if not config.folders:
         raise DatasetError("no folders to train on")
     samples = [sample for root in config.folders for sample in datasets.find_samples(root)]
@@ -165,7 +188,7 @@ def find_samples(config: TrainConfig) -> tuple[list[Sample], list[Sample]]:
         for name in config.classes:
             if name not in groups:
                 raise DatasetError(
-                    f"the training folders have no class {name!r}, but {', '.join(groups)}; the field classes chooses"
+                    f"the training folders have no class {name!r}; set classes to some of {', '.join(groups)}"
                 )
         samples = [sample for sample in samples if sample.group in config.classes]
     datasets.require_both_classes(samples, "the training data")
@@ -173,20 +196,20 @@ def find_samples(config: TrainConfig) -> tuple[list[Sample], list[Sample]]:
 
 
 def starting_point(config: TrainConfig) -> DetectorNetwork:
-    """The network of ``config.start``. Raises InputError where it cannot be read or differs in architecture."""
+    """Return the network of ``config.start``. Raises InputError if it cannot be read or has another architecture."""
     network = checkpoints.load(config.start).model
     for name in ("detector", "grid_size", "anchor"):
         if (theirs := getattr(network, name, None)) not in (None, ours := getattr(config, name)):
             raise InputError(
-                f"start {config.start} has {name} {theirs}, not {ours}: set {name}={theirs}, or start from another"
+                f"start {config.start} has {name} {theirs}, not {ours}: set {name}={theirs}, or use another start"
             )
     return network
 
 
 def _steps(run: Run, trainer: Trainer | Fitter, loader: Loader, folder: Path) -> Iterator[Step]:
-    """The steps that are left of an epoch; in the first process they are yielded.
+    """Run the remaining steps of an epoch; yields them in the main process.
 
-    A step is reported when the next one is on its way, so that a GPU never waits for the loss to be read.
+    A step is yielded while the next one is running, so that a GPU never waits for its loss to be read.
     """
     batches, first = loader.batches, trainer.process.is_main
     began, parts, unread = time.perf_counter() - run.seconds, iter(loader), deque()
@@ -215,7 +238,7 @@ def _steps(run: Run, trainer: Trainer | Fitter, loader: Loader, folder: Path) ->
 def _finish_epoch(
     run: Run, trainer: Trainer | Fitter, loss: float, accuracy: float, validation: Sequence[Sample], folder: Path
 ) -> Epoch:
-    """Checkpoints, validation and history of the epoch whose steps are done, and the state to resume from."""
+    """Write the checkpoints, validate, and save the history and the state to resume from."""
     config, images = trainer.config, run.step * trainer.config.batch_size
     metadata = Metadata(
         name=config.name,
@@ -245,7 +268,7 @@ def _finish_epoch(
 def _scalars(
     config: TrainConfig, folder: Path, process: Process, first_step: int
 ) -> Iterator[Callable[[dict[str, float], int], None]]:
-    """Gives write(scalars, step), which shows them in TensorBoard if the config asks for it."""
+    """Yield write(scalars, step), which writes to TensorBoard if the config asks for it."""
     if not config.tensorboard or not process.is_main:
         yield lambda scalars, step: None
         return
@@ -260,10 +283,8 @@ def _scalars(
 
 
 def _summary_writer() -> type:
-    """TensorBoard's. Raises InputError where it is not installed."""
+    """Return TensorBoard's writer class. Raises InputError if it is not installed."""
     try:
         return importlib.import_module("torch.utils.tensorboard").SummaryWriter
     except ImportError as error:
-        raise InputError(
-            "scalars for TensorBoard were asked for, but it is not installed: pip install 'npr-kernels[tensorboard]'"
-        ) from error
+        raise InputError("tensorboard=true needs TensorBoard: pip install 'npr-kernels[tensorboard]'") from error

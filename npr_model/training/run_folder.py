@@ -1,13 +1,11 @@
-"""The folder of a training run: begun once, resumed after an interruption, and refused to any other run.
+"""The folder of a training run.
 
-It holds
+- ``config.json``: the config;
+- ``last.safetensors`` and, with validation, ``best.safetensors``: checkpoints of the last and the best epoch;
+- ``history.jsonl``: one line per epoch;
+- ``state.pt``: what a resumed run continues from.
 
-- ``config.json``: the config, to be run again;
-- ``last.safetensors`` and, with validation, ``best.safetensors``: checkpoints, of the last and the best epoch;
-- ``history.jsonl``: a line for each epoch;
-- ``state.pt``: what a resumed run goes on from.
-
-Each is replaced in one step, so a run may be killed at any time.
+Each file is replaced in one step, so a run may be killed at any time. A folder is never used for another run.
 """
 
 from __future__ import annotations
@@ -34,9 +32,16 @@ STATE, HISTORY, BEST, LAST = "state.pt", "history.jsonl", "best.safetensors", "l
 
 @dataclass
 class Run:
-    """How far a run has come: ``epoch`` whole epochs and ``step`` steps of the next one, which took ``seconds``.
+    """Progress of a run.
 
-    ``trainer``: its state at the beginning of this session, None of a new run. ``history``: the epochs as JSON values.
+    Attributes:
+        config, files: The config as JSON, and a hash of the training files.
+        decoder: Decoders that read the training files.
+        epoch, step: Finished epochs, and finished steps of the next one.
+        seconds, waited: Time spent in those steps, and waiting for data in them.
+        best: Best validation score so far.
+        history: Finished epochs as JSON values.
+        trainer: State of the trainer at the start of this session; None for a new run.
     """
 
     config: str
@@ -70,7 +75,10 @@ def open_run(
     resume: bool,
     on_read: Callable[[int, int], None],
 ) -> tuple[Run, Inspection | None]:
-    """A new run in a new folder, or, with ``resume``, the one in ``folder`` as it was saved last. Raises InputError."""
+    """Start a new run in a new folder or, with ``resume``, load the last saved state of the run there.
+
+    Raises InputError.
+    """
     files = hashlib.sha256("\n".join(f"{sample.label} {sample.path}" for sample in samples).encode("utf-8", "replace"))
     run = inspection = None
     if resume:
@@ -92,7 +100,7 @@ def open_run(
 
 
 def prepare(folder: Path) -> None:
-    """Make the output folder. Raises InputError if it holds a training already, or cannot be made."""
+    """Create the output folder. Raises InputError if it holds a run already or cannot be created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         used = [
@@ -107,23 +115,23 @@ def prepare(folder: Path) -> None:
 
 
 def _saved_run(folder: Path, config: TrainConfig, files: str) -> Run | None:
-    """The run of ``folder``, None if it was killed before its first save. Raises InputError if it is another one."""
+    """Load the run in ``folder``; None if it was killed before its first save. Raises InputError for another run."""
     stored, run = load_run(folder), None
-    for left in folder.glob(".*.partial"):  # by a run that was killed while writing
+    for left in folder.glob(".*.partial"):  # left by a run that was killed while writing
         left.unlink(missing_ok=True)
     if (folder / STATE).exists():
         try:
             run = Run(**torch.load(folder / STATE, map_location="cpu", weights_only=True))
-        except Exception as error:  # torch.load raises whatever a damaged file leads it to
+        except Exception as error:  # a damaged file can make torch.load raise anything
             raise InputError(f"{folder / STATE} cannot be read: {reason(error)}") from error
         stored = TrainConfig().changed(**json.loads(run.config))
         if run.files != files:
-            raise InputError(f"{folder} was trained on other files than the training folders hold now")
+            raise InputError(f"{folder} was trained on other files: the training folders have changed")
     for name in FIELDS:
         old, new = getattr(stored, name), getattr(config, name)
         if old != new and name not in MACHINE_FIELDS:
             raise InputError(
-                f"{folder} was trained with {name}={json.dumps(old)}, not {json.dumps(new)}: resume it without the "
-                "change, or begin in another folder"
+                f"{folder} was trained with {name}={json.dumps(old)}, not {json.dumps(new)}: resume it without this "
+                "change, or start in another folder"
             )
     return run

@@ -1,4 +1,4 @@
-"""One optimizer step of the detector, in one process of perhaps several, and all the state that the next one needs."""
+"""Optimizer steps, in one process or several, and the state that the next step needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _logger = logging.getLogger("npr_model")
 
 
 class Trainer:
-    """The network with its optimizer, and one step of it. ``totals``: loss, right answers and images of the epoch."""
+    """The network, its optimizer, and the totals of the epoch: loss, correct answers and images."""
 
     def __init__(self, config: TrainConfig, process: Process) -> None:
         self.config, self.process, device = config, process, process.device
@@ -37,10 +37,12 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
         if config.dtype == "bfloat16" and device.type == "cpu" and not onednn_serves(torch.bfloat16):
-            _logger.warning("bfloat16 is slow here: this processor does not multiply it; float32 is faster")
+            _logger.warning(
+                "bfloat16 is slow on this processor, which does not multiply it natively; float32 is faster"
+            )
 
     def start_from(self, network: DetectorNetwork) -> None:
-        """Begin with the weights and running averages of ``network``, of the same architecture."""
+        """Start with the weights and running statistics of ``network``, which has the same architecture."""
         self.network.load_state_dict(network.state_dict())
 
     @property
@@ -48,13 +50,16 @@ class Trainer:
         return self.optimizer.param_groups[0]["lr"]
 
     def step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-        """One optimizer step on the next ``config.accumulation`` parts; the mean loss over all processes, a scalar."""
+        """Run one optimizer step on the next ``config.accumulation`` parts.
+
+        Returns the mean loss over all processes, a scalar.
+        """
         device, dtype, accumulation = self.process.device, getattr(torch, self.config.dtype), self.config.accumulation
         sums = torch.zeros(3, dtype=torch.float64, device=device)
         for _ in range(accumulation):
             pixels, labels = next(parts)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                logits = self.network(pixels).to(labels.dtype)  # (N, 1), or one for each patch
+                logits = self.network(pixels).to(labels.dtype)  # (N, 1), or one logit per patch
             loss = F.binary_cross_entropy_with_logits(logits, labels.expand_as(logits))
             self.scaler.scale(loss / accumulation).backward()
             right = ((logits.mean(1, keepdim=True) > 0) == (labels > 0)).sum()
@@ -69,14 +74,14 @@ class Trainer:
         return sums[0] / sums[2]
 
     def end_epoch(self) -> tuple[float, float]:
-        """Mean loss and accuracy of the epoch; the next one begins."""
+        """Return the mean loss and accuracy of the epoch, and start the next one."""
         loss, right, images = self.totals.tolist()
         self.totals.zero_()
         self.schedule.step()
         return loss / images, right / images
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on, for :meth:`load`."""
+        """Everything that the next step depends on, for :meth:`load`."""
         cuda = self.process.device.type == "cuda"
         return {
             "network": self.network.state_dict(),

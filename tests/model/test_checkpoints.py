@@ -116,7 +116,7 @@ BAD_PTH = {
     "NaN": (lambda: state_with(**{"fc1.bias": torch.full((1,), torch.nan)}), "NaN or infinite weights: fc1.bias"),
     "a tensor": (lambda: torch.zeros(3), "holds a Tensor, not a state dict"),
     "a number inside": (lambda: state_with(lr=3.0), "not a state dict: lr not a tensor"),
-    "a whole module": (lambda: torch.nn.Linear(2, 2), "is a pickle with more in it than weights"),
+    "a whole module": (lambda: torch.nn.Linear(2, 2), "is a pickle that holds more than weights"),
 }
 
 
@@ -134,7 +134,7 @@ def test_bad_pth_is_one_clear_line(tmp_path, name):
 def test_pickle_is_refused_and_not_executed(tmp_path, save):
     path, witness = tmp_path / "bad.pth", tmp_path / "executed"
     save({"model": Malicious(witness)}, path)
-    with pytest.raises(CheckpointError, match="is a pickle with more in it than weights"):
+    with pytest.raises(CheckpointError, match="is a pickle that holds more than weights"):
         checkpoints.load(path)
     assert not witness.exists()
 
@@ -159,7 +159,7 @@ BAD_FILES = {
     "list.safetensors": (with_header({"npr_model": "[]"}), "bad metadata: not a JSON object"),
     "nothing.safetensors": (with_header({"npr_model": "{}"}), "metadata without 'format_version'"),
     "newer.safetensors": (with_json(format_version=99), "format version 99, but this program reads up to 1"),
-    "view.safetensors": (with_json(view="zoom:3"), "no view 'zoom:3'"),
+    "view.safetensors": (with_json(view="zoom:3"), "unknown view 'zoom:3'"),
     "band.safetensors": (with_json(calibration={"threshold": 0, "low": 1, "high": 2}), "low <= threshold <= high"),
     "key.safetensors": (with_json(calibration={"cut": 0}), "bad metadata"),
     "grid.safetensors": (with_json(architecture={"grid_size": 1}), "bad architecture .* grid_size must be at least 2"),

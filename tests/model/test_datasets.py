@@ -52,7 +52,7 @@ def test_other_and_hidden_files_are_left_out(tmp_path):
     [
         (["a.png"], ".", "has no folders named 0_real or 1_fake"),
         (["0_real/notes.txt"], ".", "no images in the 0_real and 1_fake folders"),
-        (["0_real/a.png"], "0_real", "is a class folder; give the folder that holds it"),
+        (["0_real/a.png"], "0_real", "is a class folder: use the folder that holds it"),
         (["0_real/a.png"], "absent", "cannot be listed: No such file or directory"),
     ],
 )
@@ -64,7 +64,7 @@ def test_unusable_folder(tmp_path, names, folder, message):
 
 def test_one_class(tmp_path):
     samples = datasets.find_samples(touch(tmp_path, "0_real/a.png"))
-    with pytest.raises(DatasetError, match="x has no images in 1_fake folders, both classes are needed"):
+    with pytest.raises(DatasetError, match="x has no images in 1_fake folders, but both classes are needed"):
         datasets.require_both_classes(samples, "x")
 
 

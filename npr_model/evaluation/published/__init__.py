@@ -1,4 +1,4 @@
-"""The numbers that Tan et al. (CVPR 2024) print in Tables 1 to 7, to stand beside measured ones. In percent."""
+"""The numbers of Tan et al. (CVPR 2024), Tables 1 to 7, in percent, to show beside measured ones."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from npr_model.errors import InputError
 
-MEAN = "Mean"  # the paper's own row of averages
+MEAN = "Mean"  # the paper's row of averages
 _FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Result:
-    """Accuracy at a probability of 0.5 and average precision, in percent; None where the paper gives none."""
+    """Accuracy at a probability of 0.5 and average precision, in percent; None if the paper does not give it."""
 
     accuracy: float | None
     average_precision: float | None
@@ -24,7 +24,7 @@ class Result:
 
 @functools.cache
 def results() -> dict[tuple[int, str], dict[str, Result]]:
-    """Tables 1 to 5: by (table, method) the result on every generator, and on MEAN."""
+    """Tables 1 to 5: by (table, method), the results on each generator and on MEAN."""
     tables: dict[tuple[int, str], dict[str, Result]] = {}
     for row in _rows("results.csv"):
         tables.setdefault((int(row["table"]), row["method"]), {})[row["generator"]] = _result(row)
@@ -33,19 +33,19 @@ def results() -> dict[tuple[int, str], dict[str, Result]]:
 
 @functools.cache
 def notes() -> dict[tuple[int, str], str]:
-    """What is to be known of a row of :func:`results`: a number that cannot be read, a contradiction in the paper."""
+    """Notes on rows of :func:`results`: numbers that cannot be read, contradictions in the paper."""
     return {(int(row["table"]), row["method"]): row["note"] for row in _rows("results.csv") if row["note"]}
 
 
 @functools.cache
 def mean_accuracies() -> dict[str, float]:
-    """Table 6: by method the mean accuracy over all 38 sub-sets."""
+    """Table 6: mean accuracy over all 38 sub-sets, by method."""
     return {row["method"]: float(row["mean_acc_38_subsets"]) for row in _rows("table6.csv")}
 
 
 @functools.cache
 def ablation() -> dict[tuple[int, str], dict[str, Result]]:
-    """Table 7: by (grid size, anchor as the paper writes it: w_1 .. w_4, mean, max) the result on every generator."""
+    """Table 7: by (grid size, anchor as in the paper: w_1 .. w_4, mean, max), the results on each generator."""
     tables: dict[tuple[int, str], dict[str, Result]] = {}
     for row in _rows("table7.csv"):
         tables.setdefault((int(row["grid"]), row["anchor"]), {})[row["generator"]] = _result(row)
@@ -58,7 +58,7 @@ def methods() -> list[str]:
 
 
 def find_method(name: str) -> str:
-    """A method by its name in any case. Raises InputError, with what was perhaps meant."""
+    """Return a method by name, in any case. Raises InputError with a suggestion."""
     by_name = {method.casefold(): method for method in methods()}
     if name.casefold() not in by_name:
         close = difflib.get_close_matches(name.casefold(), by_name, 1)

@@ -114,7 +114,7 @@ def test_screen_says_that_a_model_is_calibrated(npr, folder, tmp_path):
     code, out, _ = npr("screen", folder / "a.png", "--checkpoint", path)
     assert code == 0 and "1 uncertain" in out and "not calibrated" not in out and "npr calibrate" not in out
     code, out, _ = npr("screen", folder / "a.png", "--checkpoint", path, "--view", "crop:8")
-    assert code == 0 and "by the threshold of view native" in out and "npr calibrate --view crop:8" in out
+    assert code == 0 and "use the threshold of view native" in out and "npr calibrate --view crop:8" in out
 
 
 def test_interruption_keeps_the_rows(npr, folder, tmp_path, checkpoint, monkeypatch):
@@ -194,8 +194,8 @@ def test_evaluate_a_set(npr, tmp_path, checkpoint):
     )
     assert code == 0
     assert "is measured with its view resize:256, but the checkpoint was trained for native" in err
-    assert "Missing, and in no number: StyleGAN, StyleGAN2, CycleGAN" in out
-    assert "left out: crn" in out and "99.8" in out
+    assert "Missing sub-sets, excluded from the averages: StyleGAN, StyleGAN2, CycleGAN" in out
+    assert "not part of the set: crn" in out and "99.8" in out
     result = json.loads(outputs[0].read_text())["sets"][0]
     assert result["view"] == "resize:256" and list(result["generators"]) == ["ProGAN", "BigGAN"]
     assert result["published"]["NPR"]["BigGAN"] == {"accuracy": 87.5, "average_precision": 94.5}
@@ -204,7 +204,7 @@ def test_evaluate_a_set(npr, tmp_path, checkpoint):
     assert {path.name for path in (tmp_path / "p").iterdir()} == {"roc.png", "reliability.png"}
     code, _, err = npr("evaluate", tmp_path, "--benchmark", "paper", "--checkpoint", checkpoint, "--view", "native")
     assert code == 0 and "GANGen-Detection is not in" in err
-    assert "ForenSynths use the view resize:256, not native" in err
+    assert "published numbers of ForenSynths use the view resize:256, not native" in err
 
 
 def test_train_then_screen(npr, labelled, tmp_path):
@@ -279,7 +279,7 @@ USAGE_ERRORS = {
     "output nowhere": (["screen", "{folder}", "-o", "{tmp}/absent/scores.csv"], "folder that does not exist"),
     "unknown checkpoint": (["screen", "{folder}", "--checkpoint", "nonsense"], "there is no checkpoint 'nonsense'"),
     "bad checkpoint": (["screen", "{folder}", "--checkpoint", "{folder}/notes.txt"], "neither a .safetensors nor"),
-    "bad view": (["screen", "{folder}", "--view", "zoom"], "no view 'zoom'"),
+    "bad view": (["screen", "{folder}", "--view", "zoom"], "unknown view 'zoom'"),
     "bad dtype": (
         ["screen", "{folder}", "--checkpoint", "{checkpoint}", "--dtype", "int4"],
         "Invalid value for '--dtype'",
@@ -298,7 +298,7 @@ USAGE_ERRORS = {
     "train without output": (["train", "{folder}"], "Missing option '--output'"),
     "train without classes": (["train", "{folder}", "-o", "{tmp}/run"], "has no folders named 0_real or 1_fake"),
     "train in a used folder": (["train", "{folder}", "-o", "{tmp}", "--resume", "{tmp}"], "leave out --output"),
-    "resume nothing": (["train", "--resume", "{folder}"], "images holds no training to resume"),
+    "resume nothing": (["train", "--resume", "{folder}"], "images holds no training run to resume"),
     "two configs": (
         ["train", "--resume", "{tmp}", "--preset", "wild"],
         "use only one of --preset, --config and --resume",

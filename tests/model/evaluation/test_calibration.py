@@ -117,15 +117,15 @@ def test_calibration_of_many_photographs():
     assert "5 % false positives on 2000" in result.calibration.note
     verdicts = [result.calibration.verdict(logit) for logit in reals]
     assert verdicts.count("generated") == 99 and verdicts.count("uncertain") == 301
-    assert len(result.warnings) == 1 and "0.1 % rests on few photographs" in result.warnings[0]
+    assert len(result.warnings) == 1 and "0.1 % is uncertain: with " in result.warnings[0]
 
 
 def test_too_few_photographs_are_refused():
     result = calibrate(range(120))
     assert [point.rate for point in result.calibration.points] == [0.05, 0.01]
     refused, few = sorted(result.warnings)
-    assert refused == "no threshold at 0.1 %: it takes 999 photographs, there are 120"
-    assert few.startswith("the threshold at 1 % rests on few photographs: with 120 the true rate may be 2.5 %")
+    assert refused == "no threshold at 0.1 %: it needs 999 photographs, but there are 120"
+    assert few.startswith("the threshold at 1 % is uncertain: with 120 photographs the true rate may be up to 2.5 %")
     assert result.calibration.temperature == 1.0
     with pytest.raises(CalibrationError, match="18 photographs are too few to calibrate; at least 19 are needed"):
         calibrate(range(18))
@@ -140,7 +140,7 @@ def test_bad_rates(rates):
 def test_useless_logits_are_said_to_be():
     random = np.random.default_rng(0)
     result = calibrate(random.normal(1, 1, 999), random.normal(-1, 1, 99))
-    assert any("do not tell the generated images" in warning for warning in result.warnings)
+    assert any("do not separate generated images" in warning for warning in result.warnings)
 
 
 POINTS = (
@@ -200,7 +200,7 @@ def test_calibrate_then_screen(npr, labelled, tmp_path, uncalibrated):
     before, calibrated = uncalibrated.read_bytes(), tmp_path / "mine-calibrated.safetensors"
     code, out, err = npr("calibrate", uncalibrated, root, *exact)
     assert uncalibrated.read_bytes() == before
-    assert code == 0 and err == "" and "no threshold at 0.1 %: it takes 999 photographs" in out
+    assert code == 0 and err == "" and "no threshold at 0.1 %: it needs 999 photographs" in out
     assert "fitted with 10 generated images" in out and "worst source" in out
     loaded = checkpoints.load(calibrated).metadata
     assert loaded.licence == "CC0-1.0" and [point.rate for point in loaded.calibration.points] == [0.05, 0.01]

@@ -66,7 +66,7 @@ def test_reals_from_elsewhere_and_overlapping_roots(labelled):
     root = labelled({"set/gan/1_fake": 3, "photos": 4})
     samples = collect([root / "set", root / "set" / "gan"], reals=[root / "photos"])
     assert len(samples) == 7
-    with pytest.raises(DatasetError, match="no real images to evaluate on; give a folder of them with --real"):
+    with pytest.raises(DatasetError, match="no real images to evaluate on; give a folder of real images with --real"):
         collect([root / "set"])
 
 

@@ -83,7 +83,7 @@ def test_spectrum_averages_tiles():
 
 def test_too_large_for_memory(monkeypatch):
     monkeypatch.setattr(explain, "MAX_PIXELS", 63 * 64)
-    with pytest.raises(InputError, match=r"64x64 pixels are more than can be explained at once .*--view crop:1024"):
+    with pytest.raises(InputError, match=r"64x64 pixels are too many to explain .*--view crop:1024"):
         explain.explain(make_detector(), noise(64, 64))
 
 
@@ -132,7 +132,7 @@ def test_command(images, checkpoint, tmp_path, capsys):
         (("bad.png",), "bad.png: not an image"),
         (("absent.png",), "absent.png cannot be read: No such file"),
         (("a.png", "--other", "c.png"), "the images are 60x40 and 60x30 pixels; --other needs equal sizes"),
-        (("a.png", "--view", "crop"), "no view 'crop'"),
+        (("a.png", "--view", "crop"), "unknown view 'crop'"),
         (("a.png", "--backend", "none"), "none"),
         (("a.png", "--checkpoint", "absent"), "absent"),
     ],

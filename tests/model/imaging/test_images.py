@@ -181,8 +181,8 @@ BAD = {
     "gif cut": (encoded(noise(64, 64), "GIF")[:1000], "truncated"),
     "webp cut": (encoded(noise(64, 64), "WEBP")[:1000], "truncated"),
     "tiff cut": (encoded(noise(64, 64), "TIFF")[:1000], "truncated"),
-    "enormous png": (png_claiming(100_000, 100_000), "claims 100000x100000 pixels, more than the limit"),
-    "enormous jpeg": (jpeg_claiming(65_000, 65_000), "claims 65000x65000 pixels, more than the limit"),
+    "enormous png": (png_claiming(100_000, 100_000), "has 100000x100000 pixels, more than the limit"),
+    "enormous jpeg": (jpeg_claiming(65_000, 65_000), "has 65000x65000 pixels, more than the limit"),
     "png of width zero": (png_claiming(0, 9), ""),
     "32-bit integers": (encoded(Image.new("I", (4, 4)), "TIFF"), "no agreed range"),
     "floating point": (encoded(Image.new("F", (4, 4)), "TIFF"), "no agreed range"),
@@ -203,7 +203,7 @@ def test_bad_file_is_one_clear_line(name, recwarn):
 def test_pixel_limit_is_the_callers(format):
     data = encoded(noise(10, 10), format)
     assert decode(data, max_pixels=100).pixels.shape == (10, 10, 3)
-    with pytest.raises(ImageError, match="claims 10x10 pixels, more than the limit of 99"):
+    with pytest.raises(ImageError, match="has 10x10 pixels, more than the limit of 99"):
         decode(data, max_pixels=99)
 
 

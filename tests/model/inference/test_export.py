@@ -137,7 +137,7 @@ print(run(torch.full((1, 3, 64, 64), 7, dtype=torch.uint8)).item(), "npr_model" 
 
 def test_package_for_another_processor_is_refused(package, monkeypatch):
     monkeypatch.setattr("npr_model.inference.export.cpu_capability", lambda: "another")
-    with pytest.raises(InputError, match="export it anew here"):
+    with pytest.raises(InputError, match="export it again here"):
         load_package(package[0])
 
 
@@ -156,5 +156,5 @@ def test_other_detectors_are_refused(tmp_path):
 
     checkpoints.save(tmp_path / "c.safetensors", detector_class("frank")(), Metadata(name="f", detector="frank"))
     for export, name in ((export_onnx, "c.onnx"), (export_package, "c.pt2")):
-        with pytest.raises(InputError, match="only the detector npr"):
+        with pytest.raises(InputError, match="only npr detectors"):
             export(checkpoints.load(tmp_path / "c.safetensors"), tmp_path / name)

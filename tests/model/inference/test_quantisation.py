@@ -156,7 +156,7 @@ def test_calibrate_then_screen_in_int8(checkpoint, labelled, tmp_path, capsys):
 def test_where_int8_cannot_be(detector, monkeypatch):
     with pytest.raises(InputError, match="activation steps"):
         freeze(NPRDetector().eval(), torch.int8) if not REASON else quantisation.block_steps(NPRDetector())
-    with pytest.raises(InputError, match="not compiled"):
+    with pytest.raises(InputError, match="int8 is not supported with compile=True; use float32"):
         freeze(detector, torch.int8, compile=True)
     monkeypatch.setattr(bottleneck, "refusal", lambda *_: "this processor is too old")
     with pytest.raises(InputError, match=r"too old.*float32 or bfloat16"):

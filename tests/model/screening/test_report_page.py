@@ -241,7 +241,10 @@ def test_bad_input(tmp_path, capsys):
         (tmp_path / "gone.parquet", "page.html"): "gone.parquet does not exist",
         (tmp_path / "other.csv", "page.html"): "other.csv cannot be read as an output of npr screen",
         (tmp_path / "broken.parquet", "page.html"): "broken.parquet cannot be read as an output of npr screen",
-        (tmp_path / "x.txt", "page.html"): "x.txt is no output of npr screen: give a folder of parts or one of",
+        (
+            tmp_path / "x.txt",
+            "page.html",
+        ): "x.txt is not an output of npr screen: use a folder of parts or a file in one of",
         (empty, "page.html"): "empty.parquet has no rows",
     }
     for (path, output), message in cases.items():

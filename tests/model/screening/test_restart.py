@@ -136,7 +136,7 @@ def test_refuses_what_is_not_its_own(tmp_path):
             pass
     other = ONE | {"model": "m@2", "threshold": "1"}
     with (
-        pytest.raises(SinkError, match="holds rows of model m@1, threshold 0: choose another"),
+        pytest.raises(SinkError, match=r"holds rows of another run \(model m@1, threshold 0\): choose another folder"),
         open_sink(output, other),
     ):
         pass

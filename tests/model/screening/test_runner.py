@@ -60,7 +60,7 @@ def mixed_items() -> tuple[list[Item], dict[str, np.ndarray], dict[str, str]]:
         "text": (b"text" * 50, "not an image"),
         "truncated": (encoded(noise(40, 40), "JPEG")[:900], "truncated"),
         "1x1": (encoded(noise(1, 1)), "the image is 1x1 pixels, smaller than one cell of 2x2"),
-        "enormous": (png_claiming(100_000, 100_000), "claims 100000x100000"),
+        "enormous": (png_claiming(100_000, 100_000), "has 100000x100000"),
     }
     items = [item(name, encoded(pixels)) for name, pixels in good.items()]
     items += [item(name, data) for name, (data, _) in bad.items()]
@@ -471,10 +471,10 @@ def test_a_run_without_rows_is_an_empty_table(tmp_path, name):
         ("scores", "must end in"),
         ("absent/scores.csv", "in a folder that does not exist"),
         ("folder.csv", "is a folder"),
-        ("file/", "exists and is not a folder"),
-        ("used/", "holds something else than rows"),
-        ("s3://bucket/scores.parquet", "is elsewhere"),
-        ("s3://bucket/scores/", "is elsewhere"),
+        ("file/", "is a file, not a folder"),
+        ("used/", "holds other files than rows"),
+        ("s3://bucket/scores.parquet", "is a URL"),
+        ("s3://bucket/scores/", "is a URL"),
     ],
 )
 def test_unusable_outputs(tmp_path, name, message):

@@ -80,4 +80,4 @@ def test_command(labelled, tmp_path, capsys):
     assert len(json.loads((output / "ablation.json").read_text())) == 2
     assert "| 2 | mean | " in (output / "ablation.md").read_text()
     assert cli.main([*arguments, "--anchor", "4"]) == 2
-    assert "there is no anchor 4 in cells of 2x2 pixels: give 0 to 3, mean or max" in capsys.readouterr().err
+    assert "there is no anchor 4 in cells of 2x2 pixels: use 0 to 3, mean or max" in capsys.readouterr().err

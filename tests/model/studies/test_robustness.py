@@ -61,11 +61,11 @@ def test_results_of_others_are_refused(labelled, scorer, tmp_path):
     root = labelled(LAYOUT)
     robustness.measure(scorer, collect([root]), TEXTS[:1], tmp_path)
     Image.open(root / "a/0_real/0.png").resize((20, 20)).save(root / "a/0_real/0.png")
-    with pytest.raises(InputError, match="holds results of other files: choose another folder"):
+    with pytest.raises(InputError, match="holds results for different files: choose another folder"):
         robustness.measure(scorer, collect([root]), TEXTS[:1], tmp_path)
     other = tmp_path / "other.safetensors"
     checkpoints.save(other, make_detector(1), checkpoints.Metadata(name="other"))
-    with pytest.raises(InputError, match="results of other model, files"):
+    with pytest.raises(InputError, match="results for different model, files"):
         robustness.measure(Scorer(checkpoints.load(other)), collect([root]), TEXTS[:1], tmp_path)
     (tmp_path / "robustness.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
@@ -84,7 +84,7 @@ def test_command(labelled, checkpoint, tmp_path, capsys):
     arguments = ["robustness", str(root), "-o", str(output), "--checkpoint", str(checkpoint)]
     assert cli.main([*arguments, "--perturb", "jpeg:90", "--perturb", "blur:1"]) == 0
     out, err = capsys.readouterr()
-    assert err == "" and "as they are" in out and "blur:1" in out
+    assert err == "" and "unchanged" in out and "blur:1" in out
     assert {path.name for path in output.iterdir()} == {"robustness.json", "robustness.md", "given.png"}
     assert list(json.loads((output / "robustness.json").read_text())["points"]) == ["png", "jpeg:90", "blur:1"]
     assert "| jpeg:90 | " in (output / "robustness.md").read_text()

@@ -107,7 +107,7 @@ ERRORS = {
     "learning_rate=0": "learning_rate must be positive, not 0.0",
     "learning_rate=NaN": "learning_rate must be positive, not nan",
     "jpeg_probability=1.5": "jpeg_probability must be in 0 .. 1, not 1.5",
-    "jpeg_quality=90,60": "the lower end must come first",
+    "jpeg_quality=90,60": "the lower end of a range must come first",
     "webp_quality=0,60": "qualities must be in 1 .. 100",
     "rescale_factor=0,1": "rescale_factor must be in 0.1 .. 10",
     "blur_sigma=-1,1": "blur_sigma must be in 0 .. 100",
@@ -115,7 +115,7 @@ ERRORS = {
     "betas=0.9,1": "betas must be in 0 .. 1, below 1",
     "dtype=int8": "dtype must be one of float32, bfloat16, float16, not int8",
     "device=tpu": "unknown device 'tpu': use auto, cpu, cuda or cuda:N",
-    "view=zoom": "no view 'zoom'",
+    "view=zoom": "unknown view 'zoom'",
 }
 
 
@@ -138,5 +138,5 @@ def test_bad_files(tmp_path, text, message):
 
 
 def test_unknown_preset():
-    with pytest.raises(InputError, match="no preset 'tame'; there are paper and wild"):
+    with pytest.raises(InputError, match="unknown preset 'tame': use paper or wild"):
         config.preset("tame")

@@ -68,9 +68,9 @@ def test_processes_and_parts_share_the_same_batches(size, accumulation):
 
 
 def test_batches_that_do_not_fit():
-    with pytest.raises(InputError, match="an epoch has 20 images, less than one batch of 32: lower batch_size"):
+    with pytest.raises(InputError, match="an epoch has 20 images, fewer than one batch of 32: lower batch_size"):
         batches(batch_size=32)
-    with pytest.raises(InputError, match="a batch of 4 cannot be shared out equally to 3 processes in 1 parts"):
+    with pytest.raises(InputError, match="a batch of 4 cannot be divided equally among 3 processes in 1 parts"):
         batches(size=3)
 
 

@@ -110,7 +110,7 @@ def test_classes_choose_the_groups(labelled, tmp_path):
     root = labelled({"car/0_real": 2, "car/1_fake": 2, "cat/0_real": 3, "cat/1_fake": 3})
     samples, _ = loop.find_samples(small(root, classes=("cat",)))
     assert len(samples) == 6 and {sample.group for sample in samples} == {"cat"}
-    with pytest.raises(DatasetError, match="the training folders have no class 'dog', but car, cat"):
+    with pytest.raises(DatasetError, match="the training folders have no class 'dog'; set classes to some of car, cat"):
         loop.find_samples(small(root, classes=("cat", "dog")))
 
 
@@ -248,7 +248,7 @@ def test_what_a_resumed_run_may_change(labelled, tmp_path):
     config = small(root, epochs=1)
     loop.train(config, run)
     for change, message in (
-        ({"seed": 1}, "was trained with seed=100, not 1: resume it without the change"),
+        ({"seed": 1}, "was trained with seed=100, not 1: resume it without this change"),
         ({"jpeg_quality": (50, 60)}, r"was trained with jpeg_quality=\[60, 100\], not \[50, 60\]"),
         ({"validation": (str(root),)}, r"was trained with validation=\[\], not"),
     ):
@@ -266,12 +266,12 @@ def test_what_a_resumed_run_may_change(labelled, tmp_path):
     with pytest.raises(InputError, match="was trained with seed=100, not 1"):
         loop.train(load_run(run), run, resume=True)
     (root / "0_real" / "3.png").unlink()
-    with pytest.raises(InputError, match="was trained on other files than the training folders hold now"):
+    with pytest.raises(InputError, match="was trained on other files: the training folders have changed"):
         loop.train(longer, run, resume=True)
     (run / "state.pt").write_bytes(b"x" * 100)
     with pytest.raises(InputError, match=r"state\.pt cannot be read"):
         loop.train(longer, run, resume=True)
-    with pytest.raises(InputError, match=r"absent holds no training to resume: it has no config\.json"):
+    with pytest.raises(InputError, match=r"absent holds no training run to resume: it has no config\.json"):
         loop.train(longer, tmp_path / "absent", resume=True)
 
 
@@ -344,12 +344,12 @@ def test_early_errors(labelled, tmp_path, monkeypatch):
     config = small(root)
     with pytest.raises(DatasetError, match="no folders to train on"):
         loop.train(small(), tmp_path / "run")
-    with pytest.raises(InputError, match="dtype float16 is for GPUs; on the CPU use bfloat16"):
+    with pytest.raises(InputError, match="dtype float16 needs a GPU: use bfloat16 on the CPU"):
         loop.train(replace(config, dtype="float16"), tmp_path / "run")
-    with pytest.raises(InputError, match="less than one batch of 32: lower batch_size"):
+    with pytest.raises(InputError, match="fewer than one batch of 32: lower batch_size"):
         loop.train(replace(config, batch_size=32), tmp_path / "run")
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(InputError, match="it is not installed: pip install 'npr-kernels\\[tensorboard\\]'"):
+    with pytest.raises(InputError, match="needs TensorBoard: pip install 'npr-kernels\\[tensorboard\\]'"):
         loop.train(replace(config, tensorboard=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -361,7 +361,7 @@ def test_early_errors(labelled, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"output folder .* cannot be used: File exists"):
         loop.train(config, tmp_path / "file")
     (root / "0_real/0.png").write_bytes(b"x")
-    with pytest.raises(DatasetError, match="1 of 16 images cannot be used, repair or remove them"):
+    with pytest.raises(DatasetError, match="1 of 16 images cannot be used; repair or remove them"):
         loop.train(config, tmp_path / "run")
     for path in (root / "1_fake").iterdir():
         path.unlink()
