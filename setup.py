@@ -76,6 +76,11 @@ def architectures() -> str:
     return ";".join(a for a in ("8.0", "9.0", "10.0") if f"compute_{a.replace('.', '')}" in known) + "+PTX"
 
 
+def with_warpgroups(architectures: str) -> str:
+    """H100 with the instructions that no later GPU has, which the residual blocks are made of."""
+    return re.sub(r"\b9\.0(?![\da-z+])", "9.0a", architectures)
+
+
 def toolkit() -> str:
     """Folder with the headers and libraries of the nvcc on the PATH, which may be a link or a script that calls it."""
     steps = subprocess.run(["nvcc", "--dryrun", "-c", "any.cu"], capture_output=True, text=True).stderr
@@ -98,7 +103,8 @@ def record(choice: str, sources: list[Path], compiler: str | None, nvcc: str | N
     if not cuda:
         if not os.environ.get("CUDA_PATH"):  # torch would take the folder above the script
             info["CUDA toolkit"] = os.environ.setdefault("CUDA_HOME", toolkit())
-        info["CUDA architectures"] = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures())
+        chosen = with_warpgroups(os.environ.get("TORCH_CUDA_ARCH_LIST") or architectures())
+        info["CUDA architectures"] = os.environ["TORCH_CUDA_ARCH_LIST"] = chosen
     BUILD_INFO.write_text(json.dumps(info, indent=2) + "\n")
     print(f"npr-kernels: building {len(sources)} sources with {compiler} (NPR_KERNELS_BUILD={choice}, nvcc: {nvcc})")
     print(f"npr-kernels: CUDA kernels {info['cuda']}")

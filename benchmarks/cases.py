@@ -14,8 +14,8 @@ from benchmarks import peers
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity
 from npr_kernels import reference
 from npr_kernels.backends import registry
+from npr_kernels.testing import allowed, error
 from npr_model.detectors.base import IMAGENET_STD
-from tests.tolerances import allowed, error
 
 OUT_CHANNELS = 64
 PRODUCTS = 24  # an output needs: of the 27, the three of the tap that always sees the anchor are zero
@@ -103,7 +103,7 @@ class OperatorCase:
         contenders = [contender(REFERENCE, self._reference, torch.float32 if self.x_dtype == torch.uint8 else None)]
         if self.dtype != contenders[0].dtype:
             contenders.append(contender(f"{REFERENCE} {NAMES[self.dtype]}", self._reference))
-        call = registry.Call(f"npr_{self.operator}", device.type, self.x_dtype, self.dtype, 2, 0)
+        call = registry.Call(f"npr_{self.operator}", device, self.x_dtype, self.dtype, 2, 0)
         contenders += [
             contender(f"{OURS} {backend}", functools.partial(self._ours, backend=backend)) for backend in fused(call)
         ]
@@ -123,7 +123,7 @@ class OperatorCase:
         if self.operator == "stem" and self.x_dtype == torch.uint8:
             authors = self._authors_layers(weight, bias)
             contenders.append(contender("authors' layers", lambda x, *_: authors(x), torch.float32))
-        return Benchmark(str(self), contenders, judge, self.flops, self.bytes)
+        return Benchmark(str(self), contenders, judge, self.flops, self.bytes, captured=True, images=self.batch)
 
     def _call(
         self, function: Callable, x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, dtype: torch.dtype

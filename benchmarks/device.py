@@ -1,40 +1,47 @@
-"""``python -m benchmarks.device``: everything that needs a GPU, in one go, into one JSON.
+"""``python -m benchmarks.device check``: what needs a GPU, as plans for ten minutes on a machine that is lent.
 
-Builds the CUDA kernels for the torch at hand, runs the tests (parity over the whole table, CUDA graphs, streams) with
-NPR_REQUIRE_CUDA=1, looks for memory errors and races with compute-sanitizer, times operators, detector, training
-and screening, and reads the memory counters of the stem with Nsight Compute. Steps run in processes of their own, the
-file is written after each, and a step that fails, hangs or lacks its tool is recorded and does not stop the ones behind
-it. What it needs: torch with CUDA, triton, pytest, hypothesis, numpy, rich and typer, and nvcc for the build; for the
-network pillow and simplejpeg, too, for training and screening the package's other dependencies.
+``scripts/gpu_check.sh``, ``gpu_rest.sh`` and ``gpu_train.sh`` call it. Everything goes into one folder: the log, and
+results.json with the steps, the rows of the benchmarks and the counters of the profiler (:mod:`benchmarks.plan`). The
+most telling steps come first. Needed are torch with CUDA, triton, nvcc, pytest with xdist and timeout, hypothesis,
+numpy, rich and typer; Python packages that the machine lacks are installed from wheels in ``.wheels/``, into a folder
+that is deleted afterwards.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import os
-import shutil
-import subprocess
+import shlex
 import sys
-import time
-from collections.abc import Callable
+import tarfile
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from benchmarks import command, machine
 from benchmarks.command import refuse
-from tests.cases import Case
+from benchmarks.plan import ROOT, Step, run_plan
+from npr_kernels.testing import Case
 
-ROOT = Path(__file__).resolve().parent.parent
-SHORT_CASES = (
-    Case(out_channels=64, dtype=torch.uint8, weight_dtype=torch.bfloat16, height=33, width=66),
-    Case(out_channels=64, dtype=torch.uint8, layout="contiguous", height=6, width=7),
-    Case(out_channels=64, dtype=torch.bfloat16, batch=3),
-    Case(grid_size=3, anchor="max", out_channels=15),
+SECONDS = 550.0  # of a plan: 570 with the start of Python and the end of the last step
+TRAINING = "/tmp/npr-training"
+LARGEST_FILE = "12M"  # the run's state, which is larger, is kept in parts
+WHEELS = ROOT / ".wheels"
+# One line a test: what is killed at its limit says how far it came.
+PYTEST = (sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "--timeout=100")
+WALKS = (  # every block takes many rows, one after another, from the same shared memory
+    Case(batch=128, height=64, width=64, out_channels=64, dtype=torch.uint8, weight_dtype=torch.bfloat16),
+    Case(batch=4, height=4096, width=64, out_channels=64, dtype=torch.uint8, weight_dtype=torch.bfloat16),
+    Case(batch=32, height=64, width=64, out_channels=64, dtype=torch.uint8, layout="contiguous"),
+    Case(batch=32, height=64, width=64, out_channels=64, dtype=torch.bfloat16),
 )
+PROFILED = Case(batch=256, height=256, width=256, out_channels=64, dtype=torch.uint8, weight_dtype=torch.bfloat16)
+SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "MemoryWorkloadAnalysis_Tables",
+            "SchedulerStats", "WarpStateStats", "LaunchStats", "Occupancy")  # fmt: skip
+STALL = "smsp__average_warps_issue_stalled_"
 COUNTERS = {
     "time_ns": "gpu__time_duration.sum",
     "read_bytes": "dram__bytes_read.sum",
@@ -44,187 +51,204 @@ COUNTERS = {
     "tensor_core_share": "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",
     "bank_conflicts": "l1tex__data_bank_conflicts_pipe_lsu.sum",
     "registers": "launch__registers_per_thread",
+    "blocks": "launch__grid_size",
     "occupancy": "sm__warps_active.avg.pct_of_peak_sustained_active",
 }
+
+Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="The folder for log.txt and results.json.")]
 
 app = typer.Typer(add_completion=False)
 
 
-@app.command("run")
-def run(
-    json_file: Annotated[Path, typer.Option("--json", metavar="FILE", help="Where the results go.")],
-    steps: Annotated[str, typer.Option(help="Which, separated by commas; all if left out.")] = "",
-    limit: Annotated[int, typer.Option(min=10, help="Seconds that a step may take.")] = 900,
+@app.command("check")
+def check(output: Output = ROOT / "gpu-results") -> None:
+    """Build, check and time the kernels: the first ten minutes on a GPU."""
+    finish(check_steps(), output)
+
+
+@app.command("rest")
+def rest(output: Output = ROOT / "gpu-results") -> None:
+    """All that `check` leaves out: torch.compile, training, screening and the whole parity table."""
+    finish(rest_steps(), output)
+
+
+@app.command("train")
+def train(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="A tar file with config.json and its folders of images.")
+    ],
+    output: Output = ROOT / "gpu-results",
 ) -> None:
-    """Build, test, sanitize, benchmark and profile on this machine's GPU."""
-    chosen = steps.split(",") if steps else list(STEPS)
-    unknown = [name for name in chosen if name not in STEPS]
-    if unknown:
-        refuse(f"--steps: there is no step {unknown[0]!r}; there are {', '.join(STEPS)}")
-    command.checked_device("cuda")
-    command.checked_json(json_file)
-    result = {"machine": machine.describe(torch.device("cuda")), "steps": {}, "rows": [], "counters": []}
-    for name in chosen:
-        start = time.monotonic()
-        outcome = STEPS[name](json_file, limit)
-        result["rows"] += outcome.pop("rows", [])
-        result["counters"] += outcome.pop("counters", [])
-        result["steps"][name] = {**outcome, "seconds": round(time.monotonic() - start, 1)}
-        json_file.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"{name}: {outcome['outcome']}", flush=True)
-    raise typer.Exit(any(step["outcome"].startswith("failed") for step in result["steps"].values()))
+    """Train for six minutes on the images in one tar file, or go on with the run in it."""
+    if not data.is_file() or not tarfile.is_tarfile(data):
+        refuse(f"{data}: not a tar file")
+    finish(train_steps(data.resolve(), output.resolve()), output)
 
 
-@app.command("short")
-def short() -> None:
-    """Every operator, forward and backward, on a few small cases: what the sanitizer watches and the profiler times."""
-    for case in SHORT_CASES:
-        exercise(case)
+@app.command("walk")
+def walk() -> None:
+    """Every kernel of the cuda backend on long walks: what the sanitizers watch."""
+    from npr_kernels.backends import cuda
+
+    for case in WALKS:
+        x, weight, bias = (None if t is None else t.cuda() for t in case.tensors())
+        cuda.npr_stem(x, weight, bias, *case.convolution)
+        pooled, argmax = cuda.npr_stem_argmax(x, weight, bias, *case.convolution)
+        cuda.npr_stem_grad_weight(pooled, argmax, x, case.kernel, *case.convolution)
+        cuda.npr_moments(x, case.kernel, *case.convolution)
+        torch.cuda.synchronize()
 
 
 @app.command("stem")
 def stem() -> None:
-    """The inference stem of 64 images of 256x256, on each backend: what the profiler reads the counters of."""
-    case = Case(out_channels=64, dtype=torch.uint8, weight_dtype=torch.bfloat16, batch=64, height=256, width=256)
-    for backend in gpu_backends():
-        exercise(case, backend, training=False)
+    """The inference stem on a full batch, by the cuda backend: what the profiler reads the counters of."""
+    from npr_kernels.backends import cuda
 
-
-def gpu_backends() -> list[str]:
-    import npr_kernels
-
-    return [name for name, reason in npr_kernels.backends().items() if name in ("cuda", "triton") and reason is None]
-
-
-def exercise(case: Case, backend: str | None = None, training: bool = True) -> None:
-    import npr_kernels
-
-    x, weight, bias = (None if t is None else t.cuda() for t in case.tensors())
-    if not training:
-        with torch.inference_mode():
-            npr_kernels.npr_stem(x, weight, bias, backend=backend, **case.options)
-        torch.cuda.synchronize()
-        return
-    inputs = [t.requires_grad_() for t in (x, weight, bias) if t is not None and t.is_floating_point()]
-    npr_kernels.npr(x, case.grid_size, case.anchor, backend=backend)
-    for operator in (npr_kernels.npr_conv2d, npr_kernels.npr_stem):
-        operator(x, weight, bias, backend=backend, **case.options).float().sum().backward(inputs=inputs)
-    stem = npr_kernels.NPRStem(3, case.out_channels, grid_size=case.grid_size, anchor=case.anchor, backend=backend)
-    with torch.autocast("cuda", torch.bfloat16):
-        stem.cuda().train()(x).float().sum().backward()
+    x, weight, bias = (None if t is None else t.cuda() for t in PROFILED.tensors())
+    for _ in range(2):
+        cuda.npr_stem(x, weight, bias, *PROFILED.convolution)
     torch.cuda.synchronize()
 
 
-def build(json_file: Path, limit: int) -> dict:
-    environment = {
-        "NPR_KERNELS_BUILD": "cuda",
-        "TORCH_CUDA_ARCH_LIST": "{}.{}".format(*torch.cuda.get_device_capability()),
-    }
-    return finished(["setup.py", "-q", "build_ext", "--inplace"], json_file, "build", limit, environment)
+def finish(steps: list[Step], output: Path) -> None:
+    """Run the steps with the packages of WHEELS, and end with the plan's exit code."""
+    if not torch.cuda.is_available():
+        refuse(f"this needs a GPU, and torch {torch.__version__} finds no CUDA device")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        refuse(f"{output}: {failure.strerror}")
+    with tempfile.TemporaryDirectory() as packages:
+        path = os.pathsep.join(filter(None, [packages, str(ROOT), os.environ.get("PYTHONPATH")]))
+        raise typer.Exit(run_plan([*packages_steps(packages), *steps], SECONDS, output, {"PYTHONPATH": path}))
 
 
-def test(json_file: Path, limit: int) -> dict:
-    arguments = ["-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", "tests/kernels"]
-    return finished(arguments, json_file, "test", limit, {"NPR_REQUIRE_CUDA": "1"})
+def packages_steps(folder: str) -> list[Step]:
+    """Installs what is in WHEELS, if there is anything, into ``folder``."""
+    wheels = sorted(map(str, WHEELS.glob("*.whl")))
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", folder]
+    return [Step("packages", [*install, *wheels], 40)] if wheels else []
 
 
-def test_network(json_file: Path, limit: int) -> dict:
-    arguments = ["-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", "tests/model/test_cuda_graphs.py"]
-    return finished(arguments, json_file, "test_network", limit, {"NPR_REQUIRE_CUDA": "1"})
+def check_steps() -> list[Step]:
+    cuda, parity = "tests/kernels/test_cuda.py", "tests/kernels/test_parity.py"
+    return [
+        *build_steps(),
+        test("long_walk", cuda, limit=60, only="long_walk"),
+        benchmark("kernels", "--seconds", "1.5", limit=150),
+        test("test_cuda", cuda, limit=120, only="not long_walk and not 2_to_the_31", processes=4),
+        sanitizer("racecheck"),
+        sanitizer("memcheck"),
+        profile(),
+        test("2_to_the_31", cuda, limit=60, only="2_to_the_31"),
+        test("parity_uint8", parity, limit=200, least=60, only="triton and uint8", processes=14, after=()),
+        benchmark("model", "--batch", "256", "--seconds", "5", "--only", "^(ours|eager) bfloat16$", limit=90, least=40),
+    ]
 
 
-def test_screening(json_file: Path, limit: int) -> dict:
-    arguments = ["-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", "tests/model/test_screening.py", "-k", "gpu"]
-    return finished(arguments, json_file, "test_screening", limit, {"NPR_REQUIRE_CUDA": "1"})
+def rest_steps() -> list[Step]:
+    stems = "^stem forward, uint8 .*, 256x3x256x256$|^training stem .*uint8 .*, 256x3x256x256$"
+    others = "^conv forward.*bfloat16.*, 256x3x256x256$"
+    graphs = ("tests/model/test_cuda_graphs.py", "tests/test_timing.py")
+    return [
+        *build_steps(),
+        test("parity", "tests/kernels/test_parity.py", limit=200, only="triton", processes=14, after=()),
+        benchmark("ops", "--seconds", "1", "--only", f"{stems}|{others}", limit=150),
+        benchmark("train", "--seconds", "10", limit=70),
+        benchmark("screening", "--seconds", "10", "--only", "JPEG", limit=70),
+        test("test_cuda_graphs", *graphs, limit=60),
+        test("test_screening", "tests/model/test_screening.py", limit=60, only="gpu"),
+    ]
 
 
-def sanitize(tool: str) -> Callable[[Path, int], dict]:
-    def step(json_file: Path, limit: int) -> dict:
-        program = shutil.which("compute-sanitizer")
-        if program is None:
-            return {"outcome": "left out: there is no compute-sanitizer on the PATH"}
-        before = [program, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
-        return finished(["-m", "benchmarks.device", "short"], json_file, tool, limit, before=before)
-
-    return step
-
-
-def benchmark(module: str, *arguments: str, name: str = "") -> Callable[[Path, int], dict]:
-    name = name or module
-
-    def step(json_file: Path, limit: int) -> dict:
-        part = json_file.with_suffix(f".{name}.json")
-        command = ["-m", f"benchmarks.{module}", "--device", "cuda", "--json", str(part), *arguments]
-        outcome = finished(command, json_file, name, limit)
-        text = part.read_text() if part.exists() else ""
-        part.unlink(missing_ok=True)
-        return outcome | {"rows": json.loads(text)["rows"] if text else []}
-
-    return step
+def train_steps(data: Path, output: Path) -> list[Step]:
+    """``npr train`` in TRAINING, a path that stays the same: a resumed run must find its images where they were."""
+    source, target, python = (shlex.quote(str(path)) for path in (data, output, sys.executable))
+    unpack = f"rm -rf {TRAINING} && mkdir {TRAINING} && tar -xf {source} -C {TRAINING}"
+    which = "if [ -d run ]; then set -- --resume run; else set -- --config config.json --output run; fi"
+    train = f'cd {TRAINING} && {which} && exec {python} -m npr_model.cli train "$@"'
+    keep = f"cd {TRAINING}/run && cp *.safetensors config.json history.jsonl {target}"
+    keep += f"; split -b {LARGEST_FILE} state.pt {target}/state.pt."
+    return [
+        *build_steps(),
+        Step("unpack", ["bash", "-c", unpack], 60),
+        Step("train", ["bash", "-c", train], 360, 60, ["unpack"]),
+        Step("keep", ["bash", "-c", keep], 30, 0, ["unpack"]),
+    ]
 
 
-def profile(json_file: Path, limit: int) -> dict:
-    program = shutil.which("ncu")
-    if program is None:
-        return {"outcome": "left out: there is no ncu on the PATH"}
-    before = [program, "--csv", "--clock-control", "none", "--metrics", ",".join(COUNTERS.values())]
-    outcome = finished(["-m", "benchmarks.device", "stem"], json_file, "profile", limit, before=before)
-    return outcome | {"counters": counters(json_file.with_suffix(".profile.log").read_text())}
+def build_steps() -> list[Step]:
+    """What the machine is, and the extension for its GPU alone."""
+    capability = "{}.{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else ""
+    about = "nvidia-smi; nproc; free -g; df -h . ; nvcc --version; exec {} -m npr_kernels.info"
+    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    environment = {"NPR_KERNELS_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": capability, "MAX_JOBS": "16"}
+    return [
+        Step("environment", ["bash", "-c", about.format(sys.executable)], 30),
+        Step("build", build, 150, environment=environment),
+    ]
+
+
+def test(
+    name: str,
+    *paths: str,
+    limit: float,
+    least: float = 15,
+    only: str = "",
+    processes: int = 0,
+    after: Sequence[str] = ("build",),
+) -> Step:
+    spread = ["-n", str(processes), "--dist", "loadgroup"] if processes else []
+    chosen = ["-k", only] if only else []
+    return Step(name, [*PYTEST, *spread, *paths, *chosen], limit, least, after, {"NPR_REQUIRE_CUDA": "1"})
+
+
+def benchmark(name: str, *arguments: str, limit: float, least: float = 25) -> Step:
+    """It runs without the build, too: Triton's kernels need none."""
+    line = [sys.executable, "-m", f"benchmarks.{name}", "--device", "cuda", *arguments]
+    return Step(name, line, limit, least, json=True)
+
+
+def sanitizer(tool: str) -> Step:
+    """Each tensor gets memory of its own, so that an access behind its end is one."""
+    line = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
+    line += [sys.executable, "-m", "benchmarks.device", "walk"]
+    return Step(tool, line, 60, 20, ["build"], {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+
+
+def profile() -> Step:
+    """Nsight Compute on the stem's second launch; the first loads the code."""
+    line = ["ncu", "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none"]
+    line += ["--kernel-name", "regex:stem_kernel", "--launch-skip", "1", "--launch-count", "1"]
+    line += [argument for section in SECTIONS for argument in ("--section", section)]
+    line += [sys.executable, "-m", "benchmarks.device", "stem"]
+    return Step("profile", line, 60, 20, ["build"], counters=counters)
 
 
 def counters(text: str) -> list[dict]:
-    """One row a kernel launch with the COUNTERS, from what ``ncu --csv`` prints (other lines around it are skipped)."""
+    """One row a kernel launch with COUNTERS and stall reasons, from what ``ncu --csv --page raw`` prints: a line of
+    names, one of units, and one for each launch. Other lines around them are skipped."""
     lines = [line for line in text.splitlines() if line.startswith('"')]
-    names = {metric: name for name, metric in COUNTERS.items()}
-    launches: dict[str, dict] = {}
-    for row in csv.DictReader(lines):
-        launch = launches.setdefault(row["ID"], {"kernel": row["Kernel Name"]})
-        if row.get("Metric Name") in names:
-            launch[names[row["Metric Name"]]] = row["Metric Value"] + " " + row["Metric Unit"]
-    return list(launches.values())
+    rows = list(csv.DictReader(lines))[1:]
+    wanted = {metric: name for name, metric in COUNTERS.items()}
+    return [
+        {"kernel": row["Kernel Name"]}
+        | {wanted[metric]: number(row[metric]) for metric in wanted if metric in row}
+        | {
+            "stalled_" + metric.removeprefix(STALL).partition("_per_issue")[0]: number(value)
+            for metric, value in row.items()
+            if metric and metric.startswith(STALL)
+        }
+        for row in rows
+    ]
 
 
-def finished(
-    arguments: list[str],
-    json_file: Path,
-    name: str,
-    limit: int,
-    environment: dict[str, str] | None = None,
-    before: list[str] | None = None,
-) -> dict:
-    """Run Python with ``arguments``; its output goes to a log beside the JSON, its last line and verdict come back."""
-    log = json_file.with_suffix(f".{name}.log")
-    with log.open("w") as output:
-        try:
-            code = subprocess.run(
-                [*(before or []), sys.executable, *arguments],
-                cwd=ROOT,
-                env={**os.environ, **(environment or {})},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                timeout=limit,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            return {"outcome": f"failed: not done after {limit} s, see {log.name}"}
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    last = lines[-1].strip() if lines else ""
-    return {"outcome": "passed" if code == 0 else f"failed: exit code {code}, see {log.name}", "last_line": last}
+def number(text: str) -> float | str:
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return text
 
-
-STEPS: dict[str, Callable[[Path, int], dict]] = {
-    "build": build,
-    "test": test,
-    "test_network": test_network,
-    "test_screening": test_screening,
-    "memcheck": sanitize("memcheck"),
-    "racecheck": sanitize("racecheck"),
-    "ops": benchmark("ops", "--seconds", "2"),
-    "model": benchmark("model", "--seconds", "20", "--batch", "256"),
-    "small_batch": benchmark("model", "--seconds", "10", "--batch", "4", "--only", "ours|compile", name="small_batch"),
-    "train": benchmark("train", "--seconds", "20"),
-    "screening": benchmark("screening", "--seconds", "20", "--only", "JPEG"),
-    "profile": profile,
-}
 
 if __name__ == "__main__":
     app()

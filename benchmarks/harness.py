@@ -7,9 +7,9 @@ the command exits with 1; a red peer keeps its time (hiding a fast but wrong pee
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import textwrap
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from benchmarks.timing import Call, Timer, interleave
+
 REFERENCE, OURS = "eager", "ours"
-SHORTEST_BURST = 0.010  # seconds; shorter calls are repeated within a round, so that no clock or wake-up shows
-LEAST_ROUNDS, MOST_ROUNDS = 5, 500
 
 
 class Unavailable(Exception):
@@ -31,10 +31,13 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Contender:
-    """``build`` does the slow preparations (compilation, export) and returns the call that is timed."""
+    """``build`` does the slow preparations (compilation, export) and returns the call that is timed.
+
+    Or several calls, the same work on different inputs: they are timed in turn, and the first one's result is judged.
+    """
 
     name: str
-    build: Callable[[], Callable[[], Any]]
+    build: Callable[[], Call | Sequence[Call]]
     dtype: torch.dtype = torch.float32  # that it computes in, which decides how exact it has to be
 
 
@@ -61,7 +64,8 @@ class Benchmark:
     """One case: contenders for the same work, and ``judge(result, dtype)``, the parity of a result.
 
     ``flops``: operations that the work needs. ``bytes``: what it must read and write at least, None where the
-    memory is not what bounds it.
+    memory is not what bounds it. ``captured``: the work is the device's alone, so that on a GPU a CUDA graph of it is
+    replayed. ``images``: how many a call takes, where the time for one is to be shown.
     """
 
     name: str
@@ -69,78 +73,64 @@ class Benchmark:
     judge: Callable[[Any, torch.dtype], Parity]
     flops: float
     bytes: float | None = None
+    captured: bool = False
+    images: int | None = None
 
 
-def run(benchmark: Benchmark, machine: dict, device: torch.device, seconds: float) -> list[dict]:
-    """Check, then time all contenders of ``benchmark`` for about ``seconds``; one row of the report for each."""
-    rows, calls = [], {}
+def run(
+    benchmark: Benchmark,
+    machine: dict,
+    device: torch.device,
+    seconds: float,
+    save: Callable[[list[dict]], None] = lambda rows: None,
+) -> list[dict]:
+    """Check, then time all contenders of ``benchmark`` for about ``seconds``; one row of the report for each.
+
+    ``save(rows)`` is called after each contender: its row has the time of its first burst until the rounds are done.
+    """
+    rows, timers = [], {}
+
+    def fill(row: dict, times: list[float], reference: float | None) -> None:
+        dtype = next(c.dtype for c in benchmark.contenders if c.name == row["contender"])
+        _fill(row, times, reference, benchmark, machine, dtype)
+
     for contender in benchmark.contenders:
         row = {"case": benchmark.name, "contender": contender.name, "median_ms": None, "ratio_to_reference": None}
         rows.append(row)
         try:
-            call = contender.build()
-            parity = benchmark.judge(call(), contender.dtype)
+            calls = contender.build()
+            calls = [calls] if callable(calls) else calls
+            parity = benchmark.judge(calls[0](), contender.dtype)
+            row |= {"parity": "green" if parity.green else "red"}
+            row |= {"error": parity.error, "allowed_error": parity.allowed, **parity.details}
+            if parity.green or is_peer(contender.name):
+                timer = timers[contender.name] = Timer(calls, device, benchmark.captured)
+                row |= {"note": timer.note} if timer.note else {}
+                fill(row, [timer.first], None)
         except Unavailable as reason:
             row |= {"parity": "unavailable", "note": _one_line(reason)}
-            continue
         except Exception as failure:  # one contender must not stop the others
             row |= {"parity": "failed" if is_peer(contender.name) else "red", "note": _one_line(failure)}
-            continue
-        row |= {"parity": "green" if parity.green else "red", "error": parity.error, "allowed_error": parity.allowed}
-        row |= parity.details
-        if parity.green or is_peer(contender.name):
-            calls[contender.name] = call
-    times = interleave(calls, device, seconds)
+        save(rows)
+    times = interleave(timers, seconds)
     reference = statistics.median(times[REFERENCE]) if REFERENCE in times else None
     for row in rows:
         if row["contender"] in times:
-            dtype = next(c.dtype for c in benchmark.contenders if c.name == row["contender"])
-            _fill(row, times[row["contender"]], reference, benchmark, machine, dtype)
+            fill(row, times[row["contender"]], reference)
+    save(rows)
     return rows
-
-
-def interleave(calls: dict[str, Callable[[], Any]], device: torch.device, seconds: float) -> dict[str, list[float]]:
-    """Seconds a call of each, round by round; every round runs each once, starting with another one."""
-    names = list(calls)
-    if not names:
-        return {}
-    repeats = {}
-    for name in names:  # warm-up, and how often a call fits into a burst
-        burst(calls[name], 1, device)
-        repeats[name] = max(1, round(SHORTEST_BURST / min(burst(calls[name], 1, device) for _ in range(2))))
-    times: dict[str, list[float]] = {name: [] for name in names}
-    deadline = time.perf_counter() + seconds
-    for number in range(MOST_ROUNDS):
-        if number >= LEAST_ROUNDS and time.perf_counter() > deadline:
-            break
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            calls[name]()  # or it would pay for the caches, and the spinning threads, of the one before it
-            times[name].append(burst(calls[name], repeats[name], device))
-    return times
-
-
-def burst(call: Callable[[], Any], repeats: int, device: torch.device) -> float:
-    """Seconds a call, over ``repeats`` of them."""
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    synchronize(device)
-    return (time.perf_counter() - start) / repeats
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _fill(
     row: dict, times: list[float], reference: float | None, benchmark: Benchmark, machine: dict, dtype: torch.dtype
 ) -> None:
     median = statistics.median(times)
-    quarters = statistics.quantiles(times, n=4)
-    row |= {"median_ms": median * 1e3, "iqr_ms": (quarters[2] - quarters[0]) * 1e3, "rounds": len(times)}
+    row |= {"median_ms": median * 1e3, "rounds": len(times)}
+    if len(times) > 1:
+        quarters = statistics.quantiles(times, n=4)
+        row["iqr_ms"] = (quarters[2] - quarters[0]) * 1e3
+    if benchmark.images:
+        row["microseconds_an_image"] = median * 1e6 / benchmark.images
     if reference and row["parity"] == "green":
         row["ratio_to_reference"] = reference / median
     gflops = benchmark.flops / median / 1e9
@@ -149,6 +139,7 @@ def _fill(
     if peak in machine:
         row[f"share_of_{peak}"] = gflops / machine[peak]["gflops"]
     if benchmark.bytes is not None:
+        row["bytes"] = benchmark.bytes
         row["share_of_bandwidth"] = benchmark.bytes / median / 1e9 / machine["copy_bandwidth_gb_s"]
 
 
@@ -160,14 +151,17 @@ def report(
     json_file: Path | None,
     console: Console,
 ) -> int:
-    """Run all, print one table a case, write the JSON after each. Exit code: 1 if ours or the reference is red."""
+    """Run all, print one table a case, write the JSON after each row. Exit code: 1 if ours or the reference is red."""
     rows: list[dict] = []
+
+    def save(new: list[dict]) -> None:
+        if json_file:
+            write_json(json_file, {"machine": machine, "rows": rows + new})
+
     for benchmark in benchmarks:
-        new = run(benchmark, machine, device, seconds)
+        new = run(benchmark, machine, device, seconds, save)
         console.print(table(new))
         rows += new
-        if json_file:
-            json_file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     red = [
         f"{row['contender']} ({row['case']})"
         for row in rows
@@ -178,6 +172,17 @@ def report(
     return 1 if red else 0
 
 
+def write_json(file: Path, content: dict) -> None:
+    """Write at once: who is killed meanwhile leaves the file as it was."""
+    unfinished(file).write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(unfinished(file), file)
+
+
+def unfinished(file: Path) -> Path:
+    """Where :func:`write_json` writes before it puts the file in its place."""
+    return file.with_name(f"{file.name}.new")
+
+
 def _one_line(failure: Exception) -> str:
     kind = "" if isinstance(failure, Unavailable) else f"{type(failure).__name__}: "
     return kind + textwrap.shorten(str(failure), 300)
@@ -186,6 +191,7 @@ def _one_line(failure: Exception) -> str:
 COLUMNS = {  # title: key of the row, format
     "ms": ("median_ms", ".3f"),
     "±": ("iqr_ms", ".3f"),
+    "us/image": ("microseconds_an_image", ".3f"),
     "x eager": ("ratio_to_reference", ".2f"),
     "images/s": ("images_per_second", ".1f"),
     "GFLOP/s": ("gflops", ".0f"),

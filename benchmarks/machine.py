@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import burst
+from benchmarks.timing import by_wall_clock
 from npr_kernels import info
 
 SOURCE = Path(__file__).with_name("microkernels.c")
@@ -142,7 +142,7 @@ def _matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
     for size in MATRIX_SIZES[device.type]:
         a, b = torch.randn(2, size, size, device=device).to(dtype)
         out = torch.empty_like(a)
-        seconds = min(burst(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), 1, device) for _ in range(6))
+        seconds = min(by_wall_clock(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), 1, device) for _ in range(6))
         best = max(best, 2 * size**3 / seconds / 1e9)
     return best
 
@@ -152,4 +152,4 @@ def _copy_bandwidth(device: torch.device) -> float:
     count = COPIED_BYTES[device.type]
     source = torch.randint(256, (count,), dtype=torch.uint8, device=device)  # zeros may be faster
     target = torch.empty_like(source).copy_(source)
-    return 2 * count / min(burst(lambda: target.copy_(source), 1, device) for _ in range(8)) / 1e9
+    return 2 * count / min(by_wall_clock(lambda: target.copy_(source), 1, device) for _ in range(8)) / 1e9

@@ -15,13 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import command, peers
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity
+from npr_kernels.testing import allowed, error
 from npr_model import checkpoints
 from npr_model.detectors.base import IMAGENET_STD
 from npr_model.detectors.npr import NPRDetector
 from npr_model.errors import InputError
 from npr_model.inference import quantisation
 from npr_model.inference.freeze import freeze
-from tests.tolerances import allowed, error
 
 INT8_LIMIT = 0.2  # of the largest logit, for its largest difference; on images, and in ranks: benchmarks.precision
 FLOAT32_LIMIT = 1e-4  # largest difference of a logit from float64 in float32, where eager's is smaller
@@ -127,7 +127,7 @@ def benchmark(detector: NPRDetector, batch: int, size: int, device: torch.device
         Contender("OpenVINO int8", lambda: peers.openvino(int8_file(), pixels, "bf16"), int8),
     ]
     name = f"detector, uint8 -> logits, {batch}x3x{size}x{size}"
-    return Benchmark(name, contenders, judge, needed_flops(authors(f32), pixels))
+    return Benchmark(name, contenders, judge, needed_flops(authors(f32), pixels), captured=True, images=batch)
 
 
 def needed_flops(model: peers.AuthorsDetector, pixels: Tensor) -> float:

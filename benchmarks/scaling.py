@@ -27,9 +27,10 @@ from rich.table import Table
 from scipy.optimize import nnls
 
 from benchmarks import command, machine
-from benchmarks.harness import OURS, interleave
+from benchmarks.harness import OURS
 from benchmarks.model import random_detector, random_pixels
 from benchmarks.screening import make_files
+from benchmarks.timing import Timer, interleave
 from npr_model.checkpoints import LoadedCheckpoint, Metadata
 from npr_model.imaging.decode import decode
 from npr_model.inference.freeze import freeze
@@ -155,7 +156,12 @@ def time_parts(device: torch.device, folder: Path, seconds: float) -> dict[tuple
         calls["stem", batch, side] = functools.partial(stem, pixels)
         if device.type == "cuda":
             calls["copy", batch, side] = functools.partial(host.pin_memory().to, device, non_blocking=True)
-    return {part: statistics.median(times) for part, times in interleave(calls, device, seconds).items()}
+    return medians(calls, device, seconds)
+
+
+def medians(calls: dict, device: torch.device, seconds: float) -> dict:
+    timers = {key: Timer([call], device) for key, call in calls.items()}
+    return {key: statistics.median(times) for key, times in interleave(timers, seconds).items()}
 
 
 def fit_model(times: dict[tuple[str, int, int], float], cores: int) -> Model:
@@ -187,7 +193,7 @@ def time_runs(device: torch.device, folder: Path, seconds: float) -> dict[tuple[
         paths = make_files(below, "JPEG", side, count)
         for workers in (0, *WORKERS.get(side, ())):
             calls[side, workers] = functools.partial(run, Scorer(loaded, device=device, workers=workers), paths)
-    return {key: statistics.median(times) / FILES[key[0]] for key, times in interleave(calls, device, seconds).items()}
+    return {key: time / FILES[key[0]] for key, time in medians(calls, device, seconds).items()}
 
 
 def rows_of(times: dict[tuple[str, int, int], float], runs: dict[tuple[int, int], float], model: Model) -> list[dict]:

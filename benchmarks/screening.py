@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks import command, machine, peers
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, run, table
 from benchmarks.model import FLOAT32_LIMIT, needed_flops, random_detector, random_pixels
+from npr_kernels.testing import allowed, error
 from npr_model.checkpoints import LoadedCheckpoint, Metadata
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.detectors.npr import NPRDetector
@@ -36,7 +37,6 @@ from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import default_dtype
 from npr_model.screening.runner import Scorer
 from npr_model.screening.sources import Sources
-from tests.tolerances import allowed, error
 
 CASES = (("JPEG", 256, 64), ("JPEG", 512, 32), ("JPEG", 1024, 16), ("PNG", 512, 32), ("WEBP", 512, 32))
 BATCH = {"cpu": 8, "cuda": 64}

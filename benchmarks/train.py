@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import command, machine, peers
-from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, report, synchronize
+from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, report
 from benchmarks.model import random_pixels
+from benchmarks.timing import synchronize
+from npr_kernels.testing import allowed, error
 from npr_model import datasets
 from npr_model.checkpoints import Metadata
 from npr_model.errors import InputError
@@ -35,7 +37,6 @@ from npr_model.training.distributed import Process
 from npr_model.training.loading import BalancedBatches, Loader
 from npr_model.training.loop import find_samples
 from npr_model.training.trainer import Trainer
-from tests.tolerances import allowed, error
 
 FILES = 256  # JPEGs that the loader reads
 WARM_UP = 4  # steps before the waiting is measured: the workers have begun by then

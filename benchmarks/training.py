@@ -16,8 +16,8 @@ from benchmarks.cases import fused
 from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity
 from npr_kernels import reference
 from npr_kernels.backends import registry
+from npr_kernels.testing import allowed, error
 from npr_model.detectors.base import IMAGENET_STD
-from tests.tolerances import allowed, error
 
 OUT_CHANNELS = 64
 PRODUCTS = 24  # of the 27, see benchmarks.cases
@@ -97,7 +97,7 @@ class TrainingCase:
         contenders = [contender(REFERENCE, self._layers, torch.float32)]
         if self.dtype != torch.float32:
             contenders.append(contender(f"{REFERENCE} {NAMES[self.dtype]}", self._layers))
-        call = registry.Call("npr_batch_norm_stem", device.type, self.x_dtype, self.dtype, 2, 0)
+        call = registry.Call("npr_batch_norm_stem", device, self.x_dtype, self.dtype, 2, 0)
         contenders += [
             *(
                 contender(f"{OURS} {backend}", functools.partial(self._ours, backend=backend))
@@ -107,7 +107,7 @@ class TrainingCase:
             contender("composed 4x4", self._composed),
             contender("composed 4x4, torch.compile", peers.compiled(self._composed, device)),
         ]
-        return Benchmark(str(self), contenders, judge, self.flops, self.bytes)
+        return Benchmark(str(self), contenders, judge, self.flops, self.bytes, captured=True, images=self.batch)
 
     def _call(
         self, function: Callable, x: Tensor, parameters: list[Tensor], grad: Tensor, dtype: torch.dtype

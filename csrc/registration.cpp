@@ -39,6 +39,14 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
   m.def(
       "bottlenecks(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] factors, int[] strides, bool averaged) "
       "-> Tensor");
+  // A bottleneck behind its first convolution, and the first convolution of the next block, on Hopper. middle (N, H, W,
+  // channels), that convolution's result, and x (N, H', W', channels), the block's input of the result's size: bfloat16,
+  // contiguous. weights: flat, as npr_kernels/trunk/hopper_bottleneck.py packs them; biases float32. First result: every
+  // kept-th row and column (1 or 2), (N, H'', W'', channels); with `kept` 0 instead sums over pixels in float32,
+  // (N, sums, channels). Second: what the next block's first convolution gives, empty without next_bias.
+  m.def(
+      "hopper_bottleneck(Tensor middle, Tensor x, Tensor weights, Tensor bias2, Tensor bias3, Tensor? next_bias, "
+      "int stride, int kept) -> (Tensor, Tensor)");
   // (channels, inputs) float32 in the order, and as long as this instruction set wants it.
   m.def("pack_weights(Tensor weight, ScalarType dtype) -> Tensor");
   // Whether this processor has bottlenecks of `dtype`.

@@ -3,16 +3,15 @@
 Importing touches no GPU, no compiler and no Triton; without the compiled extension everything runs on plain PyTorch.
 """
 
-from npr_kernels.backends.registry import BackendError, backends, use_backend
-from npr_kernels.functional import explain, fold_batch_norm, npr, npr_batch_norm_stem, npr_conv2d, npr_stem
+from npr_kernels.backends.registry import BackendError, available_backends, use_backend
+from npr_kernels.functional import fold_batch_norm, npr, npr_batch_norm_stem, npr_conv2d, npr_stem, which_backend
 from npr_kernels.modules import NPRConv2d, NPRStem, replace_first_conv, stem_forward
 
 __all__ = [
     "BackendError",
     "NPRConv2d",
     "NPRStem",
-    "backends",
-    "explain",
+    "available_backends",
     "fold_batch_norm",
     "npr",
     "npr_batch_norm_stem",
@@ -21,5 +20,6 @@ __all__ = [
     "replace_first_conv",
     "stem_forward",
     "use_backend",
+    "which_backend",
 ]
 __version__ = "0.1.0"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from npr_kernels import arguments, autograd, batch_norm, reference
 from npr_kernels.backends import registry
+from npr_kernels.backends.base import Call, Geometry
 from npr_kernels.distributed import sum_over_processes
 from npr_kernels.reference import Anchor
 
@@ -23,7 +24,7 @@ def npr(x: Tensor, grid_size: int = 2, anchor: Anchor = 0, *, edge: str = "trim"
         anchor: index of the anchor pixel in its cell, row-major, 0 .. grid_size**2 - 1 (the paper's w_j is anchor
             j - 1), or "mean" or "max" of the cell (among equal maxima the first takes the gradient).
         edge: "trim" leaves out trailing rows and columns that fill no cell; "error" refuses such sizes.
-        backend: name of the backend to use; None chooses one (:func:`npr_kernels.backends`).
+        backend: name of the backend to use; None chooses one (:func:`which_backend` tells).
 
     Returns:
         (N, C, H', W'), the trimmed size, in x's dtype; float32 for uint8.
@@ -34,7 +35,7 @@ def npr(x: Tensor, grid_size: int = 2, anchor: Anchor = 0, *, edge: str = "trim"
     """
     arguments.check_grid(grid_size, anchor)
     arguments.check_image(x, grid_size, edge)
-    chosen = registry.select(registry.Call("npr", x.device.type, x.dtype, x.dtype, grid_size, anchor), backend)
+    chosen = registry.select(_call("npr", x, x.dtype, grid_size, anchor), backend)
     if chosen == "eager":
         return reference.npr(x, grid_size, anchor)
     return autograd.NPR.apply(x, (grid_size, anchor), chosen)
@@ -103,7 +104,7 @@ def npr_stem(
     x, weight, bias, convolution, chosen = _prepare(
         "npr_stem", x, weight, bias, stride, padding, grid_size, anchor, scale, edge, backend
     )
-    dense = _dense_backend(x, weight.dtype, grid_size, anchor, backend)
+    dense = _dense_backend(x, weight, convolution, backend)
     if "eager" in (chosen, dense):
         return reference.npr_stem(x, weight, bias, *convolution)
     return _fused_stem(x, weight, bias, weight.dtype, convolution, chosen, dense)
@@ -175,8 +176,9 @@ def npr_batch_norm_stem(
     if process_group is None and count == 1:
         raise ValueError(f"expected more than 1 value per channel when training, got input size {shape}")
 
-    call = _call("npr_batch_norm_stem", x, weight, dtype, convolution)
-    chosen, dense = registry.select(call, backend), _dense_backend(x, dtype, grid_size, anchor, backend)
+    geometry = _geometry(x, weight, convolution)
+    call = _call("npr_batch_norm_stem", x, dtype, grid_size, anchor, geometry, (weight, gamma, beta))
+    chosen, dense = registry.select(call, backend), _dense_backend(x, weight, convolution, backend)
     if "eager" in (chosen, dense):
         return reference.npr_batch_norm_stem(
             *_autocast(x, weight, bias), gamma, beta, running_mean, running_var, momentum, eps, *convolution,
@@ -203,18 +205,42 @@ def fold_batch_norm(weight: Tensor, bias: Tensor | None, bn: torch.nn.BatchNorm2
     return batch_norm.fold(weight, bias, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
 
 
-def explain(x: Tensor, weight: Tensor | None = None, *, grid_size: int = 2, anchor: Anchor = 0) -> registry.Explanation:
-    """Which backend would serve ``npr_conv2d(x, weight, ...)`` (or ``npr(x, ...)`` without weight) now, and why.
+def which_backend(
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    operator: str = "npr_conv2d",
+    stride: int | tuple[int, int] = 2,
+    padding: int | tuple[int, int] = 1,
+    grid_size: int = 2,
+    anchor: Anchor = 0,
+    scale: float | Sequence[float] = 2 / 3,
+) -> registry.Explanation:
+    """Which backend would serve a call now, and why no other: prints as a table of all backends with their reasons.
 
-    Prints as a table of every backend with its reason; takes the context manager and the environment into account.
+    Autocast, gradients that are recorded, :func:`use_backend` and the environment count as in the call itself. A GPU
+    backend that was not yet tried on a small case is tried now (:mod:`npr_kernels.backends.proof`).
+
+    Args:
+        x, weight, stride, padding, grid_size, anchor, scale: as in :func:`npr_conv2d`; without weight it is the call
+            ``npr(x, grid_size, anchor)``.
+        operator: "npr_conv2d", "npr_stem" or "npr_batch_norm_stem" (in training mode).
+
+    Raises:
+        ValueError, TypeError: as the call itself, and for another operator.
     """
     arguments.check_grid(grid_size, anchor)
     arguments.check_image(x, grid_size, "trim")
     if weight is None:
-        return registry.explain(registry.Call("npr", x.device.type, x.dtype, x.dtype, grid_size, anchor))
-    x, weight, _ = _autocast(x, weight, None)
-    arguments.check_convolution(x, weight, None)
-    return registry.explain(registry.Call("npr_conv2d", x.device.type, x.dtype, weight.dtype, grid_size, anchor))
+        return registry.which_backend(_call("npr", x, x.dtype, grid_size, anchor))
+    if operator not in ("npr_conv2d", "npr_stem", "npr_batch_norm_stem"):
+        raise ValueError(f'operator must be "npr_conv2d", "npr_stem" or "npr_batch_norm_stem", got {operator!r}')
+    training, dtype = operator == "npr_batch_norm_stem", _autocast_dtype(x, weight) or weight.dtype
+    if not training:
+        x, weight, _ = _autocast(x, weight, None)
+    convolution = _convolution(x, weight, None, stride, padding, grid_size, anchor, scale, training)
+    geometry = _geometry(x, weight, convolution)
+    return registry.which_backend(_call(operator, x, dtype, grid_size, anchor, geometry, (weight,)))
 
 
 def _autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
@@ -247,21 +273,35 @@ def _prepare(operator, x, weight, bias, stride, padding, grid_size, anchor, scal
     arguments.check_image(x, grid_size, edge)
     x, weight, bias = _autocast(x, weight, bias)
     convolution = _convolution(x, weight, bias, stride, padding, grid_size, anchor, scale)
-    call = _call(operator, x, weight, weight.dtype, convolution)
+    geometry = _geometry(x, weight, convolution)
+    call = _call(operator, x, weight.dtype, grid_size, anchor, geometry, (weight, bias))
     return x, weight, bias, convolution, registry.select(call, backend)
 
 
-def _call(operator: str, x: Tensor, weight: Tensor, dtype: torch.dtype, convolution: tuple) -> registry.Call:
-    stride, padding, grid_size, anchor, _ = convolution
-    geometry = registry.Geometry(x.shape[1], weight.shape[0], tuple(weight.shape[2:]), stride, padding)
-    return registry.Call(operator, x.device.type, x.dtype, dtype, grid_size, anchor, geometry)
+def _geometry(x: Tensor, weight: Tensor, convolution: tuple) -> Geometry:
+    stride, padding, _, _, scale = convolution
+    return Geometry(x.shape[1], weight.shape[0], tuple(weight.shape[2:]), stride, padding, scale)
 
 
-def _dense_backend(x: Tensor, dtype: torch.dtype, grid_size: int, anchor: Anchor, backend: str | None) -> str | None:
+def _call(
+    operator: str, x: Tensor, dtype: torch.dtype, grid_size: int, anchor: Anchor,
+    geometry: Geometry | None = None, parameters: Sequence[Tensor | None] = (),
+) -> Call:  # fmt: skip
+    recorded = torch.is_grad_enabled()
+    return Call(
+        operator, x.device, x.dtype, dtype, grid_size, anchor, geometry,
+        channels_last=x.shape[1] > 1 and x.stride(1) == 1,
+        image_gradient=recorded and x.requires_grad,
+        parameter_gradients=recorded and any(p is not None and p.requires_grad for p in parameters),
+    )  # fmt: skip
+
+
+def _dense_backend(x: Tensor, weight: Tensor, convolution: tuple, backend: str | None) -> str | None:
     """Name of the backend for a stem's gradient to the image, which needs the whole convolution; None if unwanted."""
     if not (torch.is_grad_enabled() and x.requires_grad):
         return None
-    return registry.select(registry.Call("npr_conv2d", x.device.type, x.dtype, dtype, grid_size, anchor), backend)
+    call = _call("npr_conv2d", x, x.dtype, *convolution[2:4], _geometry(x, weight, convolution))
+    return registry.select(call, backend)
 
 
 def _fused_stem(x, weight, bias, dtype, convolution, chosen, dense) -> Tensor:

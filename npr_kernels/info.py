@@ -27,6 +27,12 @@ def onednn_serves(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
+def gpus() -> list[str]:
+    """Name and compute capability of each CUDA device that torch finds: "NVIDIA H100 80GB HBM3 (9.0)"."""
+    found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return [f"{properties.name} ({properties.major}.{properties.minor})" for properties in found]
+
+
 def collect() -> dict:
     """Everything a bug report needs, as plain JSON types."""
     return {
@@ -36,9 +42,10 @@ def collect() -> dict:
         "platform": platform.platform(),
         "cpu_capability": cpu_capability(),
         "threads": torch.get_num_threads(),
+        "gpus": gpus(),
         "extension": extension.FAILURE or "loaded",
         "build": extension.build_info(),
-        "backends": {name: reason or "available" for name, reason in registry.backends().items()},
+        "backends": {name: reason or "available" for name, reason in registry.available_backends().items()},
     }
 
 

@@ -65,7 +65,10 @@ def npr_conv2d(
     x: (N, C, H, W) of weight's dtype, or uint8. weight: (O, C, KH, KW). scale: one factor, or one per channel.
     Returns (N, O, H_out, W_out) in weight's dtype.
     """
-    factors = scale[0] if len(scale) == 1 else x.new_tensor(scale, dtype=weight.dtype).view(1, -1, 1, 1)
+    if len(scale) == 1:
+        factors = scale[0]
+    else:  # filled on x's device: a copy from the host would end the capture of a CUDA graph
+        factors = torch.cat([x.new_full((1,), factor, dtype=weight.dtype) for factor in scale]).view(1, -1, 1, 1)
     seen = npr(x, grid_size, anchor, weight.dtype) * factors
     if weight.shape[2:] == (1, 1):
         # The same without a stride: with one, on AVX2, oneDNN's gradient to the weight of a channels_last image of few

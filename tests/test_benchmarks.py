@@ -6,24 +6,23 @@ import dataclasses
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 import typer
 from rich.console import Console
 
-from benchmarks import command, device, machine, model, ops, peers, scaling, screening, train
+from benchmarks import command, harness, kernels, machine, model, ops, peers, scaling, screening, train, trunk
 from benchmarks import report as readme
 from benchmarks.cases import OperatorCase
-from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, Unavailable, interleave, is_peer, report
+from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, Unavailable, is_peer, report
 from benchmarks.training import TrainingCase
 from npr_kernels import reference
 from npr_kernels.backends import extension
+from npr_kernels.testing import error
 from npr_model.detectors.npr import NPRDetector
 from tests.conftest import ROOT
 from tests.model.conftest import encoded, noise
-from tests.tolerances import error
 
 CPU = torch.device("cpu")
 PEAKS = {"fma_peak": {"gflops": 1.0}, "bf16_peak": {"gflops": 1.0}, "copy_bandwidth_gb_s": 1.0}
@@ -53,6 +52,22 @@ def test_authors_layers_are_the_detector():
         truth.load_state_dict(detector.state_dict())
         assert error(peers.AuthorsDetector(detector, torch.float64)(pixels), truth(pixels)) < 1e-12
         assert error(peers.AuthorsDetector(detector)(pixels), truth(pixels)) < 1e-5
+
+
+def test_residual_blocks_are_judged_each_and_together():
+    """Their inputs follow from one another; what needs a GPU says so."""
+    made = trunk.cases(model.random_detector(), 2, 32, torch.bfloat16, CPU, "trunk|layer1.2|layer2.[01]")
+    names = []
+    for name, maker in made:
+        rows = harness.run(maker(), PEAKS, CPU, seconds=0)
+        names.append(rows[0]["case"])
+        assert [row["parity"] for row in rows] == ["green", *["unavailable"] * (len(rows) - 1)], name
+    assert names == [
+        "trunk, 2x64x8x8 bfloat16",
+        "layer1.2, 2x256x8x8 bfloat16",
+        "layer2.0, 2x256x8x8 bfloat16",
+        "layer2.1, 2x512x4x4 bfloat16",
+    ]
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
@@ -179,20 +194,6 @@ def test_missing_engines_say_what_to_install(monkeypatch):
         peers.openvino(b"", torch.zeros(1), "f32")
 
 
-def test_rounds_are_interleaved():
-    order = []
-
-    def call(name):
-        order.append(name)
-        time.sleep(0.011)  # longer than a burst: one timed call a round, after one that is not
-
-    times = interleave({name: lambda name=name: call(name) for name in "abc"}, CPU, 0)
-    assert order[-30::2] == order[-29::2]
-    rounds = ["".join(order[-30::2])[i : i + 3] for i in range(0, 15, 3)]
-    assert rounds == ["abc", "bca", "cab", "abc", "bca"]
-    assert all(len(found) == 5 for found in times.values())
-
-
 @pytest.mark.parametrize(
     "case",
     [
@@ -218,6 +219,57 @@ def test_report_of_a_small_case(tmp_path, case):
         assert row["case"] == str(case) and row["median_ms"] > 0
         if not is_peer(name):
             assert row["parity"] == "green" and row["ratio_to_reference"] > 0
+
+
+@pytest.mark.parametrize("case", kernels.TABLE, ids=str)
+def test_kernels_are_judged_and_timed_on_inputs_in_turn(tmp_path, case):
+    case = dataclasses.replace(case, batch=3, size=32)
+    benchmark = case.benchmark(CPU)
+    code, rows, _ = reported(benchmark, tmp_path)
+    assert code == 0 and REFERENCE in rows
+    assert extension.FAILURE or f"{OURS} cpu" in rows
+    for row in rows.values():
+        assert row["parity"] == "green" and row["median_ms"] > 0 and row["bytes"] == case.bytes
+        assert row["microseconds_an_image"] == pytest.approx(row["median_ms"] * 1e3 / 3)
+    for contender in benchmark.contenders:
+        first, second = (call() for call in contender.build())
+        assert not any(map(torch.equal, first, second)), "the same input twice"
+
+
+@pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
+@pytest.mark.parametrize("operator", kernels.TITLES)
+def test_kernels_that_are_wrong_are_red(operator, monkeypatch):
+    monkeypatch.setattr(kernels, "PIECE", 2)  # so that the last image is judged in a piece of its own
+    case = next(case for case in kernels.TABLE if case.operator == operator)
+    benchmark = dataclasses.replace(case, batch=3, size=32).benchmark(CPU)
+    ours = next(contender for contender in benchmark.contenders if contender.name.startswith(OURS))
+    results = ours.build()[0]()
+    assert benchmark.judge(results, ours.dtype).green
+    for place, result in enumerate(results):
+        if result.dtype == torch.uint8:  # another position in the window, and none
+            values = [(result + 1) % 9, torch.full_like(result, 9), torch.zeros_like(result)]
+        else:
+            last = result.flatten().clone()
+            last[-1] += 0.1 * result.abs().max()
+            values = [last.view_as(result), torch.full_like(result, float("nan"))]
+        for value in values:
+            changed = [*results[:place], value, *results[place + 1 :]]
+            assert not benchmark.judge(tuple(changed), ours.dtype).green
+
+
+def test_rows_are_written_one_by_one(tmp_path):
+    """A run that is killed leaves what it had: here, at the second contender."""
+    seen = []
+
+    def second():
+        seen.append(json.loads((tmp_path / "report.json").read_text())["rows"])
+        return 1.0
+
+    code, rows, _ = reported(benchmark_of(eager=lambda: 1.0, ours=second), tmp_path)
+    (row,) = seen[0]
+    assert row["contender"] == "eager" and row["median_ms"] > 0 and row["parity"] == "green"
+    assert code == 0 and rows["ours"]["ratio_to_reference"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
 def test_machine_description(tmp_path, monkeypatch):
@@ -291,7 +343,7 @@ def test_readme_cannot_ask_for_what_was_not_measured():
             readme.filled(mark)
 
 
-@pytest.mark.parametrize("module", ["device", "ops"])
+@pytest.mark.parametrize("module", ["device", "kernels", "ops"])
 def test_the_kernels_are_timed_without_what_decodes_images(module):
     """A machine lent for its GPU may have torch and little else."""
     code = "import sys; sys.modules |= dict.fromkeys(('PIL', 'simplejpeg', 'pyarrow', 'sklearn', 'safetensors'))\n"
@@ -342,34 +394,3 @@ def test_scaling_report_holds_parts_runs_and_costs():
     assert whole["median_ms"] == 12.5 and whole["predicted_ms"] == pytest.approx(1 / threads + 10)
     billion = [row for row in rows if "days" in row]
     assert len(billion) == len(scaling.MACHINES) * len(scaling.FILES) and min(row["days"] for row in billion) > 0
-
-
-def test_device_run_needs_a_gpu(tmp_path, capsys):
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
-    with pytest.raises(typer.Exit) as exit:
-        device.run(tmp_path / "gpu.json")
-    assert exit.value.exit_code == 2 and "finds no CUDA device" in capsys.readouterr().err
-
-
-def test_counters_of_the_profiler():
-    metric = device.COUNTERS["read_bytes"]
-    text = f"""==PROF== Connected to process 1
-"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
-"0","stem","{metric}","Mbyte","12.6"
-"0","stem","{device.COUNTERS["registers"]}","register/thread","96"
-"1","other","{metric}","byte","5"
-==PROF== Disconnected
-"""
-    assert device.counters(text) == [
-        {"kernel": "stem", "read_bytes": "12.6 Mbyte", "registers": "96 register/thread"},
-        {"kernel": "other", "read_bytes": "5 byte"},
-    ]
-
-
-def test_a_step_that_fails_or_hangs_is_recorded(tmp_path):
-    file = tmp_path / "gpu.json"
-    assert device.finished(["-c", "print('done')"], file, "a", 60) == {"outcome": "passed", "last_line": "done"}
-    assert "exit code 3" in device.finished(["-c", "exit(3)"], file, "b", 60)["outcome"]
-    assert "not done after 1 s" in device.finished(["-c", "import time; time.sleep(60)"], file, "c", 1)["outcome"]
-    assert (tmp_path / "gpu.a.log").read_text() == "done\n"

@@ -22,9 +22,20 @@ struct Float16 {
 
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
+#include <tuple>
+
 #define NPR_DEVICE __device__ __forceinline__
 #define NPR_CONSTANT __host__ __device__ constexpr  // for sizes that both sides compute
 #define NPR_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+
+// Processors with less shared memory than a Hopper's run one large block at a time, which may then use more registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define NPR_LARGE_BLOCKS 1
+#else
+#define NPR_LARGE_BLOCKS 2
+#endif
 
 namespace npr::cuda {
 
@@ -34,33 +45,101 @@ NPR_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 NPR_DEVICE int block_row() { return static_cast<int>(blockIdx.y); }
 NPR_DEVICE int blocks() { return static_cast<int>(gridDim.x); }
 NPR_DEVICE void synchronize() { __syncthreads(); }
+NPR_DEVICE bool any(bool value) { return __syncthreads_or(value); }  // of the block's threads, all of which must call
+NPR_DEVICE void synchronize_warp() { __syncwarp(); }
+
+// The same value, of which the compiler does not know that it was there before: what follows from it is computed where it
+// is needed, instead of waiting in registers.
+template <typename T>
+NPR_DEVICE T anew(T value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 
 NPR_DEVICE unsigned char* shared_memory() {
   extern __shared__ __align__(128) unsigned char memory[];
   return memory;
 }
 
+// The value of the lane `lanes` below; the lowest lanes keep their own.
+NPR_DEVICE uint32_t shuffle_up(uint32_t value, int lanes) { return __shfl_up_sync(0xffffffffu, value, static_cast<unsigned>(lanes)); }
+// The value of the lane `lane`.
 NPR_DEVICE uint32_t shuffle(uint32_t value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
-NPR_DEVICE double shuffle_xor(double value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 // Four bytes chosen by the nibbles of `selector` among those of a (0..3) and b (4..7).
 NPR_DEVICE uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
 
+// Alike, but nibbles from 8 on choose the sign of their byte, eight times.
+NPR_DEVICE uint32_t byte_signs(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t out;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selector));
+  return out;
+}
+
+// The 64 bits of `value` moved up by `bits`; 0 if that is 64 or more.
+NPR_DEVICE void shift_left(uint32_t value, uint32_t bits, uint32_t& low, uint32_t& high) {
+  asm("{.reg .b64 wide; mov.b64 wide, {%2, %4}; shl.b64 wide, wide, %3; mov.b64 {%0, %1}, wide;}"
+      : "=r"(low), "=r"(high)
+      : "r"(value), "r"(bits), "r"(0));
+}
+
 NPR_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 NPR_DEVICE uint32_t as_bits(float value) { return __float_as_uint(value); }
 
-// One word of shared memory, never joined with its neighbour: mma wants its words in other registers.
-NPR_DEVICE uint32_t load_word(const unsigned char* from) {
-  uint32_t word;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(from))) : "memory");
-  return word;
+// Shared memory by its own addresses, which are 32 bits wide.
+NPR_DEVICE uint32_t shared_address(const unsigned char* memory) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(memory));
+}
+template <typename T>
+NPR_DEVICE T load_shared(uint32_t from);
+template <>
+NPR_DEVICE uint16_t load_shared(uint32_t from) {
+  uint16_t value;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(from) : "memory");
+  return value;
+}
+template <>
+NPR_DEVICE uint32_t load_shared(uint32_t from) {  // volatile, or two neighbours become one load into registers that mma
+  uint32_t value;                                  // does not want them in
+  asm volatile("ld.volatile.shared.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
+  return value;
+}
+template <>
+NPR_DEVICE uint2 load_shared(uint32_t from) {
+  uint2 value;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(from) : "memory");
+  return value;
+}
+template <>
+NPR_DEVICE uint4 load_shared(uint32_t from) {
+  uint4 value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(from)
+               : "memory");
+  return value;
+}
+NPR_DEVICE void store_shared(uint32_t to, uint8_t value) {
+  asm volatile("st.shared.u8 [%0], %1;" ::"r"(to), "r"(static_cast<uint32_t>(value)) : "memory");
+}
+NPR_DEVICE void store_shared(uint32_t to, uint16_t value) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(value) : "memory");
+}
+NPR_DEVICE void store_shared(uint32_t to, uint32_t value) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
+}
+NPR_DEVICE void store_shared(uint32_t to, uint2 value) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(value.x), "r"(value.y) : "memory");
+}
+NPR_DEVICE void store_shared(uint32_t to, uint4 value) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
 }
 
-// Asynchronous copies to shared memory of this thread's own bytes: no barrier is needed to read them back.
+// Asynchronous copies to shared memory. After wait_copies the thread itself sees them, after a barrier the others, too.
 template <int kBytes>
-NPR_DEVICE void copy_async(unsigned char* to, const unsigned char* from) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(from), "n"(kBytes) : "memory");
+NPR_DEVICE void copy_async(uint32_t to, const unsigned char* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes) : "memory");
 }
 NPR_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all but the newest `kNewest` groups have arrived.
@@ -69,7 +148,7 @@ NPR_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
 }
 
-// Rounds two floats to nearest even; `low` goes to the lower half. With relu, what is negative becomes 0, NaN stays.
+// Rounds two floats to nearest even; `low` goes to the lower half. NaN becomes the positive one.
 template <typename T>
 NPR_DEVICE uint32_t pack(float low, float high);
 template <>
@@ -84,26 +163,6 @@ NPR_DEVICE uint32_t pack<Float16>(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
   return out;
 }
-template <typename T>
-NPR_DEVICE uint32_t pack_relu(float low, float high);
-template <>
-NPR_DEVICE uint32_t pack_relu<BFloat16>(float low, float high) {
-  uint32_t out;
-  asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
-  return out;
-}
-template <>
-NPR_DEVICE uint32_t pack_relu<Float16>(float low, float high) {
-  uint32_t out;
-  asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
-  return out;
-}
-NPR_DEVICE float relu(float value) {
-  float out;
-  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(out) : "f"(value));
-  return out;
-}
-
 template <typename T>
 NPR_DEVICE float low_half(uint32_t pair);
 template <typename T>
@@ -125,44 +184,96 @@ NPR_DEVICE float high_half<Float16>(uint32_t pair) {
   return out;
 }
 
-// Maximum of each half; NaN wins. All values here are >= 0 or the positive NaN.
+// A number in shared memory as a float.
 template <typename T>
-NPR_DEVICE uint32_t max_halves(uint32_t a, uint32_t b);
-template <>
-NPR_DEVICE uint32_t max_halves<BFloat16>(uint32_t a, uint32_t b) {
+NPR_DEVICE float load_number(uint32_t from) {
+  if constexpr (sizeof(T) == 4) return as_float(load_shared<uint32_t>(from));
+  else return low_half<T>(load_shared<uint16_t>(from));
+}
+
+// a - b in both halves, of float16.
+NPR_DEVICE uint32_t subtract_halves(uint32_t a, uint32_t b) {
   uint32_t out;
-  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  asm("sub.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  return out;
+}
+// a b in both halves.
+template <typename T>
+NPR_DEVICE uint32_t multiply_halves(uint32_t a, uint32_t b);
+template <>
+NPR_DEVICE uint32_t multiply_halves<Float16>(uint32_t a, uint32_t b) {
+  uint32_t out;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
   return out;
 }
 template <>
-NPR_DEVICE uint32_t max_halves<Float16>(uint32_t a, uint32_t b) {
+NPR_DEVICE uint32_t multiply_halves<BFloat16>(uint32_t a, uint32_t b) {  // sm_80 has no product, but this: minus 0 is added
   uint32_t out;
-  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(0x80008000u));
   return out;
 }
 
-// d += a b on the tensor cores: a 16x16 (row-major), b 16x8 (column-major), d 16x8; the fragments of mma.m16n8k16.
+// Maxima of integers. Bits of floating point numbers compare as signed integers do, with the positive NaN at the top, as
+// long as one of them is positive; from 0 on they are the maximum of the numbers and 0. One instruction from sm_90 on.
+NPR_DEVICE uint32_t max3(uint32_t a, uint32_t b, uint32_t c) {
+  return static_cast<uint32_t>(__vimax3_s32(static_cast<int>(a), static_cast<int>(b), static_cast<int>(c)));
+}
+NPR_DEVICE uint32_t max3_relu(uint32_t a, uint32_t b, uint32_t c) {
+  return static_cast<uint32_t>(__vimax3_s32_relu(static_cast<int>(a), static_cast<int>(b), static_cast<int>(c)));
+}
+NPR_DEVICE uint32_t max3_halves(uint32_t a, uint32_t b, uint32_t c) { return __vimax3_s16x2(a, b, c); }
+NPR_DEVICE uint32_t max3_halves_relu(uint32_t a, uint32_t b, uint32_t c) { return __vimax3_s16x2_relu(a, b, c); }
+NPR_DEVICE uint32_t add_max(uint32_t a, uint32_t b, uint32_t c) {  // max(a + b, c)
+  return static_cast<uint32_t>(__viaddmax_s32(static_cast<int>(a), static_cast<int>(b), static_cast<int>(c)));
+}
+// |a - b| in each of four unsigned bytes.
+NPR_DEVICE uint32_t distance_of_bytes(uint32_t a, uint32_t b) { return __vabsdiffu4(a, b); }
+
+// d = a b + c on the tensor cores: a 16x16 (row-major), b 16x8 (column-major), c and d 16x8; the fragments of
+// mma.m16n8k16.
 template <typename T>
-NPR_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+NPR_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]);
 template <>
-NPR_DEVICE void multiply<BFloat16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+NPR_DEVICE void multiply<BFloat16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 template <>
-NPR_DEVICE void multiply<Float16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+NPR_DEVICE void multiply<Float16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
+// The same with sums of float16, two in a word: rows of d and c are (2t, 2t + 1) of rows g and g + 8.
+NPR_DEVICE void multiply_float16(uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const uint32_t (&c)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0,%1}, {%2,%3,%4,%5}, {%6,%7}, {%8,%9};"
+      : "=r"(d[0]), "=r"(d[1])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]));
+}
+
+// The same with half of a's columns and b's rows: mma.m16n8k8.
+template <typename T>
+NPR_DEVICE void multiply_half(float (&d)[4], const uint32_t (&a)[2], uint32_t b, const float (&c)[4]);
+template <>
+NPR_DEVICE void multiply_half<BFloat16>(float (&d)[4], const uint32_t (&a)[2], uint32_t b, const float (&c)[4]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+template <>
+NPR_DEVICE void multiply_half<Float16>(float (&d)[4], const uint32_t (&a)[2], uint32_t b, const float (&c)[4]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 
 // Four transposed 8x8 matrices of 16-bit elements; lane l names the row l % 8 (16 bytes) of matrix l / 8.
-NPR_DEVICE void load_transposed(uint32_t (&out)[4], const unsigned char* row) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+NPR_DEVICE void load_transposed(uint32_t (&out)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"(address)
+               : "r"(row)
                : "memory");
 }
 
@@ -173,21 +284,46 @@ NPR_DEVICE T load_global(const T* from) {
 
 // --- host ---
 
-inline const char* describe(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+// What went wrong, or null. The error is cleared, so that the next call does not find it.
+inline const char* describe(cudaError_t error) {
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();
+  return cudaGetErrorString(error);
+}
 
-// Blocks of `kernel` that the current device can run at a time.
+// Blocks of `kernel` that the current device can run at a time. A kernel is allowed all the shared memory that a block can
+// have, once on each device: a limit that changed from call to call would be a race between threads.
 template <typename... Arguments>
 const char* resident_blocks(void (*kernel)(Arguments...), int threads, int64_t shared_bytes, int64_t& blocks) {
-  int device = 0, processors = 0, each = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess)
-    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared_bytes));
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int, int, int64_t>, int64_t> known;  // kernel, device, threads, shared memory
+  const void* const function = reinterpret_cast<const void*>(kernel);
+  int device = 0, processors = 0, most = 0, each = 0;
+  if (const char* error = describe(cudaGetDevice(&device))) return error;
+  const std::lock_guard guard(mutex);
+  const auto [found, fresh] = known.try_emplace({function, device, threads, shared_bytes}, 0);
+  if (!fresh && found->second > 0) {
+    blocks = found->second;
+    return nullptr;
+  }
+  cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (error == cudaSuccess && shared_bytes > most / 3)  // or the cache would get what two blocks need
+    error = cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error == cudaSuccess)
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, static_cast<size_t>(shared_bytes));
-  blocks = static_cast<int64_t>(processors) * (each < 1 ? 1 : each);
+  if (error == cudaSuccess) blocks = found->second = static_cast<int64_t>(processors) * (each < 1 ? 1 : each);
   return describe(error);
+}
+
+// Shared memory that a block can have, in bytes.
+inline int64_t most_shared_bytes() {
+  int device = 0, most = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
+    return 0;
+  return most;
 }
 
 inline int64_t multiprocessors() {

@@ -1,20 +1,18 @@
 // First and second moments of the convolution's patches: sum of P and of P P^T over all positions, P the 27 values that a
 // position sees. The batch norm's statistics follow from them without the convolution's output.
 //
-// In 16 bits the sums run on the tensor cores: ldmatrix hands out patches of 16 positions transposed, 48 values each (the
-// whole cells around the position), and the same registers serve as both operands. The constant 1 of a record gives the
-// first moments. P P^T is symmetric: 12 of its 18 tiles of 16x8 are computed, six by each of two warps over the same
-// positions. Sums of uint8 images are exact: a float holds 256 products of at most 255^2, then they go into a double.
-//
-// Cost for a 256x256 image: 1024 times 16 positions x (6 ldmatrix + 12 mma + 24 masks), under 0.1e6 instructions with the
-// staging: the 196 KiB of pixels (0.07 us at 3 TB/s) and the latency of a step decide. Float32 images take the plain
-// kernel: 34 instructions a position, 0.6 us an image.
+// In 16 bits the sums run on the tensor cores: ldmatrix hands out patches of 16 positions transposed (patches.h), and the
+// same registers serve as both operands. The constant 1 of a record gives the first moments. P P^T is symmetric: six of its
+// eight tiles of 16x8 are computed. Sums of uint8 images are exact: a float holds 256 products of at most 255^2, then they
+// go into a double. Float32 images take the plain kernel.
+#include "patches.h"
 #include "reduction.h"
 
 namespace npr::cuda {
 namespace {
 
 constexpr int kSide = 28;  // 27 values and the constant
+static_assert(kMomentsPartial == 27 * kSide);
 
 struct Arguments {
   Source source;
@@ -22,231 +20,212 @@ struct Arguments {
   double* partial;
 };
 
-NPR_DEVICE int index_of(int channel, int dy, int dx) { return channel * 9 + dy * 3 + dx; }
-
-// What component `i` of a transposed patch is: rows dy = i / 16, of the left cell (8) and the position's own (8), each
-// two records. -1 for the left cell's left pixel and for all constants but one.
-NPR_DEVICE int index_of_component(int i) {
-  const int dy = i / 16, own = i / 8 % 2, right = i / 4 % 2, channel = i % 4;
-  if (channel == 3) return dy == 1 && own && !right ? 27 : -1;
-  return own ? index_of(channel, dy, 1 + right) : right ? index_of(channel, dy, 0) : -1;
-}
-
 template <typename T>
 struct Sums {
-  static constexpr int kTiles = 6;
-  static constexpr int kFlush = 4;  // steps of 64 positions that a float sums up
-  const bool second;                // which six tiles
-  float sum[kTiles][4];
+  using Ring = PatchRows<T>;
+  static constexpr int kTiles = 6, kEntries = kTiles * 4 * 32;
+  static constexpr int kFlush = 8;  // steps of 32 positions that a float sums up
+  // Where this lane's rows for ldmatrix are, for the first row of the convolution: of tile 0 or 1 (`above`: from the cell
+  // above, in the pair before), and of tile 2 or 3. For the second row: `above`'s is `down` from the current pair.
+  const bool above;
+  uint32_t first, second, down, row_bytes;
+  float sum[kTiles][4] = {};
   double total[kTiles][4] = {};
 
-  NPR_DEVICE Sums() : second(thread_index() / 32 % 2) { clear(); }
+  NPR_DEVICE explicit Sums(const Source&) : above(thread_index() / 8 % 2) {}
 
-  NPR_DEVICE void clear() {
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sum[i][j] = 0;
+  NPR_DEVICE void start(const Walk& walk, const Source& source, const Ring& ring) {
+    const int lane = thread_index() % 32, position = thread_index() / 32 * 16 + lane / 16 * 8 + lane % 8;
+    const bool inside = position >= 2 * walk.first && position < source.cell_columns - 2 * walk.column;
+    const int cell = inside ? position : -1;  // there it is 0
+    first = above ? ring.offset(1, kBottomRow, cell) : ring.offset(0, kRightColumn, cell - 1);
+    down = above ? ring.offset(0, kBottomRow, cell) : ring.offset(1, kRightColumn, cell - 1);
+    second = ring.offset(0, above ? kRest : source.anchor == 2 ? kRightColumn : kBottomRow, cell);
+    row_bytes = ring.pair_bytes() / 2;
   }
+  NPR_DEVICE void step(uint32_t before, uint32_t current, bool two) {
+    row((above ? before : current) + first, current + second);
+    if (two) row(current + down, current + second + row_bytes);
+  }
+
   NPR_DEVICE void flush() {
 #pragma unroll
     for (int i = 0; i < kTiles; ++i)
 #pragma unroll
-      for (int j = 0; j < 4; ++j) total[i][j] += sum[i][j];
-    clear();
-  }
-
-  // Tiles (m, n): the first warp of two has (0, 0..5), the second (1, 2..5) and (2, 4..5).
-  static NPR_DEVICE int tile_row(bool second, int i) { return second ? 1 + i / 4 : 0; }
-  static NPR_DEVICE int tile_column(bool second, int i) { return second ? 2 + i : i; }
-
-  // A row of the convolution, at the positions of this warp and its partner: rows[dy] are the records it sees.
-  NPR_DEVICE void row(const unsigned char* const (&rows)[3], const Walk& walk, const Source& source) {
-    const int lane = thread_index() % 32, warps = thread_index() / 64 * 2;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int first = 16 * (warps + half);  // cell in the strip
-      const int end = source.cell_columns - 2 * walk.column;
-      const int cell = first + lane / 16 * 8 + lane % 8 - (lane / 8 % 2 == 0);  // whose row of records this lane names
-      uint32_t patch[3][4];  // by dy: (left, own) of the first eight positions, then of the last
-#pragma unroll
-      for (int dy = 0; dy < 3; ++dy) {
-        load_transposed(patch[dy], rows[dy] + record_offset<T, false>(2 * cell, 0));
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int position = first + i / 2 * 8 + lane % 4 * 2;  // and the next
-          uint32_t mask = position + 1 < end ? 0xffffffffu : position < end ? 0xffffu : 0;
-          if (position < 2 * walk.first) mask = 0;
-          patch[dy][i] &= mask;
-        }
+      for (int j = 0; j < 4; ++j) {
+        total[i][j] += sum[i][j];
+        sum[i][j] = 0;
       }
-      if (second) {
-        products<true>(patch);
-      } else {
-        products<false>(patch);
-      }
-    }
   }
-
-  template <bool kSecond>
-  NPR_DEVICE void products(const uint32_t (&patch)[3][4]) {
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-      const int n = tile_column(kSecond, i) - (kSecond && i >= 4 ? 2 : 0);
-      multiply<T>(sum[i], patch[tile_row(kSecond, i)], patch[n / 2][n % 2], patch[n / 2][n % 2 + 2]);
-    }
-  }
-
-  NPR_DEVICE void add(double* out) const {
-    const int lane = thread_index() % 32;
+  NPR_DEVICE void store(double* out) const {
 #pragma unroll
     for (int i = 0; i < kTiles; ++i)
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int m = tile_row(second, i), n = tile_column(second, i) - (second && i >= 4 ? 2 : 0);
-        const int a = index_of_component(16 * m + lane / 4 + j / 2 * 8);
-        const int b = index_of_component(8 * n + lane % 4 * 2 + j % 2);
-        if (a < 0 || b < 0) continue;
-        out[a * kSide + b] += total[i][j];
-        if (n / 2 != m) out[b * kSide + a] += total[i][j];
-      }
+      for (int j = 0; j < 4; ++j) out[(4 * i + j) * 32 + thread_index() % 32] = total[i][j];
+  }
+  // Which of the entries is the sum of the products k and l (27: the constant), or -1.
+  static NPR_DEVICE int entry(int k, int l, int anchor) {
+    int m = patch_component(k, anchor), n = patch_component(l, anchor);
+    if (m < 0 || n < 0) return -1;
+    if (m / 16 > n / 16) {
+      const int swap = m;
+      m = n;
+      n = swap;
+    }
+    const int tile = m < 16 ? n / 8 : 2 + n / 8;
+    return (4 * tile + m % 16 / 8 * 2 + n % 2) * 32 + m % 8 * 4 + n % 8 / 2;
+  }
+
+ private:
+  // A row of the convolution, 16 positions: two tiles of the first eight, then of the last.
+  NPR_DEVICE void row(uint32_t low, uint32_t high) {
+    uint32_t tiles[2][4];
+    load_transposed(tiles[0], low);
+    load_transposed(tiles[1], high);
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+      multiply<T>(sum[n], tiles[0], tiles[n / 2][n % 2], tiles[n / 2][n % 2 + 2], sum[n]);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) multiply<T>(sum[4 + n], tiles[1], tiles[1][n], tiles[1][n + 2], sum[4 + n]);
   }
 };
 
 // Lane l < 27 has the products of tap l / 3 with the three taps of row l % 3.
 template <>
 struct Sums<float> {
+  using Ring = PixelRows<float, false>;
+  static constexpr int kProducts = 27, kEntries = (kProducts + 3) * 32;
   static constexpr int kFlush = 8;  // steps of 32 positions that a float sums up
   const int tap, other;
-  float sum[3][3][3], first[3];
-  double total[3][3][3] = {}, first_total[3] = {};
+  int begin, end, pitch;  // of the warp's positions
+  float sum[kProducts] = {}, first[3] = {};
+  double total[kProducts] = {}, first_total[3] = {};
 
-  NPR_DEVICE Sums()
-      : tap(thread_index() % 32 < 27 ? thread_index() % 32 / 3 : 8), other(thread_index() % 3) {
-    clear();
-  }
+  NPR_DEVICE explicit Sums(const Source&)
+      : tap(thread_index() % 32 < 27 ? thread_index() % 32 / 3 : 8), other(thread_index() % 32 % 3) {}
 
-  template <typename Visit>
-  static NPR_DEVICE void each(const Visit& visit) {
-#pragma unroll
-    for (int c = 0; c < 3; ++c)
-#pragma unroll
-      for (int dx = 0; dx < 3; ++dx)
-#pragma unroll
-        for (int d = 0; d < 3; ++d) visit(c, dx, d);
+  NPR_DEVICE void start(const Walk& walk, const Source& source, const Ring& ring) {
+    const int warp = thread_index() / 32, inside = source.cell_columns - 2 * walk.column;
+    begin = 16 * warp < 2 * walk.first ? 2 * walk.first : 16 * warp;
+    end = 16 * (warp + 1) < inside ? 16 * (warp + 1) : inside;
+    pitch = ring.pitch;
   }
-  NPR_DEVICE void clear() {
-    each([&](int c, int dx, int d) { sum[c][dx][d] = 0; });
+  NPR_DEVICE void step(uint32_t before, uint32_t current, bool two) {
+    for (int i = 0; i < (two ? 2 : 1); ++i) {
+      const auto row = [&](int dy) {
+        return i == 0 && dy == 0 ? before + static_cast<uint32_t>(3 * pitch)
+                                 : current + static_cast<uint32_t>((2 * i + dy - 1) * pitch);
+      };
+      const uint32_t mine = row(tap / 3), others = row(other);
+      for (int position = begin; position < end; ++position) {
+        float value[3], with[3][3];
+        load(value, mine, 2 * position + tap % 3 - 1);
 #pragma unroll
-    for (int c = 0; c < 3; ++c) first[c] = 0;
-  }
-  NPR_DEVICE void flush() {
-    each([&](int c, int dx, int d) { total[c][dx][d] += sum[c][dx][d]; });
+        for (int dx = 0; dx < 3; ++dx) load(with[dx], others, 2 * position + dx - 1);
 #pragma unroll
-    for (int c = 0; c < 3; ++c) first_total[c] += first[c];
-    clear();
-  }
-
-  NPR_DEVICE void row(const unsigned char* const (&rows)[3], const Walk& walk, const Source& source) {
-    const unsigned char* const mine = tap < 3 ? rows[0] : tap < 6 ? rows[1] : rows[2];
-    const unsigned char* const others = other == 0 ? rows[0] : other == 1 ? rows[1] : rows[2];
-    const int warp = thread_index() / 32, end = source.cell_columns - 2 * walk.column;
-    const int begin = 16 * warp < 2 * walk.first ? 2 * walk.first : 16 * warp;
-    for (int position = begin; position < end && position < 16 * (warp + 1); ++position) {
-      const float4 a = record(mine, 2 * position + tap % 3 - 1);
-      const float value[3] = {a.x, a.y, a.z};
-      float4 b[3];
+        for (int k = 0; k < kProducts; ++k) sum[k] += value[k / 9] * with[k / 3 % 3][k % 3];
 #pragma unroll
-      for (int dx = 0; dx < 3; ++dx) b[dx] = record(others, 2 * position + dx - 1);
-      each([&](int c, int dx, int d) { sum[c][dx][d] += value[c] * (d == 0 ? b[dx].x : d == 1 ? b[dx].y : b[dx].z); });
-#pragma unroll
-      for (int c = 0; c < 3; ++c) first[c] += value[c];
+        for (int c = 0; c < 3; ++c) first[c] += value[c];
+      }
     }
   }
-  static NPR_DEVICE float4 record(const unsigned char* row, int pixel) {
-    return *reinterpret_cast<const float4*>(row + record_offset<float, false>(pixel, 0));
+  static NPR_DEVICE void load(float (&out)[3], uint32_t row, int pixel) {
+    const uint4 words = load_shared<uint4>(row + static_cast<uint32_t>(record_offset<float, false>(pixel, 0)));
+    out[0] = as_float(words.x);
+    out[1] = as_float(words.y);
+    out[2] = as_float(words.z);
   }
 
-  NPR_DEVICE void add(double* out) const {
-    if (thread_index() % 32 >= 27) return;
-    each([&](int c, int dx, int d) {
-      out[index_of(c, tap / 3, tap % 3) * kSide + index_of(d, other, dx)] += total[c][dx][d];
-    });
+  NPR_DEVICE void flush() {
 #pragma unroll
-    for (int c = 0; c < 3; ++c)
-      if (other == 0) out[index_of(c, tap / 3, tap % 3) * kSide + 27] += first_total[c];
+    for (int k = 0; k < kProducts; ++k) {
+      total[k] += sum[k];
+      sum[k] = 0;
+    }
+#pragma unroll
+    for (int c = 0; c < 3; ++c) {
+      first_total[c] += first[c];
+      first[c] = 0;
+    }
+  }
+  NPR_DEVICE void store(double* out) const {
+#pragma unroll
+    for (int k = 0; k < kProducts; ++k) out[k * 32 + thread_index() % 32] = total[k];
+#pragma unroll
+    for (int c = 0; c < 3; ++c) out[(kProducts + c) * 32 + thread_index() % 32] = first_total[c];
+  }
+  static NPR_DEVICE int entry(int k, int l, int) {
+    const int lane = k % 9 * 3;
+    return l == 27 ? (kProducts + k / 9) * 32 + lane : (k / 9 * 9 + l % 3 * 3 + l / 9) * 32 + lane + l % 9 / 3;
   }
 };
 
 constexpr int kWarps = 8;
 
-template <typename T>
-NPR_KERNEL(32 * kWarps, 1)
+template <typename T, bool kBytes>
+NPR_KERNEL(32 * kWarps, (sizeof(T) == 4 ? 1 : 2))
 moments_kernel(const Arguments arguments) {
+  const Source& source = arguments.source;
   const Tiling& tiling = arguments.tiling;
-  unsigned char* const shared = shared_memory();
-  double* const total = reinterpret_cast<double*>(shared);
-  unsigned char* const ring = shared + kMomentsPartial * 8;
-  Stager<T, false> stager(arguments.source, ring, ring + ring_bytes(Record<T>::kBytes, tiling.width), tiling.width);
-  stager.clear_left();
+  const uint32_t ring = shared_address(shared_memory());
+  const uint32_t raw = ring + static_cast<uint32_t>(Sums<T>::Ring::ring_bytes(tiling.width));
+  Stager<T, kBytes, typename Sums<T>::Ring> stager(source, ring, raw, tiling.width);
 
-  Sums<T> sums;
+  Sums<T> sums(source);
+  int steps = 0;  // since the last flush
   Walk walk(tiling);
   while (walk.next(tiling)) {
     stager.start(walk);
-    for (int s = walk.begin - kLead; s < walk.end; ++s, synchronize()) {
+    sums.start(walk, source, stager.layout);
+    for (int s = walk.begin - kLead; s < walk.begin; ++s, stager.rotate(), synchronize()) stager.advance(s, walk);
+    for (int s = walk.begin; s < walk.end; ++s, stager.rotate(), synchronize()) {
       stager.advance(s, walk);
-      if (s < walk.begin) continue;
-      const unsigned char* const pair = stager.pair(s);
-      const int pitch = stager.pitch;
-      const unsigned char* const upper[3] = {stager.pair(s - 1) + 3 * pitch, pair, pair + pitch};
-      const unsigned char* const lower[3] = {pair + pitch, pair + 2 * pitch, pair + 3 * pitch};
-      sums.row(upper, walk, arguments.source);
-      if (2 * s + 1 < arguments.source.cell_rows) sums.row(lower, walk, arguments.source);
-      if ((s - walk.begin) % Sums<T>::kFlush == Sums<T>::kFlush - 1) sums.flush();
+      sums.step(stager.before, stager.current, 2 * s + 1 < source.cell_rows);
+      if (++steps == Sums<T>::kFlush) {
+        sums.flush();
+        steps = 0;
+      }
     }
-    sums.flush();
   }
-  reduce_block(total, kMomentsPartial, arguments.partial + block_index() * kMomentsPartial,
-               [&](double* out) { sums.add(out); });
+  sums.flush();
+  reduce_block(
+      Sums<T>::kEntries, kMomentsPartial, arguments.partial + block_index() * kMomentsPartial,
+      [&](double* out) { sums.store(out); },
+      [&](int i) { return Sums<T>::entry(i / kSide, i % kSide, source.anchor); });
 }
 
 struct Result {
   double* first;
   double* second;
-  double scale[3];
+  Factors scale;
 };
 
 NPR_KERNEL(32 * kReduceWarps, 1)
 finish_moments(const double* partial, int count, const Result result) {
-  const int index = block_index() * kReduceWarps + thread_index() / 32;
+  const int index = block_index() * 32 + thread_index() % 32, row = index / kSide, column = index % kSide;
   const double sum = reduce_rows(partial, kMomentsPartial, index, count);
-  const int row = index / kSide, column = index % kSide;
-  if (thread_index() % 32 != 0 || row == 27) return;
-  const double scale = result.scale[row / 9];
+  if (thread_index() >= 32 || index >= kMomentsPartial) return;
   if (column == 27) {
-    result.first[row] = sum * scale;
+    result.first[row] = sum * result.scale[row / 9];
   } else {
-    result.second[row * 27 + column] = sum * scale * result.scale[column / 9];
+    result.second[row * 27 + column] = sum * result.scale[row / 9] * result.scale[column / 9];
   }
 }
 
-template <typename T>
+template <typename T, bool kBytes>
 const char* launch_moments(const Moments& call, void* stream) {
-  Arguments arguments{source_of(call.task), tiling_of(call.task, kWarps), call.partial};
-  Tiling& tiling = arguments.tiling;
-  tiling.width = (tiling.width + 15) / 16 * 16;  // warps in pairs
+  const Arguments arguments{source_of(call.task), tiling_of(call.task, kWarps), call.partial};
+  const Tiling& tiling = arguments.tiling;
   const int threads = 4 * tiling.width;
-  const int64_t shared =
-      kMomentsPartial * 8 + ring_bytes(Record<T>::kBytes, tiling.width) + raw_bytes(call.task.x.type, tiling.width);
-  const auto kernel = moments_kernel<T>;
+  const int64_t staged = Sums<T>::Ring::ring_bytes(tiling.width) + raw_bytes(call.task.x.type, tiling.width);
+  const int64_t reduced = reduce_bytes(Sums<T>::kEntries, threads), shared = staged > reduced ? staged : reduced;
+  const auto kernel = moments_kernel<T, kBytes>;
   int64_t blocks = 0;
   if (const char* error = reduction_blocks(kernel, tiling, 1, threads, shared, blocks)) return error;
   if (blocks > 0)
     if (const char* error = launch(kernel, blocks, 1, threads, shared, stream, arguments)) return error;
-  const auto scale = staged_scale<double>(call.task);
-  const Result result{call.first, call.second, {scale[0], scale[1], scale[2]}};
-  return launch(finish_moments, kMomentsPartial / kReduceWarps, 1, 32 * kReduceWarps, 0, stream,
+  const Result result{call.first, call.second, factors_of(call.task)};
+  return launch(finish_moments, (kMomentsPartial + 31) / 32, 1, 32 * kReduceWarps, kReduceBytes, stream,
                 static_cast<const double*>(call.partial), static_cast<int>(blocks), result);
 }
 
@@ -256,9 +235,10 @@ int64_t slots() { return 4 * multiprocessors(); }
 
 const char* moments(const Moments& call, void* stream) {
   switch (call.task.x.type) {
-    case Type::kFloat32: return launch_moments<float>(call, stream);
-    case Type::kBFloat16: return launch_moments<BFloat16>(call, stream);
-    default: return launch_moments<Float16>(call, stream);
+    case Type::kUInt8: return launch_moments<Float16, true>(call, stream);
+    case Type::kFloat32: return launch_moments<float, false>(call, stream);
+    case Type::kBFloat16: return launch_moments<BFloat16, false>(call, stream);
+    default: return launch_moments<Float16, false>(call, stream);
   }
 }
 

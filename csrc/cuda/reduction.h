@@ -6,30 +6,56 @@
 
 namespace npr::cuda {
 
-// Adds what the threads of a block have, warp by warp. add(total) adds a thread's own share; in one warp no two threads
-// may touch the same entry. Leaves the sums in `partial`.
-template <typename Add>
-NPR_DEVICE void reduce_block(double* total, int entries, double* partial, const Add& add) {
+// Shared memory that reduce_block needs. It may be that of the ring: nobody reads on.
+NPR_CONSTANT int64_t reduce_bytes(int entries, int threads) { return int64_t{threads / 32} * entries * 8; }
+
+// Adds what the warps of a block have, in their order. store(total) writes the `entries` sums of the thread's warp, each
+// thread its own; entry(i) is the one that goes to partial[i], below 0 for a sum that is 0.
+template <typename Store, typename Entry>
+NPR_DEVICE void reduce_block(int entries, int results, double* partial, const Store& store, const Entry& entry) {
+  double* const totals = reinterpret_cast<double*>(shared_memory());
   synchronize();
-  for (int i = thread_index(); i < entries; i += block_threads()) total[i] = 0;
-  for (int warp = 0; warp < block_threads() / 32; ++warp) {
-    synchronize();
-    if (thread_index() / 32 == warp) add(total);
+  store(totals + thread_index() / 32 * entries);
+  synchronize();
+  for (int i = thread_index(); i < results; i += block_threads()) {
+    double sum = 0;
+    const int from = entry(i);
+    if (from >= 0)
+      for (int warp = 0; warp < block_threads() / 32; ++warp) sum += totals[warp * entries + from];
+    partial[i] = sum;
   }
-  synchronize();
-  for (int i = thread_index(); i < entries; i += block_threads()) partial[i] = total[i];
 }
 
-// One warp sums entry `index` of `count` rows; every lane has the sum.
-NPR_DEVICE double reduce_rows(const double* partial, int64_t entries, int64_t index, int count) {
+constexpr int kReduceWarps = 16;
+constexpr int64_t kReduceBytes = 32 * kReduceWarps * 8;  // of shared memory
+
+// Sums `count` rows of `entries` numbers, an entry for each lane, by all warps of a block together; the first warp has the
+// sums.
+NPR_DEVICE double reduce_rows(const double* partial, int64_t entries, int entry, int count) {
+  double* const sums = reinterpret_cast<double*>(shared_memory());
+  const int lane = thread_index() % 32, warp = thread_index() / 32;
   double sum = 0;
-  for (int row = thread_index() % 32; row < count; row += 32) sum += partial[row * entries + index];
+  if (entry < entries) {
+#pragma unroll 8
+    for (int row = warp; row < count; row += kReduceWarps) sum += partial[row * entries + entry];
+  }
+  sums[thread_index()] = sum;
+  synchronize();
+  if (warp > 0) return 0;
 #pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+  for (int other = 1; other < kReduceWarps; ++other) sum += sums[32 * other + lane];
   return sum;
 }
 
-constexpr int kReduceWarps = 8;
+// A factor for each channel of the image.
+struct Factors {
+  double first, second, third;
+  NPR_DEVICE double operator[](int channel) const { return channel == 0 ? first : channel == 1 ? second : third; }
+};
+inline Factors factors_of(const Task& task) {
+  const auto scale = staged_scale<double>(task);
+  return {scale[0], scale[1], scale[2]};
+}
 
 // Blocks of a reduction over the tiling's rows: as many as run at a time, no more than there are slots.
 template <typename Kernel>

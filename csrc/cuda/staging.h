@@ -2,12 +2,13 @@
 //
 // A block walks down a strip of pooled columns. Step s of the walk is pooled row s: convolution rows 2s and 2s + 1,
 // which read cell rows 2s - 1 (its lower pixels), 2s and 2s + 1. So the ring holds three pairs of cell rows: pair s and
-// the end of pair s - 1 are read while pair s + 1 is written. Raw pixels arrive by asynchronous copies three steps
-// ahead, each thread copying what it will convert itself.
+// the end of pair s - 1 are read while pair s + 1 is written. Raw pixels arrive by asynchronous copies of 16 bytes, three
+// steps ahead. A warp stages what lies above its own eight pooled columns: a lane converts one cell of the sixteen in one of
+// the two cell rows, so every warp has the same work, and only the lanes of a warp need to agree on raw pixels.
 //
 // A record is one pixel: its three differences and the constant 1 (which multiplies the bias, or counts positions).
-// Outside the image all four are 0. Differences of uint8 pixels are kept divided by 256: exact in bfloat16 and float16,
-// and `scale` times 256 leaves the weights in the range of float16.
+// Outside the image all four are 0. Differences of uint8 pixels are kept as float16, divided by 256: they are exact, and
+// a pixel becomes a number without a conversion, as the bits 0x4400 | byte are those of 4 + byte / 256.
 #pragma once
 
 #include <array>
@@ -17,25 +18,23 @@
 
 namespace npr::cuda {
 
-// How pixels lie in memory. In fours: four pixels of a row are copied as 12 neighbouring elements (channels_last), or 4
-// of each plane. Anything else is read element by element.
-enum class Access : int { kInterleaved, kPlanar, kScalar };
-
 struct Source {
   Image image;
-  Access access;
+  bool planar;  // whether pixels lie in planes, not channels_last
   int anchor;
   int cell_rows, cell_columns;  // also the size of the convolution's output
 };
 
-// How pooled pixels are shared out. A strip is `width` pooled columns of one image; strips overlap by one column, whose
-// results only the left strip keeps: the right one needs it as the left neighbour of its own. Every block takes an
-// equal share of the rows of all strips.
+// How pooled pixels are shared out. A strip is `width` pooled columns of one image; strips overlap by kOverlap columns, whose
+// results only the left strip keeps: the right one needs the last of them as the left neighbour of its own, and begins
+// where a piece of 16 bytes does. Every block takes an equal share of the rows of all strips.
 struct Tiling {
   int64_t batch;
   int rows, columns;  // pooled
   int strips, width;  // strips in an image; width is a multiple of 8: eight pooled columns for each warp
 };
+
+constexpr int kOverlap = 4;
 
 // One block's walks: each covers rows [begin, end) of a strip, until `left` rows are gone through.
 struct Walk {
@@ -61,29 +60,26 @@ struct Walk {
     left -= end - begin;
     image = strip / tiling.strips;
     const int index = strip - image * tiling.strips;
-    column = index * (tiling.width - 1);
-    first = index > 0;
+    column = index * (tiling.width - kOverlap);
+    first = index > 0 ? kOverlap : 0;
     return true;
   }
 };
 
-// Where the records of a row lie. Pixel p of a strip (-4 .. 4 * width - 1; four pixels belong to a pooled column) is in
-// group p / 4, and `spread` rotates the four within their group so that neither the writing of a group by each lane nor
-// the reading of every fourth pixel, in three rows at once, meets the same banks.
 template <typename T>
 struct Record {  // 16-bit: two words, the first two differences and (the third, 1)
+  using Words = uint2;
   static constexpr int kBytes = 8;
   static NPR_DEVICE int spread(int row, int group) { return row + (group >> 2); }
-  static NPR_DEVICE void store(unsigned char* to, float a, float b, float c, float one) {
-    *reinterpret_cast<uint2*>(to) = uint2{pack<T>(a, b), pack<T>(c, one)};
-  }
+  static NPR_DEVICE Words of(float a, float b, float c, float one) { return {pack<T>(a, b), pack<T>(c, one)}; }
 };
 template <>
 struct Record<float> {
+  using Words = uint4;
   static constexpr int kBytes = 16;
   static NPR_DEVICE int spread(int, int group) { return group >> 1; }
-  static NPR_DEVICE void store(unsigned char* to, float a, float b, float c, float one) {
-    *reinterpret_cast<float4*>(to) = float4{a, b, c, one};
+  static NPR_DEVICE Words of(float a, float b, float c, float one) {
+    return {as_bits(a), as_bits(b), as_bits(c), as_bits(one)};
   }
 };
 
@@ -95,209 +91,262 @@ NPR_DEVICE int record_offset(int pixel, int row) {
   return ((group + 1) * 4 + ((pixel + turn) & 3)) * Record<T>::kBytes;
 }
 
-constexpr int kPairRows = 4;   // pixel rows in a pair of cell rows
-constexpr int kPairs = 3;      // pairs in the ring
-constexpr int kRawStages = 2;  // steps whose raw pixels are on their way
-constexpr int kLead = 4;       // steps before a walk's first, in which its first pairs come in
-constexpr int kPieces = 6;     // two rows of four pixels: two times three pieces of four elements
+constexpr int kPairRows = 4;    // pixel rows in a pair of cell rows
+constexpr int kPairs = 3;       // pairs in the ring
+constexpr int kRawStages = 2;   // steps whose raw pixels are on their way
+constexpr int kLead = 4;        // steps before a walk's first, in which its first pairs come in
+constexpr int kRowElements = 96;  // in a warp's 32 pixels of a row
+constexpr int kPieceBytes = 16;
 
 NPR_CONSTANT int element_bytes(Type type) { return type == Type::kUInt8 ? 1 : type == Type::kFloat32 ? 4 : 2; }
-NPR_CONSTANT int record_pitch(int record_bytes, int width) { return (width + 1) * 4 * record_bytes; }
-NPR_CONSTANT int64_t ring_bytes(int record_bytes, int width) {
-  return static_cast<int64_t>(kPairs) * kPairRows * record_pitch(record_bytes, width);
-}
 NPR_CONSTANT int64_t raw_bytes(Type type, int width) {
-  return static_cast<int64_t>(kRawStages) * kPieces * 2 * width * 4 * element_bytes(type);
+  return static_cast<int64_t>(kRawStages) * kPairRows * kRowElements * element_bytes(type) * (width / 8);
 }
 
-// The state of one thread of a block of 4 * width threads (or more). The first 2 * width of them stage: each the two
-// cells of one pooled column in one row of a pair.
+// The ring as rows of pixels. Pixel p of a strip (-4 .. 4 * width - 1; four pixels belong to a pooled column) is in group
+// p / 4, and `spread` rotates the four within their group so that neither the writing of neighbouring cells nor the reading
+// of every fourth pixel, in three rows at once, meets the same banks. The records left of the strip are always 0: the
+// padding of the image or a column whose results are not kept.
 template <typename T, bool kSpread>
+struct PixelRows {
+  using Words = typename Record<T>::Words;
+  const int pitch;
+  int write[4];  // in a pair: the anchor, beside it, above or below it, across
+
+  static NPR_CONSTANT int pitch_of(int width) { return (width + 1) * 4 * Record<T>::kBytes; }
+  static NPR_CONSTANT int64_t ring_bytes(int width) { return int64_t{kPairs} * kPairRows * pitch_of(width); }
+
+  NPR_DEVICE PixelRows(const Source& source, uint32_t ring, int width) : pitch(pitch_of(width)) {
+    const int lane = thread_index() % 32, pixel = 2 * (16 * (thread_index() / 32) + lane % 16);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = 2 * (lane / 16) + ((i / 2) ^ (source.anchor >> 1)), column = (i % 2) ^ (source.anchor & 1);
+      write[i] = row * pitch + record_offset<T, kSpread>(pixel + column, row);
+    }
+    for (int row = thread_index(); row < kPairs * kPairRows; row += block_threads())
+      for (int k = 0; k < 4; ++k) store_shared(ring + static_cast<uint32_t>(row * pitch + k * Record<T>::kBytes), Words{});
+  }
+  NPR_DEVICE uint32_t pair_bytes() const { return static_cast<uint32_t>(kPairRows * pitch); }
+
+  NPR_DEVICE void clear(uint32_t pair, uint32_t /* after */) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) store_shared(pair + static_cast<uint32_t>(write[i]), Words{});
+  }
+  // Four records of a cell: the anchor, beside it, above or below it, across. They go into `pair`, or what belongs to
+  // cells below into the pair `after` it.
+  NPR_DEVICE void store(uint32_t pair, uint32_t /* after */, const Words (&record)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) store_shared(pair + static_cast<uint32_t>(write[i]), record[i]);
+  }
+};
+
+// The state of one thread of a block of 4 * width threads. T: of the records; it has 16 bits if kBytes, that is for
+// uint8 images.
+template <typename T, bool kBytes, typename Layout>
 struct Stager {
   const Source& source;
-  unsigned char* const ring;
-  unsigned char* const raw;
-  const int width;
-  const int pitch;
-  const bool stages;   // whether this thread takes part
-  const int column;    // pooled column in the strip: its two cells
-  const int cell_row;  // in the pair
-  const unsigned char* pixels;  // of cell row 0
-  int valid;                    // how many of the two cells are inside the image
+  const Layout layout;
+  uint32_t before, current, next;  // pairs s - 1, s and s + 1 of the ring
+  const unsigned char* rows;       // of the pair to be fetched next: the warp's first pixel, of bytes this lane's piece
+  const uint32_t raw;    // this warp's
+  uint32_t cell_rows;    // in which this lane's cell is inside the image: all of them, or none
+  uint32_t piece_rows;   // alike, for its piece of bytes
+  int pixels;            // from the warp's first to the end of the row
+  uint32_t read[2];     // in the first raw stage: the cell in its anchor's row, and in the other row
+  uint32_t select[2];   // the anchor's column and the other column: of bytes the selector, else the offset
 
-  NPR_DEVICE Stager(const Source& source, unsigned char* ring, unsigned char* raw, int width)
+  NPR_DEVICE Stager(const Source& source, uint32_t ring, uint32_t raw, int width)
       : source(source),
-        ring(ring),
-        raw(raw),
-        width(width),
-        pitch(record_pitch(Record<T>::kBytes, width)),
-        stages(thread_index() < 2 * width),
-        column(thread_index() < width ? thread_index() : thread_index() - width),
-        cell_row(thread_index() < width ? 0 : 1),
-        pixels(nullptr),
-        valid(0) {}
-
-  // The records left of the strip: always 0, the padding of the image or a column whose results are not kept.
-  NPR_DEVICE void clear_left() {
-    for (int row = thread_index(); row < kPairs * kPairRows; row += block_threads())
-      for (int k = 0; k < 4; ++k) Record<T>::store(ring + row * pitch + k * Record<T>::kBytes, 0, 0, 0, 0);
+        layout(source, ring, width),
+        before(ring),
+        current(ring + layout.pair_bytes()),
+        next(ring + 2 * layout.pair_bytes()),
+        rows(nullptr),
+        raw(raw + static_cast<uint32_t>(thread_index() / 32 * kRawStages * stage_bytes())),
+        cell_rows(0),
+        piece_rows(0),
+        pixels(0) {
+    const int lane = thread_index() % 32, cell = lane % 16;
+    const int upper = source.anchor >> 1, left = source.anchor & 1, element = size();
+    // Of bytes the word with the cell's first one, else the cell's first element in its row.
+    const int first = kBytes ? (source.planar ? cell / 2 * 4 : (cell / 2 * 3 + cell % 2) * 4)
+                             : (source.planar ? 2 * cell : 6 * cell) * element;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = 2 * (lane / 16) + (i ^ upper), column = i ^ left;
+      read[i] = this->raw + static_cast<uint32_t>(row * kRowElements * element + first);
+      const uint32_t byte = static_cast<uint32_t>(cell % 2 * 2 + (source.planar ? 1 : 3) * column);
+      select[i] = source.planar ? byte | (byte + 4) << 4 : byte | (byte + 1) << 4 | (byte + 2) << 8;
+      if (!kBytes) select[i] = static_cast<uint32_t>((source.planar ? 1 : 3) * column * element);
+    }
   }
 
-  NPR_DEVICE unsigned char* pair(int s) const { return ring + (s + kPairs) % kPairs * (kPairRows * pitch); }
-
-  NPR_DEVICE unsigned char* piece(int s, int index) const {
-    const int bytes = 4 * element_bytes(source.image.type);
-    return raw + (((s & 1) * kPieces + index) * (2 * width) + thread_index()) * bytes;
-  }
-
-  NPR_DEVICE bool inside(int s) const {
-    const int row = 2 * s + cell_row;
-    return stages && valid > 0 && row >= 0 && row < source.cell_rows;
-  }
+  NPR_DEVICE int size() const { return kBytes ? 1 : element_bytes(source.image.type); }
+  NPR_DEVICE int stage_bytes() const { return kPairRows * kRowElements * size(); }
+  NPR_DEVICE uint32_t raw_stage(int s) const { return static_cast<uint32_t>((s & 1) * stage_bytes()); }
+  NPR_DEVICE int64_t row_bytes() const { return source.image.stride[2] * size(); }
 
   NPR_DEVICE void start(const Walk& walk) {
     const Image& x = source.image;
-    const int cells = source.cell_columns - 2 * (walk.column + column);
-    valid = cells < 0 ? 0 : cells > 2 ? 2 : cells;
-    const int64_t offset = int64_t{walk.image} * x.stride[0] + int64_t{4} * (walk.column + column) * x.stride[3];
-    pixels = static_cast<const unsigned char*>(x.data) + offset * element_bytes(x.type);
+    const int column = walk.column + thread_index() / 32 * 8;  // pooled
+    const int64_t offset = walk.image * x.stride[0] + int64_t{4} * (walk.begin - 1) * x.stride[2] + 4 * column * x.stride[3];
+    const int cells = source.cell_columns - 2 * column;
+    cell_rows = thread_index() % 16 < cells ? static_cast<uint32_t>(source.cell_rows) : 0;
+    pixels = 2 * cells;
+    rows = static_cast<const unsigned char*>(x.data) + offset * size();
+    if constexpr (kBytes) {
+      const Piece piece(*this, anew(thread_index() % 32));
+      piece_rows = piece.exists ? static_cast<uint32_t>(source.cell_rows) : 0;
+      if (piece.exists) rows += piece.offset;
+    }
   }
 
-  // Part of step s, from kLead steps before the walk's first: writes pair s + 1 to the ring, asks for pair s + 3.
+  // What of a pair's rows, one behind the other, a piece of the raw stage holds. It may end behind the last pixel of its
+  // row, but begins before its end.
+  struct Piece {
+    int row;
+    bool exists;
+    int64_t offset;  // bytes from the warp's first pixel of the first row
+
+    NPR_DEVICE Piece(const Stager& stager, int index) {
+      const int size = stager.size(), in_row = kRowElements * size / kPieceBytes, in_plane = in_row / 3;
+      const bool planar = stager.source.planar;
+      const int column = index % in_row, first = (planar ? column % in_plane : column) * (kPieceBytes / size);
+      row = index / in_row;
+      exists = row < kPairRows && first < (planar ? stager.pixels : 3 * stager.pixels);
+      offset = row * stager.row_bytes() + first * size;
+      if (planar) offset += column / in_plane * stager.source.image.stride[1] * size;
+    }
+  };
+
+  // Part of step s, from kLead steps before the walk's first: pair s + 1, which receive() has waited for, goes to the ring,
+  // and pair s + 3 is asked for.
   NPR_DEVICE void advance(int s, const Walk& walk) {
+    receive();
+    stage(s, walk);
+  }
+  NPR_DEVICE void receive() {
     wait_copies<kRawStages - 1>();
-    if (stages && s + 1 >= walk.begin - 1 && s + 1 < walk.end) convert(s + 1);
-    fetch(s + 3, walk.end);
+    synchronize_warp();
+  }
+  NPR_DEVICE void stage(int s, const Walk& walk) {
+    if (s + 1 >= walk.begin - 1) convert(s + 1);  // of the pair behind the end, whatever there is
+    synchronize_warp();
+    if (s + 3 < walk.end) fetch(s + 3);
+    commit_copies();
+    rows += 4 * row_bytes();
   }
 
-  NPR_DEVICE void fetch(int s, int end) {
-    if (s < end && inside(s)) {
-      switch (source.image.type) {
-        case Type::kUInt8: copy<uint8_t>(s); break;
-        case Type::kFloat32: copy<uint32_t>(s); break;
-        default: copy<uint16_t>(s); break;
+  // The end of step s: what was the next pair is the current one.
+  NPR_DEVICE void rotate() {
+    const uint32_t free = before;
+    before = current;
+    current = next;
+    next = free;
+  }
+
+  NPR_DEVICE void fetch(int s) {
+    const int lane = thread_index() % 32;
+    const uint32_t to = raw + raw_stage(s) + static_cast<uint32_t>(lane * kPieceBytes);
+    if constexpr (kBytes) {
+      constexpr int kHalf = kRowElements * 2 / kPieceBytes;  // pieces in a row of cells
+      if (static_cast<uint32_t>(2 * s + (lane >= kHalf)) < piece_rows) copy_async<kPieceBytes>(to, rows);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < 3; ++i) {
+        const Piece piece(*this, lane + 32 * i);
+        if (piece.exists && static_cast<uint32_t>(2 * s + piece.row / 2) < static_cast<uint32_t>(source.cell_rows))
+          copy_async<kPieceBytes>(to + static_cast<uint32_t>(32 * i * kPieceBytes), rows + piece.offset);
       }
     }
-    commit_copies();
-  }
-
-  template <typename Element>
-  NPR_DEVICE void copy(int s) {
-    constexpr int kBytes = 4 * sizeof(Element);
-    const Image& x = source.image;
-    const unsigned char* from = pixels + int64_t{2} * (2 * s + cell_row) * x.stride[2] * int64_t{sizeof(Element)};
-    if (source.access == Access::kScalar) {
-#pragma unroll
-      for (int row = 0; row < 2; ++row)
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          if (k >= 2 * valid) break;
-#pragma unroll
-          for (int c = 0; c < 3; ++c) {
-            const int64_t element = row * x.stride[2] + k * x.stride[3] + c * x.stride[1];
-            const int flat = 3 * k + c;
-            reinterpret_cast<Element*>(piece(s, 3 * row + flat / 4))[flat % 4] =
-                load_global(reinterpret_cast<const Element*>(from) + element);
-          }
-        }
-      return;
-    }
-    const int64_t next = source.access == Access::kPlanar ? x.stride[1] * int64_t{sizeof(Element)} : kBytes;
-#pragma unroll
-    for (int row = 0; row < 2; ++row)
-#pragma unroll
-      for (int i = 0; i < 3; ++i)
-        copy_async<kBytes>(piece(s, 3 * row + i), from + row * x.stride[2] * int64_t{sizeof(Element)} + i * next);
   }
 
   NPR_DEVICE void convert(int s) {
-    unsigned char* const rows = pair(s) + 2 * cell_row * pitch;
-    const bool row_inside = inside(s);
-#pragma unroll
-    for (int cell = 0; cell < 2; ++cell) {
-      float x[2][2][3];  // pixels; of uint8 all with the same constant added, which the differences cancel
-      if (row_inside && source.access == Access::kPlanar) read<true>(s, cell, x);
-      if (row_inside && source.access != Access::kPlanar) read<false>(s, cell, x);
-      float anchor[3];
-#pragma unroll
-      for (int c = 0; c < 3; ++c) {
-        const float upper = source.anchor & 1 ? x[0][1][c] : x[0][0][c];
-        const float lower = source.anchor & 1 ? x[1][1][c] : x[1][0][c];
-        anchor[c] = source.anchor & 2 ? lower : upper;
-      }
-#pragma unroll
-      for (int row = 0; row < 2; ++row)
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          unsigned char* const to =
-              rows + row * pitch + record_offset<T, kSpread>(4 * column + 2 * cell + k, 2 * cell_row + row);
-          const float(&p)[3] = x[row][k];
-          if (row_inside && cell < valid) {
-            Record<T>::store(to, p[0] - anchor[0], p[1] - anchor[1], p[2] - anchor[2], 1);
-          } else {
-            Record<T>::store(to, 0, 0, 0, 0);
-          }
-        }
+    const int row = 2 * s + thread_index() % 32 / 16;
+    if (static_cast<uint32_t>(row) >= cell_rows) {
+      layout.clear(next, before);
+    } else if constexpr (kBytes) {
+      convert_bytes(raw_stage(s));
+    } else if (source.image.type == Type::kFloat32) {
+      convert_floats<float>(raw_stage(s));
+    } else if (source.image.type == Type::kBFloat16) {
+      convert_floats<BFloat16>(raw_stage(s));
+    } else {
+      convert_floats<Float16>(raw_stage(s));
     }
   }
 
-  // One of the two cells.
-  template <bool kPlanar>
-  NPR_DEVICE void read(int s, int cell, float (&x)[2][2][3]) const {
+  NPR_DEVICE void convert_bytes(uint32_t stage) {
+    uint32_t pixel[4];  // three bytes each
+    if (source.planar) {
+      constexpr uint32_t kPlane = kRowElements / 3;
 #pragma unroll
-    for (int row = 0; row < 2; ++row)
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t from = stage + read[i];
+        const uint32_t first = load_shared<uint32_t>(from), second = load_shared<uint32_t>(from + kPlane);
+        const uint32_t third = load_shared<uint32_t>(from + 2 * kPlane);
 #pragma unroll
-      for (int i = 0; i < 3; ++i) {
-        if (!kPlanar && i == 2 - 2 * cell) continue;  // six of the twelve elements are in two of the three pieces
-        const unsigned char* const four = piece(s, 3 * row + i);
-        float value[4];
-        if (source.image.type == Type::kUInt8) {
-          const uint32_t bytes = *reinterpret_cast<const uint32_t*>(four);
-#pragma unroll
-          for (int j = 0; j < 4; ++j)  // 2^15 + byte / 256, by placing the byte in the mantissa
-            value[j] = as_float(byte_perm(bytes, 0x47000000u, 0x7440u + j));
-        } else if (source.image.type == Type::kFloat32) {
-          const float4 floats = *reinterpret_cast<const float4*>(four);
-          value[0] = floats.x;
-          value[1] = floats.y;
-          value[2] = floats.z;
-          value[3] = floats.w;
-        } else {
-          const uint2 halves = *reinterpret_cast<const uint2*>(four);
-          const bool brain = source.image.type == Type::kBFloat16;
-          value[0] = brain ? low_half<BFloat16>(halves.x) : low_half<Float16>(halves.x);
-          value[1] = brain ? high_half<BFloat16>(halves.x) : high_half<Float16>(halves.x);
-          value[2] = brain ? low_half<BFloat16>(halves.y) : low_half<Float16>(halves.y);
-          value[3] = brain ? high_half<BFloat16>(halves.y) : high_half<Float16>(halves.y);
-        }
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int pixel = kPlanar ? j : (4 * i + j) / 3, channel = kPlanar ? i : (4 * i + j) % 3;
-          if (pixel / 2 == cell) x[row][pixel % 2][channel] = value[j];
-        }
+        for (int k = 0; k < 2; ++k)
+          pixel[2 * i + k] =
+              byte_perm(byte_perm(first, second, select[k]), third, (anew(select[k]) & 0xf0u) << 4 | 0x10u);
       }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t from = stage + read[i];
+        const uint32_t first = load_shared<uint32_t>(from), second = load_shared<uint32_t>(from + 4);
+#pragma unroll
+        for (int k = 0; k < 2; ++k) pixel[2 * i + k] = byte_perm(first, second, select[k]);
+      }
+    }
+    // 4 + byte / 256 for two channels; then for the third, beside it 4 in the anchor and 5 elsewhere: they differ by 1.
+    constexpr uint32_t kFour = 0x45004444u, kPair = 0x4140u, kAnchor = 0x4642u, kOther = 0x7642u, kOne = 0x3c000000u;
+    const uint2 anchor{byte_perm(pixel[0], kFour, kPair), byte_perm(pixel[0], kFour, kAnchor)};
+    uint2 record[4] = {uint2{0, staged(kOne)}};
+#pragma unroll
+    for (int i = 1; i < 4; ++i)
+      record[i] = uint2{staged(subtract_halves(byte_perm(pixel[i], kFour, kPair), anchor.x)),
+                        staged(subtract_halves(byte_perm(pixel[i], kFour, kOther), anchor.y))};
+    layout.store(next, before, record);
+  }
+
+  // Two differences of bytes, which both types hold exactly.
+  static NPR_DEVICE uint32_t staged(uint32_t halves) {
+    if constexpr (std::is_same_v<T, Float16>) return halves;
+    else return pack<T>(low_half<Float16>(halves), high_half<Float16>(halves));
+  }
+
+  template <typename Element>
+  NPR_DEVICE void convert_floats(uint32_t stage) {
+    constexpr uint32_t kSize = sizeof(Element);
+    const uint32_t channel = source.planar ? kRowElements / 3 * kSize : kSize;
+    float pixel[4][3];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int c = 0; c < 3; ++c)
+        pixel[i][c] = load_number<Element>(stage + read[i / 2] + select[i % 2] +
+                                           static_cast<uint32_t>(c) * channel);
+    typename Record<T>::Words record[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      record[i] = Record<T>::of(pixel[i][0] - pixel[0][0], pixel[i][1] - pixel[0][1], pixel[i][2] - pixel[0][2], 1);
+    layout.store(next, before, record);
   }
 };
 
 // --- host ---
 
 inline Source source_of(const Task& task) {
-  const int64_t* stride = task.x.stride;
-  const int bytes = 4 * element_bytes(task.x.type);
-  const bool fours = reinterpret_cast<uintptr_t>(task.x.data) % bytes == 0 && task.width % 4 == 0 &&
-                     stride[0] % 4 == 0 && stride[2] % 4 == 0;
-  Access access = Access::kScalar;
-  if (fours && stride[1] == 1 && stride[3] == 3) access = Access::kInterleaved;
-  if (fours && stride[3] == 1 && stride[1] % 4 == 0) access = Access::kPlanar;
-  return {task.x, access, task.anchor, static_cast<int>(task.height / 2), static_cast<int>(task.width / 2)};
+  return {task.x, task.x.stride[3] == 1, task.anchor, static_cast<int>(task.height / 2), static_cast<int>(task.width / 2)};
 }
 
 // Strips as wide as `most_warps` allow, of equal widths.
 inline Tiling tiling_of(const Task& task, int most_warps) {
   const int64_t rows = (task.height / 2 + 1) / 2, columns = (task.width / 2 + 1) / 2;
   const int64_t most = 8 * most_warps;
-  const int64_t strips = columns <= most ? 1 : (columns - 1 + most - 2) / (most - 1);
-  const int64_t width = (columns - 1 + strips - 1) / strips + 1;
+  const int64_t strips = columns <= most ? 1 : (columns - kOverlap + most - kOverlap - 1) / (most - kOverlap);
+  const int64_t width = strips == 1 ? columns : (columns - kOverlap + strips - 1) / strips + kOverlap;
   return {task.batch, static_cast<int>(rows), static_cast<int>(columns), static_cast<int>(strips),
           static_cast<int>((width + 7) / 8 * 8)};
 }

@@ -20,7 +20,7 @@ def refusal(call) -> str | None:
     """Why this backend cannot serve ``call``, or None if it can."""
     if extension.FAILURE:
         return extension.FAILURE
-    if call.device != "cpu":
+    if call.device.type != "cpu":
         return f"it serves CPU tensors, x is on {call.device}"
     for name, dtype in (("x", call.x_dtype), ("weight", call.weight_dtype)):
         if dtype not in DTYPES and dtype != torch.uint8:

@@ -5,12 +5,13 @@ Only the stem and what trains it; the map and the convolution as such are for th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from npr_kernels.backends import extension
+from npr_kernels.backends import devices, extension
 
 STEMS = ("npr_stem", "npr_batch_norm_stem")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -28,6 +29,7 @@ def _missing() -> str | None:
 
 
 MISSING = _missing()  # found once: a graph that is traced may not ask
+ARCHITECTURES = (extension.build_info() or {}).get("CUDA architectures", "")  # by setup.py: "8.0;9.0a;10.0+PTX"
 
 
 def refusal(call) -> str | None:
@@ -36,10 +38,13 @@ def refusal(call) -> str | None:
         return MISSING
     if call.operator not in STEMS:
         return f"it serves only the stem, not {call.operator}"
-    if call.device != "cuda":
+    if call.device.type != "cuda":
         return f"it serves CUDA tensors, x is on {call.device}"
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
+    unbuilt = _unbuilt(call.device)
+    if unbuilt:
+        return unbuilt
     for name, dtype in (("x", call.x_dtype), ("weight", call.weight_dtype)):
         if dtype not in DTYPES and not (name == "x" and dtype == torch.uint8):
             return f"it has no kernel for {name} of {dtype}"
@@ -58,12 +63,40 @@ def refusal(call) -> str | None:
     return None
 
 
+@devices.constant
+def _unbuilt(device: torch.device) -> str | None:
+    """Why ``device`` cannot run the extension's code, None if it can."""
+    capability = devices.capability(device)
+    if runs_on(capability, ARCHITECTURES):
+        return None
+    built, found = ARCHITECTURES.replace(";", ", "), "{}.{}".format(*capability)
+    return f"it is built for compute capability {built}, and {device} has {found}: build it with TORCH_CUDA_ARCH_LIST"
+
+
+def runs_on(capability: tuple[int, int], architectures: str) -> bool:
+    """Whether a GPU of ``capability`` runs code for one of ``architectures``, in the form of TORCH_CUDA_ARCH_LIST.
+
+    Machine code runs on its own and later minor versions, with the suffix f as well, with a on its own version alone;
+    PTX on all later versions. Names of architectures are taken to fit: torch knows them, and a launch will tell.
+    """
+    for architecture in re.split(r"[;\s]+", architectures):
+        match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", architecture)
+        if match is None:
+            return True
+        built = int(match[1]), int(match[2])
+        if built == capability:
+            return True
+        if match[3] != "a" and built <= capability and (built[0] == capability[0] or match[4]):
+            return True
+    return False
+
+
 def npr_stem(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution) -> Tensor:
-    return torch.ops.npr_kernels.npr_stem(x, _float(weight), _float(bias), *convolution, weight.dtype)
+    return torch.ops.npr_kernels.npr_stem(x, *_contiguous(weight, bias), *convolution, weight.dtype)
 
 
 def npr_stem_argmax(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution) -> tuple[Tensor, Tensor]:
-    return torch.ops.npr_kernels.npr_stem_argmax(x, _float(weight), _float(bias), *convolution, weight.dtype)
+    return torch.ops.npr_kernels.npr_stem_argmax(x, *_contiguous(weight, bias), *convolution, weight.dtype)
 
 
 def npr_stem_grad_weight(
@@ -76,5 +109,5 @@ def npr_moments(x: Tensor, kernel: Sequence[int], *convolution) -> tuple[Tensor,
     return torch.ops.npr_kernels.npr_moments(x, kernel, *convolution)
 
 
-def _float(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.to(torch.float32).contiguous()
+def _contiguous(*parameters: Tensor | None) -> list[Tensor | None]:
+    return [None if parameter is None else parameter.contiguous() for parameter in parameters]

@@ -1,7 +1,8 @@
 """Which backend serves a call: an argument, then the context manager, then the environment, then automatic choice.
 
 An explicit choice never falls back: what it cannot serve is a :class:`BackendError` with the reason. The automatic
-choice takes the first of ``ORDER`` that can; when only ``eager`` can, that is logged once for each set of reasons.
+choice takes the first of ``ORDER`` that can, and that gets a small case right (:mod:`npr_kernels.backends.proof`); when
+only ``eager`` does, that is logged once for each set of reasons.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from npr_kernels.backends import cpu, cuda, eager, triton
-from npr_kernels.reference import Anchor
+from npr_kernels.backends import cpu, cuda, eager, proof, triton
+from npr_kernels.backends.base import Call
 
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_BACKEND"
 ORDER = ("cuda", "triton", "cpu", "eager")
@@ -32,32 +33,8 @@ class BackendError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """Of a convolution: what a backend that serves only some must know. Pairs are (height, width)."""
-
-    channels: int
-    out_channels: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a backend must know of a call to say whether it can serve it."""
-
-    operator: str
-    device: str
-    x_dtype: torch.dtype
-    weight_dtype: torch.dtype
-    grid_size: int
-    anchor: Anchor
-    geometry: Geometry | None = None  # None: of no convolution, or one that any backend would serve
-
-
-@dataclass(frozen=True)
 class Explanation:
-    """``chosen`` serves the call because of ``source``; ``reasons`` maps every backend to why it cannot, or None.
+    """``chosen`` serves the call because of ``source``; ``reasons`` maps every backend to why it does not, or None.
 
     ``chosen`` is None where an explicit choice cannot serve: the call itself would raise BackendError.
     """
@@ -72,15 +49,16 @@ class Explanation:
         return "\n".join(lines)
 
 
-def backends() -> dict[str, str | None]:
+def available_backends() -> dict[str, str | None]:
     """Every backend, in the order of automatic choice, and why it is not available here (None: it is).
 
-    Judged for a plain float32 image on the device type that the backend is made for, and an operator that it has.
+    Judged for a plain float32 image on the kind of device that the backend is made for, and an operator that it has;
+    :func:`npr_kernels.which_backend` judges for a call.
     """
-    call = Call("npr_conv2d", "cpu", torch.float32, torch.float32, 2, 0)
+    call = Call("npr_conv2d", torch.device("cpu"), torch.float32, torch.float32, 2, 0)
     calls = {
-        "cuda": replace(call, operator="npr_stem", device="cuda"),
-        "triton": replace(call, device=triton.DEVICE),
+        "cuda": replace(call, operator="npr_stem", device=torch.device("cuda")),
+        "triton": replace(call, device=torch.device(triton.DEVICE)),
     }
     return {name: _BACKENDS[name].refusal(calls.get(name, call)) for name in ORDER}
 
@@ -113,20 +91,20 @@ def select(call: Call, argument: str | None = None) -> str:
             raise BackendError(f"backend {name!r} (chosen by {source}) cannot serve {call.operator}: {reason}")
         return name
     for name in ORDER:
-        if _BACKENDS[name].refusal(call) is None:
+        if _reason(name, call) is None:
             break
     if name == "eager" and not torch.compiler.is_compiling():
         _log_fallback(call)
     return name
 
 
-def explain(call: Call) -> Explanation:
+def which_backend(call: Call) -> Explanation:
     """As :func:`select`, with the reasons of all backends."""
     try:
         chosen = select(call)
     except BackendError:
         chosen = None
-    return Explanation(chosen, _explicit(None)[1], {name: _BACKENDS[name].refusal(call) for name in ORDER})
+    return Explanation(chosen, _explicit(None)[1], {name: _reason(name, call) for name in ORDER})
 
 
 def _explicit(argument: str | None) -> tuple[str | None, str]:
@@ -140,8 +118,13 @@ def _explicit(argument: str | None) -> tuple[str | None, str]:
     return (name, ENVIRONMENT_VARIABLE) if name else (None, "automatic choice")
 
 
+def _reason(name: str, call: Call) -> str | None:
+    """Why the automatic choice passes a backend over, None if it does not."""
+    return _BACKENDS[name].refusal(call) or proof.failure(name, call)
+
+
 def _log_fallback(call: Call) -> None:
-    reasons = "; ".join(f"{name}: {_BACKENDS[name].refusal(call)}" for name in ORDER if name != "eager")
+    reasons = "; ".join(f"{name}: {_reason(name, call)}" for name in ORDER if name != "eager")
     if reasons not in _logged:
         _logged.add(reasons)
         _logger.warning("%s runs on plain PyTorch (%s)", call.operator, reasons)

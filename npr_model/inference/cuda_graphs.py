@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -74,10 +75,19 @@ class CudaGraphs:
     def _capture(self, images: Tensor) -> Captured:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        images = images.clone(memory_format=torch.preserve_format)
+        images = _with_its_strides(images)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(images.device):
             # Decoding threads may allocate pinned memory meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 result = self._network(images)
             return Captured(images, graph.replay, result)
+
+
+def _with_its_strides(images: Tensor) -> Tensor:
+    """A copy. Where rows are padded, so that they begin at multiples of some bytes, those of the copy are, too."""
+    dimensions = sorted(zip(images.stride(), images.shape, strict=True))
+    if any(step * size > above for (step, size), (above, _) in pairwise([(1, 1), *dimensions])):
+        return images.clone(memory_format=torch.preserve_format)  # elements share memory, as those of an expanded image
+    copied = torch.empty_strided(images.shape, images.stride(), dtype=images.dtype, device=images.device)
+    return copied.copy_(images)

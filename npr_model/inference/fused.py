@@ -3,7 +3,8 @@
 Nothing is compiled at start. On the CPU a residual block is one kernel of ours, or, where there is none or where oneDNN
 uses matrix units, oneDNN's convolutions with bias, ReLU and residual sum fused and their weights laid out beforehand. A
 batch is scored PIXELS_AT_ONCE at a time, so that activations (2 MiB after each block at 256x256) stay in the caches
-from block to block. On a GPU, what is launched for a small batch is kept as a CUDA graph.
+from block to block. On a GPU a block is one kernel of ours in bfloat16 or float16, once it has proved itself, and
+what is launched for a small batch is kept as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from npr_kernels import bottleneck, fold_batch_norm, npr_stem
 from npr_kernels.info import cpu_capability, onednn_serves
+from npr_kernels.trunk import gpu_bottleneck
 from npr_model.detectors.npr import NPRDetector
 from npr_model.detectors.resnet import Bottleneck
 from npr_model.errors import InputError
@@ -110,8 +112,16 @@ class Average(nn.Module):
         return x.float().mean((2, 3), keepdim=True)
 
 
-def fused_trunk(detector: NPRDetector, dtype: torch.dtype) -> bottleneck.FusedBottlenecks:
-    """Residual blocks and average in evaluation mode as one kernel; for int8 all but the first on 8-bit activations."""
+def fused_trunk(detector: NPRDetector, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Residual blocks and average in evaluation mode, in kernels of ours: one for all on a CPU, one a block on a GPU.
+
+    For int8 all blocks but the first work on 8-bit activations.
+    """
+    if device.type == "cuda":
+        blocks = quantisation.blocks(detector).values()
+        layers = [(folded_layers(block), block.conv2.stride[0]) for block in blocks]
+        hopper = gpu_bottleneck.kernels_for(dtype, device) == "hopper"
+        return gpu_bottleneck.FusedBottlenecks(layers, dtype, averaged=True, hopper=hopper)
     steps = quantisation.block_steps(detector) if dtype == torch.int8 else {}
     made = []
     for name, block in quantisation.blocks(detector).items():
@@ -163,7 +173,7 @@ class InferenceDetector(nn.Module):
                 "in %s the network runs on plain PyTorch, slowly (%s)", str(trunk_dtype).removeprefix("torch."), why
             )
         if self.engine == "fused":
-            self.trunk = fused_trunk(detector, trunk_dtype)
+            self.trunk = fused_trunk(detector, trunk_dtype, device)
         else:
             onednn, blocks = self.engine == "onednn", quantisation.blocks(detector).values()
             trunk = nn.Sequential(*(FoldedBottleneck(block, self.dtype, onednn) for block in blocks), Average())
@@ -192,7 +202,11 @@ class InferenceDetector(nn.Module):
         broken = ~x.isfinite().flatten(1).all(1, keepdim=True) if images.is_floating_point() else None
         features = self.trunk(x).flatten(1)
         # Not F.linear, whose sums come in another order for another number of images: a logit is the image's alone.
-        logits = (features * self.head_weight).sum(1, keepdim=True) + self.head_bias
+        if self.engine == "fused" and features.is_cuda:
+            products = gpu_bottleneck.dot(features, self.head_weight[0])[:, None]
+        else:
+            products = (features * self.head_weight).sum(1, keepdim=True)
+        logits = products + self.head_bias
         return logits if broken is None else logits.masked_fill(broken, float("nan"))
 
 
@@ -215,6 +229,8 @@ def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool) -> str
             why = f"here ({missing})"
         if why:
             raise InputError(f"int8 is not supported {why}; use float32 or bfloat16")
+        return "fused"
+    if device.type == "cuda" and not compile and gpu_bottleneck.kernels_for(dtype, device):
         return "fused"
     if device.type != "cpu" or compile:
         return "torch"

@@ -31,6 +31,7 @@ from npr_model.verdicts import Calibration
 PENDING_PIXELS = 2**26  # decoded pixels that may wait for a batch of their size: 192 MiB
 IN_ORDER = 64  # images among which batches are gathered when the order is kept
 BATCH_PIXELS = 2**24  # pixels per batch, so that large images are scored a few at a time
+GPU_ROW_BYTES = 16  # rows of images on a GPU begin at multiples of it: its widest loads
 
 
 @dataclass
@@ -105,6 +106,7 @@ class Scorer:
         self._model = freeze(checkpoint.model.to(self.device), dtype)
         # A GPU gets the next batch before the rows of the last are built, so that it never waits.
         self._launched_ahead = 1 if self.device.type == "cuda" else 0
+        self._row_bytes = GPU_ROW_BYTES if self.device.type == "cuda" else 1
 
     @property
     def view(self) -> View:
@@ -283,17 +285,19 @@ class Scorer:
         """
         began = time.perf_counter()
         on_gpu = self.device.type == "cuda"
-        x = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=on_gpu)
-        np.stack(pixels, out=x.numpy())
-        x = x.permute(0, 3, 1, 2)
+        height, width, _ = pixels[0].shape
+        pitch = -(-3 * width // self._row_bytes) * self._row_bytes
+        rows = torch.empty((len(pixels), height, pitch), dtype=torch.uint8, pin_memory=on_gpu)
+        np.stack(pixels, out=_images(rows, width).numpy())
         if not on_gpu:
-            logits = self._model(x).squeeze(1).tolist()
+            logits = self._model(_images(rows, width).permute(0, 3, 1, 2)).squeeze(1).tolist()
             seconds = time.perf_counter() - began
             return lambda: (logits, seconds)
         stream = torch.cuda.current_stream(self.device)
         start, end = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))
         start.record(stream)
-        logits = self._model(x.to(self.device, non_blocking=True)).squeeze(1)
+        rows = rows.to(self.device, non_blocking=True)  # with the bytes between them, or it would be copied row by row
+        logits = self._model(_images(rows, width).permute(0, 3, 1, 2)).squeeze(1)
         copied = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
         copied.copy_(logits, non_blocking=True)
         end.record(stream)
@@ -309,3 +313,8 @@ class Scorer:
             return unscored(row, f"the network gave a logit of {logit}")
         probability = self.calibration.probability(logit)
         return replace(row, logit=logit, probability=probability, verdict=self.calibration.verdict(logit))
+
+
+def _images(rows: torch.Tensor, width: int) -> torch.Tensor:
+    """The pixels (N, H, width, 3) at the beginning of ``rows`` (N, H, bytes); the same memory."""
+    return rows[:, :, : 3 * width].unflatten(2, (width, 3))

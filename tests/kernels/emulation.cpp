@@ -30,21 +30,29 @@ void emulate(int processors, unsigned seed) {
   emulation::random_order.seed(seed);
 }
 
-const char* emulated_stem(const CallTask* task, const float* weight, const float* bias, void* out, int out_type,
-                          uint8_t* argmax) {
-  return stem({task->task(), weight, bias, out, static_cast<Type>(out_type), argmax}, nullptr);
+bool emulated_readable(const CallImage* x, int64_t batch) { return readable(x->image(), batch); }
+
+const char* emulated_stem(const CallTask* task, const void* weight, const void* bias, int weight_type, int bias_type,
+                          void* out, int out_type, uint8_t* argmax) {
+  return stem({task->task(), {weight, static_cast<Type>(weight_type)}, {bias, static_cast<Type>(bias_type)}, out,
+               static_cast<Type>(out_type), argmax}, nullptr);
 }
 
 const char* emulated_moments(const CallTask* task, double* first, double* second, double* partial) {
   return moments({task->task(), first, second, partial}, nullptr);
 }
 
-const char* emulated_stem_grad_weight(const CallTask* task, const CallImage* grad, const CallImage* argmax,
+const char* emulated_stem_grad_weight(const CallTask* task, const void* grad, int grad_type, const uint8_t* argmax,
                                       float* products, float* sums, double* partial) {
-  const Image positions = argmax->image();
-  const int64_t* const s = positions.stride;
-  return stem_grad_weight({task->task(), grad->image(), static_cast<const uint8_t*>(positions.data),
-                           {s[0], s[1], s[2], s[3]}, products, sums, partial}, nullptr);
+  return stem_grad_weight({task->task(), {grad, static_cast<Type>(grad_type)}, argmax, products, sums, partial}, nullptr);
+}
+
+// sizes: those of Bottleneck, from batch on.
+const char* emulated_bottleneck(const void* middle, const void* x, const void* weights, const float* bias2,
+                                const float* bias3, const float* next_bias, void* y, void* next_middle, float* sums,
+                                const int* sizes) {
+  return bottleneck({middle, x, weights, bias2, bias3, next_bias, y, next_middle, sums, sizes[0], sizes[1], sizes[2],
+                     sizes[3], sizes[4], sizes[5], sizes[6], sizes[7]}, nullptr);
 }
 
 }

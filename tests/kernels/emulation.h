@@ -23,6 +23,7 @@
 #define NPR_DEVICE inline
 #define NPR_CONSTANT constexpr
 #define NPR_KERNEL(threads, blocks) void
+#define NPR_LARGE_BLOCKS 2
 
 struct alignas(8) uint2 {
   uint32_t x, y;
@@ -38,7 +39,7 @@ namespace npr::cuda {
 namespace emulation {
 
 constexpr int kLanes = 32;
-constexpr size_t kStack = 256 << 10, kSharedMost = 228 << 10;
+constexpr size_t kStack = 256 << 10, kSharedMost = 227 << 10;
 
 inline int processors = 3;  // blocks that "fit on the device"
 inline std::mt19937 random_order(0);
@@ -66,7 +67,6 @@ struct Warp {  // where the lanes meet
   int arrived = 0, generation = 0;
   const void* instruction = nullptr;
   uint32_t in[kLanes][10], out[kLanes][4];
-  double in_double[kLanes];
   const unsigned char* row[kLanes];
 };
 
@@ -180,11 +180,42 @@ inline int block_threads() { return emulation::block.threads; }
 inline int block_index() { return emulation::block.index; }
 inline int block_row() { return emulation::block.row; }
 inline int blocks() { return emulation::block.count; }
+template <typename T>
+T anew(T value) {
+  return value;
+}
 inline unsigned char* shared_memory() { return emulation::block.shared; }
 
 inline void synchronize() {
   emulation::block.current->at_barrier = true;
   emulation::yield();
+}
+
+inline bool any(bool value) {
+  static bool found;
+  synchronize();
+  found = false;
+  synchronize();
+  found = found || value;
+  synchronize();
+  return found;
+}
+
+inline void synchronize_warp() {
+  static const char instruction = 0;
+  emulation::together(&instruction, [](emulation::Warp&) {});
+}
+
+inline uint32_t shuffle_up(uint32_t value, int lanes) {
+  static const char instruction = 0;
+  emulation::Warp& warp = emulation::my_warp();
+  const int me = emulation::my_lane();
+  warp.in[me][0] = value;
+  warp.in[me][1] = static_cast<uint32_t>(me < lanes ? me : me - lanes);
+  emulation::together(&instruction, [](emulation::Warp& w) {
+    for (auto i = 0; i < emulation::kLanes; ++i) w.out[i][0] = w.in[w.in[i][1]][0];
+  });
+  return warp.out[me][0];
 }
 
 inline uint32_t shuffle(uint32_t value, int lane) {
@@ -199,35 +230,43 @@ inline uint32_t shuffle(uint32_t value, int lane) {
   return warp.out[me][0];
 }
 
-inline double shuffle_xor(double value, int mask) {
-  static const char instruction = 0;
-  emulation::Warp& warp = emulation::my_warp();
-  const int me = emulation::my_lane();
-  warp.in_double[me] = value;
-  warp.in[me][0] = static_cast<uint32_t>(mask);
-  emulation::together(&instruction, [](emulation::Warp& w) {
-    double out[emulation::kLanes];
-    for (auto i = 0; i < emulation::kLanes; ++i) out[i] = w.in_double[static_cast<uint32_t>(i) ^ w.in[i][0]];
-    std::memcpy(w.in_double, out, sizeof out);
-  });
-  return warp.in_double[me];
-}
-
-inline uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
+inline uint32_t byte_signs(uint32_t a, uint32_t b, uint32_t selector) {
   const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
   uint32_t out = 0;
-  for (int i = 0; i < 4; ++i)
-    out |= static_cast<uint32_t>(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t nibble = selector >> 4 * i & 15, byte = static_cast<uint32_t>(bytes >> 8 * (nibble & 7) & 255);
+    out |= (nibble < 8 ? byte : byte >> 7 ? 255u : 0u) << 8 * i;
+  }
   return out;
+}
+inline uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) { return byte_signs(a, b, selector & 0x7777u); }
+
+inline void shift_left(uint32_t value, uint32_t bits, uint32_t& low, uint32_t& high) {
+  const uint64_t wide = bits < 64 ? static_cast<uint64_t>(value) << bits : 0;
+  low = static_cast<uint32_t>(wide);
+  high = static_cast<uint32_t>(wide >> 32);
 }
 
 inline float as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline uint32_t as_bits(float value) { return std::bit_cast<uint32_t>(value); }
 
-inline uint32_t load_word(const unsigned char* from) { return *reinterpret_cast<const uint32_t*>(from); }
+inline uint32_t shared_address(const unsigned char* memory) {
+  return static_cast<uint32_t>(memory - emulation::block.shared);
+}
+template <typename T>
+T load_shared(uint32_t from) {
+  if (from % sizeof(T)) emulation::fail("a load from shared memory is not aligned");
+  return *reinterpret_cast<const T*>(emulation::block.shared + from);
+}
+template <typename T>
+void store_shared(uint32_t to, T value) {
+  if (to % sizeof(T)) emulation::fail("a store to shared memory is not aligned");
+  *reinterpret_cast<T*>(emulation::block.shared + to) = value;
+}
 
 template <int kBytes>
-void copy_async(unsigned char* to, const unsigned char* from) {
+void copy_async(uint32_t address, const unsigned char* from) {
+  unsigned char* const to = emulation::block.shared + address;
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
   if (reinterpret_cast<uintptr_t>(to) % kBytes || reinterpret_cast<uintptr_t>(from) % kBytes)
     emulation::fail("an asynchronous copy is not aligned");
@@ -248,13 +287,6 @@ template <typename T>
 uint32_t pack(float low, float high) {
   return emulation::to_bits<T>(low) | static_cast<uint32_t>(emulation::to_bits<T>(high)) << 16;
 }
-inline float relu(float value) {
-  return std::isnan(value) ? std::bit_cast<float>(0x7fffffffu) : value > 0 ? value : 0.0f;
-}
-template <typename T>
-uint32_t pack_relu(float low, float high) {
-  return pack<T>(relu(low), relu(high));
-}
 template <typename T>
 float low_half(uint32_t pair) {
   return emulation::to_float<T>(static_cast<uint16_t>(pair));
@@ -264,20 +296,45 @@ float high_half(uint32_t pair) {
   return emulation::to_float<T>(static_cast<uint16_t>(pair >> 16));
 }
 template <typename T>
-uint32_t max_halves(uint32_t a, uint32_t b) {
-  const auto max = [](uint32_t x, uint32_t y) { return x > y ? x : y; };
-  return max(a & 0xffffu, b & 0xffffu) | max(a & 0xffff0000u, b & 0xffff0000u);
+float load_number(uint32_t from) {
+  if constexpr (sizeof(T) == 4) return load_shared<float>(from);
+  else return low_half<T>(load_shared<uint16_t>(from));
+}
+inline uint32_t subtract_halves(uint32_t a, uint32_t b) {
+  return pack<Float16>(low_half<Float16>(a) - low_half<Float16>(b), high_half<Float16>(a) - high_half<Float16>(b));
+}
+template <typename T>
+uint32_t multiply_halves(uint32_t a, uint32_t b) {
+  return pack<T>(low_half<T>(a) * low_half<T>(b), high_half<T>(a) * high_half<T>(b));
+}
+inline uint32_t max3(uint32_t a, uint32_t b, uint32_t c) {
+  return static_cast<uint32_t>(std::max({static_cast<int>(a), static_cast<int>(b), static_cast<int>(c)}));
+}
+inline uint32_t max3_relu(uint32_t a, uint32_t b, uint32_t c) { return max3(max3(a, b, c), 0, 0); }
+inline uint32_t max3_halves(uint32_t a, uint32_t b, uint32_t c) {
+  return (max3(a << 16, b << 16, c << 16) >> 16) | (max3(a, b, c) & 0xffff0000u);
+}
+inline uint32_t max3_halves_relu(uint32_t a, uint32_t b, uint32_t c) {
+  const uint32_t most = max3_halves(a, b, c);
+  return max3_halves(most, 0, 0);
+}
+inline uint32_t add_max(uint32_t a, uint32_t b, uint32_t c) { return max3(a + b, c, c); }
+inline uint32_t distance_of_bytes(uint32_t a, uint32_t b) {
+  uint32_t out = 0;
+  for (int i = 0; i < 32; i += 8)
+    out |= static_cast<uint32_t>(std::abs(static_cast<int>(a >> i & 255) - static_cast<int>(b >> i & 255))) << i;
+  return out;
 }
 
 template <typename T>
-void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
   static const char instruction = 0;
   emulation::Warp& warp = emulation::my_warp();
   uint32_t* const in = warp.in[emulation::my_lane()];
   for (int i = 0; i < 4; ++i) in[i] = a[i];
   in[4] = b0;
   in[5] = b1;
-  for (int i = 0; i < 4; ++i) in[6 + i] = as_bits(d[i]);
+  for (int i = 0; i < 4; ++i) in[6 + i] = as_bits(c[i]);
   emulation::together(&instruction, [](emulation::Warp& w) {
     float a[16][16], b[16][8];
     for (auto lane = 0; lane < emulation::kLanes; ++lane) {
@@ -294,16 +351,32 @@ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     }
     for (auto lane = 0; lane < emulation::kLanes; ++lane)
       for (int i = 0; i < 4; ++i) {
-        float sum = as_float(w.in[lane][6 + i]);
-        for (int k = 0; k < 16; ++k) sum += a[lane / 4 + i / 2 * 8][k] * b[k][lane % 4 * 2 + i % 2];
+        double exact = as_float(w.in[lane][6 + i]);
+        for (int k = 0; k < 16; ++k) exact += static_cast<double>(a[lane / 4 + i / 2 * 8][k]) * b[k][lane % 4 * 2 + i % 2];
+        float sum = static_cast<float>(exact);  // cut off, as tensor cores are found to do
+        if (std::abs(static_cast<double>(sum)) > std::abs(exact)) sum = std::nextafter(sum, 0.0f);
         w.out[lane][i] = as_bits(sum);
       }
   });
   for (int i = 0; i < 4; ++i) d[i] = as_float(warp.out[emulation::my_lane()][i]);
 }
 
-inline void load_transposed(uint32_t (&out)[4], const unsigned char* row) {
+inline void multiply_float16(uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const uint32_t (&c)[2]) {
+  const float wide[4] = {low_half<Float16>(c[0]), high_half<Float16>(c[0]), low_half<Float16>(c[1]), high_half<Float16>(c[1])};
+  float sum[4];
+  multiply<Float16>(sum, a, b0, b1, wide);
+  d[0] = pack<Float16>(sum[0], sum[1]);
+  d[1] = pack<Float16>(sum[2], sum[3]);
+}
+
+template <typename T>
+void multiply_half(float (&d)[4], const uint32_t (&a)[2], uint32_t b, const float (&c)[4]) {
+  multiply<T>(d, {a[0], a[1], 0, 0}, b, 0, c);
+}
+
+inline void load_transposed(uint32_t (&out)[4], uint32_t address) {
   static const char instruction = 0;
+  const unsigned char* const row = emulation::block.shared + address;
   if (reinterpret_cast<uintptr_t>(row) % 16) emulation::fail("a row for ldmatrix is not aligned");
   emulation::Warp& warp = emulation::my_warp();
   warp.row[emulation::my_lane()] = row;
@@ -331,6 +404,7 @@ const char* resident_blocks(void (*)(Arguments...), int threads, int64_t shared_
   return nullptr;
 }
 
+inline int64_t most_shared_bytes() { return emulation::kSharedMost; }
 inline int64_t multiprocessors() { return emulation::processors; }
 
 template <typename... Arguments>

@@ -18,13 +18,14 @@ import torch
 
 import npr_kernels
 from npr_kernels import arguments
-from npr_kernels.backends import cpu, cuda, extension, registry, triton
+from npr_kernels.backends import cpu, cuda, devices, extension, registry, triton
+from npr_kernels.backends.base import Call, Geometry
 from npr_kernels.info import cpu_capability
-from tests.cases import Case
+from npr_kernels.testing import Case
 from tests.conftest import ROOT
 
 needs_extension = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
-CALL = registry.Call("npr_conv2d", "cpu", torch.float32, torch.float32, 2, 0)
+CALL = Call("npr_conv2d", torch.device("cpu"), torch.float32, torch.float32, 2, 0)
 
 
 @pytest.fixture
@@ -94,21 +95,32 @@ def test_automatic_fallback_is_logged_once(without_extension, caplog):
     assert message.endswith("; cpu: the extension is on holiday)")
 
 
-def test_explain(without_extension):
+def test_which_backend(without_extension):
     x, weight, _ = Case().tensors()
-    explanation = npr_kernels.explain(x, weight)
+    explanation = npr_kernels.which_backend(x, weight)
     assert explanation.chosen == "eager" and explanation.source == "automatic choice"
     assert "cpu" in str(explanation) and "on holiday" in str(explanation)
     with npr_kernels.use_backend("eager"):
-        assert npr_kernels.explain(x).source == "use_backend"
+        assert npr_kernels.which_backend(x).source == "use_backend"
+    for operator in ("npr_stem", "npr_batch_norm_stem"):
+        reasons = npr_kernels.which_backend(x, weight, operator=operator, stride=1).reasons
+        assert "on holiday" in reasons["cpu"] and operator not in reasons["cuda"]
+    with pytest.raises(ValueError, match="operator must be"):
+        npr_kernels.which_backend(x, weight, operator="npr")
+
+
+def test_names_of_functions_hide_no_module():
+    """`import npr_kernels` alone reaches the packages below it by their names."""
+    assert npr_kernels.backends.registry is registry
+    assert not [name for name in npr_kernels.__all__ if f"npr_kernels.{name}" in sys.modules]
 
 
 def test_refusals_of_triton_name_the_reason(monkeypatch):
     monkeypatch.setattr(triton, "_INSTALLED", True)
-    call = registry.Call("npr", "mps", torch.float32, torch.float32, 2, 0)
+    call = Call("npr", torch.device("mps"), torch.float32, torch.float32, 2, 0)
     assert "x is on mps" in triton.refusal(call)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    call = replace(call, device=triton.DEVICE)
+    call = replace(call, device=torch.device(triton.DEVICE))
     assert triton.refusal(call) is None
     assert "float8" in triton.refusal(replace(call, weight_dtype=torch.float8_e4m3fn))
     monkeypatch.setattr(triton, "_INSTALLED", False)
@@ -118,13 +130,15 @@ def test_refusals_of_triton_name_the_reason(monkeypatch):
 def test_refusals_of_cuda_name_the_argument(monkeypatch):
     """What it serves does not depend on there being a GPU here."""
     monkeypatch.setattr(cuda, "MISSING", None)
+    monkeypatch.setattr(cuda, "ARCHITECTURES", "8.0;9.0a;10.0+PTX")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "capability", lambda device: (9, 0))
 
     def refusal(case: Case, operator: str = "npr_stem", device: str = "cuda") -> str | None:
         pairs = [arguments.pair("", value, 0) for value in (case.stride, case.padding)]
-        geometry = registry.Geometry(case.channels, case.out_channels, case.kernel, *pairs)
-        types = case.dtype, case.parameter_dtype
-        return cuda.refusal(registry.Call(operator, device, *types, case.grid_size, case.anchor, geometry))
+        geometry = Geometry(case.channels, case.out_channels, case.kernel, *pairs)
+        types = case.dtype, case.parameter_dtype, case.grid_size, case.anchor
+        return cuda.refusal(Call(operator, torch.device(device), *types, geometry))
 
     served = Case(out_channels=64)
     assert refusal(served) is None
@@ -139,12 +153,66 @@ def test_refusals_of_cuda_name_the_argument(monkeypatch):
     ):
         assert what in refusal(case)
     assert "npr_conv2d" in refusal(served, "npr_conv2d") and "x is on cpu" in refusal(served, device="cpu")
+    monkeypatch.setattr(devices, "capability", lambda device: (7, 5))
+    reason = "it is built for compute capability 8.0, 9.0a, 10.0+PTX, and cuda:1 has 7.5"
+    assert refusal(served, device="cuda:1").startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "runs", "does_not"),
+    [
+        ("8.0;9.0a;10.0+PTX", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)], [(7, 5), (6, 1)]),
+        ("9.0a", [(9, 0)], [(8, 0), (8, 9), (10, 0), (12, 0)]),
+        ("8.6 8.9", [(8, 6), (8, 9)], [(8, 0), (9, 0), (12, 0)]),
+        ("8.0+PTX", [(8, 0), (8, 6), (9, 0), (12, 1)], [(7, 5)]),
+        ("9.0a+PTX", [(9, 0)], [(10, 0)]),
+        ("10.0f;12.0f", [(10, 0), (10, 3), (12, 0), (12, 1)], [(9, 0), (11, 0)]),
+        ("Ampere;9.0", [(8, 0), (9, 0), (7, 5)], []),
+        ("", [(7, 5), (9, 0)], []),
+    ],
+)
+def test_architectures_and_capabilities(architectures, runs, does_not):
+    """The build's architectures, in torch's form; a name or nothing at all says too little to refuse."""
+    assert all(cuda.runs_on(capability, architectures) for capability in runs)
+    assert not any(cuda.runs_on(capability, architectures) for capability in does_not)
+
+
+def test_automatic_choice_below_the_capability_that_cuda_is_built_for(monkeypatch):
+    """A GPU of compute capability 7.5 is served by Triton, not by code that it cannot load."""
+    monkeypatch.setattr(cuda, "MISSING", None)
+    monkeypatch.setattr(cuda, "ARCHITECTURES", "8.0;9.0a+PTX")
+    monkeypatch.setattr(triton, "_INSTALLED", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("NPR_KERNELS_SELF_TEST", "0")  # there is no GPU to try it on
+    geometry = Geometry(3, 64, (3, 3), (2, 2), (1, 1))
+    call = Call("npr_stem", torch.device("cuda", 0), torch.uint8, torch.bfloat16, 2, 0, geometry)
+    for capability, expected in (((7, 5), "triton"), ((9, 0), "cuda")):
+        monkeypatch.setattr(devices, "capability", lambda device, found=capability: found)
+        assert registry.select(call) == expected
+
+
+def test_the_capability_is_asked_for_while_a_graph_is_traced(monkeypatch):
+    monkeypatch.setattr(cuda, "ARCHITECTURES", "8.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, device.index))
+    monkeypatch.setattr(devices, "_capabilities", {})
+
+    def chosen(x, device):
+        return x + 1 if cuda._unbuilt(device) is None else x
+
+    torch._dynamo.reset()
+    compiled = torch.compile(chosen, fullgraph=True, backend="eager")
+    first, other = torch.device("cuda", 0), torch.device("cuda", 6)
+    assert compiled(torch.zeros(()), first) == compiled(torch.zeros(()), other) == 1
+    monkeypatch.setattr(cuda, "ARCHITECTURES", "8.6")
+    torch._dynamo.reset()
+    assert compiled(torch.zeros(()), first) == 0 and compiled(torch.zeros(()), other) == 1
+    assert devices._capabilities == {first: (8, 0), other: (8, 6)}
 
 
 @needs_extension
 def test_refusals_name_the_reason():
-    assert "on cuda" in cpu.refusal(registry.Call("npr", "cuda", torch.float32, torch.float32, 2, 0))
-    reason = cpu.refusal(registry.Call("npr", "cpu", torch.float8_e4m3fn, torch.float32, 2, 0))
+    assert "on cuda" in cpu.refusal(replace(CALL, device=torch.device("cuda")))
+    reason = cpu.refusal(replace(CALL, x_dtype=torch.float8_e4m3fn))
     assert "float8" in reason
 
 
@@ -237,7 +305,7 @@ def test_a_failed_load_never_breaks_the_import(broken, tmp_path):
         (tmp_path / "npr_kernels" / "_C.abi3.so").write_bytes(b"this is no library")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import npr_kernels, torch, json;"
-        "npr_kernels.npr(torch.zeros(1, 3, 4, 4)); print(json.dumps(npr_kernels.backends()))"
+        "npr_kernels.npr(torch.zeros(1, 3, 4, 4)); print(json.dumps(npr_kernels.available_backends()))"
     )
     result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -251,6 +319,7 @@ def test_info_reports_everything():
     )
     info = json.loads(result.stdout)
     assert info["torch"] == torch.__version__
+    assert len(info["gpus"]) == torch.cuda.device_count()
     assert set(info["backends"]) == {"cuda", "triton", "cpu", "eager"}
     if not extension.FAILURE:
         assert info["build"]["torch"] and info["build"]["compiler"] and info["cpu_capability"]
@@ -315,6 +384,7 @@ def test_the_toolkit_behind_a_script_is_found(tmp_path):
     nvcc.write_text("#!/bin/sh\necho 'tools, release 13.0, V13.0.1'\necho '#$ _HERE_=/opt/toolkit/bin' >&2\n")
     nvcc.chmod(0o755)
     environment = {**os.environ, "NPR_KERNELS_BUILD": "cuda", "PYTHONPATH": str(tmp_path / "fakes")}
+    environment["TORCH_CUDA_ARCH_LIST"] = "8.0;9.0"
     environment["PATH"] = f"{nvcc.parent}{os.pathsep}{environment['PATH']}"
     for name in ("CUDA_HOME", "CUDA_PATH"):
         environment.pop(name, None)
@@ -323,6 +393,8 @@ def test_the_toolkit_behind_a_script_is_found(tmp_path):
     )
     kernels = len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
     assert f"toolkit /opt/toolkit of {kernels}" in result.stdout, result.stderr
+    info = json.loads((tmp_path / "npr_kernels" / "_build_info.json").read_text())
+    assert info["CUDA architectures"] == "8.0;9.0a"  # with the instructions of Hopper alone
 
 
 def test_build_none_compiles_nothing(tmp_path):
@@ -338,7 +410,7 @@ def test_build_none_compiles_nothing(tmp_path):
         cwd=tmp_path,
         env={**os.environ, "NPR_KERNELS_BUILD": "none"},
     )
-    code = "import npr_kernels; print(npr_kernels.backends()['cpu'])"
+    code = "import npr_kernels; print(npr_kernels.available_backends()['cpu'])"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path / "installed", check=True
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from npr_kernels import bottleneck
 from npr_kernels.backends import extension
 from npr_kernels.bottleneck import FusedBottleneck, FusedBottlenecks
-from tests.tolerances import assert_close, error
+from npr_kernels.testing import assert_close, error
 
 pytestmark = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,15 +8,14 @@ import torch
 import npr_kernels
 from npr_kernels import arguments, reference
 from npr_kernels.backends import cuda as backend
-from tests.cases import Case, on
+from npr_kernels.testing import Case, assert_close, error, on
 from tests.kernels.test_cuda_emulated import CASES, convolution, exact, patches, windows
-from tests.tolerances import assert_close, error
 
 
 @pytest.fixture(autouse=True)
 def device(cuda):
     """Every test here needs the GPU, and an extension with the CUDA kernels."""
-    reason = npr_kernels.backends()["cuda"]
+    reason = npr_kernels.available_backends()["cuda"]
     assert reason is None, reason
     return cuda
 
@@ -67,6 +66,20 @@ def test_what_trains_the_stem(case: Case, device):
         assert error(found.cpu(), expected) < 2e-6
     for found, expected in zip(moments, (seen.sum((0, 2)), torch.einsum("nal,nbl->ab", seen, seen)), strict=True):
         assert error(found.cpu(), expected) < (1e-14 if x.dtype == torch.uint8 else 2e-6)
+
+
+WALKS = [
+    Case(dtype=x, weight_dtype=d, out_channels=64, batch=b, height=h, width=w, layout=layout)
+    for x, d in ((torch.uint8, torch.bfloat16), (torch.uint8, torch.float32), (torch.float32, torch.float32))
+    for b, h, w, layout in ((128, 64, 64, "channels_last"), (2, 4096, 128, "contiguous"))
+]
+
+
+@pytest.mark.parametrize("case", WALKS, ids=str)
+def test_long_walk(case: Case, device):
+    """Every block goes through many rows with the same memory: of images in a row, and of a tall one."""
+    test_stem(case, device)
+    test_what_trains_the_stem(case, device)
 
 
 LARGE = Case(batch=8, height=200, width=312, dtype=torch.uint8, weight_dtype=torch.bfloat16, out_channels=64)

@@ -11,20 +11,33 @@ import pytest
 from tests.conftest import ROOT
 
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-ARCHITECTURES = ("80", "90", "100")
+ARCHITECTURES = ("80", "90a", "100")
 # A kernel's registers, so that the blocks it asks for (its __launch_bounds__) fit on a processor of 65536.
 REGISTERS = {
     ("stem_kernel", "BFloat16, false"): 128,
     ("stem_kernel", "Float16, false"): 128,
     ("stem_kernel", ""): 168,
-    ("moments_kernel", ""): 255,
-    ("stem_grad_weight_kernel", "float"): 255,
-    ("stem_grad_weight_kernel", ""): 168,
+    ("moments_kernel", "float"): 255,
+    ("moments_kernel", ""): 128,
+    ("tensor_core_kernel", "float"): 255,
+    ("tensor_core_kernel", ""): 128,
+    ("plain_kernel", "float"): 255,
+    ("plain_kernel", ""): 168,
     ("finish", ""): 64,
+    ("bottleneck_kernel", "64, 1, 64, 1, 64"): 128,
+    ("bottleneck_kernel", "64, 1, 0, 1, 64"): 128,
+    ("bottleneck_kernel", "128, 2"): 255,
+    ("bottleneck_kernel", ""): 168,
 }
 
 
-def bound(kernel: str) -> int:
+# Bytes that may be spilled where it costs nothing: not in the loop over the rows.
+SPILLED = {"stem_kernel<npr::cuda::BFloat16, true, false": 64, "stem_kernel<npr::cuda::Float16, true, false": 64}
+
+
+def bound(kernel: str, architecture: str) -> int:
+    if "tensor_core_kernel" in kernel and architecture == "80":  # shared memory holds one block
+        return 255
     return next(most for (name, arguments), most in REGISTERS.items() if name in kernel and arguments in kernel)
 
 
@@ -46,6 +59,12 @@ def test_no_spills(source, architecture, tmp_path):
         re.DOTALL,
     )
     assert kernels
+    assert "(C75" not in text  # the compiler says so where it makes products wait for each other
+    if architecture == "90a" and source.stem == "bottleneck":  # elsewhere the kernel is empty
+        assert all(int(registers) > 100 for *_, registers in kernels)
     for kernel, stores, loads, registers in kernels:
-        assert (stores, loads) == ("0", "0"), f"{kernel} spills {stores} bytes"
-        assert int(registers) <= bound(kernel), f"{kernel} uses {registers} registers"
+        allowed = next(
+            (most for name, most in SPILLED.items() if name in kernel.replace("(anonymous namespace)::", "")), 0
+        )
+        assert max(int(stores), int(loads)) <= allowed, f"{kernel} spills {stores} bytes"
+        assert int(registers) <= bound(kernel, architecture), f"{kernel} uses {registers} registers"

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from npr_kernels import arguments, reference
 from npr_kernels.backends.cuda import DTYPES
-from tests.cases import TABLE, Case
+from npr_kernels.testing import TABLE, Case, assert_close, error
 from tests.conftest import ROOT
-from tests.tolerances import assert_close, error
 
 TYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)  # in the order of npr::cuda::Type
+POISON = dict.fromkeys(TYPES, float("nan")) | {torch.uint8: 255}
 EPS = {dtype: torch.finfo(dtype).eps for dtype in DTYPES}
 
 
@@ -38,6 +38,18 @@ CASES += [  # several strips, several walks of a block, batches that do not divi
     Case(dtype=torch.uint8, weight_dtype=d, out_channels=16, batch=b, height=h, width=w, layout=layout, anchor=3)
     for d in DTYPES
     for b, h, w, layout in ((3, 30, 38, "contiguous"), (1, 14, 262, "channels_last"), (2, 6, 520, "sliced"))
+]
+# A block goes through many rows with the same memory: of one image, and of one image after another.
+LONG_WALKS = [
+    Case(dtype=x, weight_dtype=d, out_channels=32, batch=b, height=h, width=w, layout=layout)
+    for x, d in ((torch.uint8, torch.bfloat16), (torch.uint8, torch.float32), (torch.bfloat16, torch.bfloat16))
+    for b, h, w, layout in ((5, 64, 64, "channels_last"), (1, 402, 30, "contiguous"))
+]
+CASES += LONG_WALKS
+CASES += [  # strips of whole warpgroups
+    Case(dtype=torch.uint8, weight_dtype=d, out_channels=o, batch=3, height=h, width=w, layout=layout)
+    for d in (torch.bfloat16, torch.float16)
+    for o, h, w, layout in ((64, 22, 128, "channels_last"), (80, 7, 250, "contiguous"), (16, 4, 402, "pitched"))
 ]
 
 
@@ -83,29 +95,40 @@ class Emulation:
         failure = function(*pointers)
         assert failure is None, failure
 
+    def readable(self, x: Tensor) -> Tensor:
+        """x, or the copy that the operators make of what the kernels cannot read."""
+        self.library.emulated_readable.restype = ctypes.c_bool
+        if self.library.emulated_readable(ctypes.byref(CImage(x)), ctypes.c_int64(x.shape[0])):
+            return x
+        n, c, h, w = x.shape
+        copy = torch.full((n, h, -(-w // 16) * 16, c), POISON[x.dtype], dtype=x.dtype).permute(0, 3, 1, 2)[..., :w]
+        return copy.copy_(x)
+
     def stem(self, x, weight, bias, anchor, scale, argmax: bool) -> tuple[Tensor, Tensor | None]:
         shape = pooled_shape(x, weight.shape[0])
         pooled = poisoned(shape, weight.dtype).contiguous(memory_format=torch.channels_last)
         positions = torch.full(shape, 77, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-        parameters = [None if t is None else t.float().contiguous() for t in (weight, bias)]
-        self._call(
-            "emulated_stem", CTask(x, weight.shape[0], anchor, scale), *parameters, pooled,
-            TYPES.index(weight.dtype), positions if argmax else None,
-        )  # fmt: skip
-        return pooled, positions if argmax else None
+        x, types = self.readable(x), [TYPES.index((t if t is not None else weight).dtype) for t in (weight, bias)]
+        task = CTask(x, weight.shape[0], anchor, scale)
+        out_type, argmax = types[0], positions if argmax else None
+        self._call("emulated_stem", task, weight, bias, *types, pooled, out_type, argmax)
+        return pooled, argmax
 
     def moments(self, x, anchor, scale) -> tuple[Tensor, Tensor]:
         first, second = poisoned((27,), torch.float64), poisoned((27, 27), torch.float64)
-        partial = poisoned((4 * self.processors, 28, 28), torch.float64)
+        partial = poisoned((4 * self.processors, 27, 28), torch.float64)
+        x = self.readable(x)
         self._call("emulated_moments", CTask(x, 16, anchor, scale), first, second, partial)
         return first, second
 
     def stem_grad_weight(self, grad, argmax, x, anchor, scale) -> tuple[Tensor, Tensor]:
         out_channels = grad.shape[1]
         products, sums = poisoned((out_channels, 27), torch.float32), poisoned((out_channels,), torch.float32)
-        partial = poisoned((4 * self.processors, out_channels, 28), torch.float64)
+        partial = poisoned((4 * self.processors, -(-out_channels // 64) * 64, 32), torch.float64)
+        x, type_ = self.readable(x), TYPES.index(grad.dtype)
         task = CTask(x, out_channels, anchor, scale)
-        self._call("emulated_stem_grad_weight", task, CImage(grad), CImage(argmax), products, sums, partial)
+        grad, argmax = (t.contiguous(memory_format=torch.channels_last) for t in (grad, argmax))  # as the operator does
+        self._call("emulated_stem_grad_weight", task, grad, type_, argmax, products, sums, partial)
         return products, sums
 
 
@@ -151,6 +174,28 @@ def convolution(anchor: int, scale: tuple[float, ...]) -> tuple:
 
 def exact(*tensors):
     return [None if t is None else t if t.dtype == torch.uint8 else t.double() for t in tensors]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_of_any_size(dtype: torch.dtype, emulation: Emulation):
+    """Each channel is as exact as it can be, however small or large its weights: they are rounded as float16."""
+    (x, weight, bias), anchor, _ = call(Case(dtype=torch.uint8, weight_dtype=torch.float64, out_channels=16, width=38))
+    powers = torch.logspace(-9, 9, 16, base=2 if dtype == torch.float16 else 10, dtype=torch.float64)
+    weight, bias = ((t * powers.view(-1, *[1] * (t.dim() - 1))).to(dtype) for t in (weight, bias))
+    pooled, _ = emulation.stem(x, weight, bias, anchor, (2 / 3 / 255,), False)
+    truth = reference.npr_stem(*exact(x, weight, bias), *convolution(anchor, (2 / 3 / 255,)))
+    for found, expected in zip(pooled.unbind(1), truth.unbind(1), strict=True):
+        assert error(found, expected) < (2e-3 if dtype == torch.float16 else 4 * EPS[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_rounds_to_minus_zero_has_no_argmax(dtype: torch.dtype, emulation: Emulation):
+    x = torch.full((2, 3, 24, 32), 7, dtype=torch.uint8)
+    weight = torch.zeros(16, 3, 3, 3, dtype=dtype)
+    for bias in (-1e-8, -0.0, -1e-30):
+        biases = torch.full((16,), bias, dtype=torch.float32)
+        pooled, positions = emulation.stem(x, weight, biases, 0, (1.0,), True)
+        assert (pooled == 0).all() and (positions == 9).all()
 
 
 @pytest.mark.parametrize("argmax", [False, True])

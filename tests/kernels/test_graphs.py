@@ -10,8 +10,7 @@ from torch import nn
 
 import npr_kernels
 from npr_kernels.backends import cpu, extension
-from tests.cases import Case
-from tests.tolerances import error
+from npr_kernels.testing import Case, error
 
 needs_extension = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
 BACKENDS = [pytest.param("cpu", marks=needs_extension), "eager"]

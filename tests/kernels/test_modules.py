@@ -12,8 +12,7 @@ from torch import nn
 
 import npr_kernels
 from npr_kernels import reference
-from tests.cases import Case
-from tests.tolerances import error
+from npr_kernels.testing import Case, error
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

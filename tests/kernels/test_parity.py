@@ -8,13 +8,12 @@ import torch.nn.functional as F
 
 import npr_kernels
 from npr_kernels.backends import registry
-from tests.cases import GRIDS, IMAGE_DTYPES, TABLE, Case
-from tests.tolerances import allowed, assert_close, error
+from npr_kernels.testing import GRIDS, IMAGE_DTYPES, TABLE, Case, allowed, assert_close, error, pool_at
 
 DEVICES = {"triton": "cuda", "cpu": "cpu", "eager": "cpu"}  # cuda serves the stem only: test_cuda.py
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=str(reason)))
-    for name, reason in npr_kernels.backends().items()
+    for name, reason in npr_kernels.available_backends().items()
     if name in DEVICES
 ]
 FAST = [backend for backend in BACKENDS if backend.values[0] != "eager"]  # eager is what they are compared with
@@ -94,19 +93,6 @@ def pool_as(backend: str, case: Case, x, weight, bias):
     return pool
 
 
-def pool_at(argmax):
-    """ReLU and pooling as a function of the convolution's output that takes the values at these positions."""
-    positive = argmax != 9
-    position = argmax.long().where(positive, 4)  # the middle of a window is never outside
-    row, column = (2 * torch.arange(n, device=argmax.device) - 1 for n in argmax.shape[2:])
-
-    def pool(y):
-        chosen = (row[:, None] + position // 3) * y.shape[3] + column + position % 3
-        return y.flatten(2).gather(2, chosen.flatten(2)).view_as(chosen) * positive
-
-    return pool
-
-
 def gradients(operator, case: Case, backend: str, *tensors):
     """Gradients to all floating point inputs, of the output weighted by fixed random numbers."""
     tensors = [None if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
@@ -180,6 +166,23 @@ def test_gradients_repeat_to_the_bit(backend):
         gradients(npr_kernels.npr_conv2d, case, backend, *case.tensors(DEVICES[backend])) for _ in range(2)
     )
     assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_float32_of_triton_is_exact_whatever_torch_says_of_tf32(dtype, operator, cuda):
+    """As exact as the CPU's, which knows no TF32, and the same to the bit."""
+    case = Case(dtype=dtype, height=24, width=64, out_channels=64)
+    tensors, truth = case.tensors(), operator(*double(*case.tensors()), backend="eager", **case.options)
+    results, before = [], torch.backends.cudnn.conv.fp32_precision
+    try:
+        for precision in ("tf32", "ieee"):
+            torch.backends.cudnn.conv.fp32_precision = precision
+            results.append(operator(*case.tensors(cuda), backend="triton", **case.options).cpu())
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+    assert_close(results[0], operator(*tensors, backend="eager", **case.options), truth)
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("backend", FAST)

@@ -20,8 +20,8 @@ from npr_kernels.bottleneck import (
     Steps,
     _winograd_integers,
 )
+from npr_kernels.testing import error
 from tests.kernels.test_bottleneck import SHAPES, composed, layers
-from tests.tolerances import error
 
 REASON = bottleneck.refusal(torch.int8, 64)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=str(REASON))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npr_kernels import reference
-from tests.cases import GRIDS, Case
+from npr_kernels.testing import GRIDS, Case
 
 
 def npr_by_loops(x: torch.Tensor, grid_size: int, anchor: int | str) -> torch.Tensor:

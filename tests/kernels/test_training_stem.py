@@ -14,10 +14,9 @@ from torch import Tensor, nn
 import npr_kernels
 from npr_kernels import arguments
 from npr_kernels.backends import registry
-from tests.cases import TABLE, Case
+from npr_kernels.testing import TABLE, Case, assert_close, error, pool_at
 from tests.kernels.test_parity import BACKENDS as ALL_BACKENDS
-from tests.kernels.test_parity import DEVICES, double, pool_at
-from tests.tolerances import assert_close, error
+from tests.kernels.test_parity import DEVICES, double
 
 # On a GPU the training step is checked by test_cuda.py, and by the parity gate of benchmarks.ops.
 BACKENDS = [backend for backend in ALL_BACKENDS if DEVICES[backend.values[0]] == "cpu"]
@@ -356,7 +355,7 @@ def of_processes(tmp_path_factory) -> list[dict]:
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("needs torch.distributed with Gloo")
     folder = tmp_path_factory.mktemp("processes")
-    backends = [name for name, reason in npr_kernels.backends().items() if not reason]
+    backends = [name for name, reason in npr_kernels.available_backends().items() if not reason]
     torch.multiprocessing.spawn(process, (str(folder), backends), PROCESSES)
     return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
 

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 
 import npr_kernels
 from npr_kernels import reference
-from npr_kernels.backends import registry
-from tests.cases import GRIDS, IMAGE_DTYPES, LAYOUTS, TABLE, Case
+from npr_kernels.backends import proof, registry
+from npr_kernels.backends import triton as triton_backend
+from npr_kernels.testing import GRIDS, IMAGE_DTYPES, LAYOUTS, TABLE, Case, assert_close, error
 from tests.conftest import ROOT
 from tests.kernels.test_parity import double, gradients
-from tests.tolerances import assert_close, error
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
@@ -206,6 +206,20 @@ def test_argmax_takes_the_first_among_equals():
 
 
 @interpreted
+@pytest.mark.parametrize(("bias", "scale"), [(-1e-8, 0.0), (0.0, 1e-12), (-1e-8, 1e-12)])
+def test_what_fp16_rounds_to_zero_is_not_positive(bias, scale):
+    """A bias of -1e-8 becomes -0.0, whose bits are the largest if taken as unsigned; 1e-10 is positive in float32."""
+    x, weight, _ = Case(dtype=torch.uint8, weight_dtype=torch.float16).tensors()
+    bias = torch.full((8,), bias).half()
+    assert not bias.any()
+    options = ((2, 2), (1, 1), 2, 0, (scale or 1.0,))
+    weight = weight if scale else torch.zeros_like(weight)
+    pooled, argmax = registry.get("triton").npr_stem_argmax(x, weight, bias, *options)
+    assert not pooled.any() and not pooled.signbit().any()
+    assert (argmax == 9).all()
+
+
+@interpreted
 @pytest.mark.parametrize("case", STEM_CASES, ids=str)
 def test_stem_grad_weight(case: Case):
     x, weight, bias = case.tensors()
@@ -291,6 +305,43 @@ def test_compile_and_export():
 
 @interpreted
 def test_the_interpreter_serves_cpu_tensors_and_says_so():
-    assert npr_kernels.backends()["triton"] is None
-    call = registry.Call("npr", "cuda", torch.float32, torch.float32, 2, 0)
+    assert npr_kernels.available_backends()["triton"] is None
+    call = registry.Call("npr", torch.device("cuda"), torch.float32, torch.float32, 2, 0)
     assert "CPU tensors while TRITON_INTERPRET=1" in registry.get("triton").refusal(call)
+
+
+@interpreted
+@pytest.mark.parametrize("dtypes", [(torch.uint8, torch.bfloat16), (torch.float32, torch.float32)])
+def test_kernels_prove_themselves_before_the_automatic_choice(dtypes, monkeypatch, caplog):
+    """As on a GPU: the first automatic use of each operator tries it and its gradients on a small case."""
+    for name, value in {"_verdicts": {}, "ROWS": 4, "COLUMNS": 20}.items():  # small enough for the interpreter
+        monkeypatch.setattr(proof, name, value)
+    x, weight, bias = Case(dtype=dtypes[0], weight_dtype=dtypes[1], batch=1).tensors()
+    tensors = [t.requires_grad_(t.is_floating_point()) for t in (x, weight, bias)]
+    out = npr_kernels.npr_conv2d(*tensors).sum() + npr_kernels.npr(x).sum() + npr_kernels.npr_stem(*tensors).sum()
+    (out + npr_kernels.npr_batch_norm_stem(*tensors, None, None, None, None).sum()).backward()
+    assert all(t.grad is not None for t in tensors if t.requires_grad)
+    operators = {call.operator for name, call in proof._verdicts if name == "triton"}
+    assert operators == {"npr", "npr_conv2d", "npr_stem", "npr_batch_norm_stem"}
+    assert set(proof._verdicts.values()) == {None} and not caplog.records
+
+
+@interpreted
+def test_a_wrong_triton_kernel_is_passed_over(monkeypatch, caplog):
+    monkeypatch.setattr(proof, "_verdicts", {})
+    monkeypatch.setattr(proof, "_logged", set())
+    right = triton_backend.npr_conv2d
+    monkeypatch.setattr(triton_backend, "npr_conv2d", lambda *args: right(*args) * 1.001)
+    x, weight, bias = Case(batch=1).tensors()
+    for _ in range(2):
+        explanation = npr_kernels.which_backend(x, weight)
+        assert explanation.chosen in ("cpu", "eager") and "npr_conv2d has error" in explanation.reasons["triton"]
+        assert_close(
+            npr_kernels.npr_conv2d(x, weight, bias),
+            npr_kernels.npr_conv2d(x, weight, bias, backend="eager"),
+            npr_kernels.npr_conv2d(*double(x, weight, bias), backend="eager"),
+        )
+    (message,) = (record.getMessage() for record in caplog.records if "triton backend" in record.getMessage())
+    assert message.startswith(
+        "the triton backend is not used for npr_conv2d of float32 images and float32 weights on cpu"
+    )

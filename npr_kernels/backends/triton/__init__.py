@@ -26,7 +26,7 @@ def refusal(call) -> str | None:
     """Why this backend cannot serve ``call``, or None if it can."""
     if not _INSTALLED:
         return "Triton is not installed (pip install triton)"
-    if call.device != DEVICE:
+    if call.device.type != DEVICE:
         interpreted = " while TRITON_INTERPRET=1 is set" if DEVICE == "cpu" else ""
         return f"it serves {DEVICE.upper()} tensors{interpreted}, x is on {call.device}"
     if DEVICE == "cuda" and not torch.cuda.is_available():

@@ -7,13 +7,13 @@ of a 256x256 image), the map in float32 written once and read once (1.5 MiB).
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
-from npr_kernels.backends.triton.patches import channel_factor, multiply, tile_positions
+from npr_kernels.backends.triton.launch import kernel
+from npr_kernels.backends.triton.patches import channel_factor, channel_offsets, multiply, tile_positions
 
 
-@triton.jit
+@kernel
 def npr_conv2d_grad_map_kernel(
     grad,  # (N, O, OH, OW), any strides
     weight,  # (O, K), contiguous
@@ -28,9 +28,10 @@ def npr_conv2d_grad_map_kernel(
     out_width,
     out_channels,
     GEOMETRY: tl.constexpr,
+    GRAD_UNIT: tl.constexpr,  # see channel_offsets
     T: tl.constexpr,
-    PRODUCT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    FACTOR: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -58,14 +59,14 @@ def npr_conv2d_grad_map_kernel(
             start = n * grad_stride_n + y.to(tl.int64) * grad_stride_h + x.to(tl.int64) * grad_stride_w
             for first in range(0, out_channels, BLOCK_O):
                 outputs = first + tl.arange(0, BLOCK_O)
-                offsets = start[:, None] + (outputs.to(tl.int64) * grad_stride_o)[None, :]
+                offsets = channel_offsets(start, outputs, grad_stride_o, GRAD_UNIT)
                 there = inside[:, None] & (outputs < out_channels)[None, :]
-                gradient = tl.load(grad + offsets, mask=there, other=0.0).to(PRODUCT)
+                gradient = tl.load(grad + offsets, mask=there, other=0.0).to(FACTOR)
                 offsets = (outputs.to(tl.int64) * CHANNELS)[:, None] + channels[None, :]
                 there = (outputs < out_channels)[:, None] & (channels < CHANNELS)[None, :]
                 weights = tl.load(weight + (offsets * TAPS + ky * KERNEL_WIDTH + kx), mask=there, other=0.0)
-                weights = (weights.to(T) * factor[None, :]).to(PRODUCT)
-                total = multiply(gradient, weights, total, PRECISION)
+                weights = (weights.to(T) * factor[None, :]).to(FACTOR)
+                total += multiply(gradient, weights, T, SPLIT)
     i = rows * STRIDE_HEIGHT + (residue_y - GEOMETRY.padding_height)
     j = columns * STRIDE_WIDTH + (residue_x - GEOMETRY.padding_width)
     there = ((i < height) & (j < width))[:, None] & (channels < CHANNELS)[None, :]

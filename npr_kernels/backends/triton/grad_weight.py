@@ -7,12 +7,13 @@ image, 0.7 us at 3 TB/s; 67 MFLOP an image on tensor cores are 0.1 us.
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from npr_kernels.backends.triton.launch import kernel
 from npr_kernels.backends.triton.patches import (
     cell_patch,
     cell_row,
+    channel_offsets,
     gather_patches,
     image_start,
     multiply,
@@ -21,7 +22,7 @@ from npr_kernels.backends.triton.patches import (
 )
 
 
-@triton.jit
+@kernel
 def npr_conv2d_grad_weight_kernel(
     grad,  # (N, O, OH, OW), any strides
     x,  # (N, C, H, W), any strides
@@ -41,9 +42,11 @@ def npr_conv2d_grad_weight_kernel(
     out_channels,
     tiles,
     GEOMETRY: tl.constexpr,
+    GRAD_UNIT: tl.constexpr,  # see channel_offsets
     T: tl.constexpr,
-    PRODUCT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PATCH: tl.constexpr,
+    FACTOR: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -53,7 +56,6 @@ def npr_conv2d_grad_weight_kernel(
     ELEMENTS: tl.constexpr = GEOMETRY.channels * GEOMETRY.kernel_height * GEOMETRY.kernel_width
     outputs = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     first = tl.program_id(2) * BLOCK_K
-    channel_offsets = (outputs.to(tl.int64) * grad_stride_o)[None, :]
     total = tl.zeros((BLOCK_K, BLOCK_O), T)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         if GEOMETRY.paper:
@@ -65,9 +67,10 @@ def npr_conv2d_grad_weight_kernel(
                 columns = 2 * pairs + side
                 there = (inside & (columns < out_width))[:, None] & (outputs < out_channels)[None, :]
                 start = n * grad_stride_n + rows.to(tl.int64) * grad_stride_h + columns.to(tl.int64) * grad_stride_w
-                gradient = tl.load(grad + (start[:, None] + channel_offsets), mask=there, other=0.0).to(PRODUCT)
-                patch = cell_patch(upper, lower, 2 + side, tl.zeros_like(upper[0]), PRODUCT)
-                total = multiply(tl.trans(patch), gradient, total, PRECISION)
+                offsets = channel_offsets(start, outputs, grad_stride_o, GRAD_UNIT)
+                gradient = tl.load(grad + offsets, mask=there, other=0.0).to(FACTOR)
+                patch = cell_patch(upper, lower, 2 + side, tl.zeros_like(upper[0]), PATCH)
+                total += multiply(tl.trans(patch), gradient, T, SPLIT)
         else:
             n, rows, columns, inside = tile_positions(tile, out_height, out_width, BLOCK_Y, BLOCK_X)
             image = image_start(x, n, stride_n, GEOMETRY)
@@ -76,8 +79,9 @@ def npr_conv2d_grad_weight_kernel(
             )
             there = inside[:, None] & (outputs < out_channels)[None, :]
             start = n * grad_stride_n + rows.to(tl.int64) * grad_stride_h + columns.to(tl.int64) * grad_stride_w
-            gradient = tl.load(grad + (start[:, None] + channel_offsets), mask=there, other=0.0).to(PRODUCT)
-            total = multiply(tl.trans(patch.to(PRODUCT)), gradient, total, PRECISION)
+            offsets = channel_offsets(start, outputs, grad_stride_o, GRAD_UNIT)
+            gradient = tl.load(grad + offsets, mask=there, other=0.0).to(FACTOR)
+            total += multiply(tl.trans(patch.to(PATCH)), gradient, T, SPLIT)
     k = first + tl.arange(0, BLOCK_K)
     there = (k < ELEMENTS)[:, None] & (outputs < out_channels)[None, :]
     start = (tl.program_id(0).to(tl.int64) * out_channels + outputs) * ELEMENTS

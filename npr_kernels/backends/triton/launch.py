@@ -1,16 +1,14 @@
-"""Launches: on the tensors' device and its current stream, with the fastest of a few tile sizes.
+"""Launches: on the tensors' device and its current stream.
 
-The first call of a shape class times the candidates (some tens of milliseconds and a compilation each) and keeps the
-winner for the process. Only kernels whose results do not depend on the tile's size have more than one candidate; sums
-over the batch always run with the same one and repeat to the bit. While a CUDA graph is captured nothing is timed: a
-shape class that was not warmed up before runs with the first candidate.
+Each kernel has one tile for each kind of arithmetic, chosen by counting the instructions of the machine code. Nothing
+is timed: the bits of a result depend on the call and the device alone, and the first call compiles one program.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,41 +17,29 @@ import triton
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GRID_LIMIT = 2**31 - 1
 
-_fastest: dict[Hashable, Tile] = {}
+# Arguments for whose values nothing is compiled anew: images come in many sizes, and a compilation takes seconds. What
+# a kernel gains from knowing a stride, its constants say (Geometry.layout, ALIGNED, CHANNELS_LAST).
+SIZES = (
+    *(f"{name}stride_{dimension}" for name in ("", "grad_", "out_") for dimension in "nochw"),
+    *(f"{name}{side}" for name in ("", "out_", "pooled_") for side in ("height", "width")),
+    *("cell_rows", "cell_columns", "tiles", "programs"),
+)
+kernel = functools.partial(triton.jit, do_not_specialize=SIZES)
 
 
 class Tile(NamedTuple):
-    """A candidate: positions of a tile, output channels of a tile, warps of a program."""
+    """Positions of a tile, output channels of a tile, warps of a program."""
 
     positions: int
     outputs: int
     warps: int
 
 
-Arguments = Callable[[Tile], tuple[tuple[int, ...], tuple, dict]]  # grid, positional and keyword arguments
-
-
-def launch(kernel, device: torch.device, tiles: Sequence[Tile], shape_class: Hashable, arguments: Arguments) -> None:
-    """Run ``kernel`` with the fastest of ``tiles`` for ``shape_class``."""
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        key = (kernel, device.index, shape_class)
-        tile = _fastest.get(key, tiles[0])
-        if len(tiles) > 1 and key not in _fastest and not INTERPRETED and not torch.cuda.is_current_stream_capturing():
-            tile = _fastest[key] = min(tiles, key=lambda candidate: _time(kernel, candidate, arguments))
-        run(kernel, tile, arguments)
-
-
-def run(kernel, tile: Tile, arguments: Arguments) -> None:
-    grid, positional, keywords = arguments(tile)
+def launch(kernel, device: torch.device, warps: int, grid: tuple[int, ...], *arguments, **constants) -> None:
+    """Run ``kernel`` in programs of ``warps`` warps."""
     if grid[0] > GRID_LIMIT:
         raise ValueError(f"x is too large for one launch: {grid[0]} tiles, at most {GRID_LIMIT} are possible")
     # No software pipelining: it would stage single words through shared memory. Resident programs hide latency.
-    kernel[grid](*positional, **keywords, num_warps=tile.warps, num_stages=1, enable_fp_fusion=True)
-
-
-def _time(kernel, tile: Tile, arguments: Arguments) -> float:
-    """Milliseconds; infinite for a tile that this device cannot hold."""
-    try:
-        return triton.testing.do_bench(lambda: run(kernel, tile, arguments), warmup=5, rep=20, return_mode="median")
-    except triton.runtime.errors.OutOfResources:
-        return float("inf")
+    options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[grid](*arguments, **constants, **options)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from npr_kernels.backends.triton.launch import kernel
 from npr_kernels.backends.triton.patches import (
     cell_patch,
     cell_row,
@@ -31,7 +32,7 @@ def _with_one(patch, first, inside, ELEMENTS: tl.constexpr, BLOCK_K: tl.constexp
     return tl.where(inside[:, None] & (k == ELEMENTS)[None, :], 1.0, patch)
 
 
-@triton.jit
+@kernel
 def npr_moments_kernel(
     x,  # (N, C, H, W), any strides
     partials,  # (programs, K + 1, K + 1), contiguous, float64
@@ -46,8 +47,8 @@ def npr_moments_kernel(
     tiles,
     GEOMETRY: tl.constexpr,
     T: tl.constexpr,
-    PRODUCT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PATCH: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -57,7 +58,6 @@ def npr_moments_kernel(
     first_row = tl.program_id(1) * BLOCK_K
     first_column = tl.program_id(2) * BLOCK_K
     total = tl.zeros((BLOCK_K, BLOCK_K), tl.float64)
-    zeros = tl.zeros((BLOCK_K, BLOCK_K), T)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         if GEOMETRY.paper:
             n, rows, pairs, inside = tile_positions(tile, out_height, tl.cdiv(out_width, 2), BLOCK_Y, BLOCK_X)
@@ -66,9 +66,9 @@ def npr_moments_kernel(
             lower = cell_row(image, stride_c, stride_h, stride_w, rows, pairs, inside, height, width, GEOMETRY, T)
             for side in tl.static_range(2):
                 there = inside & (2 * pairs + side < out_width)
-                patch = cell_patch(upper, lower, 2 + side, tl.where(there, 1.0, 0.0).to(T), PRODUCT)
+                patch = cell_patch(upper, lower, 2 + side, tl.where(there, 1.0, 0.0).to(T), PATCH)
                 patch = tl.where(there[:, None], patch, 0.0)
-                total += multiply(tl.trans(patch), patch, zeros, PRECISION)
+                total += multiply(tl.trans(patch), patch, T, SPLIT)
         else:
             n, rows, columns, inside = tile_positions(tile, out_height, out_width, BLOCK_Y, BLOCK_X)
             image = image_start(x, n, stride_n, GEOMETRY)
@@ -102,9 +102,9 @@ def npr_moments_kernel(
                 T,
                 BLOCK_K,
             )
-            left = tl.trans(_with_one(left, first_row, inside, ELEMENTS, BLOCK_K)).to(PRODUCT)
-            right = _with_one(right, first_column, inside, ELEMENTS, BLOCK_K).to(PRODUCT)
-            total += multiply(left, right, zeros, PRECISION)
+            left = tl.trans(_with_one(left, first_row, inside, ELEMENTS, BLOCK_K)).to(PATCH)
+            right = _with_one(right, first_column, inside, ELEMENTS, BLOCK_K).to(PATCH)
+            total += multiply(left, right, T, SPLIT)
     k = tl.arange(0, BLOCK_K)
     row = first_row + k
     column = first_column + k

@@ -6,11 +6,12 @@ lie in a row, channels innermost for channels_last, so that loads and stores are
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from npr_kernels.backends.triton.launch import kernel
 
-@triton.jit
+
+@kernel
 def npr_kernel(
     x,  # (N, C, H, W), any strides
     out,  # the trimmed size; (N, H, W, C) contiguous where INNER is C, else (N, C, H, W) contiguous
@@ -25,6 +26,7 @@ def npr_kernel(
     ANCHOR: tl.constexpr,
     INNER: tl.constexpr,  # channels that lie within a row: all of them or 1
     DENSE: tl.constexpr,  # the elements of x's rows have no gaps
+    ALIGNED: tl.constexpr,  # rows begin at multiples of 16 elements
     T: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -32,7 +34,10 @@ def npr_kernel(
     across = tl.cdiv(width * INNER, BLOCK)
     row = (tl.program_id(0) // across).to(tl.int64)
     element = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
-    there = element < width * INNER
+    elements = width * INNER
+    if ALIGNED:
+        elements = tl.multiple_of(elements, 16)
+    there = element < elements
     y = row % height
     outer = row // height
     n = outer // (channels // INNER)
@@ -40,7 +45,10 @@ def npr_kernel(
     channel = (element % INNER).to(tl.int64) * stride_c
     column = element // INNER
     offset = element.to(tl.int64) if DENSE else column.to(tl.int64) * stride_w + channel
-    pixel = tl.load(start + y * stride_h + offset, mask=there, other=0).to(T)
+    above = n * stride_n + (outer % (channels // INNER)) * stride_c + y * stride_h
+    if ALIGNED:
+        above = tl.multiple_of(above, 16)
+    pixel = tl.load(x + above + offset, mask=there, other=0).to(T)
     top = y // GRID * GRID
     left = (column // GRID * GRID).to(tl.int64)
     if ANCHOR >= 0:
@@ -58,10 +66,10 @@ def npr_kernel(
                     anchor = tl.where((value > anchor) | (value != value), value, anchor)
         if ANCHOR == -1:
             anchor = anchor / (GRID * GRID)
-    tl.store(out + row * width * INNER + element, pixel - anchor, mask=there)
+    tl.store(out + row * elements + element, pixel - anchor, mask=there)
 
 
-@triton.jit
+@kernel
 def npr_backward_kernel(
     grad,  # (N, C, H, W) of the trimmed size, any strides
     x,  # (N, C, H, W), any strides; read for anchor "max" only

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from npr_kernels import arguments
+from npr_kernels.backends import devices
 from npr_kernels.backends.triton import patches
 from npr_kernels.backends.triton.convolution import npr_conv2d_kernel
 from npr_kernels.backends.triton.grad_map import npr_conv2d_grad_map_kernel
@@ -28,11 +29,11 @@ from npr_kernels.backends.triton.patches import Geometry
 from npr_kernels.backends.triton.stem import npr_stem_kernel
 from npr_kernels.backends.triton.stem_grad_weight import npr_stem_grad_weight_kernel
 
-# Candidates: one thread a position (fewer share their loads, more repeat them), and as many sums as fit into registers.
-CONVOLUTION_TILES = Tile(128, 64, 4), Tile(128, 32, 4)
-# Only the second of the stem's makes each patch once for 64 channels; it spills some 20 words for that: timing decides.
-STEM_TILES = Tile(128, 32, 4), Tile(128, 64, 4), Tile(64, 32, 2)
-ARGMAX_TILES = Tile(128, 32, 4), Tile(64, 32, 2)
+# One thread a position (fewer share their loads, more repeat them), and as many channels as registers hold. Warp
+# instructions on sm_90 for one pooled position of 64 channels, uint8 to bfloat16: 96 for the stem (143 in tiles of 32
+# channels), 224 with the argmax (193 in tiles of 64, which spill 360 bytes).
+CONVOLUTION_TILE, STEM_TILE, ARGMAX_TILE = Tile(128, 64, 4), Tile(128, 64, 4), Tile(128, 32, 4)
+PLAIN_CONVOLUTION_TILE, PLAIN_STEM_TILE = Tile(64, 32, 2), Tile(128, 16, 4)  # without tensor cores
 WARPS = 2112  # of a sum over the batch, whatever the device: 16 on each multiprocessor of an H100 or H200
 _LIBRARY = torch.library.Library("npr_kernels_triton", "DEF")
 implementations: dict[str, Callable] = {}  # by the operator's name; torch's dispatcher calls them
@@ -73,24 +74,32 @@ def _geometry(x: Tensor, kernel, stride, padding, grid_size: int, anchor: int, s
 def _layout(x: Tensor, grid_size: int) -> int:
     """Whether four neighbouring pixels can be read as aligned vectors of four elements, and how they lie."""
     stride_n, stride_c, stride_h, stride_w = x.stride()
-    if (x.shape[3] - x.shape[3] % grid_size) % 4 or stride_n % 4 or stride_h % 4:
+    if x.data_ptr() % 16 or (x.shape[3] - x.shape[3] % grid_size) % 4 or stride_n % 4 or stride_h % 4:
         return patches.SCATTERED
     if (stride_c, stride_w) == (1, 3):
         return patches.PACKED
     return patches.PLANAR if stride_w == 1 and stride_c % 4 == 0 else patches.SCATTERED
 
 
-def _arithmetic(x: Tensor, other: Tensor) -> dict:
-    """Types of sums and of factors, from the image and what it is multiplied with (weight or gradient)."""
-    if torch.float64 in (x.dtype, other.dtype):
-        return {"T": tl.float64, "PRODUCT": tl.float64, "PRECISION": "ieee"}
-    product = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(other.dtype, tl.float32)
-    return {"T": tl.float32, "PRODUCT": product, "PRECISION": "tf32" if _tf32_allowed() else "ieee"}
+def _arithmetic(x: Tensor, other: torch.dtype, anchor: int) -> dict:
+    """The type T of sums, and those of the factors: of patches, and of what they are multiplied with (of ``other``).
+
+    Float32 factors are split for the tensor cores, and products are as exact as in float32: torch's setting for TF32
+    makes no difference.
+    """
+    if torch.float64 in (x.dtype, other):
+        return {"T": tl.float64, "PATCH": tl.float64, "FACTOR": tl.float64, "SPLIT": False}
+    if not _has_tensor_cores(x.device):
+        return {"T": tl.float32, "PATCH": tl.float32, "FACTOR": tl.float32, "SPLIT": False}
+    patch = factor = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(other, tl.float32)
+    if factor == tl.float32 and x.dtype == torch.uint8 and anchor != patches.MEAN:
+        patch = tl.bfloat16  # differences are integers of at most 8 bits
+    return {"T": tl.float32, "PATCH": patch, "FACTOR": factor, "SPLIT": True}
 
 
-def _tf32_allowed() -> bool:
-    """As torch's own convolutions."""
-    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+def _has_tensor_cores(device: torch.device) -> bool:
+    """Whether Triton uses those of ``device``; without them large tiles would spill their products."""
+    return device.type != "cuda" or devices.capability(device) >= (8, 0)
 
 
 def _accumulated(*tensors: Tensor) -> torch.dtype:
@@ -111,10 +120,6 @@ def _tile_count(images: int, rows: int, columns: int, blocks: dict) -> int:
     return images * triton.cdiv(rows, blocks["BLOCK_Y"]) * triton.cdiv(columns, blocks["BLOCK_X"])
 
 
-def _size_class(rows: int, columns: int) -> int:
-    return (rows * columns).bit_length() // 2
-
-
 def _output_block(out_channels: int, largest: int) -> int:
     return min(largest, max(16, triton.next_power_of_2(out_channels)))
 
@@ -124,8 +129,15 @@ def _element_block(geometry: Geometry, arithmetic: dict) -> int:
 
 
 def _plain(arithmetic: dict) -> bool:
-    """Products in full float32 or float64: not for the tensor cores, and with more registers for each."""
-    return arithmetic["PRECISION"] == "ieee" and arithmetic["PRODUCT"] in (tl.float32, tl.float64)
+    """Products not on tensor cores, in float32 or float64: with more registers for each."""
+    return arithmetic["PATCH"] in (tl.float32, tl.float64) and not arithmetic["SPLIT"]
+
+
+def _gradient_strides(grad: Tensor) -> tuple[list[int], int]:
+    """The strides of ``grad`` and their unit: 16 elements where channels are innermost and begin at multiples of it."""
+    strides = grad.stride()
+    unit = 16 if strides[1] == 1 and not any(strides[dimension] % 16 for dimension in (0, 2, 3)) else 1
+    return [stride // unit for stride in strides], unit
 
 
 # ---- npr
@@ -149,21 +161,15 @@ def _npr(out, x, grid_size, anchor, channels_last):
         return
     images, channels, height, width = out.shape
     inner = channels if channels_last else 1
-
-    def call(tile):
-        grid = images * (channels // inner) * height * triton.cdiv(width * inner, tile.positions)
-        constants = {
-            "GRID": grid_size,
-            "ANCHOR": anchor,
-            "INNER": inner,
-            "DENSE": x.stride(3) == inner and (inner == 1 or x.stride(1) == 1),
-            "T": tl.float64 if x.dtype == torch.float64 else tl.float32,
-            "BLOCK": tile.positions,
-        }
-        return (grid,), (x, out, *x.stride(), channels, height, width), constants
-
     block = min(1024, triton.next_power_of_2(width * inner))
-    launch(npr_kernel, x.device, (Tile(block, 0, 4),), None, call)
+    steps = [x.stride(dimension) for dimension in (0, 1, 2) if dimension != 1 or inner == 1]
+    grid = (images * (channels // inner) * height * triton.cdiv(width * inner, block),)
+    launch(
+        npr_kernel, x.device, 4, grid, x, out, *x.stride(), channels, height, width,
+        GRID=grid_size, ANCHOR=anchor, INNER=inner, T=tl.float64 if x.dtype == torch.float64 else tl.float32,
+        DENSE=x.stride(3) == inner and (inner == 1 or x.stride(1) == 1),
+        ALIGNED=not any(step % 16 for step in (width * inner, *steps)), BLOCK=block,
+    )  # fmt: skip
 
 
 def _npr_backward_results(grad, x, grid_size, anchor, channels_last):
@@ -179,21 +185,14 @@ def _npr_backward(out, grad, x, grid_size, anchor, channels_last):
     images, channels = x.shape[:2]
     inner = channels if channels_last else 1
     rows, columns = height // grid_size, width // grid_size
-
-    def call(tile):
-        grid = images * (channels // inner) * rows * triton.cdiv(columns * inner, tile.positions)
-        constants = {
-            "GRID": grid_size,
-            "ANCHOR": anchor,
-            "INNER": inner,
-            "T": tl.float64 if x.dtype == torch.float64 else tl.float32,
-            "BLOCK": tile.positions,
-        }
-        strides = (*grad.stride(), *x.stride(), *out.stride())
-        return (grid,), (grad, x, out, *strides, channels, rows, columns), constants
-
     block = min(512, triton.next_power_of_2(columns * inner))
-    launch(npr_backward_kernel, x.device, (Tile(block, 0, 4),), None, call)
+    grid = (images * (channels // inner) * rows * triton.cdiv(columns * inner, block),)
+    strides = (*grad.stride(), *x.stride(), *out.stride())
+    launch(
+        npr_backward_kernel, x.device, 4, grid, grad, x, out, *strides, channels, rows, columns,
+        GRID=grid_size, ANCHOR=anchor, INNER=inner, T=tl.float64 if x.dtype == torch.float64 else tl.float32,
+        BLOCK=block,
+    )  # fmt: skip
 
 
 # ---- npr_conv2d
@@ -209,30 +208,29 @@ def _npr_conv2d(out, x, weight, bias, stride, padding, grid_size, anchor, scale,
         return
     images, out_channels, rows, columns = out.shape
     geometry = _geometry(x, weight.shape[2:], stride, padding, grid_size, anchor, scale)
-    arithmetic = _arithmetic(x, weight)
+    arithmetic = _arithmetic(x, weight.dtype, anchor)
     across = triton.cdiv(columns, 2) if geometry.paper else columns
-
-    def call(tile):
-        blocks = _blocks(tile, across)
-        grid = (_tile_count(images, rows, across, blocks), triton.cdiv(out_channels, tile.outputs))
-        positional = (x, weight.contiguous(), out if bias is None else bias.contiguous(), out)
-        sizes = (*x.stride(), *out.stride(), *_trimmed(x, grid_size), rows, columns, out_channels)
-        elements = _element_block(geometry, arithmetic)
-        constants = {"GEOMETRY": geometry, "HAS_BIAS": bias is not None, "BLOCK_O": tile.outputs, "BLOCK_K": elements}
-        return grid, positional + sizes, {**constants, **arithmetic, **blocks}
-
-    tiles = _tiles(out_channels, arithmetic, CONVOLUTION_TILES)
-    shape_class = (geometry, x.dtype, weight.dtype, channels_last, out_channels, _size_class(rows, columns))
-    launch(npr_conv2d_kernel, x.device, tiles, shape_class, call)
+    tile = _tile(out_channels, arithmetic, CONVOLUTION_TILE, PLAIN_CONVOLUTION_TILE)
+    blocks = _blocks(tile, across)
+    grid = (_tile_count(images, rows, across, blocks), triton.cdiv(out_channels, tile.outputs))
+    sizes = (*x.stride(), *_trimmed(x, grid_size), rows, columns, out_channels)
+    launch(
+        npr_conv2d_kernel, x.device, tile.warps, grid, x, *_parameters(weight, bias, out), out, *sizes,
+        GEOMETRY=geometry, HAS_BIAS=bias is not None, CHANNELS_LAST=channels_last, **arithmetic, **blocks,
+        BLOCK_O=tile.outputs, BLOCK_K=_element_block(geometry, arithmetic),
+    )  # fmt: skip
 
 
-def _tiles(out_channels: int, arithmetic: dict, candidates: tuple[Tile, ...]) -> tuple[Tile, ...]:
-    """Of ``candidates`` those that suit; products in full precision leave no registers for large tiles."""
+def _tile(out_channels: int, arithmetic: dict, tile: Tile, plain: Tile) -> Tile:
+    """Products without tensor cores leave no registers for large tiles; the interpreter is fastest with large ones."""
     if INTERPRETED:
-        return (Tile(256, _output_block(out_channels, 64), 8),)
-    if _plain(arithmetic):
-        candidates = (Tile(64, 32, 2),) if candidates is CONVOLUTION_TILES else (Tile(128, 16, 4), Tile(64, 16, 2))
-    return tuple(dict.fromkeys(tile._replace(outputs=_output_block(out_channels, tile.outputs)) for tile in candidates))
+        return Tile(256, _output_block(out_channels, 64), 8)
+    tile = plain if _plain(arithmetic) else tile
+    return tile._replace(outputs=_output_block(out_channels, tile.outputs))
+
+
+def _parameters(weight: Tensor, bias: Tensor | None, absent: Tensor) -> tuple[Tensor, Tensor]:
+    return weight.contiguous(), absent if bias is None else bias.contiguous()
 
 
 def _grad_weight_results(grad, x, kernel, stride, padding, grid_size, anchor, scale):
@@ -243,22 +241,21 @@ def _grad_weight(out, grad, x, kernel, stride, padding, grid_size, anchor, scale
     geometry = _geometry(x, kernel, stride, padding, grid_size, anchor, scale)
     images, out_channels, rows, columns = grad.shape
     across = triton.cdiv(columns, 2) if geometry.paper else columns
-    arithmetic = _arithmetic(x, grad)
+    arithmetic = _arithmetic(x, grad.dtype, anchor)
     tile = _sum_tile(arithmetic, out_channels)
     blocks = _blocks(tile, across)
     count = _tile_count(images, rows, across, blocks)
     elements = out[0].numel()
     partials = _partials(out, tile, count, out_channels, elements)
-
-    def call(tile):
-        block = _element_block(geometry, arithmetic)
-        grid = (len(partials), triton.cdiv(out_channels, tile.outputs), triton.cdiv(elements, block))
-        sizes = (*grad.stride(), *x.stride(), *_trimmed(x, grid_size), rows, columns, out_channels, count)
-        constants = {"GEOMETRY": geometry, "BLOCK_O": tile.outputs, "BLOCK_K": block}
-        return grid, (grad, x, partials, *sizes), {**constants, **arithmetic, **blocks}
-
+    block = _element_block(geometry, arithmetic)
+    grid = (len(partials), triton.cdiv(out_channels, tile.outputs), triton.cdiv(elements, block))
+    strides, unit = _gradient_strides(grad)
+    sizes = (*strides, *x.stride(), *_trimmed(x, grid_size), rows, columns, out_channels, count)
     if count:
-        launch(npr_conv2d_grad_weight_kernel, x.device, (tile,), None, call)
+        launch(
+            npr_conv2d_grad_weight_kernel, x.device, tile.warps, grid, grad, x, partials, *sizes,
+            GEOMETRY=geometry, GRAD_UNIT=unit, **arithmetic, **blocks, BLOCK_O=tile.outputs, BLOCK_K=block,
+        )  # fmt: skip
     _add_partials(partials, out.flatten(1), None, geometry, square=False)
 
 
@@ -275,14 +272,11 @@ def _partials(like: Tensor, tile: Tile, tiles: int, *shape: int) -> Tensor:
 
 
 def _add_partials(partials: Tensor, out: Tensor, last: Tensor | None, geometry: Geometry, square: bool) -> None:
-    def call(tile):
-        columns = partials.shape[2]
-        grid = (len(out), triton.cdiv(columns, tile.outputs))
-        constants = {"SQUARE": square, "LAST": last is not None, "BLOCK_P": tile.positions, "BLOCK_K": tile.outputs}
-        tensors = (partials, out, out if last is None else last)
-        return grid, (*tensors, *partials.shape[:2]), {"GEOMETRY": geometry, **constants}
-
-    launch(partial_sums_kernel, out.device, (Tile(64, 32, 4),), None, call)
+    grid = (len(out), triton.cdiv(partials.shape[2], 32))
+    launch(
+        partial_sums_kernel, out.device, 4, grid, partials, out, out if last is None else last, *partials.shape[:2],
+        GEOMETRY=geometry, SQUARE=square, LAST=last is not None, BLOCK_P=64, BLOCK_K=32,
+    )  # fmt: skip
 
 
 def _grad_input_results(grad, x, weight, stride, padding, grid_size, anchor, scale, channels_last):
@@ -295,18 +289,20 @@ def _grad_input(out, grad, x, weight, stride, padding, grid_size, anchor, scale,
     images, out_channels, rows, columns = grad.shape
     dtype = _accumulated(grad, x, weight)
     gradient = _empty(x, (images, x.shape[1], height, width), dtype, True)
-    arithmetic = _arithmetic(x, weight)
-
-    def call(tile):
-        size = triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1])
-        blocks = _blocks(tile, size[1])
-        grid = (_tile_count(images, *size, blocks), stride[0] * stride[1], triton.cdiv(x.shape[1], 16))
-        sizes = (*grad.stride(), height, width, rows, columns, out_channels)
-        constants = {"GEOMETRY": geometry, "BLOCK_O": tile.outputs, "BLOCK_C": 16}
-        return grid, (grad, weight.contiguous(), gradient, *sizes), {**constants, **arithmetic, **blocks}
-
+    arithmetic = _arithmetic(x, weight.dtype, anchor)
+    del arithmetic["PATCH"]
+    tile = Tile(64, _output_block(out_channels, 32), 4)
+    size = triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1])
+    blocks = _blocks(tile, size[1])
+    grid = (_tile_count(images, *size, blocks), stride[0] * stride[1], triton.cdiv(x.shape[1], 16))
+    strides, unit = _gradient_strides(grad)
+    sizes = (*strides, height, width, rows, columns, out_channels)
     if gradient.numel():
-        launch(npr_conv2d_grad_map_kernel, x.device, (Tile(64, _output_block(out_channels, 32), 4),), None, call)
+        launch(
+            npr_conv2d_grad_map_kernel, x.device, tile.warps, grid, grad, weight.contiguous(), gradient, *sizes,
+            GEOMETRY=geometry, GRAD_UNIT=unit, **arithmetic, **blocks,
+            BLOCK_O=tile.outputs, BLOCK_C=16,
+        )  # fmt: skip
     _npr_backward(out, gradient, x, grid_size, anchor, channels_last)
 
 
@@ -340,35 +336,20 @@ def _stem(out, argmax, x, weight, bias, stride, padding, grid_size, anchor, scal
         return
     images, out_channels, rows, columns = out.shape
     geometry = _geometry(x, weight.shape[2:], stride, padding, grid_size, anchor, scale)
-    arithmetic = _arithmetic(x, weight)
+    arithmetic = _arithmetic(x, weight.dtype, anchor)
     if _plain(arithmetic):
         geometry = geometry._replace(paper=False)  # its patches leave too few registers
     convolution_size = arguments.convolution_output_size(x, weight, stride, padding, grid_size)
-
-    def call(tile):
-        blocks = _blocks(tile, columns)
-        grid = (_tile_count(images, rows, columns, blocks), triton.cdiv(out_channels, tile.outputs))
-        tensors = (
-            x,
-            weight.contiguous(),
-            out if bias is None else bias.contiguous(),
-            out,
-            out if argmax is None else argmax,
-        )
-        sizes = (*x.stride(), *_trimmed(x, grid_size), *convolution_size, rows, columns, out_channels)
-        constants = {
-            "GEOMETRY": geometry,
-            "HAS_BIAS": bias is not None,
-            "ARGMAX": argmax is not None,
-            "BLOCK_O": tile.outputs,
-            "BLOCK_K": _element_block(geometry, arithmetic),
-        }
-        return grid, tensors + sizes, {**constants, **arithmetic, **blocks}
-
-    tiles = _tiles(out_channels, arithmetic, STEM_TILES if argmax is None else ARGMAX_TILES)
-    size_class = _size_class(rows, columns)
-    shape_class = (geometry, x.dtype, weight.dtype, argmax is None, out_channels, size_class)
-    launch(npr_stem_kernel, x.device, tiles, shape_class, call)
+    tile = _tile(out_channels, arithmetic, STEM_TILE if argmax is None else ARGMAX_TILE, PLAIN_STEM_TILE)
+    blocks = _blocks(tile, columns)
+    grid = (_tile_count(images, rows, columns, blocks), triton.cdiv(out_channels, tile.outputs))
+    tensors = (x, *_parameters(weight, bias, out), out, out if argmax is None else argmax)
+    sizes = (*x.stride(), *_trimmed(x, grid_size), *convolution_size, rows, columns, out_channels)
+    launch(
+        npr_stem_kernel, x.device, tile.warps, grid, *tensors, *sizes,
+        GEOMETRY=geometry, HAS_BIAS=bias is not None, ARGMAX=argmax is not None, **arithmetic, **blocks,
+        BLOCK_O=tile.outputs, BLOCK_K=_element_block(geometry, arithmetic),
+    )  # fmt: skip
 
 
 def _npr_moments_results(x, kernel, stride, padding, grid_size, anchor, scale):
@@ -383,23 +364,21 @@ def _npr_moments(results, x, kernel, stride, padding, grid_size, anchor, scale):
     rows = arguments.output_size(height, kernel[0], stride[0], padding[0])
     columns = arguments.output_size(width, kernel[1], stride[1], padding[1])
     across = triton.cdiv(columns, 2) if geometry.paper else columns
-    exact = x.dtype == torch.uint8 and anchor != patches.MEAN  # differences are integers of at most 8 bits
-    floating = tl.float64 if x.dtype == torch.float64 else tl.float32
-    arithmetic = {"T": floating, "PRODUCT": tl.bfloat16 if exact else floating, "PRECISION": "ieee"}
+    arithmetic = _arithmetic(x, torch.float32, anchor)
+    arithmetic["SPLIT"] = False  # whole float32 numbers take fewer instructions in this product than their parts
+    del arithmetic["FACTOR"]
     tile = _sum_tile(arithmetic, 0)
     blocks = _blocks(tile, across)
     count = _tile_count(x.shape[0], rows, across, blocks)
     partials = _partials(first, tile, count, len(first) + 1, len(first) + 1)
-
-    def call(tile):
-        block = _element_block(geometry, arithmetic)
-        across_elements = triton.cdiv(len(first) + 1, block)
-        grid = (len(partials), across_elements, across_elements)
-        sizes = (*x.stride(), height, width, rows, columns, count)
-        return grid, (x, partials, *sizes), {"GEOMETRY": geometry, "BLOCK_K": block, **arithmetic, **blocks}
-
+    block = _element_block(geometry, arithmetic)
+    side = triton.cdiv(len(first) + 1, block)
+    sizes = (*x.stride(), height, width, rows, columns, count)
     if count:
-        launch(npr_moments_kernel, x.device, (tile,), None, call)
+        launch(
+            npr_moments_kernel, x.device, tile.warps, (len(partials), side, side), x, partials, *sizes,
+            GEOMETRY=geometry, **arithmetic, **blocks, BLOCK_K=block,
+        )  # fmt: skip
     _add_partials(partials, second, first, geometry, square=True)
 
 
@@ -414,7 +393,7 @@ def _stem_grad_weight(results, grad, argmax, x, kernel, stride, padding, grid_si
     images, out_channels, rows, columns = grad.shape
     height, width = _trimmed(x, grid_size)
     argmax = argmax.contiguous(memory_format=torch.channels_last)
-    arithmetic = _arithmetic(x, grad)
+    arithmetic = _arithmetic(x, grad.dtype, anchor)
     if _plain(arithmetic):
         geometry = geometry._replace(paper=False)  # its patches leave too few registers
     tile = _sum_tile(arithmetic, min(out_channels, 32), warps=2)  # gradients and patches fill the registers
@@ -422,20 +401,19 @@ def _stem_grad_weight(results, grad, argmax, x, kernel, stride, padding, grid_si
     count = _tile_count(images, rows, columns, blocks)
     elements = products[0].numel()
     partials = _partials(products, tile, count, out_channels, elements + 1)
-
-    def call(tile):
-        block = _element_block(geometry, arithmetic)
-        grid = (len(partials), triton.cdiv(out_channels, tile.outputs), triton.cdiv(elements + 1, block))
-        size = (
-            arguments.output_size(height, kernel[0], stride[0], padding[0]),
-            arguments.output_size(width, kernel[1], stride[1], padding[1]),
-        )
-        sizes = (*grad.stride(), *x.stride(), height, width, *size, rows, columns, out_channels, count)
-        constants = {"GEOMETRY": geometry, "BLOCK_O": tile.outputs, "BLOCK_K": block}
-        return grid, (grad, argmax, x, partials, *sizes), {**constants, **arithmetic, **blocks}
-
+    block = _element_block(geometry, arithmetic)
+    grid = (len(partials), triton.cdiv(out_channels, tile.outputs), triton.cdiv(elements + 1, block))
+    size = (
+        arguments.output_size(height, kernel[0], stride[0], padding[0]),
+        arguments.output_size(width, kernel[1], stride[1], padding[1]),
+    )
+    strides, unit = _gradient_strides(grad)
+    sizes = (*strides, *x.stride(), height, width, *size, rows, columns, out_channels, count)
     if count:
-        launch(npr_stem_grad_weight_kernel, x.device, (tile,), None, call)
+        launch(
+            npr_stem_grad_weight_kernel, x.device, tile.warps, grid, grad, argmax, x, partials, *sizes,
+            GEOMETRY=geometry, GRAD_UNIT=unit, **arithmetic, **blocks, BLOCK_O=tile.outputs, BLOCK_K=block,
+        )  # fmt: skip
     _add_partials(partials, products.flatten(1), sums, geometry, square=False)
 
 

@@ -5,13 +5,13 @@ A few hundred partial sums of some thousand numbers: a few MiB out of L2, and a 
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from npr_kernels.backends.triton.launch import kernel
 from npr_kernels.backends.triton.patches import channel_factor
 
 
-@triton.jit
+@kernel
 def partial_sums_kernel(
     partials,  # (programs, rows, columns), contiguous
     out,  # (rows, K), contiguous

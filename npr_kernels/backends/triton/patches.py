@@ -76,7 +76,7 @@ def weight_tile(
     out_channels,
     GEOMETRY: tl.constexpr,
     T: tl.constexpr,
-    PRODUCT: tl.constexpr,
+    FACTOR: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """Elements first .. first + BLOCK_K of the output channels ``outputs``, times their channel's factor: (K, O)."""
@@ -87,7 +87,7 @@ def weight_tile(
     k = weight_index(k, GEOMETRY)
     offsets = outputs[None, :].to(tl.int64) * (CHANNELS * TAPS) + k[:, None]
     values = tl.load(weight + offsets, mask=there[:, None] & (outputs < out_channels)[None, :], other=0.0)
-    return (values.to(T) * channel_factor(k // TAPS, GEOMETRY, T)[:, None]).to(PRODUCT)
+    return (values.to(T) * channel_factor(k // TAPS, GEOMETRY, T)[:, None]).to(FACTOR)
 
 
 @triton.jit
@@ -222,7 +222,7 @@ def cell_row(
 
 
 @triton.jit
-def cell_patch(upper, lower, CELL: tl.constexpr, last, PRODUCT: tl.constexpr):
+def cell_patch(upper, lower, CELL: tl.constexpr, last, PATCH: tl.constexpr):
     """The patch of the convolution column of cell 1, 2 or 3, from two rows of cells: (M, 32), in weight_index's order.
 
     ``last``: (M,), element 27, the first one behind the patch's 27; the rest is zero.
@@ -250,7 +250,7 @@ def cell_patch(upper, lower, CELL: tl.constexpr, last, PRODUCT: tl.constexpr):
             joined = joined + (tl.join(patch[i], patch[i + (16 >> level)]),)
         patch = joined
     patch = tl.reshape(patch[0], (zero.shape[0], 32))
-    return tl.where((tl.arange(0, 32) == 27)[None, :], last[:, None], patch).to(PRODUCT)
+    return tl.where((tl.arange(0, 32) == 27)[None, :], last[:, None], patch).to(PATCH)
 
 
 @triton.jit
@@ -274,12 +274,72 @@ def image_start(x, n, stride_n, GEOMETRY: tl.constexpr):
 
 
 @triton.jit
-def multiply(a, b, total, PRECISION: tl.constexpr):
-    """total + a b, on tensor cores where the types of a and b allow."""
+def dense_offsets(n, rows, columns, outputs, height, width, channels, CHANNELS_LAST: tl.constexpr):
+    """Offsets (M, O) of positions (M,) times channels (O,) in a dense tensor (N, channels, height, width)."""
+    if CHANNELS_LAST:
+        start = n * height * (width * channels) + rows.to(tl.int64) * (width * channels) + columns * channels
+        return start[:, None] + outputs[None, :]
+    else:
+        start = n * channels * height * width + rows.to(tl.int64) * width + columns
+        return start[:, None] + (outputs.to(tl.int64) * height * width)[None, :]
+
+
+@triton.jit
+def channel_offsets(start, outputs, stride_o, UNIT: tl.constexpr):
+    """Offsets (M, O) of channels (O,) behind ``start`` (M,), in units of UNIT; above 1 channels are innermost."""
+    if UNIT > 1:
+        return (start * UNIT)[:, None] + outputs[None, :]
+    else:
+        return start[:, None] + (outputs.to(tl.int64) * stride_o)[None, :]
+
+
+@triton.jit
+def _leading(values):
+    """The leading 8 bits of the significands of ``values`` (float32), as bfloat16 and again as float32."""
+    bits = values.to(tl.uint32, bitcast=True)
+    leading = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return leading, (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _split(values):
+    """Three tensors of bfloat16 that add up to ``values`` (float32), the largest first; inf and NaN are in it alone."""
+    first, taken = _leading(values)
+    rest = tl.where(tl.abs(values) < float("inf"), values - taken, 0.0)
+    second, taken = _leading(rest)
+    third, _ = _leading(rest - taken)
+    return first, second, third
+
+
+@triton.jit
+def _dot(a, b, total, T: tl.constexpr):
     if INTERPRETED:  # NumPy has no bfloat16: the interpreter would multiply bit patterns
-        a = a.to(total.dtype)
-        b = b.to(total.dtype)
-    elif a.dtype == tl.float64:  # Triton 3.6 aborts on factors that it can trace to loads of 8 bits: hide the loads
-        a = tl.sum(a[:, :, None], 2)
-        b = tl.sum(b[:, :, None], 2)
-    return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
+        a = a.to(T)
+        b = b.to(T)
+    return tl.dot(a, b, total, input_precision="ieee", out_dtype=T)
+
+
+@triton.jit
+def multiply(a, b, T: tl.constexpr, SPLIT: tl.constexpr):
+    """The product a b of type T. Factors of 16 bits are multiplied on tensor cores; with SPLIT those of float32, too.
+
+    With SPLIT the product is as exact as one in float32: a float32 number is the sum of three bfloat16 numbers, and
+    products of bfloat16 numbers are exact. If both factors are split, three of the nine products are left out: together
+    they are below one rounding.
+    """
+    zeros = tl.zeros((a.shape[0], b.shape[1]), T)
+    if not SPLIT or b.dtype != tl.float32:
+        if T == tl.float64:  # Triton 3.6 aborts on factors that it can trace to loads of 8 bits: hide the loads
+            a = tl.sum(a[:, :, None], 2)
+            b = tl.sum(b[:, :, None], 2)
+        return _dot(a, b, zeros, T)
+    elif a.dtype == tl.float32:
+        a1, a2, a3 = _split(a)
+        b1, b2, b3 = _split(b)
+        small = _dot(a2, b2, _dot(a1, b3, _dot(a3, b1, zeros, T), T), T)
+        small = _dot(a1, b2, _dot(a2, b1, small, T), T)
+        small = tl.where(tl.abs(small) < float("inf"), small, 0.0)  # inf and NaN are for the largest product alone
+        return _dot(a1, b1, small, T)
+    else:  # the smallest first: they are lost beside the large ones
+        b1, b2, b3 = _split(b)
+        return _dot(a, b1, _dot(a, b2, _dot(a, b3, zeros, T), T), T)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from npr_kernels.backends.triton.launch import kernel
 from npr_kernels.backends.triton.patches import (
     cell_patch,
     cell_row,
@@ -35,7 +36,7 @@ def _maximum(best, place, values, CODE, ARGMAX: tl.constexpr):
     return tl.maximum(best, values, propagate_nan=tl.PropagateNan.ALL), place
 
 
-@triton.jit
+@kernel
 def npr_stem_kernel(
     x,  # (N, C, H, W), any strides
     weight,  # (O, K), contiguous
@@ -57,8 +58,9 @@ def npr_stem_kernel(
     HAS_BIAS: tl.constexpr,
     ARGMAX: tl.constexpr,
     T: tl.constexpr,  # of sums
-    PRODUCT: tl.constexpr,  # of factors
-    PRECISION: tl.constexpr,
+    PATCH: tl.constexpr,  # of patches in products
+    FACTOR: tl.constexpr,  # of what they are multiplied with
+    SPLIT: tl.constexpr,
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -70,9 +72,9 @@ def npr_stem_kernel(
     best = tl.full((BLOCK_Y * BLOCK_X, BLOCK_O), float("-inf"), T)
     place = tl.full((BLOCK_Y * BLOCK_X, BLOCK_O) if ARGMAX else (1, 1), 9, tl.int32)
     if GEOMETRY.paper:
-        OUTSIDE: tl.constexpr = 6e4 if PRODUCT == tl.float16 else 1e18
-        weights = weight_tile(weight, 0, outputs, out_channels, GEOMETRY, T, PRODUCT, BLOCK_K)
-        weights = tl.where((tl.arange(0, BLOCK_K) == 27)[:, None], -OUTSIDE, weights.to(T)).to(PRODUCT)
+        OUTSIDE: tl.constexpr = 6e4 if PATCH == tl.float16 else 1e18
+        weights = weight_tile(weight, 0, outputs, out_channels, GEOMETRY, T, FACTOR, BLOCK_K)
+        weights = tl.where((tl.arange(0, BLOCK_K) == 27)[:, None], -OUTSIDE, weights.to(T)).to(FACTOR)
         upper = cell_row(image, stride_c, stride_h, stride_w, 2 * rows - 2, columns, inside, height, width, GEOMETRY, T)
         for i in range(3):
             y = 2 * rows - 1 + i
@@ -80,8 +82,8 @@ def npr_stem_kernel(
             for j in tl.static_range(3):
                 column = 2 * columns - 1 + j
                 there = (y >= 0) & (y < out_height) & (column >= 0) & (column < out_width)
-                patch = cell_patch(upper, lower, 1 + j, tl.where(there, 0.0, OUTSIDE).to(T), PRODUCT)
-                values = multiply(patch, weights, tl.zeros_like(best), PRECISION)
+                patch = cell_patch(upper, lower, 1 + j, tl.where(there, 0.0, OUTSIDE).to(T), PATCH)
+                values = multiply(patch, weights, T, SPLIT)
                 best, place = _maximum(best, place, values, 3 * i + j, ARGMAX)
             upper = lower
     else:
@@ -95,8 +97,8 @@ def npr_stem_kernel(
                 patch = gather_patches(
                     image, stride_c, stride_h, stride_w, y, x_, there, first, height, width, GEOMETRY, T, BLOCK_K
                 )
-                weights = weight_tile(weight, first, outputs, out_channels, GEOMETRY, T, PRODUCT, BLOCK_K)
-                values = multiply(patch.to(PRODUCT), weights, values, PRECISION)
+                weights = weight_tile(weight, first, outputs, out_channels, GEOMETRY, T, FACTOR, BLOCK_K)
+                values += multiply(patch.to(PATCH), weights, T, SPLIT)
             values = tl.where(there[:, None], values, float("-inf"))
             best, place = _maximum(best, place, values, code, ARGMAX)
     best = best * GEOMETRY.scale
@@ -107,4 +109,5 @@ def npr_stem_kernel(
     offsets = start[:, None] + outputs[None, :]
     tl.store(out + offsets, tl.where(best <= 0, 0.0, best), mask=there)  # NaN stays
     if ARGMAX:
-        tl.store(argmax + offsets, tl.where(best > 0, place, 9).to(tl.uint8), mask=there)
+        rounded = best.to(out.dtype.element_ty).to(T)  # a small positive value may become zero
+        tl.store(argmax + offsets, tl.where(rounded > 0, place, 9).to(tl.uint8), mask=there)

@@ -11,12 +11,13 @@ image (192 KiB) are 0.3 us at 3 TB/s; the nine products are 151 MFLOP, 0.15 to 0
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from npr_kernels.backends.triton.launch import kernel
 from npr_kernels.backends.triton.patches import (
     cell_patch,
     cell_row,
+    channel_offsets,
     gather_patches,
     image_start,
     multiply,
@@ -25,7 +26,7 @@ from npr_kernels.backends.triton.patches import (
 )
 
 
-@triton.jit
+@kernel
 def npr_stem_grad_weight_kernel(
     grad,  # (N, O, PH, PW), any strides
     argmax,  # (N, PH, PW, O), contiguous, uint8
@@ -48,9 +49,11 @@ def npr_stem_grad_weight_kernel(
     out_channels,
     tiles,
     GEOMETRY: tl.constexpr,
+    GRAD_UNIT: tl.constexpr,  # see channel_offsets
     T: tl.constexpr,
-    PRODUCT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PATCH: tl.constexpr,
+    FACTOR: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -66,8 +69,7 @@ def npr_stem_grad_weight_kernel(
         image = image_start(x, n, stride_n, GEOMETRY)
         there = inside[:, None] & (outputs < out_channels)[None, :]
         start = n * grad_stride_n + rows.to(tl.int64) * grad_stride_h + columns.to(tl.int64) * grad_stride_w
-        offsets = start[:, None] + (outputs.to(tl.int64) * grad_stride_o)[None, :]
-        gradient = tl.load(grad + offsets, mask=there, other=0.0)
+        gradient = tl.load(grad + channel_offsets(start, outputs, grad_stride_o, GRAD_UNIT), mask=there, other=0.0)
         start = ((n * pooled_height + rows) * pooled_width + columns) * out_channels
         place = tl.load(argmax + (start[:, None] + outputs[None, :]), mask=there, other=9)
         if GEOMETRY.paper:
@@ -79,9 +81,9 @@ def npr_stem_grad_weight_kernel(
                 y = 2 * rows - 1 + i
                 lower = cell_row(image, stride_c, stride_h, stride_w, y, columns, inside, height, width, GEOMETRY, T)
                 for j in tl.static_range(3):
-                    patch = tl.trans(cell_patch(upper, lower, 1 + j, one, PRODUCT))
-                    chosen = tl.where(place == 3 * i + j, gradient, 0.0).to(PRODUCT)
-                    total = multiply(patch, chosen, total, PRECISION)
+                    patch = tl.trans(cell_patch(upper, lower, 1 + j, one, PATCH))
+                    chosen = tl.where(place == 3 * i + j, gradient, 0.0).to(FACTOR)
+                    total += multiply(patch, chosen, T, SPLIT)
                 upper = lower
         else:
             for code in range(9):
@@ -91,9 +93,9 @@ def npr_stem_grad_weight_kernel(
                 patch = gather_patches(
                     image, stride_c, stride_h, stride_w, y, x_, seen, first, height, width, GEOMETRY, T, BLOCK_K
                 )
-                patch = tl.where((first + tl.arange(0, BLOCK_K) == ELEMENTS)[None, :], 1.0, patch).to(PRODUCT)
-                chosen = tl.where(place == code, gradient, 0.0).to(PRODUCT)
-                total = multiply(tl.trans(patch), chosen, total, PRECISION)
+                patch = tl.where((first + tl.arange(0, BLOCK_K) == ELEMENTS)[None, :], 1.0, patch).to(PATCH)
+                chosen = tl.where(place == code, gradient, 0.0).to(FACTOR)
+                total += multiply(tl.trans(patch), chosen, T, SPLIT)
     k = first + tl.arange(0, BLOCK_K)
     there = (k <= ELEMENTS)[:, None] & (outputs < out_channels)[None, :]
     k = tl.where(k < ELEMENTS, weight_index(k, GEOMETRY), k)

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from npr_kernels import bottleneck
+from npr_kernels.testing import error
+from npr_kernels.trunk import gpu_bottleneck
 from npr_model.detectors.base import IMAGENET_MEAN, IMAGENET_STD
 from npr_model.detectors.npr import NPRDetector
 from npr_model.inference import fused
 from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import InferenceDetector, default_dtype
-from tests.tolerances import error
 
 
 class AuthorsBottleneck(nn.Module):
@@ -175,6 +176,25 @@ def test_a_logit_depends_on_no_other_image_of_the_batch(detector, dtype):
     images = torch.randint(0, 256, (7, 3, 48, 64), dtype=torch.uint8)
     together, alone = frozen(images), torch.cat([frozen(image[None]) for image in images])
     torch.testing.assert_close(together, alone, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_logit_depends_on_no_other_image_of_the_batch_on_a_gpu(detector, dtype, cuda):
+    frozen = freeze(detector.to(cuda), dtype)
+    assert frozen.engine == "fused"
+    images = torch.randint(0, 256, (70, 3, 48, 61), dtype=torch.uint8, device=cuda)
+    together, alone = frozen(images), torch.cat([frozen(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
+    torch.testing.assert_close(frozen(images[3:20]), together[3:20], rtol=0, atol=0)
+
+
+def test_the_engine_of_a_gpu(monkeypatch):
+    def engine(kernels: str | None, compile: bool = False) -> str:
+        monkeypatch.setattr(gpu_bottleneck, "kernels_for", lambda *_: kernels)
+        return fused.trunk_engine(torch.device("cuda"), torch.bfloat16, compile)
+
+    assert engine("hopper") == engine("triton") == "fused"
+    assert engine(None) == engine("hopper", compile=True) == "torch"
 
 
 def test_inference_is_frozen(detector):

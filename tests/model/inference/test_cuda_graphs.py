@@ -92,6 +92,18 @@ def test_a_failed_capture_is_logged_once_and_does_without(soon, caplog, monkeypa
     assert caplog.messages == ["no CUDA graphs from here on (operation not permitted when stream is capturing)"]
 
 
+def test_a_copy_keeps_the_padding_of_rows():
+    """The kernels' widest loads need it; memory that elements share cannot be written to."""
+    padded = images(2, 5, 16)[:, :, :15].unflatten(2, (5, 3)).permute(0, 3, 1, 2)
+    assert padded.shape == (2, 3, 5, 5) and padded.stride() == (80, 1, 16, 3)
+    for x in (padded, padded[1:], images(2, 3, 4, 6), images(2, 4, 6, 3).permute(0, 3, 1, 2)):
+        copied = cuda_graphs._with_its_strides(x)
+        assert copied.stride() == x.stride() and torch.equal(copied, x) and copied.data_ptr() != x.data_ptr()
+    expanded = images(1, 3, 4, 6).expand(3, 3, 4, 6)
+    copied = cuda_graphs._with_its_strides(expanded)
+    assert torch.equal(copied, expanded) and 0 not in copied.stride()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_logits_on_a_gpu(cuda, soon, dtype):
     """The detector, with graphs, of sizes that come in turns, against the network layer by layer in float64."""

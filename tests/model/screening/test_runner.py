@@ -170,6 +170,21 @@ def test_batches_are_launched_before_the_rows_of_others_are_made(scorer, ahead, 
     assert made.rates.scored == 7
 
 
+@pytest.mark.parametrize("width", [16, 17, 22])
+def test_rows_begin_at_multiples_of_some_bytes_and_logits_stay(scorer, monkeypatch, width):
+    """As on a GPU, whose kernels load 16 bytes at once."""
+    items = [item(str(i), encoded(noise(18, width, seed=i))) for i in range(3)]
+    expected = {row.source: row.logit for row in scorer(batch_size=3).score(items)}
+    made = scorer(batch_size=3)
+    made._row_bytes = runner.GPU_ROW_BYTES
+    inner, seen = made._model, []
+    monkeypatch.setattr(made, "_model", lambda x: seen.append(x) or inner(x))
+    assert {row.source: row.logit for row in made.score(items)} == expected
+    (x,) = seen
+    assert x.shape == (3, 3, 18, width) and x.stride()[1] == 1 and x.stride()[3] == 3
+    assert x.data_ptr() % 16 == x.stride(0) % 16 == x.stride(2) % 16 == 0 and x.stride(2) < 3 * width + 16
+
+
 def test_rows_of_a_gpu_are_those_of_the_cpu(scorer, cuda):
     """Batches on their way while others are launched, of sizes that come in turns, with copies among them."""
     items = [item(str(i), encoded(noise(16 + 8 * (i % 3), 24, seed=i % 50))) for i in range(120)]

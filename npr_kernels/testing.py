@@ -1,7 +1,15 @@
-"""The table of cases that every backend must get right, and the tensors for them."""
+"""What is right: the tolerance rule, and the table of cases that every backend must get right.
+
+For tests, for benchmarks, and for the check of a kernel on the user's machine (:mod:`npr_kernels.backends.proof`).
+
+A fast path is right when its largest error against float64 is no worse than twice that of eager PyTorch in the same
+dtype, plus one rounding of the result. In float64 there is nothing better to compare with, so a few roundings are
+allowed instead.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,8 +17,66 @@ from torch import Tensor
 
 from npr_kernels import arguments
 
+# ---- the tolerance rule
+
+
+def error(result: Tensor, truth: Tensor) -> float:
+    """Largest absolute difference, relative to the largest magnitude of ``truth``; NaN and inf must agree in place.
+
+    Raises:
+        AssertionError: the shapes differ.
+    """
+    result, truth = result.detach().double(), truth.detach().double()
+    if result.shape != truth.shape:
+        raise AssertionError(f"shape {tuple(result.shape)} instead of {tuple(truth.shape)}")
+    finite = truth.isfinite()
+    if not torch.equal(finite, result.isfinite()) or not torch.equal(truth.isnan(), result.isnan()):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = truth[finite].abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return ((result - truth)[finite].abs().max() / scale).item()
+
+
+def allowed(eager_error: float, dtype: torch.dtype) -> float:
+    """Largest error a result of ``dtype`` may have where eager PyTorch's, in that dtype, is ``eager_error``."""
+    roundings = 16 if dtype == torch.float64 else 1
+    return 2 * eager_error + roundings * torch.finfo(dtype).eps
+
+
+def assert_close(result: Tensor, eager: Tensor, truth: Tensor) -> None:
+    """``result`` obeys the rule, ``eager`` being PyTorch's result in the same dtype and ``truth`` the float64 one.
+
+    Raises:
+        AssertionError: it does not; the message gives its error and the limit.
+    """
+    if result.dtype != eager.dtype:
+        raise AssertionError(f"dtype {result.dtype} instead of {eager.dtype}")
+    found, limit = error(result, truth), allowed(error(eager, truth), result.dtype)
+    if found > limit:
+        raise AssertionError(f"error {found:.3g} against float64, at most {limit:.3g} is allowed")
+
+
+def pool_at(argmax: Tensor) -> Callable[[Tensor], Tensor]:
+    """ReLU and pooling as a function of the convolution's output, taking the values at the positions ``argmax``.
+
+    Among nearly equal values the choice of a maximum depends on rounding: gradients are compared for the choice made.
+    """
+    positive = argmax != 9
+    position = argmax.long().where(positive, 4)  # the middle of a window is never outside
+    row, column = (2 * torch.arange(n, device=argmax.device) - 1 for n in argmax.shape[2:])
+
+    def pool(y: Tensor) -> Tensor:
+        chosen = (row[:, None] + position // 3) * y.shape[3] + column + position % 3
+        return y.flatten(2).gather(2, chosen.flatten(2)).view_as(chosen) * positive
+
+    return pool
+
+
+# ---- the cases
+
 IMAGE_DTYPES = (torch.uint8, torch.float32, torch.float64, torch.bfloat16, torch.float16)
-LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded", "permuted")
+LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded", "permuted", "offset", "pitched")
 
 
 @dataclass(frozen=True)
@@ -104,6 +170,10 @@ def _laid_out(shape: tuple, layout: str, dtype: torch.dtype, generator: torch.Ge
         return draw(n, h, w, c).permute(0, 3, 1, 2)
     if layout == "sliced":  # a crop of a larger channels_last image, every second row
         return draw(n, 2 * h + 3, w + 5, c)[:, 2 : 2 * h + 2 : 2, 3 : w + 3].permute(0, 3, 1, 2)
+    if layout == "offset":  # rows of whole words, the first pixel in the middle of one
+        return draw(n, h, -(-w // 4) * 4 + 4, c)[:, :, 1 : w + 1].permute(0, 3, 1, 2)
+    if layout == "pitched":  # rows padded to whole words
+        return draw(n, h, -(-w // 4) * 4 + 4, c)[:, :, :w].permute(0, 3, 1, 2)
     if layout == "expanded":  # one image, repeated without memory
         return draw(1, c, h, w).expand(n, c, h, w)
     if layout == "permuted":  # height innermost
@@ -120,6 +190,7 @@ def _table() -> list[Case]:
     cases = [Case(grid_size=g, anchor=a, height=13, width=17, dtype=d) for g, a in GRIDS for d in IMAGE_DTYPES]
     cases += [Case(dtype=d, layout=layout, out_channels=64) for d in IMAGE_DTYPES for layout in LAYOUTS]
     cases += [Case(dtype=torch.uint8, weight_dtype=d, out_channels=64) for d in IMAGE_DTYPES[1:]]
+    cases += [Case(dtype=d, layout="pitched", width=w) for d in (torch.uint8, torch.float32) for w in (13, 14, 19)]
     cases += [replace(DEFAULT, batch=0, dtype=d) for d in IMAGE_DTYPES]
     low = {"dtype": torch.uint8, "weight_dtype": torch.bfloat16}  # products in bfloat16, where the processor has them
     cases += [Case(grid_size=g, anchor=a, height=13, width=17, **low) for g, a in GRIDS]

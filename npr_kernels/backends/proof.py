@@ -1,0 +1,253 @@
+"""A kernel proves itself on the user's machine before the automatic choice takes it.
+
+The first automatic use of a GPU backend compares a small case with the reference, by the rule of
+:mod:`npr_kernels.testing`: the same operator, dtypes, geometry, scale and memory format on the same device, with the
+gradients that the call may need. It takes some milliseconds once the kernels are compiled, and compiles those that the
+call needs anyway. The verdict holds for the process. A backend that differs, or whose launch fails, is logged once, and
+the next backend serves such calls.
+
+Not compared are explicit choices, calls while a CUDA graph is captured (the check would end the capture; the next call
+outside of one is checked), and any call if NPR_KERNELS_SELF_TEST is 0. While torch.compile or torch.export traces,
+sizes may be symbols, so the geometry of the authors' network is checked instead of the call's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from npr_kernels import reference
+from npr_kernels.backends import cuda, devices, triton
+from npr_kernels.backends.base import Call, Geometry
+from npr_kernels.testing import Case, allowed, error, on, pool_at
+
+ENVIRONMENT_VARIABLE = "NPR_KERNELS_SELF_TEST"
+PROVED = {
+    "cuda": cuda,
+    "triton": triton,
+}  # the cpu backend is proved by its tests: its kernels do not depend on the driver
+
+NETWORK = Geometry(3, 64, (3, 3), (2, 2), (1, 1))
+ROWS, COLUMNS = 12, 76  # of the convolution's result: several tiles, strips and rows of every kernel
+SLACK = (
+    4  # times the rule's limit: sums in another order must not be refused by chance, wrong kernels are off by far more
+)
+MOST_CHANNELS = 128  # of the result; more would take longer on the CPU and be computed by the same program
+
+_logger = logging.getLogger("npr_kernels")
+_verdicts: dict[tuple[str, Call], str | None] = {}
+_logged: set[tuple] = set()
+_lock = threading.Lock()
+
+
+def failure(name: str, call: Call) -> str | None:
+    """What backend ``name`` got wrong on a small case of ``call``; None if nothing, or if it may not be tried now."""
+    if name not in PROVED:
+        return None
+    if torch.compiler.is_compiling():
+        gradients = call.image_gradient, call.parameter_gradients
+        return _failure_while_traced(name, call.operator, call.device, call.x_dtype, call.weight_dtype, *gradients)
+    return _failure(name, call)
+
+
+@devices.constant
+def _failure_while_traced(name, operator, device, x_dtype, weight_dtype, image_gradient, parameter_gradients):
+    geometry = None if operator == "npr" else NETWORK
+    gradients = {"image_gradient": image_gradient, "parameter_gradients": parameter_gradients}
+    return _failure(name, Call(operator, device, x_dtype, weight_dtype, 2, 0, geometry, **gradients))
+
+
+def _failure(name: str, call: Call) -> str | None:
+    key = name, call
+    if key in _verdicts:
+        return _verdicts[key]
+    if os.environ.get(ENVIRONMENT_VARIABLE) == "0" or _is_capturing(call.device):
+        return None
+    with _lock:
+        if key not in _verdicts:
+            try:
+                _verdicts[key] = _isolated(call.device, lambda: _difference(name, call))
+            except RuntimeError:  # the memory is full, or the process is ending: the next call tries again
+                return None
+            if _verdicts[key]:
+                _log(name, call, _verdicts[key])
+        return _verdicts[key]
+
+
+def _is_capturing(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
+def _isolated(device: torch.device, work: Callable[[], str | None]) -> str | None:
+    """``work()`` on ``device`` and its current stream, in a thread of its own.
+
+    A new thread has torch's defaults: gradients are recorded, and neither autocast, inference mode, a default device
+    nor anything else of the caller reaches the operators.
+    """
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+    def on_stream() -> str | None:
+        with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():  # it sets the device, too
+            return work()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(on_stream).result()
+
+
+def _log(name: str, call: Call, difference: str) -> None:
+    key = name, call.operator, call.device, call.x_dtype, call.weight_dtype
+    if key not in _logged:
+        _logged.add(key)
+        _logger.warning(
+            "the %s backend is not used for %s of %s images and %s weights on %s: %s",
+            name, call.operator, *(str(dtype).removeprefix("torch.") for dtype in key[3:]), call.device, difference,
+        )  # fmt: skip
+
+
+def _difference(name: str, call: Call) -> str | None:
+    """What the backend gets wrong first, None if nothing."""
+    try:
+        for function, found, limit in _errors(PROVED[name], call):
+            if not found <= SLACK * limit:
+                return f"on a small case {function} has error {found:.3g}, at most {SLACK * limit:.3g} is allowed"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as exception:  # whatever a compiler, a driver or a wrong shape may raise
+        return f"a small case failed: {type(exception).__name__}: {(str(exception).strip() or '-').splitlines()[0]}"
+    return None
+
+
+def _errors(backend, call: Call) -> Iterator[tuple[str, float, float]]:
+    """(function, its error, the largest allowed one) of every function of ``backend`` that the call may need."""
+    case, convolution = _small_case(call)
+    tensors = case.tensors()
+    exact = [t if t is None or t.dtype == torch.uint8 else t.double() for t in tensors]
+    x, weight, bias = on(call.device, *tensors)
+    if call.operator == "npr":
+        yield from _npr_errors(backend, call, x, tensors[0], exact[0])
+    elif call.operator == "npr_conv2d":
+        yield from _convolution_errors(backend, call, convolution, (x, weight, bias), tensors, exact)
+    else:
+        yield from _stem_errors(backend, call, convolution, (x, weight, bias), tensors, exact)
+
+
+def _small_case(call: Call) -> tuple[Case, tuple]:
+    """The case, and the arguments of the operators behind the tensors: (stride, padding, grid_size, anchor, scale)."""
+    geometry = call.geometry or NETWORK
+    unit = math.lcm(call.grid_size, 4)  # whole cells, and rows that can be read as words of four pixels
+    sides = [
+        max(unit, -(-((n - 1) * stride + kernel - 2 * padding) // unit) * unit)
+        for n, stride, kernel, padding in zip(
+            (ROWS, COLUMNS), geometry.stride, geometry.kernel, geometry.padding, strict=True
+        )
+    ]
+    case = Case(
+        grid_size=call.grid_size, anchor=call.anchor, height=sides[0], width=sides[1], channels=geometry.channels,
+        out_channels=min(geometry.out_channels, MOST_CHANNELS), kernel=geometry.kernel, stride=geometry.stride,
+        padding=geometry.padding, dtype=call.x_dtype, weight_dtype=call.weight_dtype,
+        layout="channels_last" if call.channels_last else "contiguous",
+    )  # fmt: skip
+    return case, (geometry.stride, geometry.padding, call.grid_size, call.anchor, geometry.scale)
+
+
+def _compared(function: str, found: Tensor, eager: Tensor, truth: Tensor) -> tuple[str, float, float]:
+    if found.dtype != eager.dtype:
+        raise TypeError(f"{function} gives {found.dtype} instead of {eager.dtype}")
+    return function, error(found.cpu(), truth), allowed(error(eager, truth), eager.dtype)
+
+
+def _gradient(function: Callable, tensors, index: int, grad: Tensor) -> Tensor:
+    """The gradient of ``function(*tensors)`` to its tensor number ``index``."""
+    tensors = list(tensors)
+    tensors[index] = tensors[index].detach().requires_grad_()
+    out = function(*tensors)
+    return torch.autograd.grad(out, tensors[index], grad.to(out.dtype))[0]
+
+
+def _random_gradient(like: Tensor) -> Tensor:
+    """Of the dtype and memory format of ``like``, on the CPU."""
+    grad = torch.randn(like.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.empty_like(like, device="cpu").copy_(grad)
+
+
+def _npr_errors(backend, call: Call, x: Tensor, image: Tensor, exact: Tensor):
+    grid = call.grid_size, call.anchor
+    found, eager = backend.npr(x, *grid), reference.npr(image, *grid)
+    yield _compared("npr", found, eager, reference.npr(exact, *grid, torch.float64))
+    if call.image_gradient:
+        grad = _random_gradient(found)
+        eager, truth = (_gradient(lambda x: reference.npr(x, *grid), [t], 0, grad) for t in (image, exact))
+        yield _compared("npr_backward", backend.npr_backward(grad.to(x.device), x, *grid), eager, truth)
+
+
+def _convolution_errors(backend, call: Call, convolution: tuple, placed, tensors, exact):
+    def forward(*tensors: Tensor) -> Tensor:
+        return reference.npr_conv2d(*tensors, *convolution)
+
+    found = backend.npr_conv2d(*placed, *convolution)
+    yield _compared("npr_conv2d", found, forward(*tensors), forward(*exact))
+    grad = _random_gradient(found)
+    functions = [
+        ("npr_conv2d_grad_input", 0, call.image_gradient),
+        ("npr_conv2d_grad_weight", 1, call.parameter_gradients),
+    ]
+    for function, index, needed in functions:
+        if needed:
+            gradient = getattr(backend, function)(grad.to(found.device), *placed[:2], *convolution)
+            eager, truth = (_gradient(forward, t, index, grad) for t in (tensors, exact))
+            yield _compared(function, gradient, eager, truth)
+
+
+def _stem_errors(backend, call: Call, convolution: tuple, placed, tensors, exact):
+    x, weight, _ = placed
+    kernel = tuple(weight.shape[2:])
+    if call.operator == "npr_batch_norm_stem":
+        yield from _moments_errors(backend, kernel, convolution, x, tensors[0])
+    eager, truth = (reference.npr_stem(*t, *convolution) for t in (tensors, exact))
+    if not (call.image_gradient or call.parameter_gradients):
+        yield _compared("npr_stem", backend.npr_stem(*placed, *convolution), eager, truth)
+        return
+    pooled, argmax = backend.npr_stem_argmax(*placed, *convolution)
+    yield _compared("npr_stem_argmax", pooled, eager, truth)
+    positions = argmax.cpu()
+    if positions.max() > 9 or not torch.equal(positions < 9, pooled.cpu() > 0):
+        raise ValueError("npr_stem_argmax gives no position to positive values, or one to others")
+    pool = pool_at(positions)
+    chosen = pool(reference.npr_conv2d(*exact, *convolution))
+    yield "npr_stem_argmax", error(chosen, truth), allowed(error(eager, truth), eager.dtype)
+    if call.parameter_gradients:
+        grad = _random_gradient(pooled)
+        gradients = backend.npr_stem_grad_weight(grad.to(x.device), argmax, x, kernel, *convolution)
+
+        def forward(*tensors: Tensor) -> Tensor:
+            return pool(reference.npr_conv2d(*tensors, *convolution))
+
+        for index, gradient in enumerate(gradients, start=1):  # to the weight, to the bias
+            eager, truth = (_gradient(forward, t, index, grad) for t in (tensors, exact))
+            yield _compared("npr_stem_grad_weight", gradient.to(eager.dtype), eager, truth)
+
+
+def _moments_errors(backend, kernel: tuple[int, int], convolution: tuple, x: Tensor, image: Tensor):
+    stride, padding, grid_size, anchor, scale = convolution
+
+    def moments(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        factors = torch.tensor(scale, dtype=dtype).view(1, -1, 1, 1)
+        seen = F.unfold(reference.npr(image, grid_size, anchor, dtype) * factors, kernel, 1, padding, stride)
+        return seen.sum((0, 2)), torch.einsum("nkp,nlp->kl", seen, seen)
+
+    wide = torch.promote_types(image.dtype, torch.float32) if image.is_floating_point() else torch.float32
+    found = backend.npr_moments(x, kernel, *convolution)
+    for result, eager, truth in zip(found, moments(wide), moments(torch.float64), strict=True):
+        yield "npr_moments", error(result.cpu(), truth), allowed(error(eager, truth), wide)

@@ -1,0 +1,1 @@
+"""Residual blocks behind a stem, in evaluation mode, as compiled kernels."""

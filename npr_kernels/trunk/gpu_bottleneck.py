@@ -1,0 +1,345 @@
+"""Residual bottlenecks of ResNet-50 in evaluation mode on a GPU, one kernel a block: Triton's, or CUDA C++ on Hopper.
+
+What lies between a block's second and third convolution is never written, nor is the last block's result where it is
+averaged, nor the pixels of a result that a shortcut of stride 2 leaves out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from npr_kernels.backends.devices import capability
+from npr_kernels.trunk import hopper_bottleneck
+
+Folded = tuple[Tensor, Tensor]  # weight (O, C, KH, KW) and bias (O,) of a convolution, see fold_batch_norm
+
+DTYPES = (torch.bfloat16, torch.float16)
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+PIXELS = 128  # of a program, and of each of the sums that an average is made from
+WARPS = 8  # two groups of four, each of which multiplies 64 pixels at once on Hopper
+STAGES = 3  # loads under way
+BLOCK_K = 64  # channels multiplied at a time
+GRID_LIMIT = 2**31 - 1
+# The kinds of the detector's blocks, in their order: inputs, channels inside, stride.
+DETECTOR = ((64, 64, 1), (256, 64, 1), (256, 64, 1), (256, 128, 2), (512, 128, 1), (512, 128, 1))
+ENVIRONMENT_VARIABLE = "NPR_KERNELS_TRUNK"
+_logger = logging.getLogger("npr_kernels")
+
+
+class FusedBottleneck(nn.Module):
+    """The weights of ``relu(conv3(relu(conv2(relu(conv1(x))))) + shortcut(x))``, laid out for the kernels.
+
+    ``conv1``, ``conv2``, ``conv3``: 1x1, 3x3 (padding 1; it carries the stride) and 1x1, batch norms folded;
+    ``shortcut``: the 1x1 convolution of the shortcut, None for x itself; ``stride``: 1 or 2.
+    """
+
+    def __init__(
+        self,
+        conv1: Folded,
+        conv2: Folded,
+        conv3: Folded,
+        shortcut: Folded | None,
+        stride: int,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.stride, self.projected = stride, shortcut is not None
+        self.middle, self.inputs = conv1[0].shape[:2]
+        self.outputs = conv3[0].shape[0]
+        for name, layer in {"1": conv1, "2": conv2, "3": conv3, "_shortcut": shortcut}.items():
+            if layer is not None:  # (inputs of every tap, outputs)
+                matrix = layer[0].detach().permute(2, 3, 1, 0).flatten(0, 2)
+                self.register_buffer(f"weight{name}", matrix.to(dtype).contiguous())
+        bias3 = conv3[1] if shortcut is None else conv3[1] + shortcut[1]
+        for name, bias in {"1": conv1[1], "2": conv2[1], "3": bias3}.items():
+            self.register_buffer(f"bias{name}", bias.detach().float().contiguous())
+
+
+class FusedBottlenecks(nn.Module):
+    """Blocks one after another: (N, C, H, W) of ``dtype`` -> (N, O, H', W') of ``dtype``, channels_last, no gradients.
+
+    Sums are float32, and a result is the same to the bit whatever else is in the batch. ``averaged``: gives the mean of
+    the result over its pixels, (N, O, 1, 1) float32, of values that are not rounded.
+
+    Args:
+        blocks: of each the layers, as :class:`FusedBottleneck` takes them, and the stride.
+        dtype: bfloat16 or float16.
+        averaged: see above.
+        hopper: use :mod:`npr_kernels.trunk.hopper_bottleneck` for the blocks that it serves.
+
+    Raises:
+        ValueError: a number of channels is no power of two from 64 to 512, or blocks do not fit together.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[tuple[Sequence[Folded | None], int]],
+        dtype: torch.dtype,
+        averaged: bool = False,
+        hopper: bool = False,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(FusedBottleneck(*layers, stride, dtype) for layers, stride in blocks)
+        self.dtype, self.averaged = dtype, averaged
+        for i, (block, behind) in enumerate(self._pairs()):
+            for channels in (block.inputs, block.middle, block.outputs):
+                if channels not in (64, 128, 256, 512):
+                    raise ValueError(f"the fused bottleneck serves 64, 128, 256 or 512 channels, got {channels}")
+            if not block.projected and (block.stride != 1 or block.inputs != block.outputs):
+                raise ValueError(
+                    "a block that changes the size or the number of channels needs a shortcut's convolution"
+                )
+            if behind is not None and behind.inputs != block.outputs:
+                raise ValueError(f"a block of {block.outputs} channels is followed by one that takes {behind.inputs}")
+            kind = (
+                block.middle,
+                block.stride,
+                block.inputs if block.projected else 0,
+                self._kept(behind),
+                0 if behind is None else behind.middle,
+            )
+            compact = i > 0 or block.stride == 1  # x has no pixels that the shortcut leaves out
+            packed = None
+            if hopper and kind in hopper_bottleneck.KINDS and compact:
+                shortcut = block.weight_shortcut if block.projected else None
+                following = None if behind is None else behind.weight1
+                packed = hopper_bottleneck.pack(block.weight2, block.weight3, shortcut, following)
+            block.register_buffer("packed", packed)
+
+    def _pairs(self) -> list[tuple[FusedBottleneck, FusedBottleneck | None]]:
+        """Each block and the one behind it."""
+        return list(zip(self.blocks, [*self.blocks[1:], None], strict=True))
+
+    def _kept(self, behind: FusedBottleneck | None) -> int:
+        """Every so many-th row and column of a result is written; 0: sums over the pixels instead."""
+        return behind.stride if behind is not None else 0 if self.averaged else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != self.dtype or x.dim() != 4 or x.shape[1] != self.blocks[0].inputs:
+            expected = f"(N, {self.blocks[0].inputs}, H, W) of {self.dtype}"
+            raise ValueError(f"x must be {expected}, got {tuple(x.shape)} of {x.dtype}")
+        with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+            x = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+            middle, x_stride = _pointwise(self.blocks[0], x), self.blocks[0].stride
+            for block, behind in self._pairs():
+                pixels = ((middle.shape[1] - 1) // block.stride + 1) * ((middle.shape[2] - 1) // block.stride + 1)
+                if block.packed is None:
+                    x, middle = _bottleneck(block, behind, middle, x, x_stride, self._kept(behind))
+                else:
+                    next_bias = None if behind is None else behind.bias1
+                    parameters = block.packed, block.bias2, block.bias3, next_bias
+                    x, middle = hopper_bottleneck.run(middle, x, *parameters, block.stride, self._kept(behind))
+                x_stride = 1
+            return _means(x, pixels) if self.averaged else x.permute(0, 3, 1, 2)
+
+
+def _pointwise(block: FusedBottleneck, x: Tensor) -> Tensor:
+    """The first convolution of a block: x (N, H, W, C) to (N, H, W, channels inside)."""
+    from npr_kernels.trunk import triton_kernels as kernels
+
+    batch, height, width, _ = x.shape
+    out = x.new_empty((batch, height, width, block.middle))
+    _launch(
+        kernels.pointwise_kernel,
+        batch,
+        height * width,
+        (x, block.weight1, block.bias1, out, height * width),
+        INPUT=block.inputs,
+        OUTPUT=block.middle,
+        INDEX=_index(height * width * max(block.inputs, block.middle)),
+    )
+    return out
+
+
+def _bottleneck(
+    block: FusedBottleneck, behind: FusedBottleneck | None, middle: Tensor, x: Tensor, x_stride: int, kept: int
+) -> tuple[Tensor, Tensor | None]:
+    """All of a block behind its first convolution, and the next block's first, by Triton: what
+    :func:`npr_kernels.trunk.hopper_bottleneck.run` gives."""
+    from npr_kernels.trunk import triton_kernels as kernels
+
+    batch, height, width, _ = middle.shape
+    out_height, out_width = (height - 1) // block.stride + 1, (width - 1) // block.stride + 1
+    pixels = out_height * out_width
+    if kept:
+        result = x.new_empty((batch, (out_height - 1) // kept + 1, (out_width - 1) // kept + 1, block.outputs))
+    else:
+        result = x.new_empty((batch, -(-pixels // PIXELS), block.outputs), dtype=torch.float32)
+    next_middle = None if behind is None else x.new_empty((batch, out_height, out_width, behind.middle))
+    following = behind or block
+    _launch(
+        kernels.bottleneck_kernel,
+        batch,
+        pixels,
+        (
+            middle,
+            x,
+            block.weight2,
+            block.bias2,
+            block.weight3,
+            block.bias3,
+            block.weight_shortcut if block.projected else block.weight3,
+            following.weight1,
+            following.bias1,
+            result if kept else x,
+            middle if behind is None else next_middle,
+            block.bias3 if kept else result,
+            height,
+            width,
+            out_height,
+            out_width,
+            *x.shape[1:3],
+            *(result.shape[1:3] if kept else (0, 0)),
+        ),
+        MIDDLE=block.middle,
+        OUTPUT=block.outputs,
+        INPUT=block.inputs,
+        NEXT=0 if behind is None else behind.middle,
+        STRIDE=block.stride,
+        X_STRIDE=x_stride,
+        Y_STRIDE=kept,
+        PROJECTED=block.projected,
+        SUMS=kept == 0,
+        BLOCK_O=_block_of_outputs(block.middle, x.device),
+        INDEX=_index(max(x.shape[1] * x.shape[2], height * width) * max(block.inputs, block.outputs, 512)),
+    )
+    return result, next_middle
+
+
+def _means(sums: Tensor, pixels: int) -> Tensor:
+    """Sums (N, parts, C) over so many pixels to means (N, C, 1, 1)."""
+    from npr_kernels.trunk import triton_kernels as kernels
+
+    batch, parts, channels = sums.shape
+    means = sums.new_empty((batch, channels))
+    if batch:
+        kernels.mean_kernel[batch, channels // 64](
+            sums, means, parts, pixels, channels, 8, 64, num_warps=2, enable_fp_fusion=True
+        )
+    return means[:, :, None, None]
+
+
+def dot(x: Tensor, weight: Tensor) -> Tensor:
+    """Each row of x (N, C) times weight (C,), dense float32, C a power of two: (N,).
+
+    A row's result is the same to the bit whatever N is. torch's sums are not: it shares a sum among more threads where
+    there are fewer rows.
+    """
+    from npr_kernels.trunk import triton_kernels as kernels
+
+    out = x.new_empty(len(x))
+    if len(x):
+        with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+            kernels.dot_kernel[len(x),](x, weight, out, x.shape[1], num_warps=1, enable_fp_fusion=True)
+    return out
+
+
+def _block_of_outputs(middle: int, device: torch.device) -> int:
+    """Output channels multiplied at a time: 32 where a processor shall run two programs, or has 99 KiB to share."""
+    roomy = device.type == "cpu" or capability(device) >= (9, 0)
+    return 64 if middle > 64 and roomy else 32
+
+
+def _index(elements: int):
+    """The type that counts so many elements of an image."""
+    import triton.language as tl
+
+    return tl.int32 if elements < 2**31 else tl.int64
+
+
+def _launch(kernel, batch: int, pixels: int, arguments: tuple, **constants) -> None:
+    programs = batch * -(-pixels // PIXELS)
+    if programs > GRID_LIMIT:
+        raise ValueError(f"the batch is too large for one launch: {programs} tiles, at most {GRID_LIMIT} are possible")
+    if programs:
+        options = {"num_warps": WARPS, "num_stages": STAGES, "enable_fp_fusion": True}
+        kernel[programs,](*arguments, **constants, M=PIXELS, BLOCK_K=BLOCK_K, **options)
+
+
+def composed(x: Tensor, blocks: Sequence[tuple[Sequence[Folded | None], int]], averaged: bool = False) -> Tensor:
+    """What :class:`FusedBottlenecks` computes, by torch's convolutions in x's dtype: it defines what is right."""
+    for layers, stride in blocks:
+        conv1, conv2, conv3, shortcut = (None if one is None else tuple(p.to(x) for p in one) for one in layers)
+        y = F.relu(F.conv2d(x, *conv1))
+        y = F.conv2d(F.relu(F.conv2d(y, *conv2, stride, 1)), *conv3)
+        x = F.relu(y + (x if shortcut is None else F.conv2d(x, *shortcut, stride)))
+    if not averaged:
+        return x
+    return x.to(torch.promote_types(x.dtype, torch.float32)).mean((2, 3), keepdim=True)
+
+
+def kernels_for(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Which kernels serve ``device``: "hopper", else "triton", else None.
+
+    Those that fail a small case do not; that is logged once. With NPR_KERNELS_TRUNK=triton in the environment the
+    CUDA C++ on Hopper is not used, with NPR_KERNELS_TRUNK=none no kernel is.
+    """
+    allowed = os.environ.get(ENVIRONMENT_VARIABLE, "hopper")
+    if allowed not in ("hopper", "triton", "none"):
+        raise ValueError(f"{ENVIRONMENT_VARIABLE} must be hopper, triton or none, got {allowed!r}")
+    if allowed == "none" or refusal(dtype, device) is not None:
+        return None
+    hopper = allowed == "hopper" and hopper_bottleneck.refusal(dtype, device) is None
+    if hopper and _sound(dtype, device, hopper=True):
+        return "hopper"
+    return "triton" if _sound(dtype, device, hopper=False) else None
+
+
+def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why ``device`` has no fused bottleneck of ``dtype``; None if it has."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    if dtype not in DTYPES:
+        return f"it has no kernel for {dtype}"
+    if device.type != DEVICE:
+        return f"it serves {DEVICE.upper()} devices, not {device.type}"
+    if device.type == "cuda" and capability(device) < (8, 0):
+        return "it needs compute capability 8.0"
+    return None
+
+
+@functools.cache
+def _sound(dtype: torch.dtype, device: torch.device, hopper: bool) -> bool:
+    why = fault(dtype, device, hopper)
+    if why is not None:
+        what = "CUDA C++ on Hopper" if hopper else "Triton"
+        _logger.warning("the fused residual blocks in %s are not used on %s: %s", what, device, why)
+    return why is None
+
+
+def fault(dtype: torch.dtype, device: torch.device, hopper: bool) -> str | None:
+    """What is wrong with the kernels on ``device``; None if a small case is right.
+
+    The first call compiles the Triton kernels of the detector's blocks, for some seconds if no earlier process did.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(inputs: int, outputs: int, kernel: int = 1) -> Folded:
+        weight = torch.randn(outputs, inputs, kernel, kernel, generator=generator) * (inputs * kernel**2) ** -0.5
+        return weight.to(device, dtype), torch.randn(outputs, generator=generator).to(device, dtype)
+
+    blocks = []
+    for inputs, middle, stride in DETECTOR:
+        shortcut = None if inputs == 4 * middle else draw(inputs, 4 * middle)
+        blocks.append(([draw(inputs, middle), draw(middle, middle, 3), draw(middle, 4 * middle), shortcut], stride))
+    x = torch.randn(2, 64, 19, 30, generator=generator).relu().to(device, dtype)
+    try:
+        with torch.inference_mode():
+            found = FusedBottlenecks(blocks, dtype, averaged=True, hopper=hopper).to(device)(x).double()
+            truth, plain = composed(x.double(), blocks, averaged=True), composed(x, blocks, averaged=True).double()
+        difference, largest = (found - truth).abs().max().item(), truth.abs().max().item()
+        allowed = 2 * (plain - truth).abs().max().item() + torch.finfo(dtype).eps * largest
+    except Exception as error:  # whatever the compiler or the driver does not like: the network goes on without
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    if difference <= allowed:
+        return None
+    return f"on a small case it differs by {difference:.3g} from float64, where {allowed:.3g} is allowed"

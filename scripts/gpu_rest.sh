@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# What gpu_check.sh leaves out, in at most 570 seconds: torch.compile as a contender, training, screening, the detector's
+# tests that need a GPU, and the whole parity table. OUTPUT, .wheels/ and exit codes as there.
+# Usage: bash scripts/gpu_rest.sh [OUTPUT]
+set -euo pipefail
+output=$(realpath -m "${1:-$(dirname "$0")/../gpu-results}")
+cd "$(dirname "$0")/.."
+exec "${PYTHON:-python3}" -m benchmarks.device rest "$output"
