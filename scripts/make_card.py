@@ -4,9 +4,9 @@
         --results benchmarks/results/checkpoint.json
     python scripts/make_card.py print benchmarks/results/checkpoint.json > npr_model/weights/preview.md
 
-VALIDATION is measured three times: as the files are, and with both classes re-encoded as JPEG of quality 90 and 75;
-HELD_OUT (what scripts/make_training_data.py makes of other photographs) as it is and at JPEG 90. LEFT_OUT is a results
-file of scripts/leave_families_out.py.
+VALIDATION is measured three times: unchanged, and with both classes re-encoded as JPEG of quality 90 and 75. HELD_OUT
+(made by scripts/make_training_data.py from other photographs) is measured unchanged and at JPEG 90. LEFT_OUT is a
+results file of scripts/leave_families_out.py.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from npr_model.imaging.perturbations import codec as parse_codec
 from npr_model.screening.runner import Scorer
 from npr_model.verdicts import Calibration
 
-_ELSEWHERE = ("name", "training_data", "licence")  # of a training's settings, what the card says already
-LOSSLESS, CODECS = "files as they are", ("jpeg:90", "jpeg:75")
+_ELSEWHERE = ("name", "training_data", "licence")  # settings that the card names elsewhere
+LOSSLESS, CODECS = "unchanged files", ("jpeg:90", "jpeg:75")
 
 
 def measure(checkpoint: str, validation: list[Path], held_out: list[Path], left_out: Path | None = None) -> dict:
-    """Everything the card says, as JSON values."""
+    """Measure everything that the card says; returns JSON values."""
     loaded = checkpoints.load(checkpoint)
     scorer = Scorer(loaded)
 
@@ -52,10 +52,11 @@ def percent(value: float | None) -> str:
 
 def calibrated(calibration: Calibration | None) -> str:
     if calibration is None:
-        return "Not calibrated: verdicts are those of logit 0, take them as a ranking"
-    text = f"Generated above the logit {calibration.threshold:.3f} ({calibration.note})"
+        return "Not calibrated: verdicts use the logit 0 as threshold, use them as a ranking only"
+    text = f'Verdict "generated": logits above {calibration.threshold:.3f} ({calibration.note})'
     for point in calibration.points:
-        text += f"; {percent(point.rate)} % above {point.threshold:.3f}, with 95 % confidence {percent(point.upper)} %"
+        text += f"; {percent(point.rate)} % false positives above {point.threshold:.3f}"
+        text += f" (95 % upper bound {percent(point.upper)} %)"
     return text
 
 
@@ -67,7 +68,7 @@ def table(section: dict, warn: bool) -> list[str]:
     lines += [f"{result.comparison}.", ""]
     if result.warning and warn:
         lines += [f"Warning: {result.warning}.", ""]
-    lines += ["| generator | real | generated | AUC | average precision | found (%) |", "|---|---|---|---|---|---|"]
+    lines += ["| generator | real | generated | AUC | average precision | detected (%) |", "|---|---|---|---|---|---|"]
     for name, values in {**result.generators, "**mean**": result.mean}.items():
         row = Metrics(**values)
         numbers = (row.roc_auc, row.average_precision, row.accuracy_fake)
@@ -102,22 +103,24 @@ def card(results: dict) -> str:
         if training
         else "- Training: not recorded",
         "",
-        "It is an aid, no proof: it misses images, and calls photographs generated. It was trained on the output of",
-        "autoencoders, super-resolution and the like, not on the ProGAN images of the paper. Do not rely on it.",
+        "A score is a hint, not a proof: the checkpoint misses generated images and calls some photographs generated.",
+        "It was trained on outputs of autoencoders, super-resolution and similar networks, not on the paper's ProGAN",
+        "images. Do not rely on it.",
         "",
-        "## Generators that it has never seen",
+        "## Generators that were not in the training set",
         "",
-        "No image of theirs was trained on. In percent; a generator is measured against all real",
-        'photographs below; "found" is the share above the threshold.',
+        "In percent. Each generator is measured against all real photographs below;",
+        '"detected" is the share of its images above the threshold.',
         "",
     ]
     for section in results["validation"]:
         lines += table(section, warn=True)
     if results["held_out"]:
         lines += [
-            "## Re-creations of photographs that were not trained on",
+            "## Re-creations of photographs that were not in the training set",
             "",
-            "Mostly by generators whose output, from other photographs, was trained on; each against its originals.",
+            "Most of these generators were in the training set, with other photographs. Each is measured against its",
+            "originals.",
             "",
         ]
         for section in results["held_out"]:
@@ -126,10 +129,10 @@ def card(results: dict) -> str:
         lines += [
             "## Families that were left out of training",
             "",
-            "What to expect of a new kind of generator: AUC, in percent, of other checkpoints, each on families that",
-            f"it was not trained on ({left_out['folds']} folds, {left_out['epochs']} epochs each).",
+            "What to expect for a new kind of generator: the AUC in percent of other checkpoints, each on families",
+            f"that were not in its training set ({left_out['folds']} folds, {left_out['epochs']} epochs each).",
             "",
-            "| generator | family | images | files as they are | all JPEG 90 |",
+            "| generator | family | images | unchanged files | all JPEG 90 |",
             "|---|---|---|---|---|",
         ]
         for name, row in left_out["generators"].items():

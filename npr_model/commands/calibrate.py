@@ -18,6 +18,7 @@ from npr_model.screening.options import ScoringOptions
 if TYPE_CHECKING:
     from npr_model.datasets import Sample
     from npr_model.evaluation.calibration import Result
+    from npr_model.screening.runner import Scorer
 
 
 @scoring_options(*EVALUATION)
@@ -73,7 +74,6 @@ def calibrate(
     from npr_model.detectors.npr import NPRDetector
     from npr_model.evaluation import calibration
     from npr_model.inference import quantisation
-    from npr_model.screening.sources import file_item
     from npr_model.verdicts import Calibration
 
     source = checkpoints.find(checkpoint)
@@ -82,23 +82,11 @@ def calibrate(
         raise InputError(f"output {destination} must end in .safetensors")
     if destination.exists() and not overwrite:
         raise InputError(f"output {destination} exists: use --overwrite to replace it, or -o for another file")
-    samples = [sample for root in reals for sample in datasets.find_reals(root)]
-    samples += [sample for root in reals if datasets.has_fakes(root) for sample in datasets.find_fakes(root)]
-    samples += [sample for root in fake or [] for sample in datasets.find_fakes(root)]
-    samples = list({sample.path.resolve(): sample for sample in samples}.values())
+    samples = _labelled(reals, fake or [])
     rates = rate or calibration.RATES
     calibration.require_enough(sum(sample.label == datasets.REAL for sample in samples), rates, uncertain_rate)
-    by_source = {file_item(sample.path).source: sample for sample in samples}
     scorer = replace(options, checkpoint=checkpoint).scorer()
-
-    scored, errors = [], {}
-    with progress_bar("scoring", total=len(samples)) as advance:
-        for row in scorer.score(file_item(sample.path) for sample in samples):
-            advance(1)
-            if row.error is None:
-                scored.append((by_source[row.source], row.logit))
-            else:
-                errors[row.source] = row.error
+    scored, errors = _scored(scorer, samples)
     logits = {
         label: [logit for sample, logit in scored if sample.label == label] for label in (datasets.REAL, datasets.FAKE)
     }
@@ -123,6 +111,32 @@ def calibrate(
         out.print(f"{len(errors)} images could not be scored and were excluded:")
         print_errors(errors)
         raise typer.Exit(EXIT_FAILED_INPUTS)
+
+
+def _labelled(reals: list[Path], fakes: list[Path]) -> list[Sample]:
+    """The images of all folders, each file once; folders of REALS with class folders give both classes."""
+    from npr_model import datasets
+
+    samples = [sample for root in reals for sample in datasets.find_reals(root)]
+    samples += [sample for root in reals if datasets.has_fakes(root) for sample in datasets.find_fakes(root)]
+    samples += [sample for root in fakes for sample in datasets.find_fakes(root)]
+    return list({sample.path.resolve(): sample for sample in samples}.values())
+
+
+def _scored(scorer: Scorer, samples: list[Sample]) -> tuple[list[tuple[Sample, float]], dict[str, str]]:
+    """Samples with their logits, and the messages of those that could not be scored, by source."""
+    from npr_model.screening.sources import file_item
+
+    by_source = {file_item(sample.path).source: sample for sample in samples}
+    scored, errors = [], {}
+    with progress_bar("scoring", total=len(samples)) as advance:
+        for row in scorer.score(file_item(sample.path) for sample in samples):
+            advance(1)
+            if row.error is None:
+                scored.append((by_source[row.source], row.logit))
+            else:
+                errors[row.source] = row.error
+    return scored, errors
 
 
 def _default_output(checkpoint: str, source: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -18,6 +18,11 @@ from npr_model.commands.terminal import (
     termination_interrupts,
 )
 from npr_model.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from npr_model.simulation.simulator import Simulator
 
 SKIPPED_SHOWN = 10  # photographs that are named on the terminal; skipped.csv has all of them
 Kind = choice("Kind", ("nearest", "bilinear", "bicubic", "sinc", "transposed", "subpixel", "none"))
@@ -108,21 +113,12 @@ def simulate(
     for one in chosen_generators:
         packaged.check(one)
     device = choose_device(device)
-    simulated = simulator.load(decoders).select(chosen_kinds) if decoders and chosen_kinds else None
-
-    if chosen_kinds and not decoders:
+    simulated = None
+    if chosen_kinds and decoders:
+        simulated = simulator.load(decoders).select(chosen_kinds)
+    elif chosen_kinds:
         crops = dataset.crops_to_fit(parts.get(dataset.TRAIN) or parts[""], seed, problems).to(device)
-        out.print(f"training decoders on {len(crops)} crops of the photographs")
-        total = len(chosen_kinds) * len(simulator.DEPTHS) * steps
-        with progress_bar("training decoders", total=total, unit="steps") as advance:
-            simulated = simulator.fit_simulator(
-                crops,
-                kinds=chosen_kinds,
-                steps=steps,
-                seed=seed,
-                on_decoder=lambda model, psnr: out.print(f"  {model.kind} x{model.factor}: {psnr:.1f} dB"),
-                on_step=lambda: advance(1),
-            )
+        simulated = _trained(crops, chosen_kinds, steps, seed)
         if save_decoders is not None:
             simulator.save(save_decoders, simulated)
     writer = dataset.DatasetWriter(
@@ -152,3 +148,20 @@ def simulate(
         for name, problem in list(problems.items())[:SKIPPED_SHOWN]:
             out.print(f"  {printable(name)}: {printable(problem)}", soft_wrap=True)
         raise typer.Exit(EXIT_FAILED_INPUTS)
+
+
+def _trained(crops: Tensor, kinds: list[str], steps: int, seed: int) -> Simulator:
+    """Decoders of each kind, trained on ``crops`` with a progress bar."""
+    from npr_model.simulation import simulator
+
+    out.print(f"training decoders on {len(crops)} crops of the photographs")
+    total = len(kinds) * len(simulator.DEPTHS) * steps
+    with progress_bar("training decoders", total=total, unit="steps") as advance:
+        return simulator.fit_simulator(
+            crops,
+            kinds=kinds,
+            steps=steps,
+            seed=seed,
+            on_decoder=lambda model, psnr: out.print(f"  {model.kind} x{model.factor}: {psnr:.1f} dB"),
+            on_step=lambda: advance(1),
+        )

@@ -208,7 +208,7 @@ def test_page_in_a_browser(tmp_path, checkpoint, browser):
     assert find("#threshold-text").text == "0.00" and find("#shown").text == "14 of 14 shown"
     Select(find("#histogram-format")).select_by_value("=JPEG")
     assert " of 1 above" in find("#share").text
-    assert texts(".lost") == ["the image is not at hand any more"]
+    assert texts(".lost") == ["the image no longer exists here"]
     loaded = "return [...document.images].every((image) => image.complete && image.naturalWidth > 0)"
     assert browser.execute_script(loaded)
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
