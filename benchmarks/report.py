@@ -23,6 +23,7 @@ PLOT = re.compile(r"benchmarks/results/([\w.-]+)\.svg\)")
 MARK = re.compile(r"(<!-- table (?P<file>\S+): (?P<case>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 COLUMNS = {  # title: key of the row, factor, format
     "ms": ("median_ms", 1, "{:.3g}"),
+    "us an image": ("microseconds_an_image", 1, "{:.3g}"),
     "images/s": ("images_per_second", 1, "{:.3g}"),
     "x eager": ("ratio_to_reference", 1, "{:.1f}"),
     "of FMA peak": ("share_of_fma_peak", 100, "{:.0f} %"),

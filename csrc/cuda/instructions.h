@@ -137,9 +137,14 @@ NPR_DEVICE void store_shared(uint32_t to, uint4 value) {
 }
 
 // Asynchronous copies to shared memory. After wait_copies the thread itself sees them, after a barrier the others, too.
+// Those of 16 bytes pass the L1 cache by: a stem on an H200 took 9 % longer with it.
 template <int kBytes>
 NPR_DEVICE void copy_async(uint32_t to, const unsigned char* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes) : "memory");
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes) : "memory");
+  }
 }
 NPR_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all but the newest `kNewest` groups have arrived.

@@ -219,17 +219,10 @@ struct Stager {
     }
   };
 
-  // Part of step s, from kLead steps before the walk's first: pair s + 1, which receive() has waited for, goes to the ring,
-  // and pair s + 3 is asked for.
+  // Part of step s, from kLead steps before the walk's first: writes pair s + 1 to the ring, asks for pair s + 3.
   NPR_DEVICE void advance(int s, const Walk& walk) {
-    receive();
-    stage(s, walk);
-  }
-  NPR_DEVICE void receive() {
     wait_copies<kRawStages - 1>();
     synchronize_warp();
-  }
-  NPR_DEVICE void stage(int s, const Walk& walk) {
     if (s + 1 >= walk.begin - 1) convert(s + 1);  // of the pair behind the end, whatever there is
     synchronize_warp();
     if (s + 3 < walk.end) fetch(s + 3);

@@ -411,27 +411,6 @@ struct Warpgroups {
     synchronize();
   }
 
-  // Both rows of a step at once; take(tile, column, row 2s, row 2s + 1) gets them.
-  template <typename Take>
-  NPR_DEVICE void rows(uint32_t before, uint32_t current, const Take& take) const {
-    uint32_t fragment[2][2][4], sum[2][2 * kTiles];
-    fragments.template load<0>(fragment[0], before, current);
-    fragments.template load<1>(fragment[1], before, current);
-    begin_products();
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      multiply<false>(sum[row], fragment[row][0], weights[0]);
-      multiply<true>(sum[row], fragment[row][1], weights[1]);
-    }
-    end_products();
-    await_products(sum[0]);
-    await_products(sum[1]);
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) take(tile, i, Values::of(sum[0][2 * tile + i]), Values::of(sum[1][2 * tile + i]));
-  }
-
   template <int kRow, typename Take>
   NPR_DEVICE void row(uint32_t before, uint32_t current, const Take& take) const {
     uint32_t fragment[2][4], sum[2 * kTiles];
@@ -452,9 +431,6 @@ template <typename T>
 using Warpgroups = TensorCores<T, true, false>;
 
 #endif
-
-constexpr bool kTogether = false;
-constexpr int kUnrolled = 1;
 
 // Rows of the convolution of a float32 image in float32, all nine taps in order.
 template <bool kArgmax>
@@ -596,20 +572,10 @@ stem_kernel(const Arguments arguments) {
       }
       synchronize();
     }
-#pragma unroll kUnrolled
+#pragma unroll 1
     for (int s = walk.begin; s < walk.end; ++s, stager.rotate()) {
       stager.advance(s, walk);
       Kept best[kTiles][2];
-#ifdef NPR_HAS_WARPGROUPS
-      if constexpr (kTogether && std::is_same_v<Rows, Warpgroups<T>>) {
-        const bool last = 2 * s + 1 >= arguments.source.cell_rows;
-        convolution.rows(stager.before, stager.current, [&](int tile, int i, const Values& middle, const Values& bottom) {
-          const Values kept = last ? Values{} : bottom;
-          best[tile][i] = Kept::column(top[tile][i], middle, kept);
-          top[tile][i] = kept;
-        });
-      } else
-#endif
       {
         Values middle[kTiles][2];
         convolution.template row<0>(stager.before, stager.current, [&](int tile, const Values& even, const Values& odd) {
