@@ -126,7 +126,7 @@ def export_package(checkpoint: LoadedCheckpoint, output: str | os.PathLike, dtyp
 
     Raises InputError for detectors other than npr, if ``dtype`` is not supported, and if the compilation fails.
     """
-    from filelock import FileLock  # a dependency of torch
+    from filelock import FileLock
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     check_exportable(checkpoint)
