@@ -149,7 +149,7 @@ def check_steps() -> list[Step]:
 def rest_steps() -> list[Step]:
     stems = "^stem forward, uint8 .*, 256x3x256x256$|^training stem .*uint8 .*, 256x3x256x256$"
     others = "^conv forward.*bfloat16.*, 256x3x256x256$"
-    graphs = ("tests/model/test_cuda_graphs.py", "tests/test_timing.py")
+    graphs = ("tests/model/inference/test_cuda_graphs.py", "tests/test_timing.py")
     return [
         *build_steps(),
         test("parity", "tests/kernels/test_parity.py", limit=200, only="triton", processes=14, after=()),
@@ -157,7 +157,7 @@ def rest_steps() -> list[Step]:
         benchmark("train", "--seconds", "10", limit=70),
         benchmark("screening", "--seconds", "10", "--only", "JPEG", limit=70),
         test("test_cuda_graphs", *graphs, limit=60),
-        test("test_screening", "tests/model/test_screening.py", limit=60, only="gpu"),
+        test("test_screening", "tests/model/screening/test_runner.py", limit=60, only="gpu"),
     ]
 
 
