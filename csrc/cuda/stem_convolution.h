@@ -1,0 +1,393 @@
+// Rows of the stem's convolution, from the records in shared memory (staging.h) to the words that the pooling compares.
+//
+// The differences of uint8 images are exact in float16. Their weights are rounded to it; a channel's that are small or large
+// for its range are divided by a power of two before, and the pooled values multiplied by it. Results of 16 bits are summed
+// in float16, whose words are then what the maxima compare. For float32 results a weight is the sum of two of float16.
+//
+// What decides the speed is shared memory and its port, through which stores, shuffles and copies go, too. So a lane reads
+// single words, in an order in which the taps of a quad meet different banks, and the image comes in pieces of 16 bytes.
+#pragma once
+
+#include "pooling.h"
+#include "staging.h"
+#include "warpgroup.h"
+
+namespace npr::cuda {
+namespace {
+
+// Taps by slot, for anchor 0: rows and columns -1, 0, 1 as 0, 1, 2 in nibbles. Slots t and t + 4 belong to lane t of a
+// quad. Lanes 0 and 1 read a record's first word first, lanes 2 and 3 the second: then the lanes of all but a few loads are
+// in different banks (Record::spread), as the taps of each two lanes are two rows apart or in neighbouring columns.
+constexpr uint32_t kTapRows = 0x20112020, kTapColumns = 0x11202200;
+
+struct Tap {
+  int dy, dx;
+};
+
+// The centre takes the place of the tap that sees the anchor itself.
+NPR_DEVICE Tap tap_of(int slot, int anchor) {
+  const Tap tap{static_cast<int>(kTapRows >> 4 * slot & 15) - 1, static_cast<int>(kTapColumns >> 4 * slot & 15) - 1};
+  return anchor > 0 && tap.dy == anchor >> 1 && tap.dx == (anchor & 1) ? Tap{0, 0} : tap;
+}
+
+NPR_DEVICE float number_at(const Parameter& parameter, int index) {
+  if (parameter.type == Type::kFloat32) return load_global(static_cast<const float*>(parameter.data) + index);
+  const uint32_t bits = load_global(static_cast<const uint16_t*>(parameter.data) + index);
+  return parameter.type == Type::kBFloat16 ? low_half<BFloat16>(bits) : low_half<Float16>(bits);
+}
+
+struct Arguments {
+  Source source;
+  Tiling tiling;
+  Parameter weight, bias;
+  float scale[3];  // for the differences as they are staged
+  int out_channels;
+  void* out;
+  uint8_t* argmax;
+};
+
+// What is computed how: T is the type of the result, kBytes says that the image is uint8.
+template <typename T, bool kBytes, bool kArgmax>
+struct Kind {
+  using Staged = std::conditional_t<kBytes, Float16, T>;  // type of the records
+  static constexpr bool kTensorCores = sizeof(Staged) == 2;
+  static constexpr bool kHalfSums = kBytes && sizeof(T) == 2;  // sums of float16: they are normalised
+  using Sum = std::conditional_t<kHalfSums, Float16, T>;
+  // A warp's chunk of channels, in tiles of 8 (mma's n): as many as leave registers for that many blocks.
+  static constexpr int kTiles = sizeof(T) == 4 || kArgmax ? 4 : 8;
+  static constexpr int kChunk = 8 * kTiles;
+  static constexpr int kWarps = sizeof(T) == 4 ? 4 : 8, kBlocks = sizeof(T) == 4 ? 3 : 2;
+};
+
+// Lane t = lane % 4 of a quad holds columns 2t and 2t + 1 of each tile. Neighbouring channels come from different tiles,
+// so that a lane's are neighbours, in runs of eight.
+NPR_DEVICE int channel_of(int tile, int column) { return tile / 4 * 32 + column / 2 * 8 + tile % 4 * 2 + column % 2; }
+
+// Parameters of a block's chunk of channels in shared memory as (27 + bias, channels) of float, scaled; behind it what the
+// pooled values are to be multiplied with, (channels) of T.
+template <typename T, bool kBytes, bool kArgmax>
+struct Table {
+  using Kinds = Kind<T, kBytes, kArgmax>;
+  static constexpr int kChannels = Kinds::kChunk, kRows = 28;
+  static constexpr int64_t kSharedBytes = kRows * kChannels * 4 + kChannels * static_cast<int>(sizeof(T));
+  // Whether any of the factors is not 1.
+  static NPR_DEVICE bool fill(const Arguments& arguments, int chunk, unsigned char* shared) {
+    float* const table = reinterpret_cast<float*>(shared);
+    for (int i = thread_index(); i < kRows * kChannels; i += block_threads()) {
+      const int channel = chunk + i % kChannels, k = i / kChannels;  // k: by tap, then by channel of the image
+      float value = 0;
+      if (channel < arguments.out_channels)
+        value = k < 27 ? number_at(arguments.weight, channel * 27 + k % 3 * 9 + k / 3) * arguments.scale[k % 3]
+                       : arguments.bias.data ? number_at(arguments.bias, channel) : 0;
+      table[i] = value;
+    }
+    synchronize();
+    if constexpr (kBytes) {
+      bool scaled = false;
+      for (int channel = thread_index(); channel < kChannels; channel += block_threads()) {
+        float largest = 0;
+        for (int k = 0; k < kRows; ++k) {
+          const float size = as_float(as_bits(table[k * kChannels + channel]) & 0x7fffffffu);
+          const float weighed = k == 27 ? size / 16 : size;  // a large bias may take more of the range
+          if (weighed > largest && weighed < 3e38f) largest = weighed;
+        }
+        const int exponent = exponent_of(largest);
+        for (int k = 0; k < kRows; ++k) table[k * kChannels + channel] *= power_of_two(-exponent);
+        const float factor = power_of_two(exponent);
+        T& to = reinterpret_cast<T*>(shared + kRows * kChannels * 4)[channel];
+        if constexpr (sizeof(T) == 4) {
+          to = factor;
+        } else {
+          to.bits = static_cast<uint16_t>(pack<T>(factor, 0));
+        }
+        scaled = scaled || exponent != 0;
+      }
+      return any(scaled);
+    }
+    return false;
+  }
+
+  // Of the power of two that a channel's weights are divided by. For float32 results the second part of a weight is some
+  // 2^-11 of it, and must stay in the range of float16, too: all are brought close to 1. What T can hold limits it.
+  static NPR_DEVICE int exponent_of(float largest) {
+    const int exponent = static_cast<int>(as_bits(largest) >> 23) - 126;  // the largest is below two to the power of it
+    if (largest == 0 || (sizeof(T) == 2 && exponent >= -7 && exponent <= 8)) return 0;
+    constexpr int kLowest = std::is_same_v<T, Float16> ? -14 : -126;
+    constexpr int kHighest = std::is_same_v<T, Float16> ? 15 : 126;
+    return exponent < kLowest ? kLowest : exponent > kHighest ? kHighest : exponent;
+  }
+  static NPR_DEVICE float power_of_two(int exponent) { return as_float(static_cast<uint32_t>(127 + exponent) << 23); }
+};
+
+// What a lane reads of a row of the convolution: the records of two taps at two positions, as mma's factor.
+template <typename Staged>
+struct Fragments {
+  uint32_t record[2][2][2];  // of the taps in slots t and t + 4 in a pair: for each row, at an even and at an odd column
+  bool above[2];             // whether the tap of the first row is in the pair before
+
+  NPR_DEVICE Fragments(int anchor, int pitch) {
+    const int lane = thread_index() % 32, warp = thread_index() / 32;
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      const Tap tap = tap_of(lane % 4 + 4 * x, anchor);
+      above[x] = tap.dy < 0;
+#pragma unroll
+      for (int row = 0; row < 2; ++row)
+#pragma unroll
+        for (int odd = 0; odd < 2; ++odd) {
+          const int pixel = 4 * (8 * warp + lane / 4) + 2 * odd + tap.dx, y = (2 * row + tap.dy) & 3;
+          record[x][row][odd] =
+              static_cast<uint32_t>(y * pitch + record_offset<Staged, true>(pixel, y) + 4 * second_first(lane % 4));
+        }
+    }
+  }
+
+  // Whether lane t of a quad reads the second word of a record first.
+  static NPR_DEVICE bool second_first(int t) { return t >= 2; }
+
+  // Of convolution row 2s + kRow, from pair `current` and the one before it.
+  template <int kRow>
+  NPR_DEVICE void load(uint32_t (&fragment)[2][4], uint32_t before, uint32_t current) const {
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      const uint32_t pair = kRow == 0 && above[x] ? before : current;
+#pragma unroll
+      for (int odd = 0; odd < 2; ++odd) {
+        const uint32_t first = pair + record[x][kRow][odd];
+        fragment[x][odd] = load_shared<uint32_t>(first);
+        fragment[x][2 + odd] = load_shared<uint32_t>(first ^ 4);
+      }
+    }
+  }
+};
+
+// The other factor: of a slot's tap and one channel, the first two weights (which = 0), or the third and the tap's part of
+// the bias. Of parts beyond the first there is what is left of the weights after rounding.
+template <typename Staged, int kChunk>
+struct Weights {
+  const float* column;  // of the channel in the table
+  const float* weight;  // of the tap
+  int part;             // of the bias; -1: none
+
+  NPR_DEVICE Weights(const unsigned char* table, int channel, int slot, int anchor)
+      : column(reinterpret_cast<const float*>(table) + channel), part(-1) {
+    const Tap tap = tap_of(slot, anchor);
+    weight = column + ((tap.dy + 1) * 3 + tap.dx + 1) * 3 * kChunk;
+    // The constant of a pixel in the position's own cell is 1 wherever there is a position: three taps for the bias.
+#pragma unroll
+    for (int other = 0; other < 8; ++other) {
+      const Tap before = tap_of(other, anchor);
+      part += other <= slot && before.dy >= 0 && before.dx >= 0;
+    }
+    if (tap.dy < 0 || tap.dx < 0) part = -1;
+  }
+
+  NPR_DEVICE uint32_t word(bool which) const {
+    return which ? pack<Staged>(weight[2 * kChunk], part_of(column[27 * kChunk], part)) : pack<Staged>(weight[0], weight[kChunk]);
+  }
+  NPR_DEVICE uint32_t rest(bool which) const {
+    return which ? pack<Staged>(rest_of(weight[2 * kChunk]), 0) : pack<Staged>(rest_of(weight[0]), rest_of(weight[kChunk]));
+  }
+
+  // One of the three terms, each rounded, that sum up to the value; 0 for part -1.
+  static NPR_DEVICE float part_of(float value, int part) {
+    const float second = rest_of(value), third = rest_of(second);
+    return part == 0 ? value : part == 1 ? second : part == 2 ? third : 0;
+  }
+  static NPR_DEVICE float rest_of(float value) {
+    const float rounded = low_half<Staged>(pack<Staged>(value, 0));
+    return rounded - rounded == 0 ? value - rounded : 0;  // infinity and NaN have no rest
+  }
+};
+
+// Rows of the convolution by the products of each warp; the weights are in registers.
+template <typename T, bool kBytes, bool kArgmax>
+struct TensorCores {
+  using Kinds = Kind<T, kBytes, kArgmax>;
+  using Staged = typename Kinds::Staged;
+  using Values = Pair<typename Kinds::Sum, kArgmax>;
+  static constexpr int kTiles = Kinds::kTiles;
+  static constexpr int kParts = kBytes && sizeof(T) == 4 ? 2 : 1;  // numbers that a weight is the sum of
+  const Fragments<Staged> fragments;
+  uint32_t weight[kParts][2][kTiles][2];
+
+  NPR_DEVICE TensorCores(const Arguments& arguments, const unsigned char* table, uint32_t, int pitch)
+      : fragments(arguments.source.anchor, pitch) {
+    const int lane = thread_index() % 32, t = lane % 4;
+#pragma unroll
+    for (int x = 0; x < 2; ++x)
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const Weights<Staged, Kinds::kChunk> weights(table, channel_of(tile, lane / 4), t + 4 * x, arguments.source.anchor);
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const bool which = k != fragments.second_first(t);
+          weight[0][x][tile][k] = weights.word(which);
+          if constexpr (kParts == 2) weight[1][x][tile][k] = weights.rest(which);
+        }
+      }
+  }
+
+  // Convolution row 2s + kRow; take(tile, even column, odd column) gets it.
+  template <int kRow, typename Take>
+  NPR_DEVICE void row(uint32_t before, uint32_t current, const Take& take) const {
+    uint32_t fragment[2][4];
+    fragments.template load<kRow>(fragment, before, current);
+    if constexpr (Kinds::kHalfSums) {
+      uint32_t sum[kTiles][2];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        constexpr uint32_t kZero[2] = {0, 0};
+        multiply_float16(sum[tile], fragment[0], weight[0][0][tile][0], weight[0][0][tile][1], kZero);
+      }
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile)
+        multiply_float16(sum[tile], fragment[1], weight[0][1][tile][0], weight[0][1][tile][1], sum[tile]);
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) take(tile, Values::of(sum[tile][0]), Values::of(sum[tile][1]));
+    } else {
+      float sum[kTiles][4];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        constexpr float kZero[4] = {0, 0, 0, 0};
+        multiply<Staged>(sum[tile], fragment[0], weight[0][0][tile][0], weight[0][0][tile][1], kZero);
+      }
+#pragma unroll
+      for (int part = 0; part < kParts; ++part)
+#pragma unroll
+        for (int x = part == 0; x < 2; ++x)
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile)
+            multiply<Staged>(sum[tile], fragment[x], weight[part][x][tile][0], weight[part][x][tile][1], sum[tile]);
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile)
+        take(tile, Values::of(sum[tile][0], sum[tile][1]), Values::of(sum[tile][2], sum[tile][3]));
+    }
+  }
+};
+
+#ifdef NPR_HAS_WARPGROUPS
+
+// The same by the products of four warps; the weights are in shared memory, as two matrices of 16 products each.
+template <typename T>
+struct Warpgroups {
+  using Kinds = Kind<T, true, false>;
+  using Values = Pair<Float16, false>;
+  static constexpr int kTiles = Kinds::kTiles, kMatrix = Kinds::kChunk * 32;  // bytes
+  const Fragments<Float16> fragments;
+  uint64_t weights[2];
+
+  NPR_DEVICE Warpgroups(const Arguments& arguments, const unsigned char* table, uint32_t memory, int pitch)
+      : fragments(arguments.source.anchor, pitch) {
+#pragma unroll
+    for (int x = 0; x < 2; ++x) weights[x] = matrix(memory + static_cast<uint32_t>(x * kMatrix), 128, 256);
+    for (int i = thread_index(); i < 2 * Kinds::kChunk * 8; i += block_threads()) {
+      const int k = i % 8, n = i / 8 % Kinds::kChunk, x = i / (8 * Kinds::kChunk);  // words of a row; rows of a matrix
+      const Weights<Float16, Kinds::kChunk> weight(table, channel_of(n / 8, n % 8), k % 4 + 4 * x, arguments.source.anchor);
+      const int offset = x * kMatrix + (n / 8 * 2 + k / 4) * 128 + n % 8 * 16 + k % 4 * 4;
+      store_shared(memory + static_cast<uint32_t>(offset), weight.word((k >= 4) != fragments.second_first(k % 4)));
+    }
+    fence_shared();
+    synchronize();
+  }
+
+  template <int kRow, typename Take>
+  NPR_DEVICE void row(uint32_t before, uint32_t current, const Take& take) const {
+    uint32_t fragment[2][4], sum[2 * kTiles];
+    fragments.template load<kRow>(fragment, before, current);
+    begin_products();
+    multiply<false>(sum, fragment[0], weights[0]);
+    multiply<true>(sum, fragment[1], weights[1]);
+    end_products();
+    await_products(sum);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) take(tile, Values::of(sum[2 * tile]), Values::of(sum[2 * tile + 1]));
+  }
+};
+
+#else
+
+template <typename T>
+using Warpgroups = TensorCores<T, true, false>;
+
+#endif
+
+// Rows of the convolution of a float32 image in float32, all nine taps in order.
+template <bool kArgmax>
+struct Float32 {
+  using Kinds = Kind<float, false, kArgmax>;
+  static constexpr int kTiles = Kinds::kTiles;
+  uint32_t weight;  // of this lane's first channel in the table
+  int offset[5];    // of the pixels that the lane's two positions see, left to right
+  const int pitch;
+
+  NPR_DEVICE Float32(const Arguments&, const unsigned char* shared, uint32_t, int pitch) : pitch(pitch) {
+    const int lane = thread_index() % 32, warp = thread_index() / 32;
+    weight = shared_address(shared) + static_cast<uint32_t>(8 * (lane % 4) * 4);
+#pragma unroll
+    for (int i = 0; i < 5; ++i) offset[i] = record_offset<float, true>(4 * (8 * warp + lane / 4) + i - 1, 0);
+  }
+
+  // The lane's channels of row k of the table, in the order of (tile, column).
+  NPR_DEVICE void load(float (&out)[2 * kTiles], int k) const {
+#pragma unroll
+    for (int i = 0; i < 2 * kTiles; i += 4) {
+      const uint4 four = load_shared<uint4>(weight + static_cast<uint32_t>((k * Kinds::kChunk + i) * 4));
+      out[i] = as_float(four.x);
+      out[i + 1] = as_float(four.y);
+      out[i + 2] = as_float(four.z);
+      out[i + 3] = as_float(four.w);
+    }
+  }
+
+  template <int kRow, typename Take>
+  NPR_DEVICE void row(uint32_t before, uint32_t current, const Take& take) const {
+    float sum[2][2 * kTiles];
+    load(sum[0], 27);
+#pragma unroll
+    for (int i = 0; i < 2 * kTiles; ++i) sum[1][i] = sum[0][i];
+#pragma unroll 1
+    for (int dy = -1; dy < 2; ++dy) {
+      const uint32_t base = kRow == 0 && dy < 0 ? before + static_cast<uint32_t>(3 * pitch)
+                                                : current + static_cast<uint32_t>((2 * kRow + dy) * pitch);
+      float pixel[5][3];
+#pragma unroll
+      for (int i = 0; i < 5; ++i) {
+        const uint4 record = load_shared<uint4>(base + static_cast<uint32_t>(offset[i]));
+        pixel[i][0] = as_float(record.x);
+        pixel[i][1] = as_float(record.y);
+        pixel[i][2] = as_float(record.z);
+      }
+#pragma unroll
+      for (int dx = 0; dx < 3; ++dx)
+#pragma unroll
+        for (int c = 0; c < 3; ++c) {
+          float w[2 * kTiles];
+          load(w, ((dy + 1) * 3 + dx) * 3 + c);
+#pragma unroll
+          for (int odd = 0; odd < 2; ++odd)
+#pragma unroll
+            for (int i = 0; i < 2 * kTiles; ++i) sum[odd][i] += w[i] * pixel[dx + 2 * odd][c];
+        }
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+      take(tile, Pair<float, kArgmax>::of(sum[0][2 * tile], sum[0][2 * tile + 1]),
+           Pair<float, kArgmax>::of(sum[1][2 * tile], sum[1][2 * tile + 1]));
+  }
+};
+
+// Bytes of shared memory for the weights as matrices.
+template <typename T, bool kGroups>
+constexpr int64_t kMatrices = kGroups ? 2 * 32 * Kind<T, true, false>::kChunk : 0;
+
+// Words that a lane of a warp's last column posts for the warp to the right; one buffer for even steps, one for odd.
+template <typename T, bool kBytes, bool kArgmax>
+constexpr int kPosted = Kind<T, kBytes, kArgmax>::kTiles * Best<typename Kind<T, kBytes, kArgmax>::Sum, kArgmax>::kWords;
+template <typename T, bool kBytes, bool kArgmax>
+NPR_CONSTANT int64_t exchange_bytes(int width) {
+  return int64_t{2} * (width / 8) * 4 * kPosted<T, kBytes, kArgmax> * 4;
+}
+
+}  // namespace
+}  // namespace npr::cuda
