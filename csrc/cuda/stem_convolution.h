@@ -63,6 +63,11 @@ struct Kind {
 // so that a lane's are neighbours, in runs of eight.
 NPR_DEVICE int channel_of(int tile, int column) { return tile / 4 * 32 + column / 2 * 8 + tile % 4 * 2 + column % 2; }
 
+// Whether a tap always sees the anchor of a cell, where the difference is 0.
+NPR_DEVICE bool sees_anchor(int tap, int anchor) {
+  return ((tap / 3 - 1) & 1) == anchor >> 1 && ((tap % 3 - 1) & 1) == (anchor & 1);
+}
+
 // Parameters of a block's chunk of channels in shared memory as (27 + bias, channels) of float, scaled; behind it what the
 // pooled values are to be multiplied with, (channels) of T.
 template <typename T, bool kBytes, bool kArgmax>
@@ -73,12 +78,17 @@ struct Table {
   // Whether any of the factors is not 1.
   static NPR_DEVICE bool fill(const Arguments& arguments, int chunk, unsigned char* shared) {
     float* const table = reinterpret_cast<float*>(shared);
+    const int anchor = arguments.source.anchor, left_out = (anchor / 2 + 1) * 3 + anchor % 2 + 1;
     for (int i = thread_index(); i < kRows * kChannels; i += block_threads()) {
-      const int channel = chunk + i % kChannels, k = i / kChannels;  // k: by tap, then by channel of the image
+      const int channel = chunk + i % kChannels, tap = i / kChannels / 3, c = i / kChannels % 3;
+      const auto weight = [&](int tap, int c) { return number_at(arguments.weight, channel * 27 + c * 9 + tap); };
       float value = 0;
-      if (channel < arguments.out_channels)
-        value = k < 27 ? number_at(arguments.weight, channel * 27 + k % 3 * 9 + k / 3) * arguments.scale[k % 3]
-                       : arguments.bias.data ? number_at(arguments.bias, channel) : 0;
+      if (channel < arguments.out_channels && tap == 9) {  // what is not finite is to be seen where its tap is left out, too
+        value = arguments.bias.data ? number_at(arguments.bias, channel) : 0;
+        for (int k = 0; k < 3; ++k) value += weight(left_out, k) - weight(left_out, k);
+      } else if (channel < arguments.out_channels) {  // weights that never count must not decide the exponent
+        value = sees_anchor(tap, anchor) ? weight(tap, c) - weight(tap, c) : weight(tap, c) * arguments.scale[c];
+      }
       table[i] = value;
     }
     synchronize();

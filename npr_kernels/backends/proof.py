@@ -20,6 +20,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -31,16 +32,14 @@ from npr_kernels.backends.base import Call, Geometry
 from npr_kernels.testing import Case, allowed, error, on, pool_at
 
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_SELF_TEST"
-PROVED = {
-    "cuda": cuda,
-    "triton": triton,
-}  # the cpu backend is proved by its tests: its kernels do not depend on the driver
+PROVED = {"cuda": cuda, "triton": triton}  # not cpu: its kernels depend on no driver, tests prove them
 
 NETWORK = Geometry(3, 64, (3, 3), (2, 2), (1, 1))
-ROWS, COLUMNS = 12, 76  # of the convolution's result: several tiles, strips and rows of every kernel
-SLACK = (
-    4  # times the rule's limit: sums in another order must not be refused by chance, wrong kernels are off by far more
-)
+# Rows and columns of the convolution's result. The CUDA C++ kernels take other ways through strips of whole warpgroups,
+# through several strips, and where a block goes through many rows: there are more than the largest GPU has blocks.
+SIZES = {"cuda": ((12, 128), (4, 144), (1100, 8))}
+SIZE = 12, 76  # of the others: several tiles and rows
+SLACK = 4  # times the rule's limit: sums in another order must not be refused by chance
 MOST_CHANNELS = 128  # of the result; more would take longer on the CPU and be computed by the same program
 
 _logger = logging.getLogger("npr_kernels")
@@ -67,7 +66,7 @@ def _failure_while_traced(name, operator, device, x_dtype, weight_dtype, image_g
 
 
 def _failure(name: str, call: Call) -> str | None:
-    key = name, call
+    key = name, _without_scale(call)
     if key in _verdicts:
         return _verdicts[key]
     if os.environ.get(ENVIRONMENT_VARIABLE) == "0" or _is_capturing(call.device):
@@ -81,6 +80,13 @@ def _failure(name: str, call: Call) -> str | None:
             if _verdicts[key]:
                 _log(name, call, _verdicts[key])
         return _verdicts[key]
+
+
+def _without_scale(call: Call) -> Call:
+    """The same for every scale with as many factors: kernels do not depend on their values."""
+    if call.geometry is None:
+        return call
+    return replace(call, geometry=replace(call.geometry, scale=(1.0,) * len(call.geometry.scale)))
 
 
 def _is_capturing(device: torch.device) -> bool:
@@ -119,9 +125,10 @@ def _log(name: str, call: Call, difference: str) -> None:
 def _difference(name: str, call: Call) -> str | None:
     """What the backend gets wrong first, None if nothing."""
     try:
-        for function, found, limit in _errors(PROVED[name], call):
-            if not found <= SLACK * limit:
-                return f"on a small case {function} has error {found:.3g}, at most {SLACK * limit:.3g} is allowed"
+        for size in SIZES.get(name, (SIZE,)):
+            for function, found, limit in _errors(PROVED[name], call, size):
+                if not found <= SLACK * limit:
+                    return f"on a small case {function} has error {found:.3g}, at most {SLACK * limit:.3g} is allowed"
     except torch.OutOfMemoryError:
         raise
     except Exception as exception:  # whatever a compiler, a driver or a wrong shape may raise
@@ -129,9 +136,9 @@ def _difference(name: str, call: Call) -> str | None:
     return None
 
 
-def _errors(backend, call: Call) -> Iterator[tuple[str, float, float]]:
+def _errors(backend, call: Call, size: tuple[int, int]) -> Iterator[tuple[str, float, float]]:
     """(function, its error, the largest allowed one) of every function of ``backend`` that the call may need."""
-    case, convolution = _small_case(call)
+    case, convolution = _small_case(call, size)
     tensors = case.tensors()
     exact = [t if t is None or t.dtype == torch.uint8 else t.double() for t in tensors]
     x, weight, bias = on(call.device, *tensors)
@@ -143,15 +150,14 @@ def _errors(backend, call: Call) -> Iterator[tuple[str, float, float]]:
         yield from _stem_errors(backend, call, convolution, (x, weight, bias), tensors, exact)
 
 
-def _small_case(call: Call) -> tuple[Case, tuple]:
-    """The case, and the arguments of the operators behind the tensors: (stride, padding, grid_size, anchor, scale)."""
+def _small_case(call: Call, size: tuple[int, int]) -> tuple[Case, tuple]:
+    """The case whose convolution gives ``size``, rows and columns, and the arguments of the operators behind the tensors:
+    (stride, padding, grid_size, anchor, scale)."""
     geometry = call.geometry or NETWORK
     unit = math.lcm(call.grid_size, 4)  # whole cells, and rows that can be read as words of four pixels
     sides = [
         max(unit, -(-((n - 1) * stride + kernel - 2 * padding) // unit) * unit)
-        for n, stride, kernel, padding in zip(
-            (ROWS, COLUMNS), geometry.stride, geometry.kernel, geometry.padding, strict=True
-        )
+        for n, stride, kernel, padding in zip(size, geometry.stride, geometry.kernel, geometry.padding, strict=True)
     ]
     case = Case(
         grid_size=call.grid_size, anchor=call.anchor, height=sides[0], width=sides[1], channels=geometry.channels,

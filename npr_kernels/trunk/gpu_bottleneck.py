@@ -289,9 +289,13 @@ def kernels_for(dtype: torch.dtype, device: torch.device) -> str | None:
     if allowed == "none" or refusal(dtype, device) is not None:
         return None
     hopper = allowed == "hopper" and hopper_bottleneck.refusal(dtype, device) is None
-    if hopper and _sound(dtype, device, hopper=True):
-        return "hopper"
-    return "triton" if _sound(dtype, device, hopper=False) else None
+    try:
+        if hopper and _sound(dtype, device, hopper=True):
+            return "hopper"
+        return "triton" if _sound(dtype, device, hopper=False) else None
+    except torch.OutOfMemoryError:  # it says nothing of the kernels: the next network tries them again
+        _logger.warning("the fused residual blocks are not used: %s has no memory left to try them", device)
+        return None
 
 
 def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -322,22 +326,25 @@ def fault(dtype: torch.dtype, device: torch.device, hopper: bool) -> str | None:
     The first call compiles the Triton kernels of the detector's blocks, for some seconds if no earlier process did.
     """
     generator = torch.Generator().manual_seed(0)
+    randn = functools.partial(torch.randn, generator=generator, device="cpu")  # whatever the default device is
 
     def draw(inputs: int, outputs: int, kernel: int = 1) -> Folded:
-        weight = torch.randn(outputs, inputs, kernel, kernel, generator=generator) * (inputs * kernel**2) ** -0.5
-        return weight.to(device, dtype), torch.randn(outputs, generator=generator).to(device, dtype)
+        weight = randn(outputs, inputs, kernel, kernel) * (inputs * kernel**2) ** -0.5
+        return weight.to(device, dtype), randn(outputs).to(device, dtype)
 
     blocks = []
     for inputs, middle, stride in DETECTOR:
         shortcut = None if inputs == 4 * middle else draw(inputs, 4 * middle)
         blocks.append(([draw(inputs, middle), draw(middle, middle, 3), draw(middle, 4 * middle), shortcut], stride))
-    x = torch.randn(2, 64, 19, 30, generator=generator).relu().to(device, dtype)
+    x = randn(2, 64, 19, 30).relu().to(device, dtype)
     try:
         with torch.inference_mode():
             found = FusedBottlenecks(blocks, dtype, averaged=True, hopper=hopper).to(device)(x).double()
             truth, plain = composed(x.double(), blocks, averaged=True), composed(x, blocks, averaged=True).double()
         difference, largest = (found - truth).abs().max().item(), truth.abs().max().item()
         allowed = 2 * (plain - truth).abs().max().item() + torch.finfo(dtype).eps * largest
+    except torch.OutOfMemoryError:  # says nothing of the kernels
+        raise
     except Exception as error:  # whatever the compiler or the driver does not like: the network goes on without
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     if difference <= allowed:

@@ -27,7 +27,11 @@ def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
         return f"it has no kernel for {dtype}"
     if device.type != "cuda" or capability(device) != (9, 0):
         return "it needs a GPU of compute capability 9.0"
-    return cuda.MISSING
+    if cuda.MISSING:
+        return cuda.MISSING
+    if "9.0a" not in cuda.ARCHITECTURES:
+        return f"it needs an extension built for 9.0a, this one is built for {cuda.ARCHITECTURES.replace(';', ', ')}"
+    return None
 
 
 def run(

@@ -188,6 +188,22 @@ def test_weights_of_any_size(dtype: torch.dtype, emulation: Emulation):
         assert error(found, expected) < (2e-3 if dtype == torch.float16 else 4 * EPS[dtype])
 
 
+@pytest.mark.parametrize("anchor", range(4))
+@pytest.mark.parametrize("image_dtype", [torch.uint8, torch.bfloat16])
+def test_weights_that_never_count(image_dtype: torch.dtype, anchor: int, emulation: Emulation):
+    """Large ones, of taps that see an anchor, change nothing; one that is not a number makes its channel so."""
+    case = Case(dtype=image_dtype, weight_dtype=torch.bfloat16, out_channels=16, width=128, anchor=anchor)
+    (x, weight, bias), _, scale = call(case)
+    own = (slice(None), slice(None), anchor // 2 + 1, anchor % 2 + 1)
+    weight[own] = 0
+    before = emulation.stem(x, weight, bias, anchor, scale, False)[0]
+    weight[own] = 1e6
+    assert torch.equal(emulation.stem(x, weight, bias, anchor, scale, False)[0], before)
+    weight[3, 1, anchor // 2 + 1, anchor % 2 + 1] = float("nan")
+    found = emulation.stem(x, weight, bias, anchor, scale, False)[0]
+    assert found[:, 3].isnan().all() and torch.equal(found[:, 4:], before[:, 4:])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_rounds_to_minus_zero_has_no_argmax(dtype: torch.dtype, emulation: Emulation):
     x = torch.full((2, 3, 24, 32), 7, dtype=torch.uint8)

@@ -171,14 +171,13 @@ def test_a_verdict_is_found_once(monkeypatch):
     monkeypatch.setattr(proof, "_difference", lambda name, call: tried.append(call) or difference(name, call))
     x = torch.randn(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(16, 3, 3, 3)
-    for size in (16, 12, 8):  # a size is nothing new
-        npr_kernels.npr_conv2d(x[..., :size, :], weight)
+    for size in (16, 12, 8):  # a size is nothing new, nor is another scale
+        npr_kernels.npr_conv2d(x[..., :size, :], weight, scale=size / 8)
     assert len(tried) == 1
     calls = [
         lambda: npr_kernels.npr_stem(x, weight),
         lambda: npr_kernels.npr_conv2d(x.contiguous(), weight),
         lambda: npr_kernels.npr_conv2d(x, weight, anchor=3),
-        lambda: npr_kernels.npr_conv2d(x, weight, scale=1.0),
         lambda: npr_kernels.npr_conv2d(x, weight[:, :, :1], padding=(0, 1)),
         lambda: npr_kernels.npr_conv2d(x.bfloat16(), weight.bfloat16()),
         lambda: npr_kernels.npr_conv2d(x, weight.requires_grad_()),
@@ -257,7 +256,7 @@ def test_a_full_memory_says_nothing_about_the_kernel(monkeypatch):
     monkeypatch.setattr(cpu, "npr_conv2d", full_at_first)
     call = call_of(Case(), "npr_conv2d", gradients=False)
     assert proof.failure("cpu", call) is None and not proof._verdicts
-    assert proof.failure("cpu", call) is None and proof._verdicts == {("cpu", call): None}
+    assert proof.failure("cpu", call) is None and list(proof._verdicts.values()) == [None]
 
 
 @needs_extension
@@ -315,8 +314,27 @@ def test_which_backend_says_why(monkeypatch):
 
 def test_the_case_is_that_of_the_call():
     for case in CASES:
-        small, convolution = proof._small_case(call_of(case, "npr_conv2d"))
+        small, convolution = proof._small_case(call_of(case, "npr_conv2d"), proof.SIZE)
         assert convolution == case.convolution
         assert (small.dtype, small.parameter_dtype, small.kernel) == (case.dtype, case.parameter_dtype, case.kernel)
         x, weight, bias = small.tensors()
         assert reference.npr_conv2d(x, weight, bias, *convolution).numel() > 0
+
+
+def test_the_cases_take_every_way_through_the_cuda_kernels():
+    """Strips of 32 pooled columns, several strips, more rows than any GPU has blocks; pixels that are not copied."""
+    call = Call("npr_stem", torch.device("cuda"), torch.uint8, torch.bfloat16, 2, 0, proof.NETWORK)
+    cases = [proof._small_case(call, size)[0] for size in proof.SIZES["cuda"]]
+    pooled = [(case.batch * case.height // 4, case.width // 4) for case in cases]
+    assert any(columns <= 64 and columns % 32 == 0 for _, columns in pooled)
+    assert any(columns > 64 for _, columns in pooled)
+    assert any(rows > 1000 for rows, _ in pooled)
+    assert all(3 * case.width % 16 == 0 for case in cases)
+
+
+def test_another_scale_is_not_another_case():
+    calls = [
+        Call("npr_stem", torch.device("cpu"), torch.uint8, torch.float32, 2, 0, replace(proof.NETWORK, scale=(value,)))
+        for value in (0.1, 0.2)
+    ]
+    assert proof._without_scale(calls[0]) == proof._without_scale(calls[1])
