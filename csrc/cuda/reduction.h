@@ -64,6 +64,7 @@ const char* reduction_blocks(Kernel kernel, const Tiling& tiling, int64_t chunks
   if (const char* error = resident_blocks(kernel, threads, shared_bytes, blocks)) return error;
   const int64_t rows = tiling.batch * tiling.strips * tiling.rows;
   blocks = (blocks + chunks - 1) / chunks;
+  if (slots() == 0) return "the device does not tell its number of multiprocessors";
   if (blocks > slots()) blocks = slots();
   if (blocks > rows) blocks = rows;
   return nullptr;

@@ -151,8 +151,8 @@ def _errors(backend, call: Call, size: tuple[int, int]) -> Iterator[tuple[str, f
 
 
 def _small_case(call: Call, size: tuple[int, int]) -> tuple[Case, tuple]:
-    """The case whose convolution gives ``size``, rows and columns, and the arguments of the operators behind the tensors:
-    (stride, padding, grid_size, anchor, scale)."""
+    """The case whose convolution gives ``size`` (rows, columns), and what operators take behind the tensors: (stride,
+    padding, grid_size, anchor, scale)."""
     geometry = call.geometry or NETWORK
     unit = math.lcm(call.grid_size, 4)  # whole cells, and rows that can be read as words of four pixels
     sides = [

@@ -35,7 +35,8 @@ PIXELS_AT_ONCE = 2**18  # of images, for each thread of a CPU: the fastest from 
 def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # it asks the current one
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = cpu_capability() == "avx512bf16"
     return torch.bfloat16 if native else torch.float32
