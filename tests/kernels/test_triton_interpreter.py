@@ -314,7 +314,7 @@ def test_the_interpreter_serves_cpu_tensors_and_says_so():
 @pytest.mark.parametrize("dtypes", [(torch.uint8, torch.bfloat16), (torch.float32, torch.float32)])
 def test_kernels_prove_themselves_before_the_automatic_choice(dtypes, monkeypatch, caplog):
     """As on a GPU: the first automatic use of each operator tries it and its gradients on a small case."""
-    for name, value in {"_verdicts": {}, "ROWS": 4, "COLUMNS": 20}.items():  # small enough for the interpreter
+    for name, value in {"_verdicts": {}, "SIZE": (4, 20)}.items():  # small enough for the interpreter
         monkeypatch.setattr(proof, name, value)
     x, weight, bias = Case(dtype=dtypes[0], weight_dtype=dtypes[1], batch=1).tensors()
     tensors = [t.requires_grad_(t.is_floating_point()) for t in (x, weight, bias)]
