@@ -1,4 +1,4 @@
-"""``python -m benchmarks.device check``: what needs a GPU, as plans for ten minutes on a machine that is lent.
+"""``python -m benchmarks.device check``: what needs a GPU, as plans for ten minutes on a rented machine.
 
 ``scripts/gpu_check.sh``, ``gpu_rest.sh`` and ``gpu_train.sh`` call it. Everything goes into one folder: the log, and
 results.json with the steps, the rows of the benchmarks and the counters of the profiler (:mod:`benchmarks.plan`). The

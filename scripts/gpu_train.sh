@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains for six minutes on this machine's GPU, and keeps in OUTPUT what a later run needs to go on exactly.
 #
-# DATA is one tar file (a machine that is lent takes 60 MiB at most) with
+# DATA is one tar file with
 #   config.json   as `npr train FOLDER... --print-config` prints it, "folders" and "validation" relative to the tar
 #   the folders   with 0_real and 1_fake
 #   run/          only to go on with a run: what OUTPUT had of it, after `cat state.pt.* > state.pt`

@@ -1,15 +1,8 @@
-"""The Triton kernels without a GPU: every kind of case under Triton's interpreter, against float64.
-
-Triton decides between compiler and interpreter when a kernel is defined, so all of this runs in a process of its own,
-which `test_under_the_interpreter` starts; run by themselves, the other tests are skipped.
-"""
+"""The Triton kernels without a GPU: every kind of case under Triton's interpreter, against float64."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -21,13 +14,12 @@ from npr_kernels import reference
 from npr_kernels.backends import proof, registry
 from npr_kernels.backends import triton as triton_backend
 from npr_kernels.testing import GRIDS, IMAGE_DTYPES, LAYOUTS, TABLE, Case, assert_close, error
-from tests.conftest import ROOT
+from tests.kernels.interpreter import INTERPRETED, interpreted, run_under_interpreter
 from tests.kernels.test_parity import double, gradients
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
     pytest.skip("the interpreter of older versions does not run on NumPy 2.4", allow_module_level=True)
-interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in a process of its own")
 
 LOW = {"dtype": torch.uint8, "weight_dtype": torch.bfloat16}
 
@@ -54,17 +46,9 @@ SUBSET = _subset()
 
 
 @pytest.mark.xdist_group("interpreter")
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
+@pytest.mark.skipif(INTERPRETED, reason="this is that process")
 def test_under_the_interpreter():
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    assert " passed" in result.stdout
+    run_under_interpreter(__file__)
 
 
 def test_the_subset_reaches_what_the_table_does():

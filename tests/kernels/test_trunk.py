@@ -1,14 +1,6 @@
-"""The fused bottlenecks of a GPU against float64, under Triton's interpreter and, where there is one, on a GPU.
-
-Triton decides between compiler and interpreter when a kernel is defined, so the interpreter has a process of its own,
-which `test_under_the_interpreter` starts; run by themselves, the tests in it are skipped.
-"""
+"""The fused bottlenecks of a GPU against float64, under Triton's interpreter and, where there is one, on a GPU."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,16 +11,13 @@ from npr_kernels.testing import allowed, error
 from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck
 from npr_kernels.trunk.gpu_bottleneck import FusedBottlenecks, composed, dot
 from npr_model.inference.fused import folded_layers
-from tests.conftest import ROOT
+from tests.kernels.interpreter import INTERPRETED, interpreted, run_under_interpreter
 from tests.kernels.test_bottleneck import layers
 from tests.kernels.test_cuda_emulated import emulation  # noqa: F401
 from tests.kernels.test_hopper_bottleneck import run_emulated
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 from npr_kernels.trunk import triton_kernels  # noqa: E402
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own")
 
 # Channels in, width and stride of each block (four times as many channels out); batch, height, width.
 STAGE = [(64, 64, 1), (256, 64, 1)]
@@ -77,15 +66,7 @@ def check(blocks: list, shape: tuple[int, int, int], dtype: torch.dtype, device:
     reason="the interpreter of older versions does not run on NumPy 2.4",
 )
 def test_under_the_interpreter():
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    assert " passed" in result.stdout
+    run_under_interpreter(__file__)
 
 
 @interpreted

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from npr_model import checkpoints
+from npr_model import checkpoints, cli
 from npr_model.detectors.npr import NPRDetector
 
 
@@ -45,6 +45,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def npr(capsys):
+    """Runs ``npr`` in this process; gives the exit code, stdout and stderr."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -32,17 +32,6 @@ from tests.model.conftest import encoded, make_detector, noise
 
 
 @pytest.fixture
-def npr(capsys):
-    """Runs ``npr`` in this process; gives the exit code, stdout and stderr."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        code = cli.main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def folder(tmp_path):
     """Two good images, three bad files that look like images, and a text file."""
     path = tmp_path / "images"

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from npr_model import checkpoints, cli
+from npr_model import checkpoints
 from npr_model.checkpoints import Metadata
 from npr_model.commands import terminal
 from npr_model.errors import InputError
@@ -176,15 +176,6 @@ def test_metadata_round_trip_and_older_files():
 def test_bad_values(changes):
     with pytest.raises(ValueError, match=r"temperature must be positive|must be finite"):
         dataclasses.replace(Calibration(), **changes)
-
-
-@pytest.fixture
-def npr(capsys):
-    def run(*arguments) -> tuple[int, str, str]:
-        code = cli.main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from npr_model import cli, datasets, simulation
+from npr_model import datasets, simulation
 from npr_model.commands import terminal
 from npr_model.errors import InputError
 from npr_model.imaging.codecs import Codec
@@ -504,15 +504,6 @@ def test_latent_autoencoder(shared):
 def test_bad_codec(text):
     with pytest.raises(InputError, match="unknown codec"):
         Codec.parse(text, ranges=True)
-
-
-@pytest.fixture
-def npr(capsys):
-    def run(*arguments) -> tuple[int, str, str]:
-        code = cli.main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_command(npr, photographs, tmp_path):
