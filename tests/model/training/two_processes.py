@@ -40,4 +40,6 @@ if __name__ == "__main__":
     result = float64_steps(config.load(Path(sys.argv[2])))
     if result["network"] is not None:
         torch.save(result, sys.argv[1])
-    sys.exit(cli.main(["train", *sys.argv[3:]]))
+    status = cli.main(["train", *sys.argv[3:]])
+    torch.distributed.destroy_process_group()  # its threads must have ended before the interpreter does
+    sys.exit(status)
