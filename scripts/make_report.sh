@@ -39,4 +39,5 @@ done
 
 text '## Why that verdict?'
 run 'npr explain examples/generated/antoine-barres.png --other examples/real/antoine-barres.png -o $FIGURES/explain'
+rm "$FIGURES/explain/explanation.json"  # thousands of lines of numbers
 for figure in "$FIGURES"/explain/*.png; do figure "explain/$(basename "$figure")" "$(basename "$figure" .png)"; done
