@@ -1,13 +1,15 @@
-"""``python -m benchmarks.report``: the documents' tables and plots, made from the JSON under benchmarks/results.
+"""``python -m benchmarks.report``: writes the tables of README and docs/performance.md, and plots, from the results.
 
-They say where: between ``<!-- table FILE: CASE -->`` and ``<!-- end -->`` stands the table of one case. A result file
-gets a plot of its cases beside it, FILE with the ending svg, where a document shows that or links to it.
+A document marks the place of a table with ``<!-- table FILE: CASE -->`` and ``<!-- end -->``. FILE is a JSON file in
+benchmarks/results, CASE one of its cases. ``<!-- table FILE: CASE [ms, x eager] -->`` shows these columns only. A link
+to ``benchmarks/results/FILE.svg`` makes a plot of all cases of FILE.json.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 PLOT = re.compile(r"benchmarks/results/([\w.-]+)\.svg\)")
-MARK = re.compile(r"(<!-- table (?P<file>\S+): (?P<case>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARK = re.compile(
+    r"(<!-- table (?P<file>\S+): (?P<case>.+?)(?: \[(?P<columns>.+?)\])? -->\n).*?(?P<end><!-- end -->)", re.DOTALL
+)
 COLUMNS = {  # title: key of the row, factor, format
     "ms": ("median_ms", 1, "{:.3g}"),
     "us an image": ("microseconds_an_image", 1, "{:.3g}"),
@@ -50,7 +54,7 @@ def load(name: str) -> dict[str, list[dict]]:
     """The measured rows of a result file by case, the fastest first."""
     path = RESULTS / name
     if not path.is_file():
-        raise UnknownTable(f"a table is asked of benchmarks/results/{name}, which does not exist")
+        raise UnknownTable(f"a document has a table from benchmarks/results/{name}, which does not exist")
     cases: dict[str, list[dict]] = {}
     for row in json.loads(path.read_text())["rows"]:
         if any(_has(row, key) for key, *_ in COLUMNS.values()):
@@ -62,9 +66,13 @@ def _has(row: dict, key: str) -> bool:
     return row.get(key) is not None
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown; columns that no row fills are left out, ours are bold."""
-    columns = {title: column for title, column in COLUMNS.items() if any(_has(row, column[0]) for row in rows)}
+def table(rows: list[dict], titles: Collection[str] = COLUMNS) -> str:
+    """A Markdown table with the columns ``titles``, without those that no row fills. Our contenders are bold."""
+    columns = {
+        title: column
+        for title, column in COLUMNS.items()
+        if title in titles and any(_has(row, column[0]) for row in rows)
+    }
     lines = [["contender", *columns], ["---"] * (1 + len(columns))]
     for row in rows:
         name = f"**{row['contender']}**" if row["contender"].startswith(OURS) else row["contender"]
@@ -74,13 +82,16 @@ def table(rows: list[dict]) -> str:
 
 
 def filled(text: str) -> str:
-    """``text`` with every marked table made anew."""
+    """Return ``text`` with the current results in every marked table."""
 
     def replace(match: re.Match) -> str:
         cases = load(match["file"])
         if match["case"] not in cases:
             raise UnknownTable(f"benchmarks/results/{match['file']} has no case {match['case']!r}")
-        return f"{match[1]}**{match['case']}**\n\n{table(cases[match['case']])}{match[4]}"
+        titles = match["columns"].split(", ") if match["columns"] else list(COLUMNS)
+        if unknown := set(titles) - set(COLUMNS):
+            raise UnknownTable(f"a table of {match['file']} names the unknown column {min(unknown)!r}")
+        return f"{match[1]}**{match['case']}**\n\n{table(cases[match['case']], titles)}{match['end']}"
 
     return MARK.sub(replace, text)
 

@@ -190,7 +190,7 @@ def test_peers_never_fail_the_run(tmp_path):
 
 def test_missing_engines_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(Unavailable, match="npr-kernels\\[benchmark\\]"):
+    with pytest.raises(Unavailable, match="pip install --group benchmark"):
         peers.openvino(b"", torch.zeros(1), "f32")
 
 
@@ -330,7 +330,7 @@ def test_usage_errors_are_one_line(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize("document", readme.DOCUMENTS, ids=lambda document: document.name)
 def test_documents_show_the_committed_results(document):
     text = document.read_text()
-    assert len(readme.MARK.findall(text)) >= 3
+    assert readme.MARK.search(text)
     assert readme.filled(text) == text, "run python -m benchmarks.report"
 
 
@@ -338,6 +338,10 @@ def test_readme_cannot_ask_for_what_was_not_measured():
     for mark, message in (
         ("<!-- table nowhere.json: case -->\n<!-- end -->", "nowhere.json, which does not exist"),
         ("<!-- table cpu-model.json: no such case -->\n<!-- end -->", "has no case 'no such case'"),
+        (
+            "<!-- table cpu-model.json: detector, uint8 -> logits, 8x3x256x256 [ms, hours] -->\n<!-- end -->",
+            "unknown column 'hours'",
+        ),
     ):
         with pytest.raises(readme.UnknownTable, match=message):
             readme.filled(mark)
