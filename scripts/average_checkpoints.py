@@ -1,8 +1,8 @@
-"""A fine-tuned network averaged with the one it started from, which forgets less (Wortsman et al., CVPR 2022).
+"""Averages a fine-tuned network with the network it started from, so that it forgets less (Wortsman et al., CVPR 2022).
 
     python scripts/average_checkpoints.py FINE_TUNED STARTED_FROM --share 0.25 -o OUTPUT
 
-Weights and batch-norm statistics are (1 - share) * FINE_TUNED + share * STARTED_FROM; all else is FINE_TUNED's.
+Weights and batch-norm statistics become (1 - share) * FINE_TUNED + share * STARTED_FROM. The metadata are FINE_TUNED's.
 """
 
 from __future__ import annotations

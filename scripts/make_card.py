@@ -1,12 +1,12 @@
-"""The card of a bundled checkpoint: measured into a results file, printed from it as Markdown.
+"""Measures a bundled checkpoint into a results file, and prints the checkpoint's card from this file as Markdown.
 
     python scripts/make_card.py measure VALIDATION --held-out HELD_OUT --left-out LEFT_OUT.json \
         --results benchmarks/results/checkpoint.json
     python scripts/make_card.py print benchmarks/results/checkpoint.json > npr_model/weights/preview.md
 
 VALIDATION is measured three times: unchanged, and with both classes re-encoded as JPEG of quality 90 and 75. HELD_OUT
-(made by scripts/make_training_data.py from other photographs) is measured unchanged and at JPEG 90. LEFT_OUT is a
-results file of scripts/leave_families_out.py.
+is made by scripts/make_training_data.py from photographs that were not in the training set. It is measured unchanged
+and at JPEG 90. LEFT_OUT is a results file of scripts/leave_families_out.py.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from npr_model.imaging.perturbations import codec as parse_codec
 from npr_model.screening.runner import Scorer
 from npr_model.verdicts import Calibration
 
-_ELSEWHERE = ("name", "training_data", "licence")  # settings that the card names elsewhere
+_ELSEWHERE = ("name", "training_data", "licence")  # config fields that the card shows elsewhere
 LOSSLESS, CODECS = "unchanged files", ("jpeg:90", "jpeg:75")
 
 
 def measure(checkpoint: str, validation: list[Path], held_out: list[Path], left_out: Path | None = None) -> dict:
-    """Measure everything that the card says; returns JSON values."""
+    """Measure all numbers of the card; returns JSON values."""
     loaded = checkpoints.load(checkpoint)
     scorer = Scorer(loaded)
 
     def section(folders: list[Path], codec: str | None) -> dict:
         result = evaluate(scorer, collect(folders), equalise=parse_codec(codec) if codec else None)
-        return result.as_dict() | {"codec": codec, "errors": len(result.errors)}  # sources are paths of one machine
+        # Errors are counted, not listed, because they name paths on one machine.
+        return result.as_dict() | {"codec": codec, "errors": len(result.errors)}
 
     return {
         "checkpoint": {"sha256": loaded.sha256} | json.loads(loaded.metadata.to_json()),
@@ -52,7 +53,7 @@ def percent(value: float | None) -> str:
 
 def calibrated(calibration: Calibration | None) -> str:
     if calibration is None:
-        return "Not calibrated: verdicts use the logit 0 as threshold, use them as a ranking only"
+        return "Not calibrated: the threshold of the verdict is the logit 0; use the logits as a ranking only"
     text = f'Verdict "generated": logits above {calibration.threshold:.3f} ({calibration.note})'
     for point in calibration.points:
         text += f"; {percent(point.rate)} % false positives above {point.threshold:.3f}"
@@ -65,7 +66,7 @@ def table(section: dict, warn: bool) -> list[str]:
     result = Evaluation(**{name: value for name, value in section.items() if name in names})
     title = LOSSLESS if section["codec"] is None else f"all re-encoded, {section['codec'].replace(':', ' ').upper()}"
     lines = [f"### {title.capitalize() if section['codec'] is None else title[0].upper() + title[1:]}", ""]
-    lines += [f"{result.comparison}.", ""]
+    lines += [f"{result.comparison[:1].upper()}{result.comparison[1:]}.", ""]
     if result.warning and warn:
         lines += [f"Warning: {result.warning}.", ""]
     lines += ["| generator | real | generated | AUC | average precision | detected (%) |", "|---|---|---|---|---|---|"]
@@ -84,7 +85,7 @@ def table(section: dict, warn: bool) -> list[str]:
 
 
 def card(results: dict) -> str:
-    """The Markdown of :func:`measure`'s results."""
+    """Return the card as Markdown, from the results of :func:`measure`."""
     metadata = checkpoints.Metadata.from_json(json.dumps(results["checkpoint"]))
     training = metadata.training or {}
     lines = [
@@ -109,8 +110,8 @@ def card(results: dict) -> str:
         "",
         "## Generators that were not in the training set",
         "",
-        "In percent. Each generator is measured against all real photographs below;",
-        '"detected" is the share of its images above the threshold.',
+        "Numbers are in percent. Each generator is measured against all the photographs of the second table.",
+        'The column "detected" is the share of its images with a logit above the threshold.',
         "",
     ]
     for section in results["validation"]:
@@ -119,18 +120,19 @@ def card(results: dict) -> str:
         lines += [
             "## Re-creations of photographs that were not in the training set",
             "",
-            "Most of these generators were in the training set, with other photographs. Each is measured against its",
-            "originals.",
+            "Most of these generators were in the training set, with other photographs. Each is measured against the",
+            "photographs that it re-created.",
             "",
         ]
         for section in results["held_out"]:
             lines += table(section, warn=False)
     if left_out := results.get("left_out"):
+        epochs = "1 epoch" if left_out["epochs"] == 1 else f"{left_out['epochs']} epochs"
         lines += [
             "## Families that were left out of training",
             "",
-            "What to expect for a new kind of generator: the AUC in percent of other checkpoints, each on families",
-            f"that were not in its training set ({left_out['folds']} folds, {left_out['epochs']} epochs each).",
+            "This table shows what to expect for a new kind of generator. Each number is the AUC, in percent, of a",
+            f"checkpoint that was trained without the generator's family ({left_out['folds']} folds, {epochs} each).",
             "",
             "| generator | family | images | unchanged files | all JPEG 90 |",
             "|---|---|---|---|---|",

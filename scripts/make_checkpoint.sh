@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Trains the bundled checkpoint, calibrates it and writes it, its results and its card. About two hours on two cores.
+# Trains and calibrates the bundled checkpoint, and writes it, its results and its card. This takes about two hours on
+# two cores.
 #
 #   scripts/make_checkpoint.sh DATA VALIDATION RUNS
 #
-# DATA is what scripts/make_training_data.py makes; VALIDATION is for measuring alone. Runs that are complete in RUNS are
-# not done again. First without compression, where the traces are learned; then with JPEG, which makes the network look
-# for what survives it and unlearn that compressed means real; then averaged, as the last step forgets some of the first.
+# scripts/make_training_data.py makes DATA. VALIDATION is only used for measuring. Runs that are complete in RUNS are
+# not repeated. The first and second run train without compression, so that the network learns the traces of
+# up-sampling. The third run trains with JPEG, so that the network looks for traces that survive compression and does
+# not take compressed images for real ones. The third run forgets some of what was learned before, so its weights are
+# averaged with the second's.
 set -euo pipefail
 DATA=$(realpath "$1") VALIDATION=$(realpath "$2") RUNS=$(realpath -m "$3")
 cd "$(dirname "$0")/.."
@@ -29,7 +32,8 @@ run third 4 "$PACKAGED/train" "$SIMULATED/train" --dtype bfloat16 --set jpeg_pro
 python scripts/average_checkpoints.py "$RUNS/third/last.safetensors" "$RUNS/second/last.safetensors" --share 0.25 \
     -o npr_model/weights/preview.safetensors
 
-# What to expect of generators of a new kind: each family left out, after training on simulated fakes alone.
+# Measures what to expect for a new kind of generator: each family of generators is left out of a training once. All
+# these trainings start from a checkpoint that has seen simulated fakes only.
 LIKE_THIRD=(--dtype bfloat16 --set jpeg_probability=0.4 --set jpeg_quality=65,100 --set decay=0.65 --set decay_epochs=1)
 run simulated 2 "$SIMULATED/train" --set learning_rate=0.001 "${LIKE_THIRD[@]}"
 npr train --print-config --epochs 1 --crop-size 128 --set blur_probability=0 --set webp_probability=0 \

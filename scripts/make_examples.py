@@ -1,9 +1,9 @@
-"""The images under examples/: crops of photographs under free licences, and fakes made of such photographs.
+"""Makes the images in examples/: crops of photographs with free licences, and fakes of such photographs.
 
     python scripts/make_examples.py --photos PHOTOS --taef2 TAEF2 [--output examples]
 
-Every photograph gives one real image and one generated one, from different places of it. In both classes every third
-image is a JPEG and the rest are PNG, so that the format tells nothing.
+Each photograph gives one real image and one generated image, cut from different places. In both classes every third
+image is a JPEG and the others are PNGs, so that the format does not separate the classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from npr_model.simulation import generators
 
 SIZE = 320
 
-# Photographs that no checkpoint is trained on, each with the generator that makes a fake of it.
+# Photographs that no checkpoint is trained on, each with the generator that makes its fake.
 PHOTOGRAPHS = {
     "npm-paper-kit-2/antoine-barres.jpg": "taef2/autoencoder",
     "npm-paper-kit-2/bruno-abatti.jpg": "waifu2x/cunet",

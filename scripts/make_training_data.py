@@ -1,10 +1,10 @@
-"""A training set for a checkpoint to ship: what `npr simulate` makes, with shares of its own.
+"""Makes the training set of the bundled checkpoint, as `npr simulate` does, with fixed shares for the generators.
 
     python scripts/make_training_data.py --photos PHOTOS --taef2 TAEF2 --output DIR
 
-Writes DIR/{packaged,simulated}/{train,validation}/<generator>/{0_real,1_fake}/*.png and a manifest.csv beside either
-pair of parts. Validation is split off by photograph, and the photographs of examples/ are in neither part.
-scripts/make_checkpoint.sh trains on both.
+Writes DIR/{packaged,simulated}/{train,validation}/<generator>/{0_real,1_fake}/*.png, and manifest.csv in DIR/packaged
+and in DIR/simulated. No photograph is in both train and validation, and no photograph of examples/ is in either.
+scripts/make_checkpoint.sh trains on DIR/packaged and DIR/simulated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CROP_SIZE = 256
 VALIDATION_SHARE = 0.15
 FIT_STEPS = 450
 
-# Generators and their shares of the pairs.
+# Relative shares of the generators among the pairs.
 SHARES = {
     "taef2/autoencoder": 30,
     "realesrgan/x4plus": 3,
@@ -50,12 +50,12 @@ SHARES = {
 
 
 def scene(photograph: Path) -> str:
-    """The same photograph comes in two shapes."""
+    """Return one name for the two shapes in which the same photograph may exist."""
     return photograph.stem.removesuffix("-square")
 
 
 def simulator(crops: Tensor, workers: int, seed: int) -> simulation.Simulator:
-    """Decoders of every kind and depth, fitted on one core for each of the ``workers``."""
+    """Train up-sampling decoders of every kind and depth, in ``workers`` processes with one core each."""
     fit = functools.partial(simulation.fit_simulator, crops, steps=FIT_STEPS)
     with ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
@@ -98,7 +98,7 @@ def main() -> None:
             )
             write(writer, arguments.packaged, dict(zip(writer.kinds, SHARES.values(), strict=True)))
         if arguments.simulated:
-            seed = arguments.seed + 1  # other crops than the packaged generators'
+            seed = arguments.seed + 1  # other crops than those of the packaged generators
             crops = dataset.crops_to_fit(parts[dataset.TRAIN], seed, problems)
             fitted = simulator(crops, arguments.workers, seed)
             write(

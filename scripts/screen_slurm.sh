@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Screening as a Slurm job: every task takes its share of a list of files, archives and URLs, one a line.
+# Screens images as a Slurm job. Every task scores its share of a list of files, archives and URLs, one per line.
 #
 #     sbatch --ntasks=16 --gpus-per-task=1 --cpus-per-task=16 --wrap 'srun scripts/screen_slurm.sh shards.txt scores'
 #
-# Task 3 writes scores/3/, a folder of Parquet parts. The same job, with as many tasks, goes on with one that was
-# stopped, and requeued jobs do by themselves. `npr report scores -o report.html` reads all of the folders.
+# Task 3 writes scores/3/, a folder of Parquet parts. To continue a stopped job, submit it again with the same number of
+# tasks. A requeued job continues by itself. `npr report scores -o report.html` reads the folders of all tasks.
 set -euo pipefail
 list=$1 scores=$2
 mkdir -p "$scores"

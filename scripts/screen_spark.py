@@ -1,9 +1,9 @@
-"""Screening as a Spark job: a row of `npr screen` for every image below PHOTOS (any URL that Spark reads).
+"""Screens the images below PHOTOS, any URL that Spark reads, as a Spark job; writes the rows of `npr screen`.
 
     spark-submit scripts/screen_spark.py PHOTOS SCORES
 
-npr-kernels must be installed on the workers. Spark reads the images, and starts failed tasks again; the tasks of one
-machine share its cores, so that `--conf spark.task.cpus` should be what a network is to have.
+npr-kernels must be installed on the workers. Spark reads the images and repeats failed tasks. The tasks of one machine
+share its cores, so set `--conf spark.task.cpus` to the number of cores that a network should use.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ CHECKPOINT = "preview"
 
 
 def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Rows of columns "path" and "content" to rows of :data:`npr_model.screening.rows.SCHEMA`."""
+    """Score batches with the columns "path" and "content"; yields batches with the columns of rows.SCHEMA."""
     from npr_model import checkpoints
     from npr_model.screening.items import in_memory
     from npr_model.screening.rows import as_table
     from npr_model.screening.runner import Scorer
 
-    scorer = Scorer(checkpoints.load(CHECKPOINT))  # once a task
+    scorer = Scorer(checkpoints.load(CHECKPOINT))  # once per task
     for batch in batches:
         items = map(in_memory, batch.column("path").to_pylist(), batch.column("content").to_pylist())
         yield from as_table(scorer.score(items)).to_batches()
