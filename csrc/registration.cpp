@@ -1,8 +1,8 @@
-// The schemas of every operator, in one place; each device's file registers its kernels for them.
+// The schemas of all operators. The files of each device register its kernels for them.
 //
-// `anchor` is a pixel's index in its cell, -1 for the mean, -2 for the maximum (common/geometry.h). `scale` has one
-// factor, or one per channel. Parameters come in the type that is computed in: float64, or float32 for all the others;
-// `dtype` is the type of the result.
+// `anchor` is the index of a pixel in its cell, -1 for the mean or -2 for the maximum (common/geometry.h). `scale` has
+// one factor, or one factor per channel. Weights and biases have the type in which the kernels compute: float64, or
+// float32 for all other types of x. `dtype` is the type of the result.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(npr_kernels, m) {
@@ -29,35 +29,47 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
   m.def(
       "npr_stem_grad_weight(Tensor grad, Tensor argmax, Tensor x, int[] kernel, int[] stride, int[] padding, "
       "int grid_size, int anchor, float[] scale) -> (Tensor, Tensor)");
-  // Residual bottlenecks in evaluation mode, one after another: for each a stride, three layers of weights from
-  // pack_weights and their (channels,) float32 biases. The second layer is one matrix over the channels of 3x3 pixels, or
-  // the 16 of Winograd's F(2x2, 3x3), in a block of integers the 36 of F(4x4, 3x3) as int16, one after another. The
-  // shortcut is the input itself, or, where the third layer has the input's channels among its own, part of that layer.
-  // A block has four factors, empty but for one of int8 weights, which reads uint8: one (channels,) float32 for each
-  // layer's sums, one for the shortcut, empty where that is a convolution. `averaged`: instead of the result its mean
-  // over the pixels, (N, channels, 1, 1) float32.
+  // Computes residual bottlenecks in evaluation mode, one after another.
+  //   strides: one per block.
+  //   weights: three layers per block, from pack_weights. The second layer is one matrix for the channels of 3x3
+  //     pixels, or 16 matrices for Winograd's F(2x2, 3x3), or, in a block of integers, 36 matrices of int16 for F(4x4,
+  //     3x3). If the third layer also has weights for the channels of the block's input, the shortcut is a convolution
+  //     and part of that layer. Otherwise the shortcut is the input itself.
+  //   biases: three per block, (channels,) float32.
+  //   factors: four per block, (channels,) float32. They are empty unless the block has int8 weights and reads uint8.
+  //     Three multiply the sums of the layers. The fourth multiplies the shortcut; it is empty if the shortcut is a
+  //     convolution.
+  //   averaged: return the mean over the pixels, (N, channels, 1, 1) float32, instead of the result.
   m.def(
       "bottlenecks(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] factors, int[] strides, bool averaged) "
       "-> Tensor");
-  // A bottleneck behind its first convolution, and the first convolution of the next block, on Hopper. middle (N, H, W,
-  // channels), that convolution's result, and x (N, H', W', channels), the block's input of the result's size: bfloat16,
-  // contiguous. weights: flat, as npr_kernels/trunk/hopper_bottleneck.py packs them; biases float32. First result: every
-  // kept-th row and column (1 or 2), (N, H'', W'', channels); with `kept` 0 instead sums over pixels in float32,
-  // (N, sums, channels). Second: what the next block's first convolution gives, empty without next_bias.
+  // Computes a bottleneck from the result of its first convolution, and then the first convolution of the next block,
+  // on Hopper GPUs.
+  //   middle: (N, H, W, channels), the result of the block's first convolution. x: (N, H', W', channels), the block's
+  //     input at the size of the result. Both are bfloat16 and contiguous.
+  //   weights: one flat tensor in the order of npr_kernels/trunk/hopper_bottleneck.py. Biases: float32.
+  //   kept: 1 or 2 returns every kept-th row and column of the block's result, (N, H'', W'', channels). 0 returns sums
+  //     over pixels instead, (N, sums, channels) float32.
+  // The second result is that of the next block's first convolution. It is empty without next_bias.
   m.def(
       "hopper_bottleneck(Tensor middle, Tensor x, Tensor weights, Tensor bias2, Tensor bias3, Tensor? next_bias, "
       "int stride, int kept) -> (Tensor, Tensor)");
-  // (channels, inputs) float32 in the order, and as long as this instruction set wants it.
+  // Puts weights (channels, inputs) float32 into the order and padding that this instruction set reads.
   m.def("pack_weights(Tensor weight, ScalarType dtype) -> Tensor");
-  // Whether this processor has bottlenecks of `dtype`.
+  // Returns whether this processor can compute bottlenecks of `dtype`.
   m.def("serves_bottlenecks(ScalarType dtype) -> bool");
-  // The largest quantised activation of bottlenecks of int8, 0 where there are none.
+  // Returns the largest quantised activation of int8 bottlenecks, or 0 if this processor has none.
   m.def("most_level() -> int");
-  // Of a JPEG decoded to (H, W, 3) uint8 pixels: how often each of the 4x4 lowest coefficients of luminance is so many of
-  // its `steps`, (4, 4) float32, without sign, in `blocks` of the 8x8 blocks, evenly, or in all; the last of the bins: or
-  // more. Then for each gap, (G, 4) `places` (in it, below and above it in the histograms, and the owner of the gap) with
-  // the (G,) float64 share of what is above, what it holds and what its surroundings let expect; and of both, summed for
-  // each owner, half the Poisson deviance where there is less than a third: (owners,) float64.
+  // Looks for gaps in the histograms of JPEG coefficients, which an earlier compression leaves.
+  //   pixels: a decoded JPEG, (H, W, 3) uint8.
+  //   steps: (4, 4) float32, the quantisation steps of the 4x4 lowest luminance coefficients. For each coefficient
+  //     there is a histogram of its absolute value, counted in steps, over at most `blocks` evenly spaced 8x8 blocks. A
+  //     histogram has `bins` bins; the last one is open-ended.
+  //   places: (G, 4) int64, one row per gap: the histogram bins in the gap, below it and above it, and the gap's owner.
+  //   shares: (G,) float64. The count expected in a gap is interpolated between the bins below and above it; this is
+  //     the weight of the bin above.
+  // Observed and expected counts are summed over the gaps of each owner. The result, (owners,) float64, is half the
+  // Poisson deviance between the sums if less than a third of the expected count was observed, else 0.
   m.def(
       "coefficient_gaps(Tensor pixels, Tensor steps, Tensor places, Tensor shares, int owners, int blocks, int bins) "
       "-> Tensor");

@@ -1,5 +1,5 @@
-// Checks of what an operator is given, and the sizes that follow from it. The Python layer has checked already and
-// says it more kindly; this guards the memory against direct calls of torch.ops.npr_kernels.
+// Checks the arguments of operators and derives sizes from them. The Python layer has checked them already, with better
+// messages. These checks protect the memory if torch.ops.npr_kernels is called directly.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

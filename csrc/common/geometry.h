@@ -1,15 +1,15 @@
-// Sizes of one call, the same for every device. All counts are 64-bit: batches of large images exceed 2^31 elements.
+// Sizes of one call, for every device. All counts are 64-bit because batches of large images exceed 2^31 elements.
 #pragma once
 
 #include <cstdint>
 
 namespace npr {
 
-// Codes of the anchors that are not a pixel's index; the same as in npr_kernels/backends.
+// Codes for the anchors that are not a pixel index. npr_kernels/backends uses the same codes.
 constexpr int64_t kAnchorMean = -1;
 constexpr int64_t kAnchorMax = -2;
 
-// How an image is cut into cells. height and width are trimmed to whole cells.
+// The cells of an image. height and width are trimmed to whole cells.
 struct Grid {
   int64_t batch, channels, height, width;
   int64_t size;    // side of a cell
@@ -30,8 +30,9 @@ struct Convolution {
 // The stem's max-pool: 3x3, stride 2, padding 1.
 constexpr int64_t pooled_size(int64_t size) { return (size + 2 - 3) / 2 + 1; }
 
-// What the training stem keeps of a pooling window: the row-major position of its maximum, 0 .. 8 (the first of equals,
-// as in torch's max-pool), or this where the maximum is not positive, so that the ReLU lets no gradient through.
+// The training stem stores one byte per pooling window: the row-major position of the maximum, 0 .. 8 (the first of
+// equal values, as in torch's max-pool). It stores kNoArgmax if the maximum is not positive, because the ReLU then
+// passes no gradient.
 constexpr int kNoArgmax = 9;
 
 }  // namespace npr

@@ -1,13 +1,13 @@
-// The multiply-accumulate that the convolutions are made of: fused multiply-add of float or double, or, where the
-// processor has them, dot products: of pairs of bfloat16 summed in float32, of pairs of int16 or four bytes summed in 32
-// bits. Bytes are faster by a third or more than int16 pairs, also without VNNI, where it takes three instructions and the
-// sum of two products must fit into 16 bits.
+// The multiply-accumulate step of the convolutions: a fused multiply-add of float or double, or a dot product if the
+// processor has one. Dot products take pairs of bfloat16 and sum in float32, or pairs of int16 or groups of four bytes
+// and sum in 32 bits. Bytes are at least a third faster than pairs of int16, even without VNNI. Without VNNI they take
+// three instructions, and the sum of two products must fit into 16 bits.
 
 template <typename Element>
 struct Arithmetic {  // float, double
   using Computed = Element;
   using Sum = Vector<Element>;
-  static constexpr int64_t kPack = 1;  // products a lane and instruction
+  static constexpr int64_t kPack = 1;  // products per lane and instruction
 
   static inline Vector<Element> repeat(const Element* p) { return broadcast<Element>(*p); }
   static inline void accumulate(Vector<Element>& sum, Vector<Element> a, Vector<Element> b) { sum += a * b; }
@@ -81,13 +81,13 @@ struct Arithmetic<uint8_t> {  // the weights are int8
 };
 #endif
 
-// A run of taps that lie side by side in one NPR row, in elements.
+// A run of taps that are neighbours in one NPR row. Offset and length count elements.
 struct Segment {
   int64_t kernel_row, offset, length;
 };
 
-// Whether a tap always sees the anchor itself, which is zero by definition: with the paper's grid, anchor and stride one
-// tap of nine does.
+// Returns whether a tap always sees the anchor pixel, where NPR is zero. With the paper's grid, anchor and stride this
+// is true for one tap of nine.
 inline bool sees_anchor(const Task& task, int64_t ky, int64_t kx) {
   const Grid& grid = task.grid;
   const Convolution& convolution = task.convolution;
@@ -97,7 +97,7 @@ inline bool sees_anchor(const Task& task, int64_t ky, int64_t kx) {
          position(kx, convolution.padding_width) == grid.anchor % grid.size;
 }
 
-// The elements of a patch, (KH, KW, C), without those of taps that see the anchor.
+// The indices of a patch's elements (KH, KW, C), without the taps that always see the anchor.
 class PatchElements {
  public:
   explicit PatchElements(const Task& task)
@@ -117,8 +117,8 @@ class PatchElements {
   Buffer<int64_t> indices_;
 };
 
-// The taps of a convolution without those that see the anchor, and their weights, scaled, with channels last and padded
-// to vectors.
+// The taps of a convolution without those that always see the anchor, and their scaled weights. The weights have the
+// output channels last, padded to whole vectors.
 template <typename Element>
 class Taps {
  public:
@@ -187,8 +187,9 @@ class Taps {
   Buffer<Element> weights_;
 };
 
-// Sums of R rows x Q columns of output pixels x one chunk of channels, held in registers. `rows[r][k]` is the NPR row
-// under kernel row k for output row r; `x` is the first output pixel's offset in it, `step` that of the next.
+// Computes R rows x Q columns of output pixels for one chunk of channels; the sums stay in registers. `rows[r][k]` is
+// the NPR row that kernel row k reads for output row r. `x` is the offset of the first output pixel in it, and `step`
+// the distance to the next one.
 template <typename Element, int R, int Q>
 struct Block {
   using T = typename Arithmetic<Element>::Computed;

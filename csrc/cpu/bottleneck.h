@@ -1,17 +1,17 @@
-// A residual bottleneck in evaluation mode, its batch norms folded: 1x1, 3x3 and 1x1 convolutions, the shortcut and
-// the ReLUs in one pass. Only a few rows of what lies between the convolutions exist at a time, in the caches of the core
-// that made them; the image is read once and the result written once.
+// A residual bottleneck in evaluation mode, with its batch norms folded into the convolutions. The 1x1, 3x3 and 1x1
+// convolutions, the shortcut and the ReLUs are one pass. Only a few rows between the convolutions exist at a time, in
+// the caches of the core that computed them. The image is read once, and the result is written once.
 //
-// With stride 1 the 3x3 convolution is Winograd's (Lavin and Gray, 2016): F(2x2, 3x3), 16 products where 36 would be
-// needed, with sums and transforms in float32; in bfloat16 the transformed values are what is rounded. (F(4x4, 3x3) is
-// faster in float32, but rounds more than the rule of tests/tolerances.py allows.)
+// With stride 1, the 3x3 convolution is Winograd's F(2x2, 3x3) (Lavin and Gray, 2016). It needs 16 products instead of
+// 36. Sums and transforms are float32; in bfloat16, the transformed values are rounded. (F(4x4, 3x3) is faster in
+// float32, but its rounding errors exceed the tolerance of npr_kernels/testing.py.)
 //
-// Quantised activations, levels, are whole numbers from 0 to kMostLevel, as they come from ReLUs: a number of steps, of which each
-// channel has its own. They are multiplied by integer weights and summed exactly, in 32 bits; a factor for each channel
-// brings a sum to the scale of what is stored. Transformed, they are whole numbers of 16 bits, exactly, so that
-// there is room for F(4x4, 3x3): 36 products for 144.
+// Quantised activations are called levels. They are whole numbers from 0 to kMostLevel, because they come from ReLUs. A
+// level counts quantisation steps, and each channel has its own step. Levels are multiplied by integer weights and
+// summed exactly in 32 bits. A factor per channel converts a sum to the scale of the stored result. Transformed levels
+// are exact in 16 bits, so F(4x4, 3x3) is possible: 36 products instead of 144.
 
-// `length` elements of each pixel that take part in a product; those of the next pixel begin `step` elements further.
+// Input of a product: `length` elements of each pixel. The elements of the next pixel begin `step` elements later.
 template <typename Element>
 struct Run {
   const Element* data;
@@ -19,8 +19,8 @@ struct Run {
 };
 
 constexpr int64_t kBlockChannels = kChannelVectors * kLanes<float>;  // output channels computed at a time
-// Pixels computed at a time: as many as there are registers for. Products that are summed by an instruction of their own
-// need some, too.
+// Pixels computed at a time, as many as the registers allow. If a separate instruction sums the products, it needs some
+// of the registers.
 template <typename Element>
 constexpr int kBlockPixels = sizeof(Element) < 4 && kVectorBytes == 32 ? 4 : 6;
 
@@ -32,7 +32,7 @@ inline Vector<float> load_widened(const BFloat16* p) {
 }
 
 #ifdef NPR_HAS_BFLOAT16_DOT
-using Real = BFloat16;  // what is quantised
+using Real = BFloat16;  // the type that is quantised
 #else
 using Real = float;
 #endif
@@ -43,7 +43,7 @@ template <>
 constexpr bool kIsLevel<uint8_t> = true;
 #endif
 
-// A sum as what it stands for.
+// Converts the sum of a convolution to the real number that it stands for.
 inline Vector<float> real(Vector<float> sum, const float*, int64_t) { return sum; }
 
 #ifdef NPR_HAS_INTEGER_DOT
@@ -55,7 +55,8 @@ inline Vector<float> real(Vector<int32_t> sum, const float* factor, int64_t chan
 
 inline Vector<float> relu(Vector<float> v) { return Vector<float>{} > v ? Vector<float>{} : v; }  // NaN stays
 
-// ReLU and store; to levels by rounding, what is larger becomes kMostLevel. One vector, or the kBlockChannels values of a pixel.
+// Applies the ReLU and stores one vector, or the kBlockChannels values of a pixel. Levels are rounded, and larger
+// values become kMostLevel.
 template <typename Output>
 inline void store_rectified(Output* out, Vector<float> value) {
   store_narrow<Output, float>(out, relu(value));
@@ -77,9 +78,9 @@ inline void store_rectified<uint8_t>(uint8_t* out, const Vector<float> (&values)
   static_assert(kChannelVectors == 2);
   __m256i whole[2];
 #pragma GCC unroll 2
-  for (int v = 0; v < 2; ++v)  // what no int32 holds would become negative
+  for (int v = 0; v < 2; ++v)  // min: a value beyond int32 would become negative
     whole[v] = _mm256_cvtps_epi32(_mm256_min_ps((__m256)values[v], _mm256_set1_ps(kMostLevel)));
-  // Narrowing saturates, so that it is the ReLU as well. It works in halves.
+  // Narrowing saturates, so it also applies the ReLU. It works on each half of a vector.
   const __m256i halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(whole[0], whole[1]), 0b11011000);
   const __m128i levels = _mm_packus_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), levels);
@@ -88,7 +89,7 @@ inline void store_rectified<uint8_t>(uint8_t* out, const Vector<float> (&values)
 #if defined(NPR_HAS_INTEGER_DOT) && NPR_VECTOR_BYTES == 64
 template <>
 inline void store_rectified<uint8_t>(uint8_t* out, Vector<float> value) {
-  const __m512 most = _mm512_set1_ps(kMostLevel);  // and the plain forms make GCC 12 warn
+  const __m512 most = _mm512_set1_ps(kMostLevel);  // the forms without a mask make GCC 12 warn
   const __m512i whole = _mm512_maskz_cvtps_epi32(0xffff, (__m512)relu((Vector<float>)_mm512_maskz_min_ps(0xffff, (__m512)value, most)));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_maskz_cvtusepi32_epi8(0xffff, whole));
 }
@@ -97,18 +98,18 @@ inline void store_rectified<uint8_t>(uint8_t* out, const Vector<float> (&values)
   static_assert(kChannelVectors == 4);
   __m512i whole[4];
 #pragma GCC unroll 4
-  for (int v = 0; v < 4; ++v)  // what no int32 holds would become negative
+  for (int v = 0; v < 4; ++v)  // min: a value beyond int32 would become negative
     whole[v] = _mm512_maskz_cvtps_epi32(0xffff, _mm512_maskz_min_ps(0xffff, (__m512)values[v], _mm512_set1_ps(kMostLevel)));
-  // Narrowing saturates, so that it is the ReLU as well. It works in quarters: of their words the first are those of
-  // the first vector, and so on.
+  // Narrowing saturates, so it also applies the ReLU. It works on each quarter of a vector: the first word of each
+  // quarter comes from the first vector, the second word from the second vector, and so on.
   const __m512i low = _mm512_maskz_packs_epi32(~0u, whole[0], whole[1]), high = _mm512_maskz_packs_epi32(~0u, whole[2], whole[3]);
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   _mm512_storeu_si512(out, _mm512_maskz_permutexvar_epi32(0xffff, order, _mm512_maskz_packus_epi16(~0ull, low, high)));
 }
 #endif
 
-// What becomes of the sums of a pixel's kBlockChannels channels from `channel` on. `offset`: of the first in a row with
-// `channels` elements a pixel.
+// Function objects that store the sums of kBlockChannels channels of a pixel, beginning with `channel`. `offset` is the
+// position of the first channel in the row.
 template <typename Sum>
 struct Keep {
   Sum* out;
@@ -153,7 +154,7 @@ struct AddAndActivate {
   }
 };
 
-// runs x weights for P pixels and one block of channels, summed in registers.
+// Multiplies the runs by the weights for P pixels and one block of channels. The sums stay in registers.
 template <int P, typename Element, typename Finish>
 __attribute__((always_inline)) inline void multiply_block(const Run<Element>* runs, int run_count, const Element* weight,
                                                           int64_t pixel, int64_t channel, int64_t channels,
@@ -187,7 +188,7 @@ __attribute__((always_inline)) inline void multiply_block(const Run<Element>* ru
   for (int p = 0; p < P; ++p) finish((pixel + p) * channels + channel, channel, sum[p]);
 }
 
-// One row of `width` pixels: all `channels` of runs x weights, each sum handed to `finish`.
+// Multiplies the runs by the weights for one row of `width` pixels and all `channels`, and passes each sum to `finish`.
 template <typename Element, typename Finish>
 void multiply_row(const Run<Element>* runs, int run_count, const Element* weights, int64_t width, int64_t channels,
                   const Finish& finish) {
@@ -207,17 +208,20 @@ void multiply_row(const Run<Element>* runs, int run_count, const Element* weight
   }
 }
 
-// Rows of the first convolution's output with zeros around them, made when they are needed and kept for a few rows.
+// Rows of the first convolution's output, with zeros around them. A row is computed when it is needed, and a few are
+// kept.
 template <typename Element, typename Output>
 class FirstRows {
  public:
-  // `kept`: how many rows must be there at once. `columns`: pixels of a row that may be read, the zeros included.
+  // `kept`: number of rows that are needed at once. `columns`: number of pixels of a row that may be read, with the
+  // zeros.
   FirstRows(const BottleneckTask& task, int64_t kept, int64_t columns)
       : task_(task), kept_(kept), pitch_(columns * task.channels[0]), rows_(kept * pitch_), zeros_(pitch_), held_(kept) {
     for (int64_t i = 0; i < kept; ++i) held_[i] = -1;
   }
 
-  // Row y of image n, from the pixel of zeros left of it on. Valid until `kept` later rows.
+  // Returns row y of image n, beginning with the pixel of zeros on its left. The pointer is valid until `kept` later
+  // rows were requested.
   const Output* row(int64_t n, int64_t y) {
     if (y < 0 || y >= task_.height) return zeros_;
     const int64_t index = n * task_.height + y, slot = index % kept_, channels = task_.channels[0];
@@ -238,13 +242,13 @@ class FirstRows {
   Buffer<int64_t> held_;
 };
 
-// The third convolution and the shortcut: rows of the result, or only their sums.
+// Computes the third convolution and the shortcut: rows of the result, or only their sums.
 template <typename Element, typename Output>
 class LastRows {
  public:
   explicit LastRows(const BottleneckTask& task) : task_(task), row_(task.sums ? task.out_width * task.channels[2] : 0) {}
 
-  // Row y of image n, from the second convolution's row.
+  // Computes row y of image n from the row `second` of the second convolution.
   void make(int64_t n, int64_t y, const Element* second) {
     const int64_t width = task_.channels[1], channels = task_.channels[2], pitch = task_.width * task_.in_channels;
     const int64_t index = n * task_.out_height + y;
@@ -294,8 +298,9 @@ void bottleneck_direct(const BottleneckTask& task, int64_t begin, int64_t end) {
   }
 }
 
-// Each `Tiles` in one dimension: values of the first convolution's output to those that are multiplied by the weights', and
-// their products to results. F(2x2, 3x3): four values, two results.
+// A `Tiles` class has the Winograd transforms in one dimension. transform_input maps values of the first convolution's
+// output to the values that are multiplied by the transformed weights. transform_output maps the products to results.
+// F(2x2, 3x3) has four values and two results.
 template <typename Element>
 struct TilesOfTwo {
   static constexpr int kOutputs = 2;
@@ -319,7 +324,8 @@ struct TilesOfTwo {
 };
 
 #ifdef NPR_HAS_INTEGER_DOT
-// F(4x4, 3x3) on levels, at the points 0, 1, -1, 2, -2 and infinity. Transformed twice, 255 becomes 68 * 255 at most.
+// F(4x4, 3x3) for levels, at the points 0, 1, -1, 2, -2 and infinity. After both transforms, a value is at most 68 *
+// 255.
 struct TilesOfFour {
   static constexpr int kOutputs = 4;
   using First = uint8_t;
@@ -345,7 +351,8 @@ struct TilesOfFour {
     out[4] = near - far;
     out[5] = 4 * (d[1] - d[3]) + (d[5] - d[3]);
   }
-  // Four times the results, of weights whose transform is as large in one place as in another (winograd_matrices).
+  // Returns four times the results. WEIGHTS_TO_FOUR in npr_kernels/bottleneck.py transforms the weights so that all
+  // their elements have a similar magnitude.
   static inline void transform_output(const Vector<float> (&m)[6], Vector<float> (&out)[4]) {
     const Vector<float> s = m[1] + m[2], t = m[1] - m[2], u = (m[3] + m[4]) * (2.0f / 3), v = (m[3] - m[4]) * (4.0f / 3);
     out[0] = m[0] + s + u;
@@ -356,8 +363,8 @@ struct TilesOfFour {
 };
 #endif
 
-// The 3x3 convolution, and with it the whole bottleneck, in tiles of kOutputs x kOutputs pixels. A strip of tiles is
-// kOutputs output rows; so many strips are computed at once that the weights, once read, serve kTiles tiles.
+// Computes the bottleneck in tiles of kOutputs x kOutputs pixels of the 3x3 convolution. A strip of tiles covers
+// kOutputs output rows. Enough strips are computed at once that each weight, once read, serves kTiles tiles.
 template <typename Tiles, typename Element, typename Output>
 class Winograd {
  public:
@@ -373,7 +380,7 @@ class Winograd {
         products_(kInputs * kInputs * pitch_),
         second_(kOutputs * kOutputs * tiles_ * width_) {}
 
-  // Strips: [begin, end) of batch * ceil(out_height / kOutputs).
+  // Computes the strips [begin, end) of batch * ceil(out_height / kOutputs).
   void run(int64_t begin, int64_t end) {
     const int64_t strips = (task_.out_height + kOutputs - 1) / kOutputs;
     const Factor* weights = static_cast<const Factor*>(task_.weights[1]);
@@ -401,12 +408,12 @@ class Winograd {
  private:
   static constexpr int kOutputs = Tiles::kOutputs, kInputs = kOutputs + 2;
   static constexpr int64_t kTiles = 16;
-  static constexpr int64_t kLineElements = 32;  // a cache line and more: the matrices must not share cache sets
+  static constexpr int64_t kLineElements = 32;  // at least a cache line, so that the matrices do not share cache sets
   using First = typename Tiles::First;
   using Factor = typename Tiles::Factor;
   using Product = typename Tiles::Product;
 
-  // The pixels under one tile, transformed in both directions.
+  // Transforms the input pixels of one tile in both directions.
   void transform_input(const First* const* rows, int64_t tile, Factor* out) {
     using Values = decltype(Tiles::load_first(rows[0]));
     constexpr int64_t kStep = sizeof(Values) / sizeof(Values{}[0]);
@@ -431,7 +438,7 @@ class Winograd {
     }
   }
 
-  // The products of one tile to pixels of the second convolution's output.
+  // Transforms the products of one tile to pixels of the second convolution's output.
   void transform_output(const Product* products, int64_t tile) {
     for (int64_t c = 0; c < width_; c += kLanes<float>) {
       Vector<float> half[kOutputs][kInputs];
@@ -464,8 +471,8 @@ class Winograd {
   int64_t width_, tiles_, strips_at_once_, pitch_;
   FirstRows<Element, First> first_;
   LastRows<Element, Output> last_;
-  Buffer<Factor> inputs_;     // (kInputs^2, tiles, width), pitch_ apart: one matrix for each place of a transformed tile
-  Buffer<Product> products_;  // the same
+  Buffer<Factor> inputs_;     // (kInputs^2, tiles, width), pitch_ apart: one matrix per element of a transformed tile
+  Buffer<Product> products_;  // the same shape as inputs_
   Buffer<Element> second_;    // (kOutputs, kOutputs * tiles, width): rows of the second convolution's output
 };
 
@@ -478,7 +485,8 @@ void bottleneck_rows(const BottleneckTask& task, int64_t begin, int64_t end) {
   if constexpr (!kIsLevel<Element>) Winograd<TilesOfTwo<Element>, Element, Output>(task).run(begin, end);
 }
 
-// (channels, inputs) row-major to the order multiply_block reads: blocks of channels, then packs of inputs, then channels.
+// Puts weights (channels, inputs), row-major, into the order that multiply_block reads: blocks of channels, then packs
+// of inputs, then channels.
 template <typename Element, typename Packed = Element>
 void pack_weights_as(const float* weight, int64_t channels, int64_t inputs, Packed* packed) {
   constexpr int64_t kPack = Arithmetic<Element>::kPack;

@@ -1,4 +1,4 @@
-// The CPU operators of the network behind the stem.
+// The CPU operators for the part of the network after the stem.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -18,7 +18,7 @@ namespace {
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 
-// Strips of rows below this number are not worth a second thread.
+// A thread gets at least so many strips of rows.
 constexpr int64_t kGrain = 2;
 
 Weight weight_type(ScalarType dtype) {
@@ -31,7 +31,7 @@ Weight weight_type(ScalarType dtype) {
                                          : Weight::kInt16;
 }
 
-// Of the activations of a block whose first layer's weights are `dtype`.
+// Returns the type of the activations of a block whose first layer has weights of `dtype`.
 Type type_of(ScalarType dtype) {
   const Weight weight = weight_type(dtype);
   STD_TORCH_CHECK(weight != Weight::kInt16, "only the second layer's weights can be int16");
@@ -60,8 +60,8 @@ Tensor pack_weights(const Tensor& weight, ScalarType dtype) {
   return packed;
 }
 
-// Memory for what lies between two bottlenecks. Each thread that calls keeps its own from call to call: taking some
-// megabytes from the system anew for every batch costs more than the arithmetic saves.
+// Memory for the activations between two bottlenecks. Each calling thread keeps its memory from call to call, because
+// requesting some megabytes from the system for every batch would cost more than the faster arithmetic saves.
 class Scratch {
  public:
   void* reserve(int64_t bytes) {
@@ -73,7 +73,7 @@ class Scratch {
     return data_.get();
   }
 
-  // Enormous images come seldom.
+  // Frees very large memory, because very large images are rare.
   void shrink() {
     if (bytes_ > kKept) data_.reset(), bytes_ = 0;
   }
@@ -87,7 +87,8 @@ class Scratch {
   int64_t bytes_ = 0;
 };
 
-// The task of one bottleneck on an input of the given size, its weights and biases checked; no input and output yet.
+// Checks weights and biases and returns the task of one bottleneck for an input of the given size. The caller sets the
+// input and the output.
 BottleneckTask prepare(int64_t batch, int64_t in_channels, int64_t height, int64_t width, const Tensor* weights,
                        const Tensor* biases, int64_t stride) {
   STD_TORCH_CHECK(stride == 1 || stride == 2, "stride must be 1 or 2, got ", stride);
@@ -109,7 +110,7 @@ BottleneckTask prepare(int64_t batch, int64_t in_channels, int64_t height, int64
     task.weights[i] = weights[i].const_data_ptr();
   }
   const int64_t inner = task.channels[0], out_channels = task.channels[2];
-  const int64_t taps = inner > 0 ? weights[1].numel() / (inner * inner) : 0;  // or places of a transformed tile
+  const int64_t taps = inner > 0 ? weights[1].numel() / (inner * inner) : 0;  // or elements of a transformed tile
   const Weight second = weight_type(weights[1].scalar_type());
   task.strip = taps == 9 ? 1 : second == Weight::kInt16 ? 4 : 2;
   task.project = weights[2].numel() == out_channels * (inner + in_channels);
@@ -141,7 +142,7 @@ int64_t out_bytes(const BottleneckTask& task) {
   return task.batch * task.channels[2] * task.out_height * task.out_width * bytes_of(task.out_type);
 }
 
-// Means over an image's pixels (N, channels), from the sums over each row's.
+// Computes the means over the pixels of each image, (N, channels), from the sums over the pixels of each row.
 void average(const BottleneckTask& task, float* means) {
   const int64_t channels = task.channels[2];
   for (int64_t n = 0; n < task.batch; ++n)
@@ -162,7 +163,7 @@ Tensor bottlenecks(const Tensor& x, const std::vector<Tensor>& weights, const st
   const Type type = type_of(dtype);
   const int64_t batch = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
   STD_TORCH_CHECK(height >= 1 && width >= 1 && channels % 4 == 0, "x must have pixels and a multiple of 4 channels");
-  // Strides of dimensions of size 1 mean nothing.
+  // The stride of a dimension of size 1 has no meaning.
   const auto dense = [&](int64_t dimension, int64_t stride) { return x.size(dimension) <= 1 || x.stride(dimension) == stride; };
   STD_TORCH_CHECK(dense(1, 1) && dense(3, channels) && dense(2, width * channels) && dense(0, height * width * channels),
                   "x must be dense in channels_last");

@@ -1,5 +1,6 @@
-// What is missing among a JPEG's coefficients, which tells of an earlier compression (npr_model/recompression.py says how).
-// In one call, as a screening has a thread for each core, and small steps in Python are done in turns.
+// Looks for gaps in the histograms of a JPEG's coefficients, which an earlier compression leaves
+// (npr_model/imaging/recompression.py explains how). All of it is one call, because screening uses a thread per core,
+// and small steps in Python would run one after another.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -16,11 +17,12 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-constexpr int64_t kSide = 8;  // of a block
-constexpr int64_t kLow = 4;   // frequencies in either direction
+constexpr int64_t kSide = 8;  // side of a block
+constexpr int64_t kLow = 4;   // number of frequencies in each direction
 constexpr int64_t kMostBins = 4096;
 
-// How often the magnitude of each coefficient is so many steps, in at most `most_blocks` blocks: (kLow, kLow, bins).
+// Returns a histogram per coefficient, (kLow, kLow, bins): how often its magnitude, rounded to steps, has each value in
+// at most `most_blocks` blocks.
 std::vector<int64_t> histograms_of(const uint8_t* image, int64_t height, int64_t width, const float* step,
                                    int64_t most_blocks, int64_t bins) {
   float basis[kSide][kLow];  // ITU-T T.81, A.3.3

@@ -1,12 +1,13 @@
-// The forward kernels: NPR alone, NPR + convolution, and the fused inference stem.
+// The forward kernels: NPR, NPR with convolution, and the fused stem.
 
-// Columns from the first of the padding on that a block of `columns` output pixels may read behind the last one.
+// Returns how many columns may be read, counted from the first column of padding, if output pixels are computed in
+// blocks of `columns`.
 inline int64_t reach(const Task& task, int64_t columns) {
   const Convolution& convolution = task.convolution;
   return (convolution.out_width - 1 + columns) * convolution.stride_width + convolution.kernel_width;
 }
 
-// One row (W, C), `pitch` elements a pixel, into an image of any strides.
+// Writes one row (W, C), with `pitch` elements per pixel, to an image with any strides.
 template <typename T, typename D>
 inline void store_row(const T* __restrict row, int64_t pitch, int64_t width, int64_t channels, D* __restrict out,
                       int64_t stride_column, int64_t stride_channel) {
@@ -15,7 +16,7 @@ inline void store_row(const T* __restrict row, int64_t pitch, int64_t width, int
       for (int64_t c = 0; c < channels; ++c) out[x * stride_column + c] = narrow<D>(row[x * pitch + c]);
     return;
   }
-  constexpr int64_t kTile = 16;  // pixels whose channels stay in the first-level cache while planes are written
+  constexpr int64_t kTile = 16;  // so many pixels stay in the first-level cache while their planes are written
   for (int64_t first = 0; first < width; first += kTile) {
     const int64_t last = first + kTile < width ? first + kTile : width;
     for (int64_t c = 0; c < channels; ++c)
@@ -56,7 +57,7 @@ void conv_rows(const Task& task, int64_t begin, int64_t end) {
   Buffer<const Element*> rows(convolution.kernel_height);
   const Element* const* row_sets[1] = {rows};
   const int64_t step = convolution.stride_width * task.grid.channels;
-  // A whole chunk of channels in the right type and layout is written in place, anything else through a buffer.
+  // A whole chunk of channels is written in place if the type and the layout fit. Otherwise it goes through a buffer.
   const bool in_place = task.out.stride[1] == 1 && convolution.out_channels % kChunk == 0 &&
                         task.out.type == (sizeof(T) == 8 ? Type::kFloat64 : Type::kFloat32);
   const int64_t padded_width = (convolution.out_width + kColumns - 1) / kColumns * kColumns;
@@ -92,9 +93,9 @@ void conv_rows(const Task& task, int64_t begin, int64_t end) {
   }
 }
 
-// NPR + convolution + bias + ReLU + 3x3/2 max-pool. Two convolution rows at a time, two columns at a time: four pixels,
-// one pooled pixel. Bias and ReLU commute with the maximum, so they are applied to the pooled pixel only. With Argmax the
-// position of each maximum is kept beside it.
+// NPR, convolution, bias, ReLU and the 3x3 max-pool with stride 2. Two rows and two columns of the convolution are
+// computed at a time; these four pixels complete one pooled pixel. Bias and ReLU commute with the maximum, so they are
+// applied to the pooled pixel only. With Argmax, the position of each maximum is stored, too.
 template <typename Element, bool Argmax>
 class Stem {
  public:
@@ -119,7 +120,7 @@ class Stem {
       if (y == 0) {
         for (int64_t i = 0; i < taps_.chunks() * width_ * kChunk; ++i) above_[i] = -kInfinity;
       } else if (index == begin) {
-        row(n, y - 1, false);  // for the convolution row that this range shares with the one before
+        row(n, y - 1, false);  // computes the convolution row that this range shares with the range before it
       }
       row(n, y, true);
     }
@@ -142,7 +143,7 @@ class Stem {
         argmax = static_cast<uint8_t*>(task_.out_argmax.data) + n * task_.out_argmax.stride[0] + y * task_.out_argmax.stride[2];
       const bool has_lower = 2 * y + 1 < convolution_.out_height;
       for (int64_t chunk = 0; chunk < taps_.chunks(); ++chunk) {
-        // Comparisons drop NaN, so where there may be one a slower maximum that keeps it is used.
+        // Comparisons drop NaN. A slower maximum keeps it, and is used if there may be a NaN.
         if (npr_.finite() && taps_.finite()) {
           pool<D, false>(chunk, out, argmax, has_lower);
         } else {
@@ -157,7 +158,8 @@ class Stem {
     return KeepNaN ? maximum_nan<T>(a, b) : maximum<T>(a, b);
   }
 
-  // The larger of `best`, found at `position`, and `candidate`, which comes later in the window.
+  // Replaces `best` and its `position` by `candidate` and `at` if the candidate is larger. The candidate comes later in
+  // the window, so `best` stays if they are equal.
   template <bool KeepNaN>
   static inline void choose(Vector<T>& best, Integers<T>& position, Vector<T> candidate, int at) {
     const Integers<T> larger = KeepNaN ? (candidate > best) | (candidate != candidate) : candidate > best;
@@ -174,7 +176,8 @@ class Stem {
     const Element* const* row_sets[2] = {upper_, lower_};
     T* above = above_ + chunk * width_ * kChunk;
     auto* above_argmax = above_argmax_ + (Argmax ? chunk * width_ * kChunk : 0);
-    // The column to the left: both rows, or with Argmax the upper one; the lower row.
+    // The column on the left. `left` is the maximum of both rows, or the upper row with Argmax; `left_lower` is the
+    // lower row.
     Vector<T> left[kChannelVectors], left_lower[kChannelVectors];
     for (int v = 0; v < kChannelVectors; ++v) left[v] = left_lower[v] = lowest;
     D partial[kChunk];
@@ -194,7 +197,7 @@ class Stem {
         if (!has_lower) sum[1][0][v] = sum[1][1][v] = lowest;
         Vector<T> best;
         [[maybe_unused]] Integers<T> position;
-        if constexpr (Argmax) {  // in the window's row-major order
+        if constexpr (Argmax) {  // candidates in the row-major order of the window
           best = load(above + v * kLanes<T>);
           position = load_bytes<T>(above_argmax + v * kLanes<T>);
           choose<KeepNaN>(best, position, left[v], 3);

@@ -1,6 +1,7 @@
-// The gradients: of NPR, and of NPR + convolution to its weight and to the image.
+// The gradients of NPR, and of NPR with convolution for the weight and the image.
 
-// Rows of a tensor as (W, C) with channels padded to `pitch`; the tensor itself where it is that already.
+// Rows of a tensor as (W, C), with channels padded to `pitch`. If the tensor has this layout already, nothing is
+// copied.
 template <typename T>
 class PaddedRows {
  public:
@@ -36,8 +37,9 @@ class PaddedRows {
   Buffer<T> planar_, row_;
 };
 
-// Rows of the gradient at the convolution's output, made from the pooled gradient: every value goes to where its window
-// had its maximum. (W, O) with channels padded to `pitch`, valid until the next row.
+// Rows of the gradient of the convolution's output, computed from the gradient of the pooled output: each value goes to
+// the position of the maximum in its window. A row is (W, O), with channels padded to `pitch`. It is valid until the
+// next row.
 template <typename T>
 class UnpooledRows {
  public:
@@ -54,10 +56,10 @@ class UnpooledRows {
 
   const T* row(int64_t n, int64_t y) {
     const int64_t p = y / 2;
-    if (y % 2 == 0) {  // the middle of one row of windows
+    if (y % 2 == 0) {  // the middle row of one row of windows
       unpool<1>(n, p, 3);
       sum(gradients_[p % 2].row(n, p), argmax_[p % 2].row(n, p));
-    } else if (p + 1 < height_) {  // the last row of windows that begin above and the first of those below
+    } else if (p + 1 < height_) {  // the last row of the windows above and the first row of the windows below
       unpool<2>(n, p, 6);
     } else {
       unpool<1>(n, p, 6);
@@ -65,12 +67,12 @@ class UnpooledRows {
     return row_;
   }
 
-  // Sums over the even rows so far, and so over each row of windows once.
+  // Sums of the gradient. They are taken at even rows, so each row of windows counts once.
   const double* sums() const { return sum_; }
 
  private:
-  // From pooled row p, in whose windows this row's positions begin at `first`, and if Count is 2 from the row below,
-  // where they begin at 0.
+  // Fills the row from pooled row p. In its windows, the positions of this row begin at `first`. If Count is 2, pooled
+  // row p + 1 is added; there the positions begin at 0.
   template <int Count>
   void unpool(int64_t n, int64_t p, int first) {
     const T* gradient[Count];
@@ -115,8 +117,9 @@ class UnpooledRows {
   Buffer<double> sum_;
 };
 
-// The transposed NPR of one row of cells: the anchor takes what every pixel of its cell lost. `rows` are size rows of
-// gradients (W, C), `pitch` elements apart, changed in place; `x` the same rows of the image, for anchor "max" only.
+// Applies the transpose of NPR to one row of cells: the sum of the gradients of a cell is subtracted from the anchor's
+// gradient. `rows` holds grid.size rows of gradients (W, C), `pitch` elements apart, and is changed in place. `x` holds
+// the same rows of the image; only the anchor "max" needs it.
 template <typename T>
 inline void transpose_npr(const Grid& grid, T* rows, const T* x, int64_t pitch) {
   const int64_t channels = grid.channels, size = grid.size;
@@ -132,7 +135,7 @@ inline void transpose_npr(const Grid& grid, T* rows, const T* x, int64_t pitch) 
           for (int64_t j = 0; j < size; ++j) first[i * pitch + j * channels] -= sum / static_cast<T>(size * size);
         continue;
       }
-      if (anchor == kAnchorMax) {  // the first of equals, in row-major order; a NaN counts as the largest
+      if (anchor == kAnchorMax) {  // the first of equal values in row-major order; NaN counts as the largest
         const T* pixel = x + cell * size * channels + c;
         T largest = *pixel;
         anchor = 0;
@@ -162,16 +165,16 @@ void npr_backward_rows(const Task& task, int64_t begin, int64_t end) {
   }
 }
 
-// Channels padded to whole chunks, as the weight gradient reads them.
+// Number of channels after padding to whole chunks, which the weight gradient reads.
 template <typename T>
 inline int64_t padded_channels(const Task& task) {
   constexpr int64_t kChunk = kChannelVectors * kLanes<T>;
   return (task.convolution.out_channels + kChunk - 1) / kChunk * kChunk;
 }
 
-// Every output pixel adds (patch) x (gradient): a few elements of the patch times a chunk of channels stay in registers
-// along a row, then go to the sum in double, so that long sums of float lose nothing. `gradients.row(n, y)` is a row of
-// the gradient as (W, O), channels padded.
+// Adds the product of patch and gradient at every output pixel. A few elements of the patch and a chunk of channels
+// stay in registers along a row. Then they are added to a sum in double, so that long sums of float lose no precision.
+// `gradients.row(n, y)` is a row of the gradient as (W, O), with padded channels.
 template <typename T, typename Gradients>
 void add_grad_weight(const Task& task, int64_t begin, int64_t end, double* sum, Gradients& gradients) {
   constexpr int64_t kChunk = kChannelVectors * kLanes<T>;
@@ -238,8 +241,8 @@ void stem_grad_weight_rows(const Task& task, int64_t begin, int64_t end, double*
   for (int64_t o = 0; o < convolution.out_channels; ++o) target[o] += gradients.sums()[o];
 }
 
-// The dense path: the gradient at each NPR pixel is gathered from the output rows that saw it, one kernel row at a
-// time, then NPR is transposed.
+// The dense path: each NPR pixel gathers its gradient from the output rows that saw it, one kernel row at a time. Then
+// the transpose of NPR is applied.
 template <typename T>
 void conv_grad_input_rows(const Task& task, int64_t begin, int64_t end) {
   constexpr int kColumns = 8;
@@ -251,7 +254,8 @@ void conv_grad_input_rows(const Task& task, int64_t begin, int64_t end) {
   const int64_t step = convolution.stride_width * channels;
   const int64_t pitch = reach(task, kColumns) * channels + grid.width * channels;  // padding, map and overhang
 
-  // Weight of kernel row k as (vectors, O, lanes): for each output channel its effect on the row's (KW, C) pixels.
+  // The weight of kernel row k as (vectors, O, lanes): for each output channel, its factors for the (KW, C) pixels of a
+  // row.
   Buffer<T> weights(convolution.kernel_height * vectors * out_channels * kVector);
   for (int64_t k = 0; k < convolution.kernel_height; ++k)
     for (int64_t i = 0; i < row_length; ++i)

@@ -1,17 +1,18 @@
-// Compiles all kernels for one instruction set, in a namespace of its own. An instruction-set file defines, then
-// includes this:
+// Compiles all kernels for one instruction set, in their own namespace. The file of an instruction set defines these
+// macros and then includes this file:
 //
-//   NPR_INSTRUCTION_SET    its name
-//   NPR_TARGET             the compiler's names of its features; not defined for what the compiler targets anyhow
+//   NPR_INSTRUCTION_SET    name of the instruction set
+//   NPR_TARGET             the compiler's names for its features; not defined for the compiler's default target
 //   NPR_VECTOR_BYTES       size of a vector register
-//   NPR_CHANNEL_VECTORS    vectors of output channels that one block computes
-//   NPR_GRADIENT_TAPS      taps of the weight gradient held in registers
-//   NPR_HAS_BFLOAT16_DOT   if it has dot products of bfloat16 pairs
-//   NPR_HAS_INTEGER_DOT    if it has dot products of int16 pairs, and of pairs of uint8 and int8 that saturate at 16 bits
-//   NPR_HAS_VNNI           if it has them of four uint8 and int8, summed in 32 bits, too
+//   NPR_CHANNEL_VECTORS    number of vectors of output channels that one block computes
+//   NPR_GRADIENT_TAPS      number of taps of the weight gradient that are held in registers
+//   NPR_HAS_BFLOAT16_DOT   defined if there are dot products of bfloat16 pairs
+//   NPR_HAS_INTEGER_DOT    defined if there are dot products of int16 pairs, and of pairs of uint8 and int8 that
+//                          saturate at 16 bits
+//   NPR_HAS_VNNI           defined if there are also dot products of four uint8 and int8, summed in 32 bits
 //
-// Nothing of the standard library may be included below the target: its inline functions would be compiled for it, and
-// the linker might hand them to a machine that lacks it.
+// No standard header may be included after NPR_PUSH_TARGET. Its inline functions would be compiled for that target, and
+// the linker might use them on a machine that lacks the instruction set.
 #include <stdlib.h>
 
 #include "kernels.h"
@@ -39,7 +40,7 @@ constexpr int kGradientTaps = NPR_GRADIENT_TAPS;
 #if defined(NPR_HAS_VNNI)
 constexpr int64_t kMostLevel = 255;
 #elif defined(NPR_HAS_INTEGER_DOT)
-constexpr int64_t kMostLevel = 127;  // two of them times 127 fit into 16 bits
+constexpr int64_t kMostLevel = 127;  // the sum of two products 127 * 127 fits into 16 bits
 #else
 constexpr int64_t kMostLevel = 0;
 #endif
@@ -78,8 +79,8 @@ inline void moments_any(const Task& task, int64_t begin, int64_t end, double* su
   task.in_double ? moments_rows<double>(task, begin, end, sum) : moments_rows<float>(task, begin, end, sum);
 }
 
-// Products in bfloat16 are used only where eager bfloat16 would do no better: the differences of uint8 pixels are exact
-// and the result is bfloat16, so the weights' rounding is all that is lost.
+// Products are computed in bfloat16 only if eager bfloat16 is not more accurate. That is the case for uint8 pixels and
+// a bfloat16 result: the differences are exact in bfloat16, so only the rounding of the weights adds an error.
 inline bool products_in_bfloat16(const Task& task) {
   return task.x.type == Type::kUInt8 && task.grid.anchor >= 0 && task.out.type == Type::kBFloat16 && !task.in_double;
 }

@@ -1,5 +1,5 @@
-// The interface between the operators (operators.cpp) and the kernels, which are compiled once per instruction set.
-// Plain data only: nothing here may instantiate inline code that the linker could share between instruction sets.
+// The interface between the operators (operators.cpp) and the kernels, which are compiled once per instruction set. It
+// holds plain data only. Inline code is not allowed here, because the linker could share it between instruction sets.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +10,10 @@ namespace npr::cpu {
 
 enum class Type : int { kUInt8, kFloat32, kFloat64, kBFloat16, kFloat16 };
 
-// What the weights of a bottleneck are packed as.
+// Types of the packed weights of a bottleneck.
 enum class Weight : int { kFloat32, kBFloat16, kInt8, kInt16 };
 
-// A tensor of shape (N, C, H, W), (strides in elements) without ownership.
+// A view of a tensor (N, C, H, W), with strides in elements. It does not own the memory.
 struct Image {
   const void* data;
   Type type;
@@ -26,39 +26,42 @@ struct MutableImage {
   int64_t stride[4];
 };
 
-// Everything one call needs. `weight` is (O, C, KH, KW) contiguous and, like `bias` (O, may be null) and `scale`
-// (one factor per channel), of the type that the kernels compute in: double if `in_double`, float otherwise.
+// The arguments of one call. `weight` is (O, C, KH, KW), contiguous. `bias` is (O) or null. `scale` has one factor per
+// channel. All three have the type in which the kernels compute: double if `in_double`, else float.
 struct Task {
   Grid grid;
   Convolution convolution;
   bool in_double;
   Image x;
-  Image grad;          // gradient of the operator's output; gradients only
-  Image argmax;        // as the stem with argmax left it; its gradient only
+  Image grad;          // gradient of the operator's output; only for gradients
+  Image argmax;        // the result of the stem with argmax; only for its gradient
   MutableImage out;    // the result
-  MutableImage out_argmax;  // bytes, with channels side by side; the stem with argmax only
+  MutableImage out_argmax;  // bytes in channels_last; only for the stem with argmax
   const void* weight;
   const void* bias;
   const void* scale;
 };
 
-// A residual bottleneck: x (N, H, W, in_channels) of `type` to out (N, out_height, out_width, channels[2]) of `out_type`,
-// both dense; or, where `sums` is not null, only the sums over each row's pixels (N, out_height, channels[2]). Weights are
-// packed by Kernels::pack_weights; `project` says that the last layer's inputs are those of the second followed by the
-// block's own, that is, that the shortcut is a convolution. A `strip` of output rows is computed together: one, or, where
-// the second layer's weights are those of Winograd's F(strip x strip, 3x3), which needs stride 1, two, for kUInt8 four.
+// A residual bottleneck. It maps x (N, H, W, in_channels) of `type` to out (N, out_height, out_width, channels[2]) of
+// `out_type`; both are dense. If `sums` is not null, only the sums over the pixels of each row are written to it,
+// (N, out_height, channels[2]).
 //
-// Where `type` is kUInt8, activations are levels, whole numbers from 0 to `most_level`, and weights int8, Winograd's
-// int16. Each sum is multiplied by its channel's factor before the bias is added; a shortcut without a convolution by its
-// channel's of factors[3].
+// Kernels::pack_weights packs the weights. `project` means that the shortcut is a convolution: the last layer then
+// reads the channels of the second layer followed by those of the block's input. `strip` is the number of output rows
+// that are computed together. It is 1, or the size of a Winograd tile, F(strip x strip, 3x3), if the weights of the
+// second layer are transformed for it: 2, or 4 for kUInt8. Winograd convolutions need stride 1.
+//
+// If `type` is kUInt8, activations are levels, which are whole numbers from 0 to `most_level`. Weights are int8, or
+// int16 for Winograd. Each sum is multiplied by the factor of its channel before the bias is added. A shortcut that is
+// no convolution is multiplied by factors[3] of its channel.
 struct BottleneckTask {
   int64_t batch, in_channels, height, width;
   int64_t out_height, out_width, stride;
   int64_t channels[3];
   bool project;
   int64_t strip;
-  // The same, kFloat32 or kBFloat16 where `bfloat16_products`; where there is a `most_level` also kUInt8 with kUInt8 on
-  // the other side, or kBFloat16, or, without `bfloat16_products`, kFloat32.
+  // Both are usually equal: kFloat32, kBFloat16 if Kernels::bfloat16_products, or kUInt8 if Kernels::most_level > 0.
+  // One of them can be kUInt8 while the other is kBFloat16, or kFloat32 if there are no bfloat16 products.
   Type type, out_type;
   const void* x;
   void* out;
@@ -68,40 +71,42 @@ struct BottleneckTask {
   const float* factors[4];
 };
 
-// Each kernel computes a range of independent rows, so that the caller can spread ranges over threads.
+// Each kernel computes a range of independent rows, so that the caller can distribute ranges over threads.
 struct Kernels {
   const char* name;
-  // Rows of cells, counted through the batch: [begin, end) of batch * cell_rows.
+  // These compute the rows of cells [begin, end) of batch * cell_rows.
   void (*npr)(const Task&, int64_t begin, int64_t end);
   void (*npr_backward)(const Task&, int64_t begin, int64_t end);
   void (*conv_grad_input)(const Task&, int64_t begin, int64_t end);
-  // Output rows: [begin, end) of batch * out_height.
+  // Computes the output rows [begin, end) of batch * out_height.
   void (*conv)(const Task&, int64_t begin, int64_t end);
-  // Output rows; adds the range's share to `sum` (C * KH * KW, O), double.
+  // Adds the contribution of the output rows [begin, end) to `sum`, (KH * KW * C, O) double.
   void (*conv_grad_weight)(const Task&, int64_t begin, int64_t end, double* sum);
-  // Output rows; adds the range's share of the patches' moments, without scale: to `sum` (C * KH * KW), and its
-  // products (C * KH * KW, C * KH * KW) behind it, of which the upper triangle is filled. Channels come last in a patch.
+  // Adds the moments of the patches of the output rows [begin, end), without scale, to `sum`: first the sums of the
+  // elements of a patch (KH * KW * C), then the sums of their products (KH * KW * C, KH * KW * C), of which only the
+  // upper triangle is filled.
   void (*moments)(const Task&, int64_t begin, int64_t end, double* sum);
-  // Pooled rows: [begin, end) of batch * pooled_size(out_height).
+  // These compute the pooled rows [begin, end) of batch * pooled_size(out_height).
   void (*stem)(const Task&, int64_t begin, int64_t end);
   void (*stem_argmax)(const Task&, int64_t begin, int64_t end);
-  // Rows of the convolution's output, which never existed: [begin, end) of batch * out_height; adds as conv_grad_weight
-  // does, and the sums of the gradient (O) behind it.
+  // Adds the contribution of the rows [begin, end) of batch * out_height of the convolution's output, which was never
+  // stored. `sum` is that of conv_grad_weight, followed by the sums of the gradient (O).
   void (*stem_grad_weight)(const Task&, int64_t begin, int64_t end, double* sum);
-  // Strips: [begin, end) of batch * ceil(out_height / strip).
+  // Computes the strips [begin, end) of batch * ceil(out_height / strip).
   void (*bottleneck)(const BottleneckTask&, int64_t begin, int64_t end);
-  // (channels, inputs) float32, row-major, to the order that `bottleneck` reads; channels a multiple of block_channels.
-  // kBFloat16 where `bfloat16_products`, kInt8 and kInt16 where there is a `most_level`.
+  // Puts weights (channels, inputs), row-major, into the order that `bottleneck` reads. channels must be a multiple of
+  // block_channels. kBFloat16 needs `bfloat16_products`; kInt8 and kInt16 need `most_level` > 0.
   void (*pack_weights)(const float* weight, int64_t channels, int64_t inputs, Weight type, void* packed);
   int64_t block_channels;
   bool bfloat16_products;  // whether bottlenecks can be bfloat16
-  int64_t most_level;      // the largest level, 0 where bottlenecks cannot be of levels
+  int64_t most_level;      // the largest level, or 0 if bottlenecks cannot be quantised
 };
 
-// Throws std::bad_alloc, for kernels, which may not include what it is declared in.
+// Throws std::bad_alloc. The kernels call it because they may not include the header that declares std::bad_alloc.
 [[noreturn]] void out_of_memory();
 
-// The kernels for this machine: the best instruction set it has, or the one NPR_KERNELS_CPU_CAPABILITY names.
+// Returns the kernels for the best instruction set of this machine, or for the one that NPR_KERNELS_CPU_CAPABILITY
+// names.
 const Kernels& kernels();
 
 }  // namespace npr::cpu

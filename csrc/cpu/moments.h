@@ -1,6 +1,7 @@
-// The first and second moments of the patches that the convolution sees, from which the statistics of its output follow.
+// Computes the first and second moments of the patches that the convolution sees. The batch-norm statistics of the
+// convolution's output follow from them.
 
-// Sums of the products of kSide planes with kSide others, of `count` positions, a multiple of the lanes.
+// Multiplies kSide planes by kSide other planes and sums each product over `count` positions, a multiple of the lanes.
 template <int kSide>
 inline void multiply_planes(const double* a, const double* b, int64_t count, double (&result)[kSide][kSide]) {
   Vector<double> sum[kSide][kSide] = {};
@@ -22,8 +23,8 @@ inline void multiply_planes(const double* a, const double* b, int64_t count, dou
     }
 }
 
-// Patches are laid out as one plane for each of their elements, a run of positions long. The sums are in double all the
-// way: the variances that are made of them are small differences of large numbers.
+// Patches are stored as one plane per element, with a run of positions in each plane. All sums are double, because
+// variances are small differences of these large numbers.
 class Moments {
  public:
   explicit Moments(const Task& task, double* sum)
@@ -33,7 +34,7 @@ class Moments {
         elements_(task),
         planes_((elements_.count() + kSide) * kRun) {}
 
-  // Positions [0, width) of a row; position x sees `rows[k] + x * step`, `row_length` elements of each.
+  // Adds the positions [0, width) of a row. Position x sees `row_length` elements from each `rows[k] + x * step`.
   template <typename T>
   void add_row(const T* const* rows, int64_t width, int64_t step, int64_t row_length) {
     for (int64_t x = 0; x < width;) {
@@ -57,7 +58,7 @@ class Moments {
 
  private:
   static constexpr int64_t kRun = 256;
-  static constexpr int kSide = kChannelVectors == 4 ? 4 : 3;  // what 32 or 16 registers hold
+  static constexpr int kSide = kChannelVectors == 4 ? 4 : 3;  // the sums fit into 32 or 16 registers
 
   void add_run() {
     const int64_t count = elements_.count();

@@ -1,12 +1,13 @@
-// Rows of the NPR map, made when they are needed and kept for a few rows only: the map never exists in memory.
+// Computes rows of the NPR map when they are needed and keeps only a few of them, so the map is never in memory as a
+// whole.
 
-// One row of an image as (W, C), converted to T (or copied, for T = uint8_t).
+// Reads one row of an image as (W, C), converted to T (or copied if T is uint8_t).
 template <typename T, typename S>
 inline void load_row(const S* __restrict source, int64_t stride_column, int64_t stride_channel, int64_t width,
                      int64_t channels, T* __restrict row) {
   if (stride_channel == 1 && stride_column == channels) {
     for (int64_t i = 0; i < width * channels; ++i) row[i] = widen<T>(source[i]);
-  } else if (channels == 3 && stride_column == 1) {  // planes, the contiguous layout of PyTorch
+  } else if (channels == 3 && stride_column == 1) {  // planes: PyTorch's contiguous layout
     const S* __restrict green = source + stride_channel;
     const S* __restrict blue = green + stride_channel;
     for (int64_t x = 0; x < width; ++x) {
@@ -30,12 +31,12 @@ inline void load_row(const Image& image, int64_t n, int64_t y, int64_t width, in
   });
 }
 
-// The anchor pixels of one row, each repeated over its cell's columns: (W, C) -> (W, C).
+// Repeats the anchor pixels of one row over the columns of their cells: (W, C) -> (W, C).
 template <typename T>
 inline void repeat_anchor(const T* __restrict row, int64_t column, const Grid& grid, T* __restrict anchors) {
   const int64_t channels = grid.channels, count = grid.width * channels;
   int64_t cell = 0;
-  if (channels == 3 && grid.size == 2) {  // two cells a shuffle: 12 of 16 lanes, the next store covers the rest
+  if (channels == 3 && grid.size == 2) {  // one shuffle makes two cells, 12 of 16 lanes; the next store overwrites the rest
     using Index = typename IntegerOfSize<sizeof(T)>::type;
     typedef T Lanes __attribute__((vector_size(16 * sizeof(T)), aligned(alignof(T)), may_alias));
     typedef Index Mask __attribute__((vector_size(16 * sizeof(T))));
@@ -53,7 +54,8 @@ inline void repeat_anchor(const T* __restrict row, int64_t column, const Grid& g
         anchors[(cell * grid.size + i) * channels + c] = row[(cell * grid.size + column) * channels + c];
 }
 
-// Mean or maximum of each cell, repeated over its columns. `rows` holds the cell's rows, `pitch` elements apart.
+// Computes the mean or the maximum of each cell and repeats it over the cell's columns. `rows` holds the rows of the
+// cells, `pitch` elements apart.
 template <typename T>
 inline void repeat_statistic(const T* rows, int64_t pitch, const Grid& grid, T* anchors) {
   const int64_t channels = grid.channels, size = grid.size;
@@ -73,7 +75,7 @@ inline void repeat_statistic(const T* rows, int64_t pitch, const Grid& grid, T* 
 }
 
 inline void subtract(const uint8_t* __restrict x, const uint8_t* __restrict a, int64_t count, BFloat16* __restrict out) {
-  for (int64_t i = 0; i < count; ++i)  // |difference| <= 255 has eight significant bits: exact in bfloat16
+  for (int64_t i = 0; i < count; ++i)  // |difference| <= 255 has eight significant bits, so it is exact in bfloat16
     out[i].bits = static_cast<uint16_t>(bits_of(static_cast<float>(x[i] - a[i])) >> 16);
 }
 template <typename T>
@@ -85,14 +87,15 @@ inline void subtract(const T* __restrict x, const T* __restrict a, int64_t count
   for (int64_t i = 0; i < count; ++i) out[i] = x[i] - a[i];
 }
 
-// NPR rows of Element (float, double, or BFloat16 for uint8 images) as (W + padding, C), zeros around them.
+// Rows of the NPR map as (W + padding, C), with zeros around them. Element is float, double, or BFloat16 for uint8
+// images.
 template <typename Element>
 class NprRows {
  public:
   using T = typename Arithmetic<Element>::Computed;
 
-  // `span`: how many consecutive rows must be there at once. `padding`: columns of zeros left of the map. `reach`:
-  // columns, from the first of the padding, that may be read.
+  // `span`: number of consecutive rows that are needed at once. `padding`: columns of zeros on the left of the map.
+  // `reach`: number of columns that may be read, counted from the first column of the padding.
   NprRows(const Task& task, int64_t span, int64_t padding, int64_t reach)
       : task_(task),
         grid_(task.grid),
@@ -111,7 +114,8 @@ class NprRows {
     for (int64_t i = 0; i < slots_; ++i) held_[i] = -1;
   }
 
-  // Row y of image n, from its first column of padding on; zeros outside the image. Valid until `span` later rows.
+  // Returns row y of image n, beginning with the first column of padding. It is zero outside the image. The pointer is
+  // valid until `span` later rows were requested.
   const Element* row(int64_t n, int64_t y) {
     if (y < 0 || y >= grid_.height) return zeros_;
     const int64_t cell_row = n * grid_.cell_rows() + y / grid_.size, slot = cell_row % slots_;
@@ -124,7 +128,7 @@ class NprRows {
 
   const Element* zeros() const { return zeros_; }
 
-  // Whether every row made so far was finite.
+  // Returns whether all rows so far were finite.
   bool finite() const { return finite_; }
 
  private:

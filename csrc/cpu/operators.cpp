@@ -1,4 +1,4 @@
-// The CPU operators: tensors in, tasks for the kernels, rows spread over torch's threads.
+// The CPU operators. They turn tensors into tasks for the kernels and distribute the rows over torch's threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -54,7 +54,7 @@ void check_parameters(const Tensor& x, const Tensor& weight, const std::optional
   STD_TORCH_CHECK(bias->is_cpu() && bias->is_contiguous() && bias->scalar_type() == type, "bias must be as weight, contiguous");
 }
 
-// A call of a convolution: its task, and the memory that the task points to.
+// The task of a convolution, and the memory that the task points to.
 struct ConvolutionCall {
   Task task{};
   std::vector<double> scale;  // one factor per channel
@@ -96,14 +96,14 @@ void check_gradient(const Tensor& grad, const Task& task) {
   check_shape("grad", grad, {task.grid.batch, convolution.out_channels, convolution.out_height, convolution.out_width});
 }
 
-// A tensor for the gradient to x, with zeros where pixels were trimmed.
+// Returns a tensor for the gradient of x. It is zero at the trimmed pixels.
 Tensor new_gradient(const Tensor& x, const Grid& grid) {
   Tensor out = new_tensor(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, x.scalar_type());
   if (grid.height != x.size(2) || grid.width != x.size(3)) torch::stable::zero_(out);
   return out;
 }
 
-// Rows below this number are not worth a second thread.
+// A thread gets at least so many rows.
 constexpr int64_t kGrain = 4;
 
 template <typename Kernel>
@@ -163,8 +163,8 @@ Tensor npr_stem(const Tensor& x, const Tensor& weight, const std::optional<Tenso
   return out;
 }
 
-// What a kernel sums over rows, `size` numbers. Every thread sums its own rows; the sums are then added in order, so a
-// result repeats for a number of threads.
+// Returns `size` numbers that a kernel sums over rows. Every thread sums its own rows. The sums are then added in
+// order, so the result is the same in every run with the same number of threads.
 template <typename Kernel>
 std::vector<double> sum_of_parts(const Task& task, int64_t rows, int64_t size, Kernel kernel) {
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), rows / kGrain));
@@ -189,7 +189,7 @@ Tensor from_double(const Tensor& like, const Ints& shape, bool in_double, const 
   return out;
 }
 
-// The gradient to a weight of `shape` from the products without scale, (KH, KW, C, O).
+// Computes the gradient of a weight of `shape` from the products without scale, (KH, KW, C, O).
 Tensor weight_gradient(const Tensor& like, const ConvolutionCall& call, const std::vector<double>& products,
                        const Ints& shape) {
   const int64_t out_channels = shape[0], channels = shape[1], taps = shape[2] * shape[3];
@@ -230,7 +230,7 @@ Tensor npr_conv2d_grad_input(const Tensor& grad, const Tensor& x, const Tensor& 
 std::tuple<Tensor, Tensor> npr_moments(const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding,
                                        int64_t grid_size, int64_t anchor, const std::vector<double>& factors) {
   STD_TORCH_CHECK(kernel.size() == 2, "kernel must be two numbers");
-  // Differences of bytes are exact in float, but those to a mean are not.
+  // Differences of bytes are exact in float, but differences to a mean are not.
   const bool in_double = x.scalar_type() == ScalarType::Double ||
                          (x.scalar_type() == ScalarType::Byte && anchor == kAnchorMean);
   ConvolutionCall call = prepare(x, 1, kernel[0], kernel[1], in_double, stride, padding, grid_size, anchor, factors);

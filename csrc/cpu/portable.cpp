@@ -1,4 +1,4 @@
-// Any processor: vectors of 16 bytes are SSE2 on x86-64 and NEON on aarch64.
+// Any processor. Vectors of 16 bytes are SSE2 on x86-64 and NEON on aarch64.
 #define NPR_INSTRUCTION_SET portable
 #define NPR_VECTOR_BYTES 16
 #if defined(__aarch64__)  // 32 registers

@@ -1,5 +1,5 @@
-// Fixed-width vectors (the compilers' vector extensions, so one source serves every instruction set) and conversions.
-// Included by instruction_set.h only, inside the namespace of one instruction set.
+// Fixed-width vectors and conversions. They use the compilers' vector extensions, so one source works for every
+// instruction set. Only instruction_set.h includes this file, inside the namespace of one instruction set.
 
 template <typename T>
 struct VectorOf {
@@ -24,7 +24,7 @@ inline void store(T* p, Vector<T> v) {
 
 template <typename T>
 inline Vector<T> broadcast(T value) {
-  return value - Vector<T>{};  // x - 0 is x for every x, signed zeros and NaN included
+  return value - Vector<T>{};  // x - 0 is x for every x, also for signed zeros and NaN
 }
 
 template <typename T>
@@ -32,17 +32,17 @@ inline Vector<T> maximum(Vector<T> a, Vector<T> b) {
   return a > b ? a : b;
 }
 
-// As torch's max: NaN wins.
+// The maximum as torch defines it: NaN if a or b is NaN.
 template <typename T>
 inline Vector<T> maximum_nan(Vector<T> a, Vector<T> b) {
   return (a > b) | (a != a) ? a : b;
 }
 
-// Integers beside the lanes of T: what comparisons of vectors give.
+// A vector of integers with as many lanes as Vector<T>: the result of a comparison.
 template <typename T>
 using Integers = decltype(Vector<T>{} > Vector<T>{});
 
-// From and to as many bytes as there are lanes of T.
+// Loads and stores one byte per lane of Vector<T>.
 template <typename T>
 struct BytesOf {
   typedef uint8_t type __attribute__((vector_size(kLanes<T>)));
@@ -58,7 +58,7 @@ inline void store_bytes(uint8_t* p, Integers<T> values) {
   const auto bytes = __builtin_convertvector(values, typename BytesOf<T>::type);
   __builtin_memcpy(p, &bytes, sizeof(bytes));
 }
-#if NPR_VECTOR_BYTES == 64 || NPR_VECTOR_BYTES == 32  // AVX-512, AVX2: left to itself, GCC converts byte by byte
+#if NPR_VECTOR_BYTES == 64 || NPR_VECTOR_BYTES == 32  // AVX-512, AVX2: without this, GCC converts byte by byte
 template <>
 inline Integers<float> load_bytes<float>(const uint8_t* p) {
 #if NPR_VECTOR_BYTES == 64
@@ -79,7 +79,7 @@ inline void store_bytes<float>(uint8_t* p, Integers<float> values) {
 }
 #endif
 
-// The unsigned integer of T's size, for shuffle masks.
+// The unsigned integer of a given size, for shuffle masks.
 template <int64_t kBytes>
 struct IntegerOfSize;
 template <>
@@ -96,7 +96,7 @@ struct IntegerOfSize<8> {
 };
 
 #if defined(__aarch64__)
-typedef __fp16 Float16;  // the name that every compiler knows there
+typedef __fp16 Float16;  // every compiler for aarch64 knows this name
 #else
 typedef _Float16 Float16;
 #endif
@@ -117,7 +117,7 @@ inline float float_of(uint32_t bits) {
   return value;
 }
 
-// To the type computed in.
+// Converts to the type in which the kernels compute.
 template <typename T, typename S>
 inline T widen(S value) {
   return static_cast<T>(value);
@@ -127,14 +127,14 @@ inline T widen(BFloat16 value) {
   return static_cast<T>(float_of(static_cast<uint32_t>(value.bits) << 16));
 }
 
-// Round to nearest, ties to even; NaN stays a (quiet) NaN.
+// Rounds to nearest, ties to even. NaN stays a (quiet) NaN.
 inline BFloat16 to_bfloat16(float value) {
   const uint32_t bits = bits_of(value);
   const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   return {static_cast<uint16_t>(value != value ? 0x7fc0 : rounded)};
 }
 
-// To the type of the result.
+// Converts to the type of the result.
 template <typename D, typename T>
 inline D narrow(T value) {
   if constexpr (sizeof(D) == sizeof(BFloat16) && __is_class(D)) {
@@ -155,7 +155,8 @@ inline void store_narrow<BFloat16, float>(BFloat16* out, Vector<float> v) {
 }
 #endif
 
-// Zeroed memory of one thread for one call, aligned for vectors, with a vector's length to spare behind the end.
+// Memory for one thread and one call. It is set to zero, aligned for vectors, and has room for one more vector at the
+// end.
 template <typename T>
 class Buffer {
  public:
