@@ -45,8 +45,8 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
       "-> Tensor");
   // Computes a bottleneck from the result of its first convolution, and then the first convolution of the next block,
   // on Hopper GPUs.
-  //   middle: (N, H, W, channels), the result of the block's first convolution. x: (N, H', W', channels), the block's
-  //     input at the size of the result. Both are bfloat16 and contiguous.
+  //   middle: (N, H, W, channels), the result of the block's first convolution. x: (N, H', W', channels), every
+  //     stride-th row and column of the block's input. Both are bfloat16 and contiguous.
   //   weights: one flat tensor in the order of npr_kernels/trunk/hopper_bottleneck.py. Biases: float32.
   //   kept: 1 or 2 returns every kept-th row and column of the block's result, (N, H'', W'', channels). 0 returns sums
   //     over pixels instead, (N, sums, channels) float32.

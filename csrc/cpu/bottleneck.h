@@ -324,8 +324,8 @@ struct TilesOfTwo {
 };
 
 #ifdef NPR_HAS_INTEGER_DOT
-// F(4x4, 3x3) for levels, at the points 0, 1, -1, 2, -2 and infinity. After both transforms, a value is at most 68 *
-// 255.
+// F(4x4, 3x3) for levels, at the points 0, 1, -1, 2, -2 and infinity. Both transforms together enlarge a level by at
+// most 68, so the values fit into 16 bits.
 struct TilesOfFour {
   static constexpr int kOutputs = 4;
   using First = uint8_t;

@@ -36,7 +36,7 @@ template <typename T>
 inline void repeat_anchor(const T* __restrict row, int64_t column, const Grid& grid, T* __restrict anchors) {
   const int64_t channels = grid.channels, count = grid.width * channels;
   int64_t cell = 0;
-  if (channels == 3 && grid.size == 2) {  // one shuffle makes two cells, 12 of 16 lanes; the next store overwrites the rest
+  if (channels == 3 && grid.size == 2) {  // two cells per shuffle; the next store overwrites lanes 12 .. 15
     using Index = typename IntegerOfSize<sizeof(T)>::type;
     typedef T Lanes __attribute__((vector_size(16 * sizeof(T)), aligned(alignof(T)), may_alias));
     typedef Index Mask __attribute__((vector_size(16 * sizeof(T))));

@@ -1,24 +1,26 @@
-// A residual bottleneck behind its first convolution, and the first convolution of the next block, on Hopper: bfloat16,
-// channels_last, sums in float32.
+// The part of a residual bottleneck after its first convolution, and the first convolution of the next block, on Hopper
+// GPUs. It uses bfloat16 and channels_last, with sums in float32.
 //
-// A warpgroup has 8x8 pixels. Those that its 3x3 convolution sees lie in shared memory as one plane for each 8 channels, 16
-// bytes a pixel, so that each tap is the same matrix begun at another pixel. What the convolution gives stays in registers,
-// where it is a factor of the third one, and what that gives is a factor of the next block's first. So memory sees each
-// tensor once: at 256x256 the seven blocks move 22.5 MB an image, 7.5 us at 3 TB/s, and multiply for 4.6 us at the peak.
+// A warpgroup computes 8x8 pixels. The pixels that its 3x3 convolution sees are in shared memory, as one plane for
+// every 8 channels with 16 bytes per pixel. So every tap is the same matrix, beginning at another pixel. The results of
+// the 3x3 convolution stay in registers as a factor of the third convolution. The results of the third convolution are
+// a factor of the next block's first convolution. So each tensor is read or written once: for an image of 256x256
+// pixels, the seven blocks move 22.5 MB, which takes 7.5 us at 3 TB/s, and the products take 4.6 us at the peak.
 //
-// The weights come from the L2 cache once for each 128 or 192 pixels, through a ring of slots in shared memory that is
-// filled ahead. A stage is what a slot holds: taps of the 3x3 convolution, or what 32 channels of the result need (their
-// columns of conv3 and of the shortcut's convolution, their rows of the next conv1, and the pixels of the shortcut).
+// The weights come from the L2 cache, once for every 128 or 192 pixels, through a ring of slots in shared memory that
+// is filled ahead. A slot holds one stage. The first stages are the taps of the 3x3 convolution. Each later stage has
+// everything for 32 channels of the result: their columns of conv3 and of the shortcut's convolution, their rows of the
+// next conv1, and the pixels of the shortcut.
 //
-// Channels of a result are in such an order (`order_of_channels` in npr_kernels/trunk/hopper_bottleneck.py) that a thread has
-// 8 neighbours of each 32: it reads and writes 16 bytes at once.
+// The order of a result's channels (`order_of_channels` in npr_kernels/trunk/hopper_bottleneck.py) gives each thread 8
+// neighbouring channels of every 32, so that it reads and writes 16 bytes at once.
 #include "kernels.h"
 #include "warpgroup.h"
 
 #include <array>
 
 #if defined(__CUDA_ARCH__) && !defined(NPR_HAS_WARPGROUPS)
-#pragma nv_diag_suppress 177  // for other devices the kernel is empty: nothing is referenced
+#pragma nv_diag_suppress 177  // for other devices the kernel is empty and refers to nothing
 #endif
 
 namespace npr::cuda {
@@ -27,23 +29,24 @@ namespace {
 constexpr int kSide = 8;   // rows and columns of the result that a warpgroup computes
 constexpr int kStep = 32;  // channels of the result in a stage
 
-// kProjected: channels of x where the shortcut has a convolution, or 0. kKept: every so many-th row and column of the result
-// is written; 0: sums are, instead. kNext: channels of the next block's first convolution, or 0.
+// Sizes of a kernel. kProjected: channels of x if the shortcut is a convolution, else 0. kKept: every kKept-th row and
+// column of the result is written; if 0, sums are written instead. kNext: channels of the next block's first
+// convolution, or 0.
 template <int kMiddle, int kStride, int kProjected, int kKept, int kNext>
 struct Plan {
   static constexpr int kOutputs = 4 * kMiddle;
   static constexpr bool kTwice = kMiddle == 64 && kNext == 64;                // two blocks fit on a multiprocessor
-  static constexpr int kBlocks = kTwice ? 2 : 1, kGroups = kTwice || kStride == 2 ? 2 : 3;  // warpgroups of a block
+  static constexpr int kBlocks = kTwice ? 2 : 1, kGroups = kTwice || kStride == 2 ? 2 : 3;  // warpgroups per block
   static constexpr int kThreads = 128 * kGroups;
   static constexpr int kSlots = kTwice ? 3 : kStride == 2 ? 2 : 4;
 
-  // Rows and columns that the convolution sees; with stride 2 the even columns lie before the odd ones. A plane is as long
-  // as keeps 8 of them in different banks.
+  // Number of rows and columns that the convolution sees. With stride 2, the even columns are stored before the odd
+  // ones. The size of a plane keeps 8 planes in different banks.
   static constexpr int kSeen = kStride * (kSide - 1) + 3;
   static constexpr int kPlane = (16 * kSeen * kSeen + 111) / 128 * 128 + 16;
-  static constexpr int kTile = kMiddle / 8 * kPlane;  // bytes of a warpgroup
+  static constexpr int kTile = kMiddle / 8 * kPlane;  // bytes per warpgroup
 
-  static constexpr int kTap = 2 * kMiddle * kMiddle, kTaps = kMiddle == 64 ? 3 : 1;  // bytes of one; taps in a stage
+  static constexpr int kTap = 2 * kMiddle * kMiddle, kTaps = kMiddle == 64 ? 3 : 1;  // bytes of a tap; taps in a stage
   static constexpr int kThird = 2 * kMiddle * kStep, kShortcut = 2 * kProjected * kStep, kFollowing = 2 * kStep * kNext;
   static constexpr int kFirst = kTaps * kTap, kSecond = kThird + kShortcut + kFollowing;  // bytes of weights in a stage
   static constexpr int kFirstStages = 9 / kTaps, kStages = kFirstStages + kOutputs / kStep;
@@ -54,26 +57,27 @@ struct Plan {
   static constexpr int kBarriers = kBiases + 4 * (kMiddle + kOutputs + kNext), kShared = kBarriers + 16 * kSlots;
   static_assert(kSlots - 1 <= kFirstStages, "a tile's first slots are filled before its pixels are known");
 
-  // The pixels of the next tile are copied in parts, each of so many rounds, as the copies of a stage wait for theirs.
+  // The pixels of the next tile are copied in parts of kRoundsOfPart rounds, one part per stage, because every stage
+  // waits for the copies of earlier stages.
   static constexpr int kPieces = kMiddle / 8, kAtOnce = 128 / kPieces;  // 16 bytes of a pixel; pixels in a round
   static constexpr int kRounds = (kSeen * kSeen + kAtOnce - 1) / kAtOnce;
   static constexpr int kParts = kOutputs / kStep - kSlots + 2, kRoundsOfPart = (kRounds + kParts - 1) / kParts;
   static_assert(kBlocks * (kShared + 1024) <= 228 << 10);
 
-  NPR_CONSTANT static int at(int row, int column) {  // of a pixel in a plane
+  NPR_CONSTANT static int at(int row, int column) {  // offset of a pixel in a plane
     return 16 * (row * kSeen + (kStride == 1 ? column : column / 2 + column % 2 * (kSeen + 1) / 2));
   }
 };
 
 NPR_CONSTANT int out_size(int size, int stride) { return (size - 1) / stride + 1; }
 
-// Squares of pixels, so many at once.
+// Returns the number of tiles, which are `at_once` squares of 8x8 pixels each.
 NPR_CONSTANT int tiles_of(const Bottleneck& call, int stride, int at_once) {
   const int across = out_size(out_size(call.width, stride), kSide), down = out_size(out_size(call.height, stride), kSide);
   return out_size(call.batch * across * down, at_once);
 }
 
-// Where a warpgroup's pixels are: the image, and the first row and column of the result.
+// The pixels of a warpgroup: their image, and the first row and column in the result.
 struct Place {
   int image, row, column;
   bool exists;
@@ -111,7 +115,7 @@ bottleneck_kernel(const Bottleneck call) {
   const int height = out_size(call.height, kStride), width = out_size(call.width, kStride);
   const int tiles = tiles_of(call, kStride, P::kGroups);
 
-  // Rounds of copies of the pixels that the 3x3 convolution sees, zero outside the image.
+  // Copies rounds of the pixels that the 3x3 convolution sees. They are zero outside the image.
   const auto copy_tile = [&](const Place& at, int first, int count) {
     const int piece = thread % P::kPieces;
     const unsigned char* const image = static_cast<const unsigned char*>(call.middle) +
@@ -152,19 +156,19 @@ bottleneck_kernel(const Bottleneck call) {
     copy_weights(stage, stage);
     if (stage > 0) commit_copies();
   }
-  int slot = 0;         // of the stage that is computed
-  uint32_t parity = 0;  // of the ring's turns
+  int slot = 0;         // slot of the stage that is computed
+  uint32_t parity = 0;  // parity of the ring's turns
   for (; index < tiles; index += blocks()) {
     const int next_index = index + blocks();
     const Place after = place(call.batch, height, width, next_index * P::kGroups + group);
-    // This thread's two pixels, one below the other, of which it has 8 channels of each 32.
+    // This thread's two pixels, one below the other. It has 8 of every 32 channels of them.
     const int row = here.row + 2 * warp, column = here.column + g;
     const bool inside[2] = {here.exists && row < height && column < width, here.exists && row + 1 < height && column < width};
     const int64_t pixel[2] = {(static_cast<int64_t>(here.image) * height + row) * width + column,
                               (static_cast<int64_t>(here.image) * height + row + 1) * width + column};
     const uint32_t own = static_cast<uint32_t>(P::kSecond + 16 * thread);  // the shortcut's pixels in a slot
 
-    // Waits for what is copied for a stage.
+    // Waits for the copies of a stage.
     const auto arrive = [&](bool first) {
       if (first || !kProjected) wait_copies<P::kSlots - 2>();
       if (first) fence_shared();
@@ -172,7 +176,8 @@ bottleneck_kernel(const Bottleneck call) {
       await_bulk(barriers + static_cast<uint32_t>(8 * slot), parity);
       return ring + static_cast<uint32_t>(slot * P::kSlot);
     };
-    // Fills the slot of the stage before, which everybody has finished, while the products of this one are computed.
+    // Refills the slot of the previous stage, which all threads have finished, while the products of this stage are
+    // computed.
     const auto refill = [&](int stage) {
       const int ahead = stage + P::kSlots - 1, free = slot == 0 ? P::kSlots - 1 : slot - 1;
       if (ahead < P::kStages) copy_weights(ahead, free);
@@ -189,7 +194,7 @@ bottleneck_kernel(const Bottleneck call) {
       parity ^= slot == 0;
     };
 
-    uint32_t pixels[kProjected ? kProjected / 16 : 1][4];  // of x, as a factor
+    uint32_t pixels[kProjected ? kProjected / 16 : 1][4];  // the pixels of x, as a factor
     for (int u = 0; u < kProjected / 32; ++u)
       for (int i = 0; i < 2; ++i) {
         uint4 words = {0, 0, 0, 0};
@@ -264,7 +269,7 @@ bottleneck_kernel(const Bottleneck call) {
 #pragma unroll
         for (int j = 0; j < 4; ++j)
           for (int e = 0; e < 2; ++e) {
-            const float upper = out[4 * j + e], lower = out[4 * j + 2 + e];  // NaN stays
+            const float upper = out[4 * j + e], lower = out[4 * j + 2 + e];  // NaN stays NaN
             sum[2 * j + e] = (inside[0] && !(upper <= 0) ? upper : 0) + (inside[1] && !(lower <= 0) ? lower : 0);
             for (int mask = 4; mask < 32; mask *= 2) sum[2 * j + e] += as_float(shuffle(as_bits(sum[2 * j + e]), thread % 32 ^ mask));
           }

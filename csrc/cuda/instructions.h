@@ -1,12 +1,12 @@
-// Every instruction that only the device has, behind a small function, so that the kernels' logic can also be compiled
-// for the host: tests/kernels/emulation.h gives the same names to threads emulated on the CPU.
+// Wraps every instruction that only the GPU has in a small function. So the logic of the kernels can also be compiled
+// for the host: tests/kernels/emulation.h defines the same functions for threads that are emulated on the CPU.
 #pragma once
 
 #include <cstdint>
 
 namespace npr::cuda {
 
-// The 16-bit types, as bits; float32 is float.
+// The 16-bit types, as bits. float32 is float.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -27,10 +27,11 @@ struct Float16 {
 #include <tuple>
 
 #define NPR_DEVICE __device__ __forceinline__
-#define NPR_CONSTANT __host__ __device__ constexpr  // for sizes that both sides compute
+#define NPR_CONSTANT __host__ __device__ constexpr  // for sizes that host and device compute
 #define NPR_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 
-// Processors with less shared memory than a Hopper's run one large block at a time, which may then use more registers.
+// Multiprocessors with less shared memory than Hopper's run one large block at a time. That block may use more
+// registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 #define NPR_LARGE_BLOCKS 1
 #else
@@ -45,11 +46,11 @@ NPR_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 NPR_DEVICE int block_row() { return static_cast<int>(blockIdx.y); }
 NPR_DEVICE int blocks() { return static_cast<int>(gridDim.x); }
 NPR_DEVICE void synchronize() { __syncthreads(); }
-NPR_DEVICE bool any(bool value) { return __syncthreads_or(value); }  // of the block's threads, all of which must call
+NPR_DEVICE bool any(bool value) { return __syncthreads_or(value); }  // all threads of the block must call it
 NPR_DEVICE void synchronize_warp() { __syncwarp(); }
 
-// The same value, of which the compiler does not know that it was there before: what follows from it is computed where it
-// is needed, instead of waiting in registers.
+// Returns the same value, but hides from the compiler where it comes from. So results that depend on it are computed
+// where they are needed, instead of occupying registers before.
 template <typename T>
 NPR_DEVICE T anew(T value) {
   asm volatile("" : "+r"(value));
@@ -61,22 +62,22 @@ NPR_DEVICE unsigned char* shared_memory() {
   return memory;
 }
 
-// The value of the lane `lanes` below; the lowest lanes keep their own.
+// Returns the value of the lane whose number is smaller by `lanes`. The first lanes keep their own value.
 NPR_DEVICE uint32_t shuffle_up(uint32_t value, int lanes) { return __shfl_up_sync(0xffffffffu, value, static_cast<unsigned>(lanes)); }
-// The value of the lane `lane`.
+// Returns the value of lane `lane`.
 NPR_DEVICE uint32_t shuffle(uint32_t value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 
-// Four bytes chosen by the nibbles of `selector` among those of a (0..3) and b (4..7).
+// Returns four bytes of a (0 .. 3) and b (4 .. 7). The nibbles of `selector` choose them.
 NPR_DEVICE uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
 
-// Alike, but nibbles from 8 on choose the sign of their byte, eight times.
+// As byte_perm, but a nibble from 8 on repeats the sign bit of the chosen byte eight times.
 NPR_DEVICE uint32_t byte_signs(uint32_t a, uint32_t b, uint32_t selector) {
   uint32_t out;
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selector));
   return out;
 }
 
-// The 64 bits of `value` moved up by `bits`; 0 if that is 64 or more.
+// Shifts `value`, extended to 64 bits, left by `bits`. The result is 0 if `bits` is 64 or more.
 NPR_DEVICE void shift_left(uint32_t value, uint32_t bits, uint32_t& low, uint32_t& high) {
   asm("{.reg .b64 wide; mov.b64 wide, {%2, %4}; shl.b64 wide, wide, %3; mov.b64 {%0, %1}, wide;}"
       : "=r"(low), "=r"(high)
@@ -86,7 +87,7 @@ NPR_DEVICE void shift_left(uint32_t value, uint32_t bits, uint32_t& low, uint32_
 NPR_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 NPR_DEVICE uint32_t as_bits(float value) { return __float_as_uint(value); }
 
-// Shared memory by its own addresses, which are 32 bits wide.
+// Shared memory has its own addresses of 32 bits.
 NPR_DEVICE uint32_t shared_address(const unsigned char* memory) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(memory));
 }
@@ -99,8 +100,8 @@ NPR_DEVICE uint16_t load_shared(uint32_t from) {
   return value;
 }
 template <>
-NPR_DEVICE uint32_t load_shared(uint32_t from) {  // volatile, or two neighbours become one load into registers that mma
-  uint32_t value;                                  // does not want them in
+NPR_DEVICE uint32_t load_shared(uint32_t from) {  // volatile: else two neighbours become one load into two consecutive
+  uint32_t value;                                  // registers, which mma does not want
   asm volatile("ld.volatile.shared.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
   return value;
 }
@@ -136,8 +137,8 @@ NPR_DEVICE void store_shared(uint32_t to, uint4 value) {
                : "memory");
 }
 
-// Asynchronous copies to shared memory. After wait_copies the thread itself sees them, after a barrier the others, too.
-// Those of 16 bytes pass the L1 cache by: a stem on an H200 took 9 % longer with it.
+// Asynchronous copies to shared memory. After wait_copies the thread itself sees them. After a barrier the other
+// threads see them, too. Copies of 16 bytes bypass the L1 cache, because the stem took 9 % longer with it on an H200.
 template <int kBytes>
 NPR_DEVICE void copy_async(uint32_t to, const unsigned char* from) {
   if constexpr (kBytes == 16) {
@@ -147,13 +148,13 @@ NPR_DEVICE void copy_async(uint32_t to, const unsigned char* from) {
   }
 }
 NPR_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until all but the newest `kNewest` groups have arrived.
+// Waits until all groups of copies except the newest `kNewest` have arrived.
 template <int kNewest>
 NPR_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
 }
 
-// Rounds two floats to nearest even; `low` goes to the lower half. NaN becomes the positive one.
+// Rounds two floats to nearest even. `low` goes to the lower half. NaN becomes a positive NaN.
 template <typename T>
 NPR_DEVICE uint32_t pack(float low, float high);
 template <>
@@ -189,20 +190,20 @@ NPR_DEVICE float high_half<Float16>(uint32_t pair) {
   return out;
 }
 
-// A number in shared memory as a float.
+// Loads a number from shared memory and converts it to float.
 template <typename T>
 NPR_DEVICE float load_number(uint32_t from) {
   if constexpr (sizeof(T) == 4) return as_float(load_shared<uint32_t>(from));
   else return low_half<T>(load_shared<uint16_t>(from));
 }
 
-// a - b in both halves, of float16.
+// Returns a - b for both halves, which are float16.
 NPR_DEVICE uint32_t subtract_halves(uint32_t a, uint32_t b) {
   uint32_t out;
   asm("sub.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
   return out;
 }
-// a b in both halves.
+// Returns a * b for both halves.
 template <typename T>
 NPR_DEVICE uint32_t multiply_halves(uint32_t a, uint32_t b);
 template <>
@@ -212,14 +213,15 @@ NPR_DEVICE uint32_t multiply_halves<Float16>(uint32_t a, uint32_t b) {
   return out;
 }
 template <>
-NPR_DEVICE uint32_t multiply_halves<BFloat16>(uint32_t a, uint32_t b) {  // sm_80 has no product, but this: minus 0 is added
+NPR_DEVICE uint32_t multiply_halves<BFloat16>(uint32_t a, uint32_t b) {  // sm_80 has no product, so -0 is added
   uint32_t out;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(0x80008000u));
   return out;
 }
 
-// Maxima of integers. Bits of floating point numbers compare as signed integers do, with the positive NaN at the top, as
-// long as one of them is positive; from 0 on they are the maximum of the numbers and 0. One instruction from sm_90 on.
+// Maxima of integers. The bits of two floating point numbers compare as signed integers like the numbers, if one of
+// them is positive; the positive NaN is the largest. So a maximum with 0 is also that of the numbers. It is one
+// instruction from sm_90 on.
 NPR_DEVICE uint32_t max3(uint32_t a, uint32_t b, uint32_t c) {
   return static_cast<uint32_t>(__vimax3_s32(static_cast<int>(a), static_cast<int>(b), static_cast<int>(c)));
 }
@@ -231,11 +233,11 @@ NPR_DEVICE uint32_t max3_halves_relu(uint32_t a, uint32_t b, uint32_t c) { retur
 NPR_DEVICE uint32_t add_max(uint32_t a, uint32_t b, uint32_t c) {  // max(a + b, c)
   return static_cast<uint32_t>(__viaddmax_s32(static_cast<int>(a), static_cast<int>(b), static_cast<int>(c)));
 }
-// |a - b| in each of four unsigned bytes.
+// Returns |a - b| for each of four unsigned bytes.
 NPR_DEVICE uint32_t distance_of_bytes(uint32_t a, uint32_t b) { return __vabsdiffu4(a, b); }
 
-// d = a b + c on the tensor cores: a 16x16 (row-major), b 16x8 (column-major), c and d 16x8; the fragments of
-// mma.m16n8k16.
+// Computes d = a b + c on the tensor cores, with the fragments of mma.m16n8k16: a is 16x16 (row-major), b is 16x8
+// (column-major), c and d are 16x8.
 template <typename T>
 NPR_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]);
 template <>
@@ -251,14 +253,14 @@ NPR_DEVICE void multiply<Float16>(float (&d)[4], const uint32_t (&a)[4], uint32_
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 
-// The same with sums of float16, two in a word: rows of d and c are (2t, 2t + 1) of rows g and g + 8.
+// The same with float16 sums, two per word. The words of d and c hold columns (2t, 2t + 1) of rows g and g + 8.
 NPR_DEVICE void multiply_float16(uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const uint32_t (&c)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0,%1}, {%2,%3,%4,%5}, {%6,%7}, {%8,%9};"
       : "=r"(d[0]), "=r"(d[1])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]));
 }
 
-// The same with half of a's columns and b's rows: mma.m16n8k8.
+// The same with half as many columns of a and rows of b: mma.m16n8k8.
 template <typename T>
 NPR_DEVICE void multiply_half(float (&d)[4], const uint32_t (&a)[2], uint32_t b, const float (&c)[4]);
 template <>
@@ -274,7 +276,8 @@ NPR_DEVICE void multiply_half<Float16>(float (&d)[4], const uint32_t (&a)[2], ui
       : "r"(a[0]), "r"(a[1]), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 
-// Four transposed 8x8 matrices of 16-bit elements; lane l names the row l % 8 (16 bytes) of matrix l / 8.
+// Loads four 8x8 matrices of 16-bit elements, transposed. Lane l passes the address of row l % 8 (16 bytes) of matrix l
+// / 8.
 NPR_DEVICE void load_transposed(uint32_t (&out)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
@@ -289,15 +292,15 @@ NPR_DEVICE T load_global(const T* from) {
 
 // --- host ---
 
-// What went wrong, or null. The error is cleared, so that the next call does not find it.
+// Returns an error message, or null on success. It clears the error, so that the next call does not report it.
 inline const char* describe(cudaError_t error) {
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();
   return cudaGetErrorString(error);
 }
 
-// Blocks of `kernel` that the current device can run at a time. A kernel is allowed all the shared memory that a block can
-// have, once on each device: a limit that changed from call to call would be a race between threads.
+// Computes how many blocks of `kernel` the current device can run at a time. Once per device, a kernel is allowed all
+// the shared memory that a block can have. A limit that changed from call to call would be a race between threads.
 template <typename... Arguments>
 const char* resident_blocks(void (*kernel)(Arguments...), int threads, int64_t shared_bytes, int64_t& blocks) {
   static std::mutex mutex;
@@ -314,7 +317,7 @@ const char* resident_blocks(void (*kernel)(Arguments...), int threads, int64_t s
   cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
-  if (error == cudaSuccess && shared_bytes > most / 3)  // or the cache would get what two blocks need
+  if (error == cudaSuccess && shared_bytes > most / 3)  // else the cache would take memory that two blocks need
     error = cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error == cudaSuccess)
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, static_cast<size_t>(shared_bytes));
@@ -322,7 +325,7 @@ const char* resident_blocks(void (*kernel)(Arguments...), int threads, int64_t s
   return describe(error);
 }
 
-// Shared memory that a block can have, in bytes.
+// Returns how many bytes of shared memory a block can have.
 inline int64_t most_shared_bytes() {
   int device = 0, most = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||

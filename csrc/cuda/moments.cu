@@ -1,17 +1,18 @@
-// First and second moments of the convolution's patches: sum of P and of P P^T over all positions, P the 27 values that a
-// position sees. The batch norm's statistics follow from them without the convolution's output.
+// Computes the first and second moments of the convolution's patches: the sums of P and P P^T over all positions, where
+// P is the vector of the 27 values that a position sees. The batch-norm statistics follow from them without the
+// convolution's output.
 //
-// In 16 bits the sums run on the tensor cores: ldmatrix hands out patches of 16 positions transposed (patches.h), and the
-// same registers serve as both operands. The constant 1 of a record gives the first moments. P P^T is symmetric: six of its
-// eight tiles of 16x8 are computed. Sums of uint8 images are exact: a float holds 256 products of at most 255^2, then they
-// go into a double. Float32 images take the plain kernel.
+// 16-bit numbers are summed on the tensor cores. ldmatrix loads the patches of 16 positions, transposed (patches.h),
+// and the same registers are both operands. The constant 1 of a record gives the first moments. P P^T is symmetric, so
+// only six of its eight tiles of 16x8 are computed. Sums of uint8 images are exact: a float sums 256 products of at
+// most 255^2, and then the sums are added in double. Float32 images use a kernel without tensor cores.
 #include "patches.h"
 #include "reduction.h"
 
 namespace npr::cuda {
 namespace {
 
-constexpr int kSide = 28;  // 27 values and the constant
+constexpr int kSide = 28;  // 27 values and the constant 1
 static_assert(kMomentsPartial == 27 * kSide);
 
 struct Arguments {
@@ -25,8 +26,9 @@ struct Sums {
   using Ring = PatchRows<T>;
   static constexpr int kTiles = 6, kEntries = kTiles * 4 * 32;
   static constexpr int kFlush = 8;  // steps of 32 positions that a float sums up
-  // Where this lane's rows for ldmatrix are, for the first row of the convolution: of tile 0 or 1 (`above`: from the cell
-  // above, in the pair before), and of tile 2 or 3. For the second row: `above`'s is `down` from the current pair.
+  // Offsets of this lane's rows for ldmatrix, for the first row of the convolution. `first` is for tile 0, or for tile
+  // 1 if `above`, which comes from the cell above in the previous pair. `second` is for tile 2 or 3. For the second row
+  // of the convolution, `down` replaces `first`.
   const bool above;
   uint32_t first, second, down, row_bytes;
   float sum[kTiles][4] = {};
@@ -37,7 +39,7 @@ struct Sums {
   NPR_DEVICE void start(const Walk& walk, const Source& source, const Ring& ring) {
     const int lane = thread_index() % 32, position = thread_index() / 32 * 16 + lane / 16 * 8 + lane % 8;
     const bool inside = position >= 2 * walk.first && position < source.cell_columns - 2 * walk.column;
-    const int cell = inside ? position : -1;  // there it is 0
+    const int cell = inside ? position : -1;  // cell -1 is always 0
     first = above ? ring.offset(1, kBottomRow, cell) : ring.offset(0, kRightColumn, cell - 1);
     down = above ? ring.offset(0, kBottomRow, cell) : ring.offset(1, kRightColumn, cell - 1);
     second = ring.offset(0, above ? kRest : source.anchor == 2 ? kRightColumn : kBottomRow, cell);
@@ -63,7 +65,8 @@ struct Sums {
 #pragma unroll
       for (int j = 0; j < 4; ++j) out[(4 * i + j) * 32 + thread_index() % 32] = total[i][j];
   }
-  // Which of the entries is the sum of the products k and l (27: the constant), or -1.
+  // Returns the index of the entry with the sum of the products of components k and l (27 is the constant), or -1 for
+  // 0.
   static NPR_DEVICE int entry(int k, int l, int anchor) {
     int m = patch_component(k, anchor), n = patch_component(l, anchor);
     if (m < 0 || n < 0) return -1;
@@ -77,7 +80,8 @@ struct Sums {
   }
 
  private:
-  // A row of the convolution, 16 positions: two tiles of the first eight, then of the last.
+  // Adds 16 positions of a row of the convolution. Each load gets two tiles for the first eight and the last eight
+  // positions.
   NPR_DEVICE void row(uint32_t low, uint32_t high) {
     uint32_t tiles[2][4];
     load_transposed(tiles[0], low);
@@ -90,14 +94,14 @@ struct Sums {
   }
 };
 
-// Lane l < 27 has the products of tap l / 3 with the three taps of row l % 3.
+// Lane l < 27 sums the products of tap l / 3 with the three taps of row l % 3.
 template <>
 struct Sums<float> {
   using Ring = PixelRows<float, false>;
   static constexpr int kProducts = 27, kEntries = (kProducts + 3) * 32;
   static constexpr int kFlush = 8;  // steps of 32 positions that a float sums up
   const int tap, other;
-  int begin, end, pitch;  // of the warp's positions
+  int begin, end, pitch;  // the warp's positions, and bytes per row
   float sum[kProducts] = {}, first[3] = {};
   double total[kProducts] = {}, first_total[3] = {};
 
@@ -172,7 +176,7 @@ moments_kernel(const Arguments arguments) {
   Stager<T, kBytes, typename Sums<T>::Ring> stager(source, ring, raw, tiling.width);
 
   Sums<T> sums(source);
-  int steps = 0;  // since the last flush
+  int steps = 0;  // number of steps since the last flush
   Walk walk(tiling);
   while (walk.next(tiling)) {
     stager.start(walk);

@@ -1,4 +1,4 @@
-// The CUDA operators: tensors in, calls of the kernels on the current stream of the image's device.
+// The CUDA operators. They turn tensors into calls of the kernels, on the current stream of the image's device.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -13,7 +13,7 @@
 #include "../common/checks.h"
 #include "kernels.h"
 
-// Declared by torch only where it was itself built with CUDA headers in reach; part of its stable ABI.
+// Part of torch's stable ABI. torch declares it only if it was built where CUDA's headers were found.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 
 namespace npr::cuda {
@@ -48,7 +48,7 @@ Tensor new_tensor(const Tensor& like, const Ints& shape, ScalarType dtype, Memor
   return torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt, format);
 }
 
-// x, or a copy that the kernels can read: channels_last, rows padded to a multiple of 16 pixels.
+// Returns x, or a copy that the kernels can read: channels_last, with rows padded to a multiple of 16 pixels.
 Tensor with_readable_rows(const Tensor& x) {
   if (readable(image("x", x, x), x.size(0))) return x;
   const int64_t pitch = (x.size(3) + 15) / 16 * 16;
@@ -59,7 +59,7 @@ Tensor with_readable_rows(const Tensor& x) {
   return copy;
 }
 
-// A pooled tensor as its kernel reads it, or a copy that is.
+// Returns a pooled tensor if its kernel can read it, else a copy: dense, channels_last and aligned to 16 bytes.
 Tensor channels_last(const Tensor& tensor) {
   const int64_t channels = tensor.size(1), width = tensor.size(3), height = tensor.size(2);
   const bool dense = tensor.stride(1) == 1 && tensor.stride(3) == channels && tensor.stride(2) == width * channels &&
@@ -87,7 +87,7 @@ Prepared prepare(const Tensor& x, int64_t out_channels, const Ints& kernel, cons
   STD_TORCH_CHECK(grid.channels == 3 && kernel == Ints({3, 3}) && stride == Ints({2, 2}) && padding == Ints({1, 1}),
                   "the cuda kernels serve 3 channels, kernel 3, stride 2 and padding 1");
   STD_TORCH_CHECK(out_channels % 16 == 0 && out_channels <= 128, "out_channels must be a multiple of 16 up to 128");
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // of strips of images; elements are counted in 64 bits
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // the most strips; elements are counted in 64 bits
   STD_TORCH_CHECK(grid.height < kMost / 4 && grid.width < kMost / 4, "x is too high or too wide");
   STD_TORCH_CHECK(grid.batch * (grid.width / 100 + 1) < kMost, "x has too many images");
   STD_TORCH_CHECK(factors.size() == 1 || factors.size() == 3, "scale must be one factor or one per channel");
@@ -105,7 +105,7 @@ Prepared prepare(const Tensor& x, int64_t out_channels, const Ints& kernel, cons
   return prepared;
 }
 
-// Runs a kernel's launcher where x is, on that device's current stream.
+// Runs a launcher on the current stream of x's device.
 template <typename Call>
 void run(const Tensor& x, const char* (*launcher)(const Call&, void*), const Call& call) {
   void* stream = nullptr;

@@ -1,13 +1,14 @@
-// Patches as operands of the tensor cores: what a position of the convolution sees, 32 components in four tiles of eight,
-// each two neighbouring pixels of four components.
+// Stores patches as operands of the tensor cores. A patch has 32 components: four tiles of two pixels, with four
+// components per pixel.
 //
-// ldmatrix hands out 16 bytes of 16-bit numbers, two records, and transposes them. A position sees three pixels of its own
-// cell, as the anchor is always 0, and of other cells the right column of the left one, the bottom row of the one above and
-// the corner between. So the ring has three arrays of 16 bytes for each cell, and a position's tiles are
+// ldmatrix reads 16 bytes, which are two records of 16-bit numbers, and transposes them. A position of the convolution
+// sees three pixels of its own cell, because the anchor is always 0. It also sees the right column of the cell on the
+// left, the bottom row of the cell above, and the corner pixel of the cell above and left. So the ring has three arrays
+// with 16 bytes per cell, and the tiles of a position are
 //   0: the right column of the cell on the left       1: the bottom row of the cell above
-//   2: the bottom row of its own cell (or the right column, for anchor 2)
-//   3: the pixel of its own that tile 2 lacks, and the corner of the cell above and left (for anchor 3, whose corners are
-//      anchors, another own one).
+//   2: the bottom row of its own cell (for anchor 2, the right column)
+//   3: the pixel of its own cell that is not in tile 2, and the corner of the cell above and left (for anchor 3, this
+//      corner is an anchor, so tile 3 has another pixel of its own cell).
 #pragma once
 
 #include "staging.h"
@@ -17,8 +18,8 @@ namespace npr::cuda {
 constexpr int kPatchTiles = 4, kPatchBytes = 16;
 enum PatchArray : int { kRightColumn, kBottomRow, kRest };
 
-// Where to find a product: the component (8 * tile + column) of index k = channel * 9 + tap, or of the constant 1 (27).
-// -1: it is always 0.
+// Returns the component (8 * tile + column) of weight index k = channel * 9 + tap, or of the constant 1 (k = 27).
+// Returns -1 if the component is always 0.
 NPR_DEVICE int patch_component(int k, int anchor) {
   if (k == 27) return 8 * 3 + 3;
   const int channel = k / 9, dy = k % 9 / 3 - 1, dx = k % 3 - 1;
@@ -43,17 +44,18 @@ NPR_DEVICE int patch_component(int k, int anchor) {
   return 8 * tile + 4 * second + channel;
 }
 
-// The ring as those arrays: in a row of cells one behind the other, each with two cells more on the left, which are always 0,
-// and one on the right. An array has an odd number of cells, so that every second one of two rows meets different banks.
+// The ring as these arrays. A row of cells has its three arrays one after another. Each array has two more cells on the
+// left, which are always 0, and one more on the right. It has an odd number of cells, so that every second cell of two
+// rows is in a different bank.
 template <typename T>
 struct PatchRows {
   using Words = typename Record<T>::Words;
   static_assert(2 * Record<T>::kBytes == kPatchBytes);
   const int anchor;
-  const int pitch;      // of an array
-  const uint32_t own;   // this lane's cell in the first array of its row
-  uint32_t last;        // where the last pixel of tile 3 goes to, and whether into the pair below
-  bool below;
+  const int pitch;      // bytes of an array
+  const uint32_t own;   // offset of this lane's cell in the first array of its row
+  uint32_t last;        // offset at which the last pixel of tile 3 is stored
+  bool below;           // whether it is stored in the pair below
 
   static NPR_CONSTANT int pitch_of(int width) { return (2 * width + 3) * kPatchBytes; }
   static NPR_CONSTANT int64_t ring_bytes(int width) { return int64_t{kPairs} * 6 * pitch_of(width); }
@@ -70,7 +72,8 @@ struct PatchRows {
   }
   NPR_DEVICE uint32_t pair_bytes() const { return static_cast<uint32_t>(6 * pitch); }
 
-  // Of a cell in an array of a pair's first or second row; cells count from the strip's first.
+  // Returns the offset of a cell in an array of the first or second row of a pair. Cells count from the first of the
+  // strip.
   NPR_DEVICE uint32_t offset(int row, int array, int cell) const {
     return static_cast<uint32_t>((row * 3 + array) * pitch + (cell + 2) * kPatchBytes);
   }
@@ -86,7 +89,7 @@ struct PatchRows {
   }
 
  private:
-  // The right column, the bottom row, and two pixels of tile 3.
+  // Stores the right column, the bottom row and two pixels of tile 3.
   NPR_DEVICE void store(uint32_t pair, uint32_t after, Words top, Words corner, Words left, Words right, Words own_rest,
                         Words last_rest) const {
     const uint32_t cell = pair + own, next = static_cast<uint32_t>(pitch);

@@ -1,4 +1,5 @@
-// The stem's pooling: the convolution's outputs as words that compare as the numbers do, and the maxima of them.
+// The max-pool of the stem. The outputs of the convolution are kept as words that compare like the numbers, and the
+// maxima of these words are taken.
 #pragma once
 
 #include "instructions.h"
@@ -6,8 +7,9 @@
 namespace npr::cuda {
 namespace {
 
-// Two channels' outputs of the convolution, in words whose order as signed integers is that of the numbers, as far as
-// they are positive (instructions.h): of 16 bits both in one word, or, if the argmax is wanted, in the upper halves of two.
+// The convolution's outputs for two channels. Their words compare as signed integers like the numbers, if these are
+// positive (instructions.h). Two 16-bit numbers share one word, or have the upper halves of two words if the argmax is
+// needed.
 template <typename T, bool kArgmax>
 struct Pair {
   static constexpr int kWords = sizeof(T) == 4 || kArgmax ? 2 : 1;
@@ -17,21 +19,21 @@ struct Pair {
     else if constexpr (kArgmax) return {{pack<T>(0, a), pack<T>(0, b)}};
     else return {{pack<T>(a, b)}};
   }
-  static NPR_DEVICE Pair of(uint32_t pair) {  // of 16 bits both
+  static NPR_DEVICE Pair of(uint32_t pair) {  // two 16-bit numbers
     if constexpr (kArgmax) return {{byte_perm(pair, 0, 0x1044), pair & 0xffff0000u}};
     else return {{pair}};
   }
 };
 
-// The product of words as they are stored.
+// Multiplies two stored words.
 template <typename T>
 NPR_DEVICE uint32_t product(uint32_t a, uint32_t b) {
   if constexpr (sizeof(T) == 4) return as_bits(as_float(a) * as_float(b));
   else return multiply_halves<T>(a, b);
 }
 
-// What the pooling keeps of two channels while it looks for a maximum. column() is the maximum of three rows, row() that
-// of three columns and of 0; value() gives the words to be stored.
+// The largest values of two channels so far. column() takes the maximum of three rows. row() takes the maximum of three
+// columns and 0. value() returns the words to store.
 template <typename T, bool kArgmax>
 struct Best;
 
@@ -59,9 +61,9 @@ struct Best<T, false> {
   NPR_DEVICE uint32_t value(int i) const { return word[i]; }
 };
 
-// With the argmax a candidate is (value, 8 - position in the window), compared in that order, so that the first of
-// equals wins. 8 - position = 3 (2 - row) + (2 - column), added where the row and the column become known. Last of all
-// comes (0, 17), which wins where nothing is positive: |8 - 17| is 9.
+// With the argmax, a candidate is the pair (value, 8 - position in the window). Pairs compare in this order, so the
+// first of equal values wins. 8 - position = 3 (2 - row) + (2 - column); each term is added when the row or the column
+// is known. The last candidate is (0, 17). It wins if no value is positive, and its position is |8 - 17| = 9.
 constexpr uint32_t kNowhere = 17;
 
 template <typename T>
@@ -83,7 +85,7 @@ struct Best<T, true> {  // 16-bit: value << 16 | 8 - position in one word
     return best;
   }
   NPR_DEVICE uint32_t value(int) const { return byte_perm(word[0], word[1], 0x7632); }
-  NPR_DEVICE uint32_t codes() const { return byte_perm(word[0], word[1], 0x7740); }  // in the lower two bytes
+  NPR_DEVICE uint32_t codes() const { return byte_perm(word[0], word[1], 0x7740); }  // two codes in the lower two bytes
 };
 template <>
 struct Best<float, true> {  // words: value, value, 8 - position, 8 - position

@@ -1,16 +1,16 @@
-// Sums over all blocks, the same for every run: each block leaves a row of partial sums in double, and a second kernel
-// adds the rows in a fixed order.
+// Sums over all blocks, with the same result in every run. Each block writes a row of partial sums in double, and a
+// second kernel adds the rows in a fixed order.
 #pragma once
 
 #include "staging.h"
 
 namespace npr::cuda {
 
-// Shared memory that reduce_block needs. It may be that of the ring: nobody reads on.
+// Bytes of shared memory that reduce_block needs. It may reuse the ring's memory, which is not read any more.
 NPR_CONSTANT int64_t reduce_bytes(int entries, int threads) { return int64_t{threads / 32} * entries * 8; }
 
-// Adds what the warps of a block have, in their order. store(total) writes the `entries` sums of the thread's warp, each
-// thread its own; entry(i) is the one that goes to partial[i], below 0 for a sum that is 0.
+// Adds the sums of a block's warps in the order of the warps. store(total) writes the `entries` sums of a warp; each
+// thread writes its own. entry(i) is the index of the sum that goes to partial[i], or negative if partial[i] is 0.
 template <typename Store, typename Entry>
 NPR_DEVICE void reduce_block(int entries, int results, double* partial, const Store& store, const Entry& entry) {
   double* const totals = reinterpret_cast<double*>(shared_memory());
@@ -27,9 +27,9 @@ NPR_DEVICE void reduce_block(int entries, int results, double* partial, const St
 }
 
 constexpr int kReduceWarps = 16;
-constexpr int64_t kReduceBytes = 32 * kReduceWarps * 8;  // of shared memory
+constexpr int64_t kReduceBytes = 32 * kReduceWarps * 8;  // bytes of shared memory
 
-// Sums `count` rows of `entries` numbers, an entry for each lane, by all warps of a block together; the first warp has the
+// Sums `count` rows of `entries` numbers with all warps of a block. Each lane has one entry. The first warp returns the
 // sums.
 NPR_DEVICE double reduce_rows(const double* partial, int64_t entries, int entry, int count) {
   double* const sums = reinterpret_cast<double*>(shared_memory());
@@ -47,7 +47,7 @@ NPR_DEVICE double reduce_rows(const double* partial, int64_t entries, int entry,
   return sum;
 }
 
-// A factor for each channel of the image.
+// One factor per channel of the image.
 struct Factors {
   double first, second, third;
   NPR_DEVICE double operator[](int channel) const { return channel == 0 ? first : channel == 1 ? second : third; }
@@ -57,7 +57,8 @@ inline Factors factors_of(const Task& task) {
   return {scale[0], scale[1], scale[2]};
 }
 
-// Blocks of a reduction over the tiling's rows: as many as run at a time, no more than there are slots.
+// Computes the number of blocks of a reduction over the rows of a tiling: as many as can run at a time, but not more
+// than there are slots or rows.
 template <typename Kernel>
 const char* reduction_blocks(Kernel kernel, const Tiling& tiling, int64_t chunks, int threads, int64_t shared_bytes,
                              int64_t& blocks) {

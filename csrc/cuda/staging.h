@@ -1,14 +1,16 @@
-// How the image reaches the kernels: pairs of rows of cells, as differences from the anchors, in a ring in shared memory.
+// Stages the image for the kernels. Pairs of cell rows are stored in a ring in shared memory, as differences from the
+// anchors.
 //
-// A block walks down a strip of pooled columns. Step s of the walk is pooled row s: convolution rows 2s and 2s + 1,
-// which read cell rows 2s - 1 (its lower pixels), 2s and 2s + 1. So the ring holds three pairs of cell rows: pair s and
-// the end of pair s - 1 are read while pair s + 1 is written. Raw pixels arrive by asynchronous copies of 16 bytes, three
-// steps ahead. A warp stages what lies above its own eight pooled columns: a lane converts one cell of the sixteen in one of
-// the two cell rows, so every warp has the same work, and only the lanes of a warp need to agree on raw pixels.
+// A block walks down a strip of pooled columns. Step s of the walk computes pooled row s. It needs the convolution rows
+// 2s and 2s + 1, which read the cell rows 2s - 1 (its lower pixels), 2s and 2s + 1. So the ring holds three pairs of
+// cell rows: pair s and the end of pair s - 1 are read while pair s + 1 is written. Asynchronous copies of 16 bytes
+// bring raw pixels three steps ahead. A warp stages the pixels of its own eight pooled columns: each lane converts one
+// of sixteen cells in one of the two cell rows. So every warp has the same work, and only the lanes of a warp have to
+// wait for each other's copies.
 //
-// A record is one pixel: its three differences and the constant 1 (which multiplies the bias, or counts positions).
-// Outside the image all four are 0. Differences of uint8 pixels are kept as float16, divided by 256: they are exact, and
-// a pixel becomes a number without a conversion, as the bits 0x4400 | byte are those of 4 + byte / 256.
+// A record is one pixel: its three differences and the constant 1, which multiplies the bias or counts positions.
+// Outside the image, all four are 0. Differences of uint8 pixels are float16 numbers, divided by 256. They are exact,
+// and they need no conversion, because the bits 0x4400 | byte are the float16 number 4 + byte / 256.
 #pragma once
 
 #include <array>
@@ -20,27 +22,28 @@ namespace npr::cuda {
 
 struct Source {
   Image image;
-  bool planar;  // whether pixels lie in planes, not channels_last
+  bool planar;  // whether the image is planar; else it is channels_last
   int anchor;
-  int cell_rows, cell_columns;  // also the size of the convolution's output
+  int cell_rows, cell_columns;  // this is also the size of the convolution's output
 };
 
-// How pooled pixels are shared out. A strip is `width` pooled columns of one image; strips overlap by kOverlap columns, whose
-// results only the left strip keeps: the right one needs the last of them as the left neighbour of its own, and begins
-// where a piece of 16 bytes does. Every block takes an equal share of the rows of all strips.
+// How pooled pixels are distributed. A strip is `width` pooled columns of one image. Neighbouring strips overlap by
+// kOverlap columns, and only the left strip writes their results. The right strip needs the last of these columns as
+// the left neighbour of its own columns, and it has to begin at a piece of 16 bytes. Every block takes an equal share
+// of the rows of all strips.
 struct Tiling {
   int64_t batch;
   int rows, columns;  // pooled
-  int strips, width;  // strips in an image; width is a multiple of 8: eight pooled columns for each warp
+  int strips, width;  // strips per image; width is a multiple of 8, because each warp has eight pooled columns
 };
 
 constexpr int kOverlap = 4;
 
-// One block's walks: each covers rows [begin, end) of a strip, until `left` rows are gone through.
+// The walks of one block. Each walk covers the rows [begin, end) of a strip. `left` counts the rows of later walks.
 struct Walk {
   int image;
   int column;  // first pooled column of the strip
-  int first;   // first pooled column, counted in the strip, whose results it keeps
+  int first;   // first column of the strip whose results are written
   int begin, end;
   int strip, left;
 
@@ -67,7 +70,7 @@ struct Walk {
 };
 
 template <typename T>
-struct Record {  // 16-bit: two words, the first two differences and (the third, 1)
+struct Record {  // 16-bit numbers: two words, with the differences (first, second) and (third, 1)
   using Words = uint2;
   static constexpr int kBytes = 8;
   static NPR_DEVICE int spread(int row, int group) { return row + (group >> 2); }
@@ -83,7 +86,8 @@ struct Record<float> {
   }
 };
 
-// Offset of pixel `pixel` in a row; `row` counts from a pair's first row, and only its value modulo 4 matters.
+// Returns the offset of pixel `pixel` in a row. `row` counts from the first row of a pair; only its value modulo 4
+// matters.
 template <typename T, bool kSpread>
 NPR_DEVICE int record_offset(int pixel, int row) {
   const int group = pixel >> 2;
@@ -93,9 +97,9 @@ NPR_DEVICE int record_offset(int pixel, int row) {
 
 constexpr int kPairRows = 4;    // pixel rows in a pair of cell rows
 constexpr int kPairs = 3;       // pairs in the ring
-constexpr int kRawStages = 2;   // steps whose raw pixels are on their way
-constexpr int kLead = 4;        // steps before a walk's first, in which its first pairs come in
-constexpr int kRowElements = 96;  // in a warp's 32 pixels of a row
+constexpr int kRawStages = 2;   // steps whose raw pixels are being copied
+constexpr int kLead = 4;        // steps before the first of a walk, in which its first pairs are loaded
+constexpr int kRowElements = 96;  // elements in a warp's 32 pixels of a row
 constexpr int kPieceBytes = 16;
 
 NPR_CONSTANT int element_bytes(Type type) { return type == Type::kUInt8 ? 1 : type == Type::kFloat32 ? 4 : 2; }
@@ -103,15 +107,15 @@ NPR_CONSTANT int64_t raw_bytes(Type type, int width) {
   return static_cast<int64_t>(kRawStages) * kPairRows * kRowElements * element_bytes(type) * (width / 8);
 }
 
-// The ring as rows of pixels. Pixel p of a strip (-4 .. 4 * width - 1; four pixels belong to a pooled column) is in group
-// p / 4, and `spread` rotates the four within their group so that neither the writing of neighbouring cells nor the reading
-// of every fourth pixel, in three rows at once, meets the same banks. The records left of the strip are always 0: the
-// padding of the image or a column whose results are not kept.
+// The ring as rows of pixels. Pixel p of a strip (-4 .. 4 * width - 1) is in group p / 4; a group belongs to one pooled
+// column. `spread` rotates the four pixels within a group. So there are no bank conflicts when neighbouring cells are
+// written, or when every fourth pixel of three rows is read. The records on the left of the strip are always 0. They
+// are the padding of the image, or belong to a column whose results are not written.
 template <typename T, bool kSpread>
 struct PixelRows {
   using Words = typename Record<T>::Words;
   const int pitch;
-  int write[4];  // in a pair: the anchor, beside it, above or below it, across
+  int write[4];  // offsets in a pair: the anchor, its neighbour in the row, its neighbour in the column, the diagonal pixel
 
   static NPR_CONSTANT int pitch_of(int width) { return (width + 1) * 4 * Record<T>::kBytes; }
   static NPR_CONSTANT int64_t ring_bytes(int width) { return int64_t{kPairs} * kPairRows * pitch_of(width); }
@@ -132,28 +136,28 @@ struct PixelRows {
 #pragma unroll
     for (int i = 0; i < 4; ++i) store_shared(pair + static_cast<uint32_t>(write[i]), Words{});
   }
-  // Four records of a cell: the anchor, beside it, above or below it, across. They go into `pair`, or what belongs to
-  // cells below into the pair `after` it.
+  // Stores the four records of a cell, in the order of `write`. They go into `pair`. A layout may store records that
+  // only cells below need in the pair `after` it.
   NPR_DEVICE void store(uint32_t pair, uint32_t /* after */, const Words (&record)[4]) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) store_shared(pair + static_cast<uint32_t>(write[i]), record[i]);
   }
 };
 
-// The state of one thread of a block of 4 * width threads. T: of the records; it has 16 bits if kBytes, that is for
-// uint8 images.
+// The state of one thread of a block with 4 * width threads. T is the type of the records. kBytes means that the image
+// is uint8; T has 16 bits then.
 template <typename T, bool kBytes, typename Layout>
 struct Stager {
   const Source& source;
   const Layout layout;
   uint32_t before, current, next;  // pairs s - 1, s and s + 1 of the ring
-  const unsigned char* rows;       // of the pair to be fetched next: the warp's first pixel, of bytes this lane's piece
-  const uint32_t raw;    // this warp's
-  uint32_t cell_rows;    // in which this lane's cell is inside the image: all of them, or none
-  uint32_t piece_rows;   // alike, for its piece of bytes
-  int pixels;            // from the warp's first to the end of the row
-  uint32_t read[2];     // in the first raw stage: the cell in its anchor's row, and in the other row
-  uint32_t select[2];   // the anchor's column and the other column: of bytes the selector, else the offset
+  const unsigned char* rows;       // in the pair to fetch next: the warp's first pixel, or this lane's piece if kBytes
+  const uint32_t raw;    // memory for this warp's raw pixels
+  uint32_t cell_rows;    // number of cell rows in which this lane's cell is inside the image: all or none
+  uint32_t piece_rows;   // the same for this lane's piece of bytes
+  int pixels;            // number of pixels from the warp's first to the end of the row
+  uint32_t read[2];     // offsets in the first raw stage: this lane's cell in the row of its anchor, and in the other row
+  uint32_t select[2];   // for the anchor's column and the other column: the byte selector if kBytes, else the offset
 
   NPR_DEVICE Stager(const Source& source, uint32_t ring, uint32_t raw, int width)
       : source(source),
@@ -168,7 +172,7 @@ struct Stager {
         pixels(0) {
     const int lane = thread_index() % 32, cell = lane % 16;
     const int upper = source.anchor >> 1, left = source.anchor & 1, element = size();
-    // Of bytes the word with the cell's first one, else the cell's first element in its row.
+    // If kBytes, the word with the first byte of the cell, else the first element of the cell in its row.
     const int first = kBytes ? (source.planar ? cell / 2 * 4 : (cell / 2 * 3 + cell % 2) * 4)
                              : (source.planar ? 2 * cell : 6 * cell) * element;
 #pragma unroll
@@ -201,12 +205,12 @@ struct Stager {
     }
   }
 
-  // What of a pair's rows, one behind the other, a piece of the raw stage holds. It may end behind the last pixel of its
-  // row, but begins before its end.
+  // The part of a pair's rows that one piece of the raw stage holds; the stage has the rows one after another. A piece
+  // begins before the end of its row, but may end after it.
   struct Piece {
     int row;
     bool exists;
-    int64_t offset;  // bytes from the warp's first pixel of the first row
+    int64_t offset;  // in bytes, from the warp's first pixel of the first row
 
     NPR_DEVICE Piece(const Stager& stager, int index) {
       const int size = stager.size(), in_row = kRowElements * size / kPieceBytes, in_plane = in_row / 3;
@@ -219,18 +223,19 @@ struct Stager {
     }
   };
 
-  // Part of step s, from kLead steps before the walk's first: writes pair s + 1 to the ring, asks for pair s + 3.
+  // The staging part of step s: writes pair s + 1 to the ring and requests pair s + 3. It begins kLead steps before the
+  // first step of the walk.
   NPR_DEVICE void advance(int s, const Walk& walk) {
     wait_copies<kRawStages - 1>();
     synchronize_warp();
-    if (s + 1 >= walk.begin - 1) convert(s + 1);  // of the pair behind the end, whatever there is
+    if (s + 1 >= walk.begin - 1) convert(s + 1);  // after the last pair, old pixels are converted; nothing uses them
     synchronize_warp();
     if (s + 3 < walk.end) fetch(s + 3);
     commit_copies();
     rows += 4 * row_bytes();
   }
 
-  // The end of step s: what was the next pair is the current one.
+  // Ends step s: the next pair becomes the current one.
   NPR_DEVICE void rotate() {
     const uint32_t free = before;
     before = current;
@@ -270,7 +275,7 @@ struct Stager {
   }
 
   NPR_DEVICE void convert_bytes(uint32_t stage) {
-    uint32_t pixel[4];  // three bytes each
+    uint32_t pixel[4];  // each has three bytes
     if (source.planar) {
       constexpr uint32_t kPlane = kRowElements / 3;
 #pragma unroll
@@ -292,7 +297,8 @@ struct Stager {
         for (int k = 0; k < 2; ++k) pixel[2 * i + k] = byte_perm(first, second, select[k]);
       }
     }
-    // 4 + byte / 256 for two channels; then for the third, beside it 4 in the anchor and 5 elsewhere: they differ by 1.
+    // Words with 4 + byte / 256 for two channels, and for the third channel and the constant. The constant is 4 in the
+    // anchor and 5 in the other pixels, so that its difference is 1.
     constexpr uint32_t kFour = 0x45004444u, kPair = 0x4140u, kAnchor = 0x4642u, kOther = 0x7642u, kOne = 0x3c000000u;
     const uint2 anchor{byte_perm(pixel[0], kFour, kPair), byte_perm(pixel[0], kFour, kAnchor)};
     uint2 record[4] = {uint2{0, staged(kOne)}};
@@ -303,7 +309,7 @@ struct Stager {
     layout.store(next, before, record);
   }
 
-  // Two differences of bytes, which both types hold exactly.
+  // Converts two differences of bytes to T. float16 and bfloat16 both hold them exactly.
   static NPR_DEVICE uint32_t staged(uint32_t halves) {
     if constexpr (std::is_same_v<T, Float16>) return halves;
     else return pack<T>(low_half<Float16>(halves), high_half<Float16>(halves));
@@ -334,7 +340,7 @@ inline Source source_of(const Task& task) {
   return {task.x, task.x.stride[3] == 1, task.anchor, static_cast<int>(task.height / 2), static_cast<int>(task.width / 2)};
 }
 
-// Strips as wide as `most_warps` allow, of equal widths.
+// Divides an image into strips of equal width, as wide as `most_warps` warps allow.
 inline Tiling tiling_of(const Task& task, int most_warps) {
   const int64_t rows = (task.height / 2 + 1) / 2, columns = (task.width / 2 + 1) / 2;
   const int64_t most = 8 * most_warps;
@@ -344,7 +350,7 @@ inline Tiling tiling_of(const Task& task, int most_warps) {
           static_cast<int>((width + 7) / 8 * 8)};
 }
 
-// The factors on the differences as they are staged.
+// The factors for the staged differences.
 template <typename Number>
 std::array<Number, 3> staged_scale(const Task& task) {
   const double unit = task.x.type == Type::kUInt8 ? 256 : 1;

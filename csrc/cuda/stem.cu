@@ -1,19 +1,23 @@
-// The stem: NPR -> convolution -> bias -> ReLU -> 3x3/2 max-pool in one pass, the argmax beside it when asked for.
+// The stem: NPR, convolution, bias, ReLU and the 3x3 max-pool with stride 2 in one pass. It also writes the argmax if
+// asked.
 //
-// A warp owns eight pooled columns (sixteen convolution columns) and a chunk of output channels, and walks down the rows.
-// For a row of the convolution it multiplies 16 positions x 32 products x the channels: lane (g, t) = (lane / 4, lane % 4)
-// reads the records of two taps at convolution columns 2g and 2g + 1, and these words are the fragments that mma wants,
-// since the order of the 32 products (8 taps of 3 differences and a constant) is ours to choose. The tap that sees the
-// anchor itself is always zero and left out; the constants carry the bias, split in three so that nothing of it is lost.
-// The accumulators then hold, for each channel of the lane, an even and an odd column side by side: the vertical maxima
-// need no exchange, and of the horizontal ones only the odd column of the left neighbour, by one shuffle, or from the
-// warp to the left through shared memory. Channels are dealt out so that each lane stores 16 neighbouring bytes.
+// A warp has eight pooled columns (sixteen convolution columns) and a chunk of output channels, and walks down the
+// rows. For a row of the convolution it multiplies 16 positions x 32 products x the channels. Lane (g, t) = (lane / 4,
+// lane % 4) reads the records of two taps at the convolution columns 2g and 2g + 1. These words are the fragments that
+// mma needs, because the 32 products (8 taps with 3 differences and a constant each) may be in any order. The tap that
+// sees the anchor is always zero and is left out. The constants multiply the bias, which is split into three parts so
+// that it loses no precision.
+//
+// Each lane's accumulators then have an even and an odd column next to each other. So vertical maxima need no exchange
+// between lanes. Horizontal maxima need only the odd column of the left neighbour, from one shuffle, or through shared
+// memory from the warp on the left. Channels are assigned so that each lane stores 16 consecutive bytes.
 #include "stem_convolution.h"
 
 namespace npr::cuda {
 namespace {
 
-// How rows are convolved. Warpgroups need strips of 32 pooled columns, and pay for them where the results are of 16 bits.
+// Chooses how rows are convolved. Warpgroups need strips of 32 pooled columns. They are faster if the results have 16
+// bits.
 template <typename T, bool kBytes, bool kArgmax, bool kGroups>
 struct Method {
   using Rows = std::conditional_t<Kind<T, kBytes, kArgmax>::kTensorCores, TensorCores<T, kBytes, kArgmax>, Float32<kArgmax>>;
@@ -56,13 +60,13 @@ stem_kernel(const Arguments arguments) {
     stager.start(walk);
     const int column = walk.column + 8 * warp + group;
     const bool stores = 8 * warp + group >= walk.first && column < tiling.columns;
-    // An odd number of convolution columns: the last window ends at the even one.
+    // If the number of convolution columns is odd, the last window has no odd column.
     const bool odd_inside = 2 * column + 1 < arguments.source.cell_columns;
     const bool all_inside = 2 * (walk.column + width) <= arguments.source.cell_columns;
     const int64_t pixel = (int64_t{walk.image} * tiling.rows + walk.begin) * tiling.columns + column;
     int64_t out = pixel * arguments.out_channels + chunk + 8 * t;
 
-    Values top[kTiles][2];  // the row above, from the step before
+    Values top[kTiles][2];  // the row above, from the previous step
     for (int s = walk.begin - kLead; s < walk.begin; ++s, stager.rotate()) {
       stager.advance(s, walk);
       if (s == walk.begin - 1 && s >= 0) {
@@ -131,7 +135,7 @@ stem_kernel(const Arguments arguments) {
           left[i + 3] = four.w;
         }
       }
-      constexpr int kRun = 2 * sizeof(T);  // words of eight channels
+      constexpr int kRun = 2 * sizeof(T);  // number of words for eight channels
 #pragma unroll
       for (int run = 0; run < kTiles / 4; ++run) {
         uint32_t value[kRun], codes[4];

@@ -1,11 +1,13 @@
-// Rows of the stem's convolution, from the records in shared memory (staging.h) to the words that the pooling compares.
+// Computes rows of the stem's convolution. It reads records from shared memory (staging.h) and returns the words that
+// the max-pool compares.
 //
-// The differences of uint8 images are exact in float16. Their weights are rounded to it; a channel's that are small or large
-// for its range are divided by a power of two before, and the pooled values multiplied by it. Results of 16 bits are summed
-// in float16, whose words are then what the maxima compare. For float32 results a weight is the sum of two of float16.
+// The differences of uint8 images are exact in float16. The weights are rounded to float16. If the weights of a channel
+// are too small or too large for its range, they are divided by a power of two, and the pooled values are multiplied by
+// it. 16-bit results are summed in float16, and the max-pool compares these words. For float32 results, a weight is the
+// sum of two float16 numbers.
 //
-// What decides the speed is shared memory and its port, through which stores, shuffles and copies go, too. So a lane reads
-// single words, in an order in which the taps of a quad meet different banks, and the image comes in pieces of 16 bytes.
+// Shared memory limits the speed: stores, shuffles and copies also use its port. So a lane reads single words, in an
+// order in which the taps of a quad are in different banks, and the image is copied in pieces of 16 bytes.
 #pragma once
 
 #include "pooling.h"
@@ -15,16 +17,17 @@
 namespace npr::cuda {
 namespace {
 
-// Taps by slot, for anchor 0: rows and columns -1, 0, 1 as 0, 1, 2 in nibbles. Slots t and t + 4 belong to lane t of a
-// quad. Lanes 0 and 1 read a record's first word first, lanes 2 and 3 the second: then the lanes of all but a few loads are
-// in different banks (Record::spread), as the taps of each two lanes are two rows apart or in neighbouring columns.
+// The tap of each slot for anchor 0, one nibble per slot. 0, 1, 2 stand for the rows and columns -1, 0, 1. Slots t and
+// t + 4 belong to lane t of a quad. Lanes 0 and 1 read the first word of a record first, lanes 2 and 3 the second word.
+// So nearly all loads have their lanes in different banks (Record::spread), because the taps of every two lanes are two
+// rows apart or in neighbouring columns.
 constexpr uint32_t kTapRows = 0x20112020, kTapColumns = 0x11202200;
 
 struct Tap {
   int dy, dx;
 };
 
-// The centre takes the place of the tap that sees the anchor itself.
+// Returns the tap of a slot. For anchors other than 0, the centre takes the slot of the tap that sees the anchor.
 NPR_DEVICE Tap tap_of(int slot, int anchor) {
   const Tap tap{static_cast<int>(kTapRows >> 4 * slot & 15) - 1, static_cast<int>(kTapColumns >> 4 * slot & 15) - 1};
   return anchor > 0 && tap.dy == anchor >> 1 && tap.dx == (anchor & 1) ? Tap{0, 0} : tap;
@@ -40,42 +43,43 @@ struct Arguments {
   Source source;
   Tiling tiling;
   Parameter weight, bias;
-  float scale[3];  // for the differences as they are staged
+  float scale[3];  // factors for the staged differences
   int out_channels;
   void* out;
   uint8_t* argmax;
 };
 
-// What is computed how: T is the type of the result, kBytes says that the image is uint8.
+// Chooses types and sizes. T is the type of the result; kBytes means that the image is uint8.
 template <typename T, bool kBytes, bool kArgmax>
 struct Kind {
   using Staged = std::conditional_t<kBytes, Float16, T>;  // type of the records
   static constexpr bool kTensorCores = sizeof(Staged) == 2;
-  static constexpr bool kHalfSums = kBytes && sizeof(T) == 2;  // sums of float16: they are normalised
+  static constexpr bool kHalfSums = kBytes && sizeof(T) == 2;  // float16 sums, because the weights are brought into its range
   using Sum = std::conditional_t<kHalfSums, Float16, T>;
-  // A warp's chunk of channels, in tiles of 8 (mma's n): as many as leave registers for that many blocks.
+  // A warp's chunk of channels has kTiles tiles of 8 (mma's n). More tiles would not leave registers for kBlocks
+  // blocks.
   static constexpr int kTiles = sizeof(T) == 4 || kArgmax ? 4 : 8;
   static constexpr int kChunk = 8 * kTiles;
   static constexpr int kWarps = sizeof(T) == 4 ? 4 : 8, kBlocks = sizeof(T) == 4 ? 3 : 2;
 };
 
-// Lane t = lane % 4 of a quad holds columns 2t and 2t + 1 of each tile. Neighbouring channels come from different tiles,
-// so that a lane's are neighbours, in runs of eight.
+// Returns the channel of a column of a tile. Lane t = lane % 4 of a quad has columns 2t and 2t + 1 of each tile. The
+// channels are assigned so that each lane has runs of eight neighbouring channels.
 NPR_DEVICE int channel_of(int tile, int column) { return tile / 4 * 32 + column / 2 * 8 + tile % 4 * 2 + column % 2; }
 
-// Whether a tap always sees the anchor of a cell, where the difference is 0.
+// Returns whether a tap always sees the anchor of a cell, where the difference is 0.
 NPR_DEVICE bool sees_anchor(int tap, int anchor) {
   return ((tap / 3 - 1) & 1) == anchor >> 1 && ((tap % 3 - 1) & 1) == (anchor & 1);
 }
 
-// Parameters of a block's chunk of channels in shared memory as (27 + bias, channels) of float, scaled; behind it what the
-// pooled values are to be multiplied with, (channels) of T.
+// The scaled parameters of a block's chunk of channels in shared memory: (27 weights + bias, channels) float. After
+// them come the factors for the pooled values, (channels) of type T.
 template <typename T, bool kBytes, bool kArgmax>
 struct Table {
   using Kinds = Kind<T, kBytes, kArgmax>;
   static constexpr int kChannels = Kinds::kChunk, kRows = 28;
   static constexpr int64_t kSharedBytes = kRows * kChannels * 4 + kChannels * static_cast<int>(sizeof(T));
-  // Whether any of the factors is not 1.
+  // Fills the table. Returns whether any factor differs from 1.
   static NPR_DEVICE bool fill(const Arguments& arguments, int chunk, unsigned char* shared) {
     float* const table = reinterpret_cast<float*>(shared);
     const int anchor = arguments.source.anchor, left_out = (anchor / 2 + 1) * 3 + anchor % 2 + 1;
@@ -83,10 +87,10 @@ struct Table {
       const int channel = chunk + i % kChannels, tap = i / kChannels / 3, c = i / kChannels % 3;
       const auto weight = [&](int tap, int c) { return number_at(arguments.weight, channel * 27 + c * 9 + tap); };
       float value = 0;
-      if (channel < arguments.out_channels && tap == 9) {  // what is not finite is to be seen where its tap is left out, too
+      if (channel < arguments.out_channels && tap == 9) {  // NaN and infinity must show, even in the tap that is left out
         value = arguments.bias.data ? number_at(arguments.bias, channel) : 0;
         for (int k = 0; k < 3; ++k) value += weight(left_out, k) - weight(left_out, k);
-      } else if (channel < arguments.out_channels) {  // weights that never count must not decide the exponent
+      } else if (channel < arguments.out_channels) {  // weights that are only multiplied by 0 must not decide the exponent
         value = sees_anchor(tap, anchor) ? weight(tap, c) - weight(tap, c) : weight(tap, c) * arguments.scale[c];
       }
       table[i] = value;
@@ -98,7 +102,7 @@ struct Table {
         float largest = 0;
         for (int k = 0; k < kRows; ++k) {
           const float size = as_float(as_bits(table[k * kChannels + channel]) & 0x7fffffffu);
-          const float weighed = k == 27 ? size / 16 : size;  // a large bias may take more of the range
+          const float weighed = k == 27 ? size / 16 : size;  // a large bias may use more of the range
           if (weighed > largest && weighed < 3e38f) largest = weighed;
         }
         const int exponent = exponent_of(largest);
@@ -117,10 +121,11 @@ struct Table {
     return false;
   }
 
-  // Of the power of two that a channel's weights are divided by. For float32 results the second part of a weight is some
-  // 2^-11 of it, and must stay in the range of float16, too: all are brought close to 1. What T can hold limits it.
+  // Returns the exponent of the power of two by which the weights of a channel are divided. For float32 results, the
+  // second part of a weight is about 2^-11 of it and must be in the range of float16, too, so all weights are brought
+  // close to 1. The range of T limits the exponent.
   static NPR_DEVICE int exponent_of(float largest) {
-    const int exponent = static_cast<int>(as_bits(largest) >> 23) - 126;  // the largest is below two to the power of it
+    const int exponent = static_cast<int>(as_bits(largest) >> 23) - 126;  // the largest weight is below 2^exponent
     if (largest == 0 || (sizeof(T) == 2 && exponent >= -7 && exponent <= 8)) return 0;
     constexpr int kLowest = std::is_same_v<T, Float16> ? -14 : -126;
     constexpr int kHighest = std::is_same_v<T, Float16> ? 15 : 126;
@@ -129,11 +134,11 @@ struct Table {
   static NPR_DEVICE float power_of_two(int exponent) { return as_float(static_cast<uint32_t>(127 + exponent) << 23); }
 };
 
-// What a lane reads of a row of the convolution: the records of two taps at two positions, as mma's factor.
+// The records that a lane reads for a row of the convolution: two taps at two positions. They are a factor of mma.
 template <typename Staged>
 struct Fragments {
-  uint32_t record[2][2][2];  // of the taps in slots t and t + 4 in a pair: for each row, at an even and at an odd column
-  bool above[2];             // whether the tap of the first row is in the pair before
+  uint32_t record[2][2][2];  // offsets in a pair: for slots t and t + 4, for each row, at an even and at an odd column
+  bool above[2];             // whether the tap of the first row is in the previous pair
 
   NPR_DEVICE Fragments(int anchor, int pitch) {
     const int lane = thread_index() % 32, warp = thread_index() / 32;
@@ -152,10 +157,10 @@ struct Fragments {
     }
   }
 
-  // Whether lane t of a quad reads the second word of a record first.
+  // Returns whether lane t of a quad reads the second word of a record first.
   static NPR_DEVICE bool second_first(int t) { return t >= 2; }
 
-  // Of convolution row 2s + kRow, from pair `current` and the one before it.
+  // Loads the records for convolution row 2s + kRow from the pairs `before` and `current`.
   template <int kRow>
   NPR_DEVICE void load(uint32_t (&fragment)[2][4], uint32_t before, uint32_t current) const {
 #pragma unroll
@@ -171,19 +176,19 @@ struct Fragments {
   }
 };
 
-// The other factor: of a slot's tap and one channel, the first two weights (which = 0), or the third and the tap's part of
-// the bias. Of parts beyond the first there is what is left of the weights after rounding.
+// The other factor of mma. For the tap of a slot and one channel, word(0) has the first two weights, and word(1) the
+// third weight and the tap's part of the bias. rest() has what rounding left of the weights.
 template <typename Staged, int kChunk>
 struct Weights {
-  const float* column;  // of the channel in the table
-  const float* weight;  // of the tap
-  int part;             // of the bias; -1: none
+  const float* column;  // the channel's column of the table
+  const float* weight;  // the tap's weights in this column
+  int part;             // the tap's part of the bias, or -1 if it has none
 
   NPR_DEVICE Weights(const unsigned char* table, int channel, int slot, int anchor)
       : column(reinterpret_cast<const float*>(table) + channel), part(-1) {
     const Tap tap = tap_of(slot, anchor);
     weight = column + ((tap.dy + 1) * 3 + tap.dx + 1) * 3 * kChunk;
-    // The constant of a pixel in the position's own cell is 1 wherever there is a position: three taps for the bias.
+    // A pixel in the position's own cell always has the constant 1. So three taps can carry the parts of the bias.
 #pragma unroll
     for (int other = 0; other < 8; ++other) {
       const Tap before = tap_of(other, anchor);
@@ -199,25 +204,25 @@ struct Weights {
     return which ? pack<Staged>(rest_of(weight[2 * kChunk]), 0) : pack<Staged>(rest_of(weight[0]), rest_of(weight[kChunk]));
   }
 
-  // One of the three terms, each rounded, that sum up to the value; 0 for part -1.
+  // Returns one of the three rounded terms whose sum is the value, or 0 for part -1.
   static NPR_DEVICE float part_of(float value, int part) {
     const float second = rest_of(value), third = rest_of(second);
     return part == 0 ? value : part == 1 ? second : part == 2 ? third : 0;
   }
   static NPR_DEVICE float rest_of(float value) {
     const float rounded = low_half<Staged>(pack<Staged>(value, 0));
-    return rounded - rounded == 0 ? value - rounded : 0;  // infinity and NaN have no rest
+    return rounded - rounded == 0 ? value - rounded : 0;  // the rest of infinity and NaN is 0
   }
 };
 
-// Rows of the convolution by the products of each warp; the weights are in registers.
+// Computes rows of the convolution with the tensor cores of one warp. The weights are in registers.
 template <typename T, bool kBytes, bool kArgmax>
 struct TensorCores {
   using Kinds = Kind<T, kBytes, kArgmax>;
   using Staged = typename Kinds::Staged;
   using Values = Pair<typename Kinds::Sum, kArgmax>;
   static constexpr int kTiles = Kinds::kTiles;
-  static constexpr int kParts = kBytes && sizeof(T) == 4 ? 2 : 1;  // numbers that a weight is the sum of
+  static constexpr int kParts = kBytes && sizeof(T) == 4 ? 2 : 1;  // a weight is the sum of so many numbers
   const Fragments<Staged> fragments;
   uint32_t weight[kParts][2][kTiles][2];
 
@@ -238,7 +243,7 @@ struct TensorCores {
       }
   }
 
-  // Convolution row 2s + kRow; take(tile, even column, odd column) gets it.
+  // Computes convolution row 2s + kRow and passes it to take(tile, even column, odd column).
   template <int kRow, typename Take>
   NPR_DEVICE void row(uint32_t before, uint32_t current, const Take& take) const {
     uint32_t fragment[2][4];
@@ -278,7 +283,8 @@ struct TensorCores {
 
 #ifdef NPR_HAS_WARPGROUPS
 
-// The same by the products of four warps; the weights are in shared memory, as two matrices of 16 products each.
+// The same with warpgroup instructions of four warps. The weights are in shared memory, as two matrices of 16 products
+// each.
 template <typename T>
 struct Warpgroups {
   using Kinds = Kind<T, true, false>;
@@ -322,13 +328,13 @@ using Warpgroups = TensorCores<T, true, false>;
 
 #endif
 
-// Rows of the convolution of a float32 image in float32, all nine taps in order.
+// Computes rows of the convolution for float32 images in float32, with all nine taps in order.
 template <bool kArgmax>
 struct Float32 {
   using Kinds = Kind<float, false, kArgmax>;
   static constexpr int kTiles = Kinds::kTiles;
-  uint32_t weight;  // of this lane's first channel in the table
-  int offset[5];    // of the pixels that the lane's two positions see, left to right
+  uint32_t weight;  // address of this lane's first channel in the table
+  int offset[5];    // offsets of the pixels that the lane's two positions see, from left to right
   const int pitch;
 
   NPR_DEVICE Float32(const Arguments&, const unsigned char* shared, uint32_t, int pitch) : pitch(pitch) {
@@ -338,7 +344,7 @@ struct Float32 {
     for (int i = 0; i < 5; ++i) offset[i] = record_offset<float, true>(4 * (8 * warp + lane / 4) + i - 1, 0);
   }
 
-  // The lane's channels of row k of the table, in the order of (tile, column).
+  // Loads the lane's channels of row k of the table, in the order (tile, column).
   NPR_DEVICE void load(float (&out)[2 * kTiles], int k) const {
 #pragma unroll
     for (int i = 0; i < 2 * kTiles; i += 4) {
@@ -387,11 +393,12 @@ struct Float32 {
   }
 };
 
-// Bytes of shared memory for the weights as matrices.
+// Bytes of shared memory for the matrices of weights.
 template <typename T, bool kGroups>
 constexpr int64_t kMatrices = kGroups ? 2 * 32 * Kind<T, true, false>::kChunk : 0;
 
-// Words that a lane of a warp's last column posts for the warp to the right; one buffer for even steps, one for odd.
+// Number of words that a lane of a warp's last column passes to the warp on its right. Even and odd steps have separate
+// buffers.
 template <typename T, bool kBytes, bool kArgmax>
 constexpr int kPosted = Kind<T, kBytes, kArgmax>::kTiles * Best<typename Kind<T, kBytes, kArgmax>::Sum, kArgmax>::kWords;
 template <typename T, bool kBytes, bool kArgmax>

@@ -1,19 +1,22 @@
-// The stem's gradient to its weight and bias: sum of dz P^T and of dz, where dz is the pooled gradient at the positions
-// of the argmax and P the 27 values that such a position sees. dz is never written.
+// The gradient of the stem for its weight and bias: the sums of dz P^T and of dz, where dz is the pooled gradient at
+// the position of the argmax, and P is the vector of the 27 values that this position sees. dz is never written to
+// memory.
 //
-// On the tensor cores it is a product over pooled pixels and their nine positions: A (channels, pixels x positions) has the
-// gradient at the position of the argmax and 0 at the eight others, B (pixels x positions, components) has the patches
-// (patches.h), with the constant 1 for the sum of dz. A warp goes through eight pooled columns of a row for 64 channels.
-// A lane copies gradient and argmax of one column (and of the fourth next) for eight channels, which is all that it needs
-// for its part of A: two neighbouring positions of a column share a register, so that four of them are the 16-bit
-// gradient, shifted by 16 bits times the argmax in 64. Bytes are staged in the gradient's own type: bfloat16 has the
-// differences of bytes exactly, too. A float32 gradient is the sum of three numbers of bfloat16, all 24 bits of it.
+// On the tensor cores this is a matrix product over pooled pixels and their nine positions. A (channels, pixels x
+// positions) has the gradient at the position of the argmax and 0 at the eight others. B (pixels x positions,
+// components) has the patches (patches.h), with the constant 1 for the sum of dz. A warp processes eight pooled columns
+// of a row for 64 channels. A lane copies the gradient and the argmax of one column, and of the column four to the
+// right, for eight channels. This is all it needs for its part of A: two neighbouring positions of a column share a
+// register, so four positions are the 16-bit gradient shifted left by 16 * argmax in 64 bits. uint8 images are staged
+// in the type of the gradient; bfloat16, too, holds differences of bytes exactly. A float32 gradient is the sum of
+// three bfloat16 numbers, which have all of its 24 bits.
 //
-// Counted in the machine code for sm_90: a warp's step (eight pooled pixels of 64 channels) issues about 460 instructions, 80
+// In the machine code for sm_90, one step of a warp (eight pooled pixels of 64 channels) has about 460 instructions, 80
 // of them mma, and 40 more for the sums in double.
 //
-// What has no common 16-bit type (float32 images, gradients of the other 16-bit type) takes the plain kernel, in float32:
-// a lane is a channel, finds the position in the argmax and adds gradient times patch, read from the records.
+// If image and gradient have no common 16-bit type (float32 images, gradients of the other 16-bit type), a kernel
+// without tensor cores computes in float32. A lane has one channel. It reads the position from the argmax and adds
+// gradient times patch, which it reads from the records.
 #include "patches.h"
 #include "reduction.h"
 
@@ -31,29 +34,30 @@ struct Arguments {
 
 // --- on the tensor cores ---
 
-constexpr int kChannels = 64;  // of a block
+constexpr int kChannels = 64;  // channels of a block
 constexpr int kWarps = 8;
 constexpr int kComponents = kPatchTiles * 8, kSums = kChannels * kComponents;
 constexpr int kFlush = 8;  // steps of eight pooled pixels that a float sums up
 
-// Where flush() puts a sum: a lane has those of eight channels, two for each tile of 16 (mma's m), and of two components each.
+// Returns where flush() stores a sum. A lane has the sums of eight channels, two for each tile of 16 (mma's m), with
+// two components each.
 NPR_DEVICE int sum_of(int channel, int component) {
   return (channel % 8 / 2 * kPatchTiles + component / 8) * 128 + (channel / 8 * 4 + component % 8 / 2) * 4 +
          channel % 2 * 2 + component % 2;
 }
 
-// Gradients and codes on their way: three steps, each lane's own for two columns.
+// Gradients and argmax codes that are being copied, for three steps. Each lane has its own part for two columns.
 template <typename G>
 struct Pooled {
   static constexpr int kSteps = 3, kAhead = 2;
-  static constexpr int kGradient = 8 * static_cast<int>(sizeof(G));  // bytes of a lane's eight channels
+  static constexpr int kGradient = 8 * static_cast<int>(sizeof(G));  // bytes for a lane's eight channels
   static constexpr int kThreadBytes = 2 * (kGradient + 8);
   static NPR_CONSTANT int64_t bytes(int width) { return int64_t{kSteps} * 4 * width * kThreadBytes; }
 
   const Arguments& arguments;
   const int chunk;
-  uint32_t now, soon, free;  // memory of step s, of s + 1 and of s + 2: pieces of 16 bytes for each thread, then the codes
-  int64_t index;             // of the step to be fetched next
+  uint32_t now, soon, free;  // memory for steps s, s + 1 and s + 2: pieces of 16 bytes for each thread, then the codes
+  int64_t index;             // where the step to fetch next begins
   bool exists[2];
 
   NPR_DEVICE Pooled(const Arguments& arguments, uint32_t memory, int chunk)
@@ -87,7 +91,7 @@ struct Pooled {
     }
   }
 
-  // Asks for step s + 2.
+  // Requests step s + 2.
   NPR_DEVICE void fetch() {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
@@ -109,13 +113,13 @@ struct Pooled {
   }
 };
 
-// The gradients of two channels as pairs of type T, whose sum they are.
+// The gradients of two channels as pairs of type T. The gradient is the sum of the pairs.
 template <typename T, typename G>
 struct Gradient;
 template <typename T>
 struct Gradient<T, T> {
   static constexpr int kParts = 1;
-  uint32_t pair[4];  // a pair of channels each
+  uint32_t pair[4];  // one word per pair of channels
   NPR_DEVICE void load(uint32_t step, int half) {
     const uint4 words = load_shared<uint4>(Pooled<T>::piece(step, half, 0));
     pair[0] = words.x;
@@ -152,10 +156,10 @@ struct Gradient<BFloat16, float> {
 
 template <typename T>
 struct Products {
-  static constexpr uint32_t kBefore = 0x80000000u;  // marks an offset in the pair before the current one
+  static constexpr uint32_t kBefore = 0x80000000u;  // marks an offset in the previous pair
 
-  // In shared memory, to save registers: each thread's rows for ldmatrix by four positions of the pooling windows and for the
-  // ninth: of tiles 0 and 1, and of tiles 2 and 3.
+  // Offsets of each thread's rows for ldmatrix: for the first and the second four positions of the pooling windows, in
+  // tiles 0 and 1 and in tiles 2 and 3, and for the ninth position. They are in shared memory to save registers.
   const uint32_t rows;
   float sum[kChannels / 16][kPatchTiles][4] = {};
 
@@ -163,7 +167,7 @@ struct Products {
 
   NPR_DEVICE Products(const PatchRows<T>& ring, uint32_t rows) : rows(rows) {
     const int lane = thread_index() % 32, matrix = lane / 8, window = thread_index() / 32 * 8 + lane % 8 / 2, odd = lane % 2;
-    // Rows of cells count from the pair before.
+    // Rows of cells count from the previous pair.
     const auto row = [&](int code, int tile, int window) {
       const int r = code / 3 + (tile == 1 ? 0 : 1), cell = 2 * window + code % 3 - 1 - (tile == 0);
       const int array = tile == 0 ? kRightColumn : tile == 1 ? kBottomRow : tile == 3 ? kRest
@@ -171,11 +175,11 @@ struct Products {
       return ring.offset(r % 2, array, cell) + (r < 2 ? kBefore : 0);
     };
 #pragma unroll
-    for (int four = 0; four < 2; ++four) {  // matrices: (two positions, the next two) of each tile
+    for (int four = 0; four < 2; ++four) {  // matrices: the first two and the last two of four positions, for each tile
       const int code = 4 * four + matrix % 2 * 2 + odd;
       store_shared(place(four), uint2{row(code, matrix / 2, window), row(code, 2 + matrix / 2, window)});
     }
-    store_shared(ninth_place(), row(8, matrix, window + 4 * odd));  // the ninth of eight windows, a matrix for each tile
+    store_shared(ninth_place(), row(8, matrix, window + 4 * odd));  // the ninth position of eight windows, one matrix per tile
   }
   NPR_DEVICE uint32_t place(int four) const {
     return rows + static_cast<uint32_t>((four * block_threads() + thread_index()) * 8);
@@ -184,7 +188,7 @@ struct Products {
     return rows + static_cast<uint32_t>(2 * block_threads() * 8 + thread_index() * 4);
   }
 
-  // One step of eight pooled columns; `pooled` is where its gradients are.
+  // Computes one step of eight pooled columns. `pooled` is the address of its gradients.
   template <typename G>
   NPR_DEVICE void step(uint32_t before, uint32_t current, uint32_t pooled) {
     constexpr int kParts = Gradient<T, G>::kParts;
@@ -205,10 +209,10 @@ struct Products {
       const uint2 codes = load_shared<uint2>(Pooled<G>::code(pooled, half));
 #pragma unroll
       for (int four = 0; four < 2; ++four) {  // positions
-        uint32_t b[2][4];  // two of the tiles: of two positions, then of the next two
+        uint32_t b[2][4];  // tiles 0 and 1, then 2 and 3: two positions of each, then the next two
 #pragma unroll
         for (int i = 0; i < 2; ++i) load_transposed(b[i], row[four][i] + columns);
-        const uint32_t flip = static_cast<uint32_t>(four) * 0x40404040u;  // of the others' shifts, 64 bits or more remain
+        const uint32_t flip = static_cast<uint32_t>(four) * 0x40404040u;  // other positions are shifted by 64 bits or more
         const uint32_t shifts[2] = {codes.x << 4 ^ flip, codes.y << 4 ^ flip};
 #pragma unroll
         for (int i = 0; i < kChannels / 16; ++i) {
@@ -228,8 +232,8 @@ struct Products {
         }
       }
     }
-    // The ninth position has code 8, no position 9: bit 3 and not bit 0, as the sign of a byte.
-    uint32_t ninth[kParts][kChannels / 16][2];  // of the first columns, then with those of the others
+    // The ninth position has code 8, and "no position" has code 9. Bit 3 without bit 0 becomes the sign of a byte.
+    uint32_t ninth[kParts][kChannels / 16][2];  // the pairs of the first four columns, then combined with the other four
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Gradient<T, G> gradient;
@@ -259,8 +263,8 @@ struct Products {
         for (int n = 0; n < kPatchTiles; ++n) multiply_half<T>(sum[i][n], ninth[part][i], b[n], sum[i][n]);
   }
 
-  // Adds the sums of all warps to the block's, in double. `scratch`: kScratchBytes of shared memory for each warp, which
-  // nobody uses.
+  // Adds the sums of all warps to the block's sums in double. `scratch` is shared memory that is not in use,
+  // kScratchBytes for each warp.
   static constexpr int kScratchTiles = 2, kScratchBytes = kScratchTiles * 32 * 16;
   NPR_DEVICE void flush(uint32_t scratch, double* total) {
     const int lane = thread_index() % 32, warp = thread_index() / 32;
@@ -316,7 +320,7 @@ tensor_core_kernel(const Arguments arguments) {
   Stager<T, kBytes, PatchRows<T>> stager(arguments.source, ring, raw, tiling.width);
   Products<T> products(stager.layout, rows);
   Pooled<G> pooled(arguments, copies, block_row() * kChannels);
-  // Tensor cores cut the sums off after every product: as many as five a step for each part of the gradient.
+  // Tensor cores truncate the sums after every product, up to five times per step for each part of the gradient.
   constexpr int kSteps = kFlush / Gradient<T, G>::kParts;
   static_assert(Products<T>::kScratchBytes <= 32 * Pooled<G>::kThreadBytes);
   Walk walk(tiling);
@@ -329,7 +333,7 @@ tensor_core_kernel(const Arguments arguments) {
       stager.advance(s, walk);
     }
     int s = walk.begin;
-    walk.begin = 0;  // from here on no step comes before the first: one register less
+    walk.begin = 0;  // no step comes before the first from here on; this saves a register
     while (s < walk.end) {
       const int stop = s + kSteps < walk.end ? s + kSteps : walk.end;
       for (; s < stop; ++s, stager.rotate(), pooled.rotate(), synchronize()) {
@@ -348,8 +352,8 @@ tensor_core_kernel(const Arguments arguments) {
 
 // --- in float32 ---
 
-constexpr int kPlainChannels = 32;  // of a block
-constexpr int kEntries = 28;        // of a channel: 27 products and the sum
+constexpr int kPlainChannels = 32;  // channels of a block
+constexpr int kEntries = 28;        // entries of a channel: 27 products and the sum
 constexpr int kPlainWarps = 4;
 
 NPR_DEVICE float number_at(const Parameter& parameter, int64_t index) {
@@ -421,7 +425,8 @@ plain_kernel(const Arguments arguments) {
       for (int i = 0; i < 8; ++i) {
         if (position[i] > 8) continue;
         const int row = static_cast<int>(position[i] * 11 >> 5), column = static_cast<int>(position[i]) - 3 * row;
-        // Convolution row 2s - 1 + row sees the pixel rows 1, 2, 3 of the pair before, then 3 and 0, 1 of this one, ...
+        // Convolution row 2s - 1 sees the pixel rows 1, 2 and 3 of the previous pair. Row 2s sees its row 3 and the
+        // rows 0 and 1 of this pair. Row 2s + 1 sees the rows 1, 2 and 3 of this pair.
         const int offset = record_offset<T, false>(4 * (8 * warp + i) + 2 * column - 3, 0);
         const int rows[3] = {
             (row < 2 ? before + (1 + 2 * row) * pitch : current + pitch) + offset,
@@ -455,7 +460,7 @@ plain_kernel(const Arguments arguments) {
       [](int i) { return i; });
 }
 
-// --- and the sums over all blocks ---
+// --- sums over all blocks ---
 
 struct Result {
   float* products;
@@ -470,7 +475,7 @@ finish_stem_grad_weight(const double* partial, int count, const Result result) {
   const int index = block_index() * 32 + thread_index() % 32, channel = index / kEntries, k = index % kEntries;
   int entry = index, entries = kEntries * result.out_channels;
   if constexpr (kTensorCores) {
-    const int component = patch_component(k, result.anchor);  // or none, for a product that is always 0
+    const int component = patch_component(k, result.anchor);  // or -1 for a product that is always 0
     entries = (result.out_channels + kChannels - 1) / kChannels * kSums;
     entry = component < 0 ? entries : channel * kComponents + component;
   }
@@ -483,7 +488,7 @@ finish_stem_grad_weight(const double* partial, int count, const Result result) {
   }
 }
 
-// Launches a kernel for chunks of `channels`, then the sum of what its blocks leave.
+// Launches a kernel for chunks of `channels`, and then the kernel that sums the results of its blocks.
 template <bool kTensorCores, typename Kernel>
 const char* launch_with(Kernel kernel, const StemGradWeight& call, const Arguments& arguments, int channels, int64_t shared,
                         void* stream) {

@@ -1,9 +1,10 @@
-// Hopper's products of a warpgroup (wgmma), and what they need: 64 rows at once, read from shared memory or registers
-// while the threads go on. tests/kernels/emulated_warpgroup.h gives the same names to emulated threads.
+// Hopper's warpgroup instructions (wgmma) and what they need. They multiply 64 rows at once, from shared memory or
+// registers, while the threads continue. tests/kernels/emulated_warpgroup.h defines the same functions for emulated
+// threads.
 //
-// A matrix in shared memory is made of blocks of 8 rows of 16 bytes, 128 bytes each: `across` bytes lie between two that
-// follow one another along the sum, `down` between two along the other dimension. Nothing is swizzled, so that a matrix
-// may begin at any multiple of 16 bytes: at another pixel of an image.
+// A matrix in shared memory consists of blocks of 8 rows of 16 bytes, 128 bytes each. `across` is the distance in bytes
+// between two blocks that are neighbours along the dimension of the sum, `down` the distance along the other dimension.
+// There is no swizzling, so a matrix may begin at any multiple of 16 bytes, for example at another pixel of an image.
 #pragma once
 
 #include "instructions.h"
@@ -18,21 +19,22 @@
 
 namespace npr::cuda {
 
-// The same in all threads of a warp, and known to be: what addresses a matrix must be.
+// Makes the compiler know that a value is the same in all threads of a warp. The address of a matrix must be.
 NPR_DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
-// 16 bytes to shared memory, zeros unless `read`. The L2 cache takes 256 bytes from memory, which others want next.
+// Copies 16 bytes to shared memory, or zeros if `read` is false. The L2 cache loads 256 bytes, which other threads need
+// next.
 NPR_DEVICE void copy_async_or_zero(uint32_t to, const unsigned char* from, bool read) {
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(read ? 16 : 0) : "memory");
 }
 
 NPR_DEVICE void store_global(unsigned char* to, uint4 value) { *reinterpret_cast<uint4*>(to) = value; }
 
-// What this thread wrote to shared memory, or copied there, is seen by products and copy_bulk behind the next barrier.
+// After the next barrier, products and copy_bulk see what this thread wrote or copied to shared memory.
 NPR_DEVICE void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// Copies of many bytes, a multiple of 16, by one thread. A barrier, 8 bytes of shared memory, is for one at a time; its
-// turns are even and odd, beginning with the even one.
+// Copies of many bytes, a multiple of 16, by one thread. A barrier has 8 bytes of shared memory and serves one copy at
+// a time. Its turns have the parity 0, 1, 0, and so on.
 NPR_DEVICE void make_barrier(uint32_t barrier) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
 }
@@ -49,7 +51,7 @@ NPR_DEVICE void await_bulk(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
-// Rounds two floats to nearest even, what is negative to 0; NaN stays.
+// Rounds two floats to nearest even, and negative numbers to 0. NaN stays NaN.
 NPR_DEVICE uint32_t pack_relu(float low, float high) {
   uint32_t out;
   asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
@@ -63,14 +65,15 @@ NPR_DEVICE uint64_t matrix(uint32_t address, int across, int down) {
 
 #ifdef NPR_HAS_WARPGROUPS
 
-// Around products: registers are given to them, all are named, and one waits for their sums, `d`.
+// begin_products comes before the first product, end_products after the last one, and await_products waits for the sums
+// `d`.
 NPR_DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 NPR_DEVICE void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int kSums>
 NPR_DEVICE void await_products(float (&d)[kSums]) {
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #pragma unroll
-  for (int i = 0; i < kSums; ++i) asm volatile("" : "+f"(d[i])::"memory");  // the compiler moves no register before that
+  for (int i = 0; i < kSums; ++i) asm volatile("" : "+f"(d[i])::"memory");  // the compiler moves no register before the wait
 }
 template <int kSums>
 NPR_DEVICE void await_products(uint32_t (&d)[kSums]) {
@@ -91,8 +94,9 @@ NPR_DEVICE void await_products(uint32_t (&d)[kSums]) {
   "%58,%59,%60,%61,%62,%63}"
 #define NPR_PRODUCT(n) "{.reg .pred more; setp.eq.b32 more, 0, 0; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 "
 
-// d += a b with a (64, 16) and b (16, N): both in shared memory, or a in registers, which are those of mma.m16n8k16 for 16
-// rows a warp. d[4 j ..] are columns 8 j + 2 t and the next of row g, then of row g + 8, in lane 4 g + t.
+// Adds a b to d, with a (64, 16) and b (16, N). b is in shared memory. a is in shared memory, or in registers as for
+// mma.m16n8k16, with 16 rows per warp. In lane 4 g + t, d[4 j], d[4 j + 1] are columns 8 j + 2 t and 8 j + 2 t + 1 of
+// row g, and d[4 j + 2], d[4 j + 3] those of row g + 8.
 NPR_DEVICE void multiply(float (&d)[32], uint64_t a, uint64_t b) {
   asm volatile(NPR_PRODUCT(64) NPR_R32 ", %32, %33, more, 1, 1, 0, 0;}"
                : NPR_F16(d, 0), NPR_F16(d, 16)
@@ -119,7 +123,8 @@ NPR_DEVICE void multiply(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-// d (+)= a b of float16, sums too: d[2 j] are columns 8 j + 2 t and the next of row g, d[2 j + 1] of row g + 8.
+// Computes d = a b, or d += a b if kAdds, with float16 factors and sums. d[2 j] has columns 8 j + 2 t and 8 j + 2 t + 1
+// of row g, and d[2 j + 1] those of row g + 8.
 template <bool kAdds>
 NPR_DEVICE void multiply(uint32_t (&d)[16], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
@@ -139,7 +144,7 @@ NPR_DEVICE void multiply(uint32_t (&d)[16], const uint32_t (&a)[4], uint64_t b) 
 
 #endif  // NPR_HAS_WARPGROUPS
 
-// Why the current device has no warpgroups, or null.
+// Returns why the current device has no warpgroup instructions, or null if it has them.
 inline const char* without_warpgroups() {
   int device = 0, major = 0, minor = 0;
   cudaError_t error = cudaGetDevice(&device);
