@@ -7,6 +7,8 @@ group.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,14 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npr_model.errors import InputError, reason
-from npr_model.files import natural_key, readable_name, walk_images
+from npr_model.files import is_folder, is_image_name, leads_back, natural_key, readable_name, walk_files
 from npr_model.imaging.decode import DecodedImage, ImageError, decode
+from npr_model.imaging.headers import header_size
 from npr_model.imaging.views import check_cell
 
 REAL, FAKE = 0, 1
 CLASS_NAMES = {REAL: "real", FAKE: "generated"}
 CLASS_FOLDERS = {"0_real": REAL, "1_fake": FAKE}
 FORMATS_DIFFER = 0.1  # if the shares of a format differ by this much, the accuracy can move by percents
+
+OnOther = Callable[[Path, str], None]
 
 
 class DatasetError(InputError):
@@ -38,12 +43,38 @@ class Sample:
     group: str
 
 
-def find_samples(root: str | os.PathLike, classes: Mapping[str, int] = CLASS_FOLDERS) -> list[Sample]:
+class LeftOut(dict[str, str]):
+    """The files of a data set that are not used: the reason by name.
+
+    As text, one line that counts them; empty if there are none.
+    """
+
+    def add(self, path: Path, why: str) -> None:
+        self[readable_name(path)] = why
+
+    def __str__(self) -> str:
+        by_reason: dict[str, list[str]] = {}
+        for name, why in self.items():
+            by_reason.setdefault(why, []).append(name)
+        reasons = (f"{len(names)} {why} (e.g. {names[0]})" for why, names in by_reason.items())
+        count = "1 file was" if len(self) == 1 else f"{len(self)} files were"
+        return f"{count} left out: {'; '.join(reasons)}" if self else ""
+
+
+def find_samples(
+    root: str | os.PathLike,
+    classes: Mapping[str, int] = CLASS_FOLDERS,
+    on_other: OnOther = lambda path, reason: None,
+) -> list[Sample]:
     """Return all samples below ``root`` in natural order.
+
+    The content of a file decides whether it is an image, not its name. Links to folders are followed.
 
     Args:
         root: Folder that holds class folders at any depth.
         classes: Labels by the names of the class folders.
+        on_other: Called with each visible file in a class folder that is not a sample, and each image outside of the
+            class folders, with the reason.
 
     Raises:
         DatasetError: There are no class folders, or no images in them.
@@ -51,53 +82,108 @@ def find_samples(root: str | os.PathLike, classes: Mapping[str, int] = CLASS_FOL
     root = Path(root)
     if not has_class_folders(root, classes):
         raise DatasetError(f"{readable_name(root)} has no folders named {' or '.join(classes)}")
-    samples = list_samples(root, classes)
+    samples = list_samples(root, classes, on_other)
     if not samples:
         raise DatasetError(f"no images in the {' and '.join(classes)} folders of {readable_name(root)}")
     return samples
 
 
-def list_samples(root: str | os.PathLike, classes: Mapping[str, int] = CLASS_FOLDERS) -> list[Sample]:
+def list_samples(
+    root: str | os.PathLike,
+    classes: Mapping[str, int] = CLASS_FOLDERS,
+    on_other: OnOther = lambda path, reason: None,
+) -> list[Sample]:
     """As :func:`find_samples`, but returns an empty list where there is nothing."""
     root = Path(root)
     samples = []
-    for folder in _class_folders(root, root, classes):
+    for folder in _class_folders(root, classes, on_other):
         inner = folder.relative_to(root).parts[:-1]
         group = inner[0] if inner else root.resolve().name
-        samples += [Sample(path, classes[folder.name], group) for path in _list_images(folder)]
+        samples += [Sample(path, classes[folder.name], group) for path in list_images(folder, root, on_other)]
     return samples
 
 
-def find_reals(root: str | os.PathLike) -> list[Sample]:
+def find_reals(root: str | os.PathLike, on_other: OnOther = lambda path, reason: None) -> list[Sample]:
     """Return the images of a plain folder, or those below 0_real if it has class folders, labelled as real."""
-    return _find_class(root, REAL, "real")
+    return _find_class(root, REAL, on_other)
 
 
-def find_fakes(root: str | os.PathLike) -> list[Sample]:
+def find_fakes(root: str | os.PathLike, on_other: OnOther = lambda path, reason: None) -> list[Sample]:
     """Return the images of a plain folder, or those below 1_fake if it has class folders, labelled as generated."""
-    return _find_class(root, FAKE, "generated")
-
-
-def has_fakes(root: str | os.PathLike) -> bool:
-    """Return whether there are 1_fake folders below ``root``."""
-    root = Path(root)
-    return any(CLASS_FOLDERS[folder.name] == FAKE for folder in _class_folders(root, root))
+    return _find_class(root, FAKE, on_other)
 
 
 def has_class_folders(root: str | os.PathLike, classes: Mapping[str, int] = CLASS_FOLDERS) -> bool:
     """Return whether there are class folders below ``root``."""
-    return any(_class_folders(Path(root), Path(root), classes))
+    return any(_class_folders(Path(root), classes))
 
 
-def _find_class(root: str | os.PathLike, label: int, name: str) -> list[Sample]:
+def _find_class(root: str | os.PathLike, label: int, on_other: OnOther) -> list[Sample]:
     root = Path(root)
     if has_class_folders(root):
-        samples = [sample for sample in find_samples(root) if sample.label == label]
+        samples = [sample for sample in find_samples(root, on_other=on_other) if sample.label == label]
     else:
-        samples = [Sample(path, label, root.resolve().name) for path in _list_images(root)]
+        samples = [Sample(path, label, root.resolve().name) for path in list_images(root, on_other=on_other)]
     if not samples:
-        raise DatasetError(f"no {name} images in {readable_name(root)}")
+        raise DatasetError(f"no {CLASS_NAMES[label]} images in {readable_name(root)}")
     return samples
+
+
+def list_images(folder: Path, within: Path | None = None, on_other: OnOther = lambda path, reason: None) -> list[Path]:
+    """Return the images below ``folder`` in natural order.
+
+    A file without image suffix is one if its header is an image's. ``within``: as in
+    :func:`npr_model.files.walk_files`. ``on_other`` is called with each other file and the reason. Raises DatasetError.
+    """
+
+    def fail(error: OSError) -> None:
+        raise DatasetError(f"folder {readable_name(error.filename)} cannot be listed: {reason(error)}") from error
+
+    images = []
+    for path in walk_files(folder, on_error=fail, within=within):
+        if is_image_name(path.name) or not (problem := _no_image(path)):
+            images.append(path)
+        else:
+            on_other(path, problem)
+    return images
+
+
+def _no_image(path: Path) -> str | None:
+    """Return why a file is not an image that this program reads. None for an image, also a damaged one."""
+    try:
+        header_size(path)
+    except ImageError as error:
+        if error.code in ("not_an_image", "unsupported", "empty"):
+            return str(error)
+    return None
+
+
+def _class_folders(
+    root: Path, classes: Mapping[str, int], on_other: OnOther = lambda path, reason: None
+) -> Iterator[Path]:
+    """Yield the class folders below ``root`` in natural order. ``on_other`` is called with each image outside them."""
+    if root.name in classes:
+        raise DatasetError(f"{readable_name(root)} is a class folder: use the folder that holds it")
+    pending = [root]
+    while pending:
+        folder = pending.pop()
+        if folder.name in classes:
+            yield folder
+            continue
+        below = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if not is_folder(entry):
+                        if is_image_name(entry.name):
+                            on_other(Path(entry.path), f"outside of the folders {' and '.join(classes)}")
+                    elif not leads_back(entry.path, root):
+                        below.append(folder / entry.name)
+        except OSError as error:
+            raise DatasetError(f"folder {readable_name(folder)} cannot be listed: {reason(error)}") from error
+        pending += sorted(below, key=lambda path: natural_key(path.name), reverse=True)
 
 
 def require_both_classes(samples: Iterable[Sample], what: str) -> None:
@@ -106,6 +192,47 @@ def require_both_classes(samples: Iterable[Sample], what: str) -> None:
     for name, label in CLASS_FOLDERS.items():
         if label not in labels:
             raise DatasetError(f"{what} has no images in {name} folders, but both classes are needed")
+
+
+class Contradictions:
+    """Finds files with the same bytes in both classes: the label of one of them is wrong.
+
+    As text, one line for a message; empty if there are none.
+    """
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[str, str]] = []  # names of a real and a generated file
+        self._known: dict[bytes, tuple[int, str]] = {}
+
+    def add(self, sha256: bytes, label: int, name: str) -> None:
+        """Compare a file, given by the sha256 of its bytes, with all files before it."""
+        known_label, known_name = self._known.setdefault(sha256, (label, name))
+        if known_label != label:
+            self.pairs.append((known_name, name) if label == FAKE else (name, known_name))
+
+    def __str__(self) -> str:
+        if not self.pairs:
+            return ""
+        real, fake = self.pairs[0]
+        count = "1 file is" if len(self.pairs) == 1 else f"{len(self.pairs)} files are"
+        return f"{count} in both classes, so one of the labels is wrong, e.g. {real} and {fake}"
+
+
+def find_contradictions(samples: Iterable[Sample]) -> Contradictions:
+    """Compare all files of ``samples``; only files of equal size in both classes are read. Unreadable ones are left."""
+    sizes: dict[int, list[Sample]] = {}
+    for sample in samples:
+        with contextlib.suppress(OSError):
+            sizes.setdefault(sample.path.stat().st_size, []).append(sample)
+    contradictions = Contradictions()
+    for candidates in sizes.values():
+        if len({sample.label for sample in candidates}) < 2:
+            continue
+        for sample in candidates:
+            with contextlib.suppress(OSError):
+                digest = hashlib.sha256(sample.path.read_bytes()).digest()
+                contradictions.add(digest, sample.label, readable_name(sample.path))
+    return contradictions
 
 
 @dataclass(frozen=True)
@@ -185,25 +312,3 @@ def read(path: str | os.PathLike) -> DecodedImage:
     except OSError as error:
         raise ImageError(f"the file cannot be read ({reason(error)})") from error
     return decode(data)
-
-
-def _class_folders(folder: Path, root: Path, classes: Mapping[str, int] = CLASS_FOLDERS) -> Iterator[Path]:
-    if folder == root and folder.name in classes:
-        raise DatasetError(f"{readable_name(root)} is a class folder: use the folder that holds it")
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError as error:
-        raise DatasetError(f"folder {readable_name(folder)} cannot be listed: {reason(error)}") from error
-    for name in sorted(names, key=natural_key):
-        if name in classes:
-            yield folder / name
-        elif not (folder / name).is_symlink():
-            yield from _class_folders(folder / name, root, classes)
-
-
-def _list_images(folder: Path) -> list[Path]:
-    def fail(error: OSError) -> None:
-        raise DatasetError(f"folder {readable_name(error.filename)} cannot be listed: {reason(error)}") from error
-
-    return list(walk_images(folder, on_error=fail))

@@ -6,8 +6,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from npr_model.errors import InputError, reason
-from npr_model.files import atomic_write
+from npr_model.errors import InputError
+from npr_model.files import atomic_write, make_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,10 +32,7 @@ def new_figure(width: float = 6.0, height: float = 4.5) -> tuple[Figure, Axes]:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG and return its path. Raises InputError if the folder cannot be made."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"folder {path.parent} cannot be created: {reason(error)}") from error
+    make_folder(path.parent)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
     return path

@@ -1,4 +1,4 @@
-"""Files: images in natural order, and writing in one step."""
+"""Files: images in natural order, and writing in one step, so that nobody ever sees half a file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
+
+from npr_model.errors import InputError, reason
 
 _JPEG_SUFFIXES = (".jfif", ".jpe", ".jpeg", ".jpg")
 _OTHER_SUFFIXES = (".apng", ".avif", ".bmp", ".gif", ".j2k", ".jp2", ".png", ".tga", ".tif", ".tiff", ".webp")
@@ -40,41 +42,68 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
+def walk_files(
+    root: str | os.PathLike,
+    *,
+    on_error: Callable[[OSError], None],
+    within: str | os.PathLike | None = None,
+) -> Iterator[Path]:
+    """Yield the files below ``root``, folder by folder in natural order (:func:`in_natural_order`).
+
+    Hidden entries (a leading dot) are skipped. Links to folders are followed, unless they lead back to a folder on the
+    way to them: then they would never end.
+
+    Args:
+        root: The folder.
+        on_error: Called with the OSError of a folder that cannot be listed.
+        within: Folder that holds ``root``. Links that lead back to a folder between it and ``root`` are skipped too.
+    """
+    top = os.fspath(within or root)
+    pending = [(os.fspath(root), False)]  # folders to list, and whether a link leads to them
+    while pending:
+        folder, linked = pending.pop()
+        below: list[tuple[str, bool]] = []
+        try:
+            with os.scandir(folder) as entries:
+                visible = (entry for entry in entries if not entry.name.startswith("."))
+                for entry in in_natural_order(visible, lambda entry: entry.name):
+                    if not is_folder(entry):
+                        yield Path(entry.path)
+                        continue
+                    through_link = linked or entry.is_symlink()
+                    if not (through_link and leads_back(entry.path, top)):
+                        below.append((entry.path, through_link))
+        except OSError as error:
+            on_error(error)
+        pending += reversed(below)
+
+
 def walk_images(
     root: str | os.PathLike,
     *,
     on_error: Callable[[OSError], None],
     on_other: Callable[[Path], None] = lambda path: None,
 ) -> Iterator[Path]:
-    """Yield image files (by suffix) below ``root``, folder by folder in natural order (:func:`in_natural_order`).
-
-    Hidden entries (a leading dot) are skipped, and links to folders are not followed, so that loops of links end.
-
-    Args:
-        root: The folder.
-        on_error: Called with the OSError of a folder that cannot be listed.
-        on_other: Called with each file that has no image suffix.
-    """
-    folders = []
-    try:
-        with os.scandir(root) as entries:
-            shown = (entry for entry in entries if not entry.name.startswith("."))
-            for entry in in_natural_order(shown, lambda entry: entry.name):
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                elif not _leads_to_folder(entry):
-                    if is_image_name(entry.name):
-                        yield Path(entry.path)
-                    else:
-                        on_other(Path(entry.path))
-    except OSError as error:
-        on_error(error)
-        return
-    for folder in folders:
-        yield from walk_images(folder, on_error=on_error, on_other=on_other)
+    """As :func:`walk_files`, but only files with an image suffix. ``on_other`` is called with each other file."""
+    for path in walk_files(root, on_error=on_error):
+        if is_image_name(path.name):
+            yield path
+        else:
+            on_other(path)
 
 
-def _leads_to_folder(entry: os.DirEntry) -> bool:
+def leads_back(folder: str | os.PathLike, root: str | os.PathLike) -> bool:
+    """Return whether ``folder`` is the same folder as one that it lies in, up to ``root``. Raises OSError."""
+    for parent in Path(folder).parents:
+        if os.path.samefile(folder, parent):
+            return True
+        if parent == Path(root):
+            break
+    return False
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Return whether an entry is a folder or leads to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself: reading it will fail and say so
@@ -90,7 +119,7 @@ def readable_name(path: str | os.PathLike) -> str:
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` to write to; on success it is synced to disk and renamed to ``path``.
 
-    If the block raises, ``path`` is unchanged and the temporary file is removed.
+    If the block raises, ``path`` is unchanged and the temporary file is removed. An OSError names ``path``.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
@@ -99,6 +128,24 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary), temporary):  # a full disk gives no name
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write UTF-8 text in one step. Raises OSError, which names ``path``."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def make_folder(path: str | os.PathLike) -> None:
+    """Create a folder, with those above it, unless it is there. Raises InputError."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"folder {readable_name(path)} cannot be created: {reason(error)}") from error

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from npr_model.commands.options import Config, Preset, Real, Settings
-from npr_model.commands.terminal import EXIT_INTERRUPTED, err, out, print_paths, print_table
-from npr_model.commands.train import TrainingProgress, print_epoch
+from npr_model.commands.folders import labelled_samples
+from npr_model.commands.options import Config, Preset, Real, Settings, folder_option
+from npr_model.commands.terminal import out, print_paths, print_table
+from npr_model.commands.train import saying_how_to_continue
+from npr_model.commands.training_progress import TrainingProgress
 from npr_model.errors import InputError
 
 
@@ -18,10 +20,7 @@ def ablate(
         list[Path], typer.Argument(metavar="FOLDER...", help="Training folders with 0_real and 1_fake, at any depth.")
     ],
     evaluation: Annotated[list[Path], typer.Option(help="Labelled folder to evaluate every variant on. Repeatable.")],
-    output: Annotated[
-        Path,
-        typer.Option("-o", "--output", metavar="FOLDER", help="Write the runs, ablation.md and ablation.json here."),
-    ],
+    output: Annotated[Path, folder_option("Write the runs, ablation.md and ablation.json to this folder.")],
     real: Real = None,
     grid_size: Annotated[
         list[int] | None,
@@ -50,41 +49,21 @@ def ablate(
     chosen = configs.load(config) if config else configs.preset(preset or "paper")
     chosen = chosen.changed(folders=[str(path) for path in folders]).overridden(settings or [])
 
-    from npr_model.evaluation.evaluate import collect
-    from npr_model.files import atomic_write
     from npr_model.studies import ablation
 
     anchors = [int(text) if text.isdecimal() else text for text in anchor or []]
     variants = ablation.variants(grid_size or ablation.GRID_SIZES, anchors or ablation.ANCHORS)
-    samples = collect(evaluation, real or [])
+    samples = labelled_samples(evaluation, real)
 
     def announce(variant: ablation.Variant) -> None:
         out.print(f"{variant}, {variants.index(variant) + 1} of {len(variants)}")
 
-    try:
-        with TrainingProgress() as progress:
-            outcomes = ablation.ablate(
-                chosen,
-                variants,
-                samples,
-                output,
-                on_variant=announce,
-                on_read=progress.read,
-                on_start=progress.start,
-                on_step=progress.step,
-                on_epoch=print_epoch,
-            )
-    except KeyboardInterrupt:
-        err.print("npr: interrupted; run the same command again to continue from the last saved step")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with saying_how_to_continue("run the same command again to continue"), TrainingProgress() as progress:
+        outcomes = ablation.ablate(chosen, variants, samples, output, on_variant=announce, callbacks=progress.callbacks)
     note = (
         f"{len(samples)} evaluation images, view {chosen.view}, accuracy at the logit 0; {chosen.epochs} epochs of the "
         "same training each. The published means are those of Table 7 of Tan et al. (CVPR 2024), on ForenSynths. In "
         "percent."
     )
-    table = ablation.table(outcomes, note)
-    print_table(table)
-    for name, text in (("ablation.md", table.markdown()), ("ablation.json", ablation.as_json(outcomes))):
-        with atomic_write(output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-        print_paths(output / name)
+    print_table(ablation.table(outcomes, note))
+    print_paths(*ablation.write(outcomes, note, output))

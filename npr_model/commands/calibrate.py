@@ -11,14 +11,23 @@ from rich.markup import escape
 from rich.table import Table
 
 from npr_model.commands.options import EVALUATION, scoring_options
-from npr_model.commands.terminal import EXIT_FAILED_INPUTS, out, print_errors, printable, progress_bar
+from npr_model.commands.terminal import (
+    EXIT_FAILED_INPUTS,
+    out,
+    print_errors,
+    printable,
+    progress_bar,
+    warn,
+    warn_of_data,
+)
 from npr_model.errors import InputError
 from npr_model.screening.options import ScoringOptions
 
 if TYPE_CHECKING:
     from npr_model.datasets import Sample
+    from npr_model.detectors.base import DetectorNetwork
     from npr_model.evaluation.calibration import Result
-    from npr_model.screening.runner import Scorer
+    from npr_model.evaluation.distinct import DistinctScores
 
 
 @scoring_options(*EVALUATION)
@@ -67,90 +76,94 @@ def calibrate(
     """Find the thresholds for fixed false-positive rates on photographs, and write them to a new checkpoint.
 
     Use photographs like those you will screen: at least 19, 99 or 999 for 5, 1 or 0.1 % false positives; more of them
-    tighten the upper bound that is printed. A rate with too few photographs is refused. The checkpoint also gets an
+    tighten the upper bound that is printed. Copies of a photograph count once. A rate with too few photographs is
+    refused. The checkpoint also gets an
     uncertain band, a temperature for the probabilities, and the quantisation scales for --dtype int8.
     """
-    from npr_model import checkpoints, datasets
-    from npr_model.detectors.npr import NPRDetector
+    from npr_model import checkpoints
+    from npr_model.datasets import FAKE, REAL
     from npr_model.evaluation import calibration
-    from npr_model.inference import quantisation
+    from npr_model.evaluation.distinct import score_distinct
     from npr_model.verdicts import Calibration
 
-    source = checkpoints.find(checkpoint)
-    destination = output or _default_output(checkpoint, source)
-    if destination.suffix != ".safetensors":
-        raise InputError(f"output {destination} must end in .safetensors")
-    if destination.exists() and not overwrite:
-        raise InputError(f"output {destination} exists: use --overwrite to replace it, or -o for another file")
-    samples = _labelled(reals, fake or [])
+    destination = _destination(checkpoint, output, overwrite)
     rates = rate or calibration.RATES
-    calibration.require_enough(sum(sample.label == datasets.REAL for sample in samples), rates, uncertain_rate)
+    samples = _samples(reals, fake or [])
+    calibration.require_enough(sum(sample.label == REAL for sample in samples), rates, uncertain_rate)
     scorer = replace(options, checkpoint=checkpoint).scorer()
-    scored, errors = _scored(scorer, samples)
-    logits = {
-        label: [logit for sample, logit in scored if sample.label == label] for label in (datasets.REAL, datasets.FAKE)
-    }
+    with progress_bar("scoring", total=len(samples)) as advance:
+        scores = score_distinct(scorer, samples, on_row=lambda row: advance(1))
+    warn_of_data(scores.contradictions)
+    if scores.copies:
+        out.print(f"{scores.copies} copies of other images were left out: their pixels are equal", soft_wrap=True)
     loaded = checkpoints.load(checkpoint)
     result = calibration.calibrate(
-        logits[datasets.REAL],
-        logits[datasets.FAKE],
+        scores.logits(REAL),
+        scores.logits(FAKE),
         rates=rates,
         uncertain_rate=uncertain_rate,
         temperature=(loaded.metadata.calibration or Calibration()).temperature,
     )
-    if isinstance(loaded.model, NPRDetector):
-        paths = [sample.path for sample, _ in scored]
-        with progress_bar("activations", total=min(len(paths), quantisation.IMAGES)) as advance:
-            batches = quantisation.central_parts(paths, loaded.model.grid_size, lambda: advance(1))
-            loaded.model.set_activation_steps(quantisation.measure_steps(loaded.model, batches))
+    _measure_activations(loaded.model, [sample for sample, _ in scores.scored])
     metadata = replace(loaded.metadata, calibration=result.calibration, view=scorer.view)
     checkpoints.save(destination, loaded.model, metadata)
-    _print_calibration(result, scored, len(logits[datasets.FAKE]))
+    _print_calibration(result, scores)
     out.print(f"written to {escape(str(destination))}, view {scorer.view}", soft_wrap=True)
-    if errors:
-        out.print(f"{len(errors)} images could not be scored and were excluded:")
-        print_errors(errors)
+    if scores.errors:
+        out.print(f"{len(scores.errors)} images could not be scored and were excluded:")
+        print_errors(scores.errors)
         raise typer.Exit(EXIT_FAILED_INPUTS)
 
 
-def _labelled(reals: list[Path], fakes: list[Path]) -> list[Sample]:
+def _destination(checkpoint: str, output: Path | None, overwrite: bool) -> Path:
+    """The file to write: by default beside the checkpoint, or in the working folder for a bundled one."""
+    from npr_model import checkpoints
+
+    source = checkpoints.find(checkpoint)
+    folder = source.parent if Path(checkpoint).is_file() else Path()
+    destination = output or folder / f"{source.stem}-calibrated.safetensors"
+    if destination.suffix != ".safetensors":
+        raise InputError(f"output {destination} must end in .safetensors")
+    if destination.exists() and not overwrite:
+        raise InputError(f"output {destination} exists: use --overwrite to replace it, or -o for another file")
+    return destination
+
+
+def _samples(reals: list[Path], fakes: list[Path]) -> list[Sample]:
     """The images of all folders, each file once; folders of REALS with class folders give both classes."""
     from npr_model import datasets
 
-    samples = [sample for root in reals for sample in datasets.find_reals(root)]
-    samples += [sample for root in reals if datasets.has_fakes(root) for sample in datasets.find_fakes(root)]
-    samples += [sample for root in fakes for sample in datasets.find_fakes(root)]
-    return list({sample.path.resolve(): sample for sample in samples}.values())
+    left_out = datasets.LeftOut()
+    samples: list[Sample] = []
+    for root in reals:
+        list_root = datasets.find_samples if datasets.has_class_folders(root) else datasets.find_reals
+        samples += list_root(root, on_other=left_out.add)
+    if not any(sample.label == datasets.REAL for sample in samples):
+        raise InputError(f"no real images in {', '.join(map(str, reals))}")
+    samples += [sample for root in fakes for sample in datasets.find_fakes(root, left_out.add)]
+    warn_of_data(left_out)
+    return list({(sample.path.resolve(), sample.label): sample for sample in samples}.values())
 
 
-def _scored(scorer: Scorer, samples: list[Sample]) -> tuple[list[tuple[Sample, float]], dict[str, str]]:
-    """Samples with their logits, and the messages of those that could not be scored, by source."""
-    from npr_model.screening.sources import file_item
+def _measure_activations(model: DetectorNetwork, samples: list[Sample]) -> None:
+    """Give an NPR detector the quantisation scales of these images."""
+    from npr_model.detectors.npr import NPRDetector
+    from npr_model.inference import quantisation
 
-    by_source = {file_item(sample.path).source: sample for sample in samples}
-    scored, errors = [], {}
-    with progress_bar("scoring", total=len(samples)) as advance:
-        for row in scorer.score(file_item(sample.path) for sample in samples):
-            advance(1)
-            if row.error is None:
-                scored.append((by_source[row.source], row.logit))
-            else:
-                errors[row.source] = row.error
-    return scored, errors
+    if not isinstance(model, NPRDetector):
+        return
+    paths = [sample.path for sample in samples]
+    with progress_bar("activations", total=min(len(paths), quantisation.IMAGES)) as advance:
+        batches = quantisation.central_parts(paths, model.grid_size, lambda: advance(1))
+        model.set_activation_steps(quantisation.measure_steps(model, batches))
 
 
-def _default_output(checkpoint: str, source: Path) -> Path:
-    """Beside the checkpoint, or in the working folder for a bundled one."""
-    folder = source.parent if Path(checkpoint).is_file() else Path()
-    return folder / f"{source.stem}-calibrated.safetensors"
-
-
-def _print_calibration(result: Result, scored: list[tuple[Sample, float]], fakes: int) -> None:
-    from npr_model.datasets import REAL
+def _print_calibration(result: Result, scores: DistinctScores) -> None:
+    from npr_model.datasets import FAKE, REAL
 
     calibration = result.calibration
     sources: dict[str, list[float]] = {}
-    for sample, logit in scored:
+    for sample, logit in scores.scored:
         if sample.label == REAL:
             sources.setdefault(sample.group, []).append(logit)
     table = Table()
@@ -169,9 +182,9 @@ def _print_calibration(result: Result, scored: list[tuple[Sample, float]], fakes
     out.print(table)
     low, high = calibration.band
     out.print(f"verdicts: {calibration.note}; uncertain between the logits {low:.3f} and {high:.3f}", soft_wrap=True)
-    if fakes:
+    if fakes := len(scores.logits(FAKE)):
         out.print(f"temperature {calibration.temperature:.3g}, fitted with {fakes} generated images", soft_wrap=True)
     else:
         out.print(f"no generated images were given: the temperature stays {calibration.temperature:.3g}")
     for warning in result.warnings:
-        out.print(f"[yellow]warning: {warning}[/]", soft_wrap=True)
+        warn(warning)

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from npr_model.commands.evaluate import parsed_changes
-from npr_model.commands.options import EVALUATION, Equalise, Folders, Perturb, Real, scoring_options
+from npr_model.commands.folders import labelled_samples
+from npr_model.commands.options import EVALUATION, Equalise, Folders, Perturb, Real, folder_option, scoring_options
 from npr_model.commands.terminal import EXIT_FAILED_INPUTS, print_errors, print_paths, print_table, progress_bar
 from npr_model.errors import InputError
 from npr_model.screening.options import ScoringOptions
@@ -20,16 +21,9 @@ def compare(
     folders: Folders,
     checkpoint: Annotated[
         list[str],
-        typer.Option(
-            "-c", "--checkpoint", help="Bundled name or file of a checkpoint, of any detector. Repeat it for each one."
-        ),
+        typer.Option("--checkpoint", "-c", help="Bundled name or file of a checkpoint, of any detector. Repeatable."),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o", "--output", metavar="FOLDER", help="Write comparison.md and comparison.json to this folder."
-        ),
-    ],
+    output: Annotated[Path, folder_option("Write comparison.md and comparison.json to this folder.")],
     real: Real = None,
     equalise: Equalise = None,
     perturb: Perturb = None,
@@ -44,28 +38,22 @@ def compare(
     changes = parsed_changes(equalise, perturb)
 
     from npr_model import checkpoints
-    from npr_model.evaluation.evaluate import collect, evaluate
-    from npr_model.files import atomic_write
+    from npr_model.evaluation.evaluate import evaluate
+    from npr_model.files import make_folder
     from npr_model.studies import comparison
 
     kinds = [checkpoints.load(name).model.paper_name for name in checkpoint]  # all, before the slow part
-    samples = collect(folders, real or [])
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise InputError(f"output {output} is a file: give a folder") from None
-    written = {output / "comparison.md": comparison.markdown, output / "comparison.json": comparison.as_json}
+    samples = labelled_samples(folders, real)
+    make_folder(output)
     entries = []
     with progress_bar("scoring", total=len(samples) * len(checkpoint)) as advance:
         for name, kind in zip(checkpoint, kinds, strict=True):
             scorer = replace(options, checkpoint=name).scorer()
-            result = evaluate(scorer, samples, threshold=0.0, on_row=lambda row: advance(1), **changes)
-            if result.mean is None:
+            evaluation = evaluate(scorer, samples, threshold=0.0, on_row=lambda row: advance(1), **changes)
+            if evaluation.mean is None:
                 raise InputError("no generator has both real and generated images: give real ones with --real")
-            entries.append(comparison.Entry(kind, result))
-            for path, text in written.items():
-                with atomic_write(path) as temporary:
-                    temporary.write_text(text(entries), encoding="utf-8")
+            entries.append(comparison.Entry(kind, evaluation))
+            written = comparison.write(entries, output)
     print_table(comparison.table(entries))
     errors = {source: error for entry in entries for source, error in entry.evaluation.errors.items()}
     print_errors(errors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,24 +16,45 @@ from npr_model.commands.options import (
     Folders,
     Perturb,
     Real,
+    choice,
+    report_option,
+    require_suffix,
     scoring_options,
 )
 from npr_model.commands.terminal import (
     EXIT_FAILED_INPUTS,
-    err,
     print_errors,
     print_paths,
     print_table,
-    printable,
     progress_bar,
+    warn,
 )
 from npr_model.errors import InputError
 from npr_model.screening.options import ScoringOptions
 
 if TYPE_CHECKING:
-    from npr_model.evaluation.protocols import Found, Protocol
+    from npr_model.evaluation.evaluate import Evaluation
+    from npr_model.evaluation.protocols import BenchmarkSet, Protocol
     from npr_model.imaging.perturbations import Perturbation
     from npr_model.screening.runner import Scorer
+
+Method = choice(
+    "Method",
+    (
+        "CNNDetection",
+        "Frank",
+        "Durall",
+        "Patchfor",
+        "F3Net",
+        "SelfBland",
+        "GANDetection",
+        "BiHPF",
+        "FrePGAN",
+        "LGrad",
+        "Ojha",
+        "NPR",
+    ),
+)
 
 
 @scoring_options("checkpoint", *EVALUATION)
@@ -49,26 +70,15 @@ def evaluate(
         ),
     ] = None,
     compare: Annotated[
-        list[str] | None,
+        list[Method] | None,
         typer.Option(
-            metavar="METHOD",
-            help="Show the paper's numbers of a method beside a benchmark's: CNNDetection, Frank, Durall, Patchfor, "
-            "F3Net, SelfBland, GANDetection, BiHPF, FrePGAN, LGrad, Ojha or NPR (default: NPR). Repeatable.",
+            help="Show the paper's numbers of a method beside a benchmark's (default: NPR). Repeatable.",
             show_default=False,
         ),
     ] = None,
     equalise: Equalise = None,
     perturb: Perturb = None,
-    output: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE",
-            help="Write the tables to a .json, .csv, .md or .tex file. Repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    output: Annotated[list[Path] | None, report_option(".json", ".csv", ".md", ".tex")] = None,
     plots: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Write ROC and reliability plots to a folder, as PNG.", show_default=False),
@@ -81,81 +91,99 @@ def evaluate(
     The first folder below FOLDER names the generator. A generator without real images is measured against the real
     images of all folders that have no generated ones. Images that cannot be scored are listed and excluded.
     """
-    from npr_model.evaluation import protocols, published
-    from npr_model.evaluation.evaluate import collect, evaluate, require_classes
     from npr_model.evaluation.report import SUFFIXES, Report
     from npr_model.figures import require_matplotlib
-    from npr_model.imaging.views import View
 
     changes = parsed_changes(equalise, perturb)
-    for path in output or []:
-        if path.suffix.lower() not in SUFFIXES:
-            raise InputError(f"output {path} must end in {', '.join(SUFFIXES)}")
+    require_suffix(output, SUFFIXES)
     if compare and not benchmark:
         raise InputError("--compare needs --benchmark: the paper's numbers are those of its benchmark sets")
     if plots:
         require_matplotlib()
-    methods = tuple(map(published.find_method, compare or ["NPR"])) if benchmark else ()
-    sets = []
     if benchmark:
-        if len(folders) != 1 or real:
-            raise InputError("--benchmark takes one FOLDER and no --real: a benchmark set has its own real images")
-        sets = _find(protocols.choose(benchmark), folders[0])
-    samples = [require_classes(one.samples) for one in sets] or [collect(folders, real or [])]
-    scorer = options.scorer()
-    for one in sets:
-        _warn_of_view(scorer, options.view, one.protocol)
-
-    evaluations = []
-    with progress_bar("scoring", total=sum(map(len, samples))) as advance:
-        run = functools.partial(evaluate, on_row=lambda row: advance(1), **changes)
-        if not benchmark:
-            evaluations.append(run(scorer, samples[0]))
-        for one, own in zip(sets, samples, strict=False):
-            seen = scorer if options.view else scorer.with_view(View.parse(one.protocol.view))
-            result = run(seen, own, threshold=0.0)  # published accuracies are those at a probability of 0.5
-            evaluations.append(replace(result, protocol=one.protocol.name, missing=one.missing, unused=one.unused))
-    result = Report(tuple(evaluations), methods)
-    for table in result.tables(brief=True):
+        evaluations = _on_benchmarks(benchmark, folders, real, options, changes)
+    else:
+        evaluations = [_on_folders(folders, real, options, changes)]
+    methods = tuple(method.value for method in compare) if compare else ("NPR",) if benchmark else ()
+    report = Report(tuple(evaluations), methods)
+    for table in report.tables(brief=True):
         print_table(table)
     errors = {source: error for evaluation in evaluations for source, error in evaluation.errors.items()}
     print_errors(errors)
     for path in output or []:
-        result.write(path)
+        report.write(path)
     if plots:
         from npr_model.evaluation.plots import plot_evaluation
 
-        print_paths(*plot_evaluation(result, plots))
+        print_paths(*plot_evaluation(report, plots))
     if errors:
         raise typer.Exit(EXIT_FAILED_INPUTS)
 
 
-def _find(chosen: list[Protocol], folder: Path) -> list[Found]:
+def _on_folders(
+    folders: list[Path], real: list[Path] | None, options: ScoringOptions, changes: Mapping[str, Perturbation | None]
+) -> Evaluation:
+    """Evaluate on labelled folders, with the checkpoint's threshold."""
+    from npr_model.datasets import LeftOut
+    from npr_model.evaluation.evaluate import collect, evaluate
+
+    left_out = LeftOut()
+    samples = collect(folders, real or [], left_out.add)
+    scorer = options.scorer()
+    with progress_bar("scoring", total=len(samples)) as advance:
+        evaluation = evaluate(scorer, samples, on_row=lambda row: advance(1), **changes)
+    return replace(evaluation, left_out=left_out)
+
+
+def _on_benchmarks(
+    name: str,
+    folders: list[Path],
+    real: list[Path] | None,
+    options: ScoringOptions,
+    changes: Mapping[str, Perturbation | None],
+) -> list[Evaluation]:
+    """Evaluate on each set of a benchmark as its published numbers were measured: its view, a probability of 0.5."""
+    from npr_model.evaluation.evaluate import evaluate, require_classes
+    from npr_model.imaging.views import View
+
+    if len(folders) != 1 or real:
+        raise InputError("--benchmark takes one FOLDER and no --real: a benchmark set has its own real images")
+    sets = _benchmark_sets(name, folders[0])
+    samples = [require_classes(one.samples) for one in sets]
+    scorer = options.scorer()
+    for one in sets:
+        _warn_of_view(scorer, options.view, one.protocol)
+    evaluations = []
+    with progress_bar("scoring", total=sum(map(len, samples))) as advance:
+        for one, own in zip(sets, samples, strict=True):
+            viewing = scorer if options.view else scorer.with_view(View.parse(one.protocol.view))
+            evaluation = evaluate(viewing, own, threshold=0.0, on_row=lambda row: advance(1), **changes)
+            facts = {"missing": one.missing, "unused": one.unused, "left_out": one.left_out}
+            evaluations.append(replace(evaluation, protocol=one.protocol.name, **facts))
+    return evaluations
+
+
+def _benchmark_sets(name: str, folder: Path) -> list[BenchmarkSet]:
+    """The sets of a benchmark below ``folder``; absent ones of several are left out with a warning."""
     from npr_model.evaluation import protocols
 
+    chosen = protocols.choose(name)
     if len(chosen) == 1:
         return [protocols.find(chosen[0], folder)]
-    found, absent = protocols.find_all(chosen, folder)
+    sets, absent = protocols.find_all(chosen, folder)
     for protocol in absent:
-        err.print(
-            f"npr: warning: {protocol.title} is not in {printable(str(folder))} and is excluded from the averages",
-            soft_wrap=True,
-        )
-    return found
+        warn(f"{protocol.title} is not in {folder} and is excluded from the averages")
+    return sets
 
 
 def _warn_of_view(scorer: Scorer, view: str | None, protocol: Protocol) -> None:
     """A protocol's numbers are those of its view, a checkpoint's those of its own."""
     if view and view != protocol.view:
-        err.print(
-            f"npr: warning: the published numbers of {protocol.title} use the view {protocol.view}, not {view}",
-            soft_wrap=True,
-        )
+        warn(f"the published numbers of {protocol.title} use the view {protocol.view}, not {view}")
     elif not view and str(scorer.view) != protocol.view:
-        err.print(
-            f"npr: warning: {protocol.title} is measured with its view {protocol.view}, but the checkpoint was trained "
-            f"for {scorer.view} (use --view {scorer.view} for that)",
-            soft_wrap=True,
+        warn(
+            f"{protocol.title} is measured with its view {protocol.view}, but the checkpoint was trained for "
+            f"{scorer.view} (use --view {scorer.view} for that)"
         )
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from npr_model.commands.options import scoring_options
+from npr_model.commands.options import folder_option, scoring_options
 from npr_model.commands.terminal import out, print_paths, work_begins
 from npr_model.errors import InputError, reason
+from npr_model.files import readable_name
 from npr_model.screening.options import ScoringOptions
 
 if TYPE_CHECKING:
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 @scoring_options("checkpoint", "view", "device", "backend")
 def explain(
     image: Annotated[Path, typer.Argument(help="An image file.")],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Write the figures and explanation.json here.")
-    ],
+    output: Annotated[Path, folder_option("Write the figures and explanation.json to this folder.")],
     other: Annotated[
         Path | None,
         typer.Option(
@@ -48,41 +47,45 @@ def explain(
     from npr_model.figures import require_matplotlib
     from npr_model.imaging.views import View
 
-    chosen_view = View.parse(options.view) if options.view else None
+    given_view = View.parse(options.view) if options.view else None
     require_matplotlib()
 
     from npr_model import checkpoints
     from npr_model.explanation import heat_maps
     from npr_model.explanation.explain import explain
-    from npr_model.files import atomic_write
+    from npr_model.files import write_text
 
     loaded = checkpoints.load(options.checkpoint, backend=options.backend)
     if loaded.metadata.detector != "npr":
         raise InputError(
             f"checkpoint {options.checkpoint} is a {loaded.metadata.detector} detector; only npr has NPR maps to show"
         )
-    chosen_view = chosen_view or loaded.metadata.view
-    pictures = [_read(path, chosen_view, loaded.model.grid_size) for path in (image, *([other] if other else []))]
-    if len({pixels.shape for _, pixels in pictures}) > 1:
-        sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for _, pixels in pictures)
-        raise InputError(f"the images are {sizes} pixels; --other needs equal sizes: try --view crop:S")
+    view = given_view or loaded.metadata.view
+    paths = [image, other] if other else [image]
+    pictures = [_read(path, view, loaded.model.grid_size) for path in paths]
+    _require_equal_sizes([pixels for _, pixels in pictures])
     model = loaded.model.to(choose_device(options.device))
     explanations = [explain(model, pixels) for _, pixels in pictures]
 
     work_begins()
     written = heat_maps.plot_explanation(pictures[0][1], explanations[0], output)
     if other:
-        written.append(heat_maps.plot_difference(explanations[0], explanations[1], output))
+        written.append(heat_maps.plot_difference(*explanations, output))
     values = [
-        _describe(path, decoded, one, loaded, chosen_view)
-        for path, (decoded, _), one in zip((image, other), pictures, explanations, strict=False)
+        {"source": readable_name(path)} | _describe(decoded, explanation, loaded, view)
+        for path, (decoded, _), explanation in zip(paths, pictures, explanations, strict=True)
     ]
     result = values[0] | ({"other": values[1]} if other else {})
     written.append(output / "explanation.json")
-    with atomic_write(written[-1]) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_text(written[-1], json.dumps(result, indent=1) + "\n")
     out.print(f"logit {explanations[0].logit:.3f}, probability {result['probability']:.3f}: {result['verdict']}")
     print_paths(*written)
+
+
+def _require_equal_sizes(pictures: list[np.ndarray]) -> None:
+    if len({pixels.shape for pixels in pictures}) > 1:
+        sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in pictures)
+        raise InputError(f"the images are {sizes} pixels; --other needs equal sizes: try --view crop:S")
 
 
 def _read(path: Path, view: View, grid_size: int) -> tuple[DecodedImage, np.ndarray]:
@@ -98,20 +101,18 @@ def _read(path: Path, view: View, grid_size: int) -> tuple[DecodedImage, np.ndar
         raise InputError(f"{path} cannot be read: {reason(error)}") from error
 
 
-def _describe(path: Path, decoded: DecodedImage, found: Explanation, loaded: LoadedCheckpoint, view: View) -> dict:
+def _describe(decoded: DecodedImage, explanation: Explanation, loaded: LoadedCheckpoint, view: View) -> dict:
     """The columns of npr screen, and numbers that summarise the maps."""
     import numpy as np
 
-    from npr_model.files import readable_name
     from npr_model.verdicts import Calibration
 
     calibration = loaded.metadata.calibration or Calibration()
-    magnitudes = np.abs(found.npr)
+    magnitudes = np.abs(explanation.npr)
     return {
-        "source": readable_name(path),
-        "logit": found.logit,
-        "probability": calibration.probability(found.logit),
-        "verdict": calibration.verdict(found.logit),
+        "logit": explanation.logit,
+        "probability": calibration.probability(explanation.logit),
+        "verdict": calibration.verdict(explanation.logit),
         "width": decoded.width,
         "height": decoded.height,
         "format": decoded.format,
@@ -121,7 +122,7 @@ def _describe(path: Path, decoded: DecodedImage, found: Explanation, loaded: Loa
         "calibration": dataclasses.asdict(calibration),
         "npr": {
             "mean_magnitude": dict(zip(("red", "green", "blue"), magnitudes.mean((1, 2)).tolist(), strict=True)),
-            "share_of_zeros": float((found.npr == 0).mean()),
+            "share_of_zeros": float((explanation.npr == 0).mean()),
         },
-        "activation": found.activation.tolist(),
+        "activation": explanation.activation.tolist(),
     }

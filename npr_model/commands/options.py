@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from npr_model.errors import InputError
 from npr_model.screening.options import ScoringOptions
 
 BackendName = Literal["cuda", "triton", "cpu", "eager"]
@@ -30,6 +31,29 @@ Benchmark = Literal[
 def choice(name: str, values: tuple[str, ...]) -> type[Enum]:
     """A closed set for an option that is given more than once: ``--help`` lists it, anything else is a usage error."""
     return Enum(name, [(value, value) for value in values], type=str)
+
+
+def report_option(*suffixes: str) -> Any:
+    """The option --output of a command that writes its tables in several formats."""
+    help = f"Write the tables to a {_one_of(suffixes)} file. Repeatable."
+    return typer.Option("--output", "-o", metavar="FILE", help=help, show_default=False)
+
+
+def folder_option(help: str) -> Any:
+    """The option --output of a command that writes a folder."""
+    return typer.Option("--output", "-o", metavar="FOLDER", help=help)
+
+
+def require_suffix(output: Iterable[Path] | None, suffixes: Collection[str]) -> None:
+    """Raise InputError for an output with another suffix."""
+    for path in output or ():
+        if path.suffix.lower() not in suffixes:
+            raise InputError(f"output {path} must end in {_one_of(suffixes)}")
+
+
+def _one_of(names: Collection[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
 
 
 Folders = Annotated[

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from npr_model.commands.options import EVALUATION, Folders, Real, scoring_options
+from npr_model.commands.folders import labelled_samples
+from npr_model.commands.options import EVALUATION, Folders, Real, folder_option, scoring_options
 from npr_model.commands.terminal import EXIT_FAILED_INPUTS, out, print_paths, print_table, progress_bar
 from npr_model.screening.options import ScoringOptions
 
@@ -15,9 +16,7 @@ from npr_model.screening.options import ScoringOptions
 @scoring_options("checkpoint", *EVALUATION)
 def robustness(
     folders: Folders,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Write the table, the numbers and the curves here.")
-    ],
+    output: Annotated[Path, folder_option("Write the table, the numbers and the curves to this folder.")],
     real: Real = None,
     perturb: Annotated[
         list[str] | None,
@@ -39,14 +38,13 @@ def robustness(
     for text in perturb or []:
         Perturbation.parse(text)
 
-    from npr_model.evaluation.evaluate import collect
     from npr_model.figures import require_matplotlib
-    from npr_model.files import atomic_write
+    from npr_model.files import write_text
     from npr_model.studies import robustness as study
 
     families = {"given": tuple(perturb)} if perturb else study.FAMILIES
     require_matplotlib()
-    samples = collect(folders, real or [])
+    samples = labelled_samples(folders, real)
     scorer = options.scorer()
     texts = list(dict.fromkeys([study.UNCHANGED, *(text for family in families.values() for text in family)]))
     with progress_bar("scoring", total=len(texts) * len(samples)) as advance:
@@ -58,8 +56,7 @@ def robustness(
     table = study.table(points, note)
     print_table(table)
     written = [output / study.RESULTS, output / "robustness.md"]
-    with atomic_write(written[1]) as temporary:
-        temporary.write_text(table.markdown(), encoding="utf-8")
+    write_text(written[1], table.markdown())
 
     from npr_model.studies.plots import plot_robustness
 

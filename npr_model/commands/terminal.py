@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table as RichTable
 
 if TYPE_CHECKING:
+    from npr_model.datasets import Contradictions, LeftOut
     from npr_model.tables import Table
 
 EXIT_FAILED_INPUTS = 1
@@ -100,6 +101,18 @@ def print_table(table: Table) -> None:
     for note in table.notes:
         style = "yellow" if note.startswith("Warning") else ""
         out.print(printable(note), soft_wrap=True, highlight=False, style=style)
+
+
+def warn(text: str) -> None:
+    """Print a warning to stderr, in one line."""
+    err.print(f"[yellow]npr: warning: {printable(text)}[/]", soft_wrap=True, highlight=False)
+
+
+def warn_of_data(*problems: LeftOut | Contradictions) -> None:
+    """Print a warning for each of the problems of a data set that is there."""
+    for problem in problems:
+        if text := str(problem):
+            warn(text)
 
 
 def print_errors(errors: Mapping[str, str]) -> None:

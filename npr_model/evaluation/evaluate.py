@@ -10,7 +10,19 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from npr_model.datasets import CLASS_NAMES, FAKE, REAL, DatasetError, Sample, find_reals, find_samples, formats_differ
+from npr_model.datasets import (
+    CLASS_NAMES,
+    FAKE,
+    REAL,
+    Contradictions,
+    DatasetError,
+    LeftOut,
+    OnOther,
+    Sample,
+    find_reals,
+    find_samples,
+    formats_differ,
+)
 from npr_model.evaluation import bootstrap, metrics
 from npr_model.evaluation.metrics import Metrics
 from npr_model.imaging.decode import ImageError
@@ -51,9 +63,11 @@ class Evaluation:
         reals: Metrics of folders with real images only.
         mean: Over the generators that have both classes; None if there are none.
         errors: Messages of the images that were not scored, by source.
+        left_out: Files in the folders that were not used, with the reasons.
         comparison: How the classes were encoded, and their sizes.
         warning: Why the numbers may measure the codec; None if there is no sign of it.
-        protocol, missing, unused: As in :class:`npr_model.evaluation.protocols.Found`.
+        contradiction: Which files are in both classes, in words; empty if there are none.
+        protocol, missing, unused: As in :class:`npr_model.evaluation.protocols.BenchmarkSet`.
         scores: Logits by generator, from which everything else is computed; not written to files.
     """
 
@@ -65,8 +79,10 @@ class Evaluation:
     mean: Metrics | None
     temperature: float = 1.0
     errors: dict[str, str] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)
     comparison: str = ""
     warning: str | None = None
+    contradiction: str = ""
     protocol: str | None = None
     missing: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
@@ -74,29 +90,34 @@ class Evaluation:
 
     def as_dict(self) -> dict:
         """Return JSON values."""
-        values = asdict(replace(self, scores={}))
+        values = asdict(replace(self, scores={})) | {"left_out": dict(self.left_out)}
         del values["scores"]
         return values
 
 
-def collect(roots: Iterable[str | os.PathLike], reals: Iterable[str | os.PathLike] = ()) -> list[Sample]:
+def collect(
+    roots: Iterable[str | os.PathLike],
+    reals: Iterable[str | os.PathLike] = (),
+    on_other: OnOther = lambda path, reason: None,
+) -> list[Sample]:
     """Return the samples of an evaluation, each file once.
 
     Args:
         roots: Folders with 0_real and 1_fake.
         reals: Folders of real images, which are pooled for generators without their own.
+        on_other: Called with each file that is not used, and the reason.
 
     Raises:
         DatasetError: There is nothing to score, or a class has no images.
     """
-    samples = [sample for root in roots for sample in find_samples(root)]
-    samples += [sample for root in reals for sample in find_reals(root)]
+    samples = [sample for root in roots for sample in find_samples(root, on_other=on_other)]
+    samples += [sample for root in reals for sample in find_reals(root, on_other)]
     return require_classes(samples)
 
 
 def require_classes(samples: Iterable[Sample]) -> list[Sample]:
     """Return ``samples``, each file once. Raises DatasetError if there is no real or no generated image."""
-    samples = list({(sample.path.resolve(), sample.group): sample for sample in samples}.values())
+    samples = list({(sample.path.resolve(), sample.group, sample.label): sample for sample in samples}.values())
     for label, hint in ((REAL, "; give a folder of real images with --real"), (FAKE, "")):
         if not any(sample.label == label for sample in samples):
             raise DatasetError(f"no {CLASS_NAMES[label]} images to evaluate on{hint}")
@@ -130,58 +151,33 @@ def evaluate(
         DatasetError: No image could be scored.
     """
     threshold = scorer.calibration.threshold if threshold is None else threshold
-    size = common_size(samples) if equalise else None
-    groups: dict[str, list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(str(sample.path), []).append(sample)
-
-    def items() -> Iterable[Item]:
-        for members in groups.values():
-            item = file_item(members[0].path)
-            if equalise or perturbation:
-                item = Item(item.source, functools.partial(_changed, item, perturbation, equalise, size))
-            yield item
-
-    by_source = {file_item(members[0].path).source: members for members in groups.values()}
-    logits: dict[tuple[str, int], list[float]] = {}
-    composition = _Composition()
-    errors = {}
-    for row in scorer.score(items()):
-        on_row(row)
-        if row.error is not None:
-            errors[row.source] = row.error
-            continue
-        composition.add(by_source[row.source][0].label, row)
-        for sample in by_source[row.source]:
-            logits.setdefault((sample.group, sample.label), []).append(row.logit)
-    if not logits:
-        raise DatasetError(f"none of {len(samples)} images could be scored, e.g. {next(iter(errors.items()))}")
-
-    scores, reals = _groups(samples, logits)
-    generators = {name: _measured(found, threshold) for name, found in scores.items()}
+    treatment = _Treatment(perturbation, equalise, common_size(samples) if equalise else None)
+    scored = _score(scorer, samples, treatment, on_row)
+    scores, reals = _by_group(samples, scored.logits)
     return Evaluation(
         view=str(scorer.view),
         model=scorer.model_id,
         threshold=threshold,
         temperature=scorer.calibration.temperature,
-        generators=generators,
-        reals={name: metrics.measure([REAL] * len(found), found, threshold) for name, found in reals.items()},
+        generators={name: _measured(generator, threshold) for name, generator in scores.items()},
+        reals={name: metrics.measure([REAL] * len(logits), logits, threshold) for name, logits in reals.items()},
         mean=mean(scores.values(), threshold),
-        errors=errors,
-        comparison=composition.text + _treatment(perturbation, equalise, size),
-        warning=None if equalise else composition.warning,
+        errors=scored.errors,
+        comparison=scored.composition.text + treatment.text,
+        warning=None if equalise else scored.composition.warning,
+        contradiction=str(scored.contradictions),
         scores=scores,
     )
 
 
 def mean(scores: Iterable[Scores], threshold: float) -> Metrics | None:
     """Return the unweighted mean over generators that have both classes, with intervals; None if there are none."""
-    complete = [found for found in scores if len(found.real) and len(found.fake)]
+    complete = [generator for generator in scores if len(generator.real) and len(generator.fake)]
     if not complete:
         return None
-    rows = metrics.mean([metrics.measure(found.labels, found.logits, threshold) for found in complete])
-    replicates = np.mean([bootstrap.replicates(found.real, found.fake, threshold) for found in complete], axis=0)
-    return replace(rows, intervals=bootstrap.intervals(replicates))
+    average = metrics.mean([metrics.measure(one.labels, one.logits, threshold) for one in complete])
+    replicates = np.mean([bootstrap.replicates(one.real, one.fake, threshold) for one in complete], axis=0)
+    return replace(average, intervals=bootstrap.intervals(replicates))
 
 
 def common_size(samples: Iterable[Sample]) -> int:
@@ -195,48 +191,35 @@ def common_size(samples: Iterable[Sample]) -> int:
     return max(2, int(np.quantile(sides, SMALL_SHARE, method="lower"))) if sides else 2
 
 
-def _groups(
-    samples: Iterable[Sample], logits: Mapping[tuple[str, int], list[float]]
-) -> tuple[dict[str, Scores], dict[str, np.ndarray]]:
-    """Return the scores by generator, and the logits of real images by group without generated images."""
-    labels: dict[str, set[int]] = {}
-    for sample in samples:
-        labels.setdefault(sample.group, set()).add(sample.label)
-    found = {
-        key: np.sort(np.array(values)) for key, values in logits.items()
-    }  # sorted, so that the result does not depend on the order of scoring
-    nothing = np.empty(0)
-    reals = {group: found.get((group, REAL), nothing) for group in labels if FAKE not in labels[group]}
-    pool = np.sort(np.concatenate([nothing, *reals.values()]))
-    scores = {}
-    for group in labels:
-        if FAKE in labels[group]:
-            real = found.get((group, REAL), nothing) if REAL in labels[group] else pool
-            scores[group] = Scores(real, found.get((group, FAKE), nothing))
-    return scores, reals
+@dataclass(frozen=True)
+class _Treatment:
+    """What is done to every image before it is scored, as in :func:`evaluate`. ``size``: side that all are cut to."""
 
+    perturbation: Perturbation | None
+    equalise: Perturbation | None
+    size: int | None
 
-def _measured(found: Scores, threshold: float) -> Metrics:
-    measured = metrics.measure(found.labels, found.logits, threshold)
-    if measured.reason is not None:
-        return measured
-    return replace(measured, intervals=bootstrap.intervals(bootstrap.replicates(found.real, found.fake, threshold)))
+    def of(self, item: Item) -> Item:
+        """Return the item of the changed image."""
+        if self.perturbation is None and self.equalise is None:
+            return item
+        return Item(item.source, functools.partial(self._changed, item))
 
+    def _changed(self, item: Item) -> bytes:
+        data = item.load()
+        if self.perturbation:
+            data = self.perturbation.apply(data)
+        if self.equalise:
+            data = self.equalise.apply(data, lambda pixels: View("crop", self.size).apply(pixels, 2))
+        return data
 
-def _changed(item: Item, perturbation: Perturbation | None, equalise: Perturbation | None, size: int | None) -> bytes:
-    data = item.load()
-    if perturbation:
-        data = perturbation.apply(data)
-    if equalise:
-        data = equalise.apply(data, lambda pixels: View("crop", size).apply(pixels, 2))
-    return data
-
-
-def _treatment(perturbation: Perturbation | None, equalise: Perturbation | None, size: int | None) -> str:
-    parts = [f"after {perturbation.text}"] if perturbation else []
-    if equalise:
-        parts.append(f"all cut to {size}x{size} at most and written as {equalise.text}")
-    return f" ({', '.join(parts)})" if parts else ""
+    @property
+    def text(self) -> str:
+        """The changes in brackets, or nothing."""
+        parts = [f"after {self.perturbation.text}"] if self.perturbation else []
+        if self.equalise:
+            parts.append(f"all cut to {self.size}x{self.size} at most and written as {self.equalise.text}")
+        return f" ({', '.join(parts)})" if parts else ""
 
 
 class _Composition:
@@ -273,3 +256,64 @@ def _median(sizes: Counter, axis: int) -> int:
     order = np.argsort(values)
     below = np.cumsum(np.array(list(sizes.values()))[order])
     return int(values[order[np.searchsorted(below, below[-1] / 2)]])
+
+
+@dataclass
+class _Scored:
+    """The logits by group and label, and what else the rows tell."""
+
+    logits: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    composition: _Composition = field(default_factory=_Composition)
+    contradictions: Contradictions = field(default_factory=Contradictions)
+
+
+def _score(scorer: Scorer, samples: Sequence[Sample], treatment: _Treatment, on_row: Callable[[Row], None]) -> _Scored:
+    """Score each file once, also one that belongs to several groups. Raises DatasetError if all fail."""
+    by_source: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_source.setdefault(file_item(sample.path).source, []).append(sample)
+    scored = _Scored()
+    for row in scorer.score(treatment.of(file_item(members[0].path)) for members in by_source.values()):
+        on_row(row)
+        if row.error is not None:
+            scored.errors[row.source] = row.error
+            continue
+        members = by_source[row.source]
+        scored.composition.add(members[0].label, row)
+        for sample in members:
+            scored.logits.setdefault((sample.group, sample.label), []).append(row.logit)
+            if row.sha256 is not None:
+                scored.contradictions.add(bytes.fromhex(row.sha256), sample.label, row.source)
+    if not scored.logits:
+        source, message = next(iter(scored.errors.items()))
+        raise DatasetError(f"none of {len(samples)} images could be scored, e.g. {source}: {message}")
+    return scored
+
+
+def _by_group(
+    samples: Iterable[Sample], logits: Mapping[tuple[str, int], list[float]]
+) -> tuple[dict[str, Scores], dict[str, np.ndarray]]:
+    """Return the scores by generator, and the logits of real images by group without generated images."""
+    labels: dict[str, set[int]] = {}
+    for sample in samples:
+        labels.setdefault(sample.group, set()).add(sample.label)
+    # Sorted, so that the result does not depend on the order of scoring.
+    arrays = {key: np.sort(np.array(values)) for key, values in logits.items()}
+    nothing = np.empty(0)
+    reals = {group: arrays.get((group, REAL), nothing) for group in labels if FAKE not in labels[group]}
+    pool = np.sort(np.concatenate([nothing, *reals.values()]))
+    scores = {}
+    for group in labels:
+        if FAKE in labels[group]:
+            real = arrays.get((group, REAL), nothing) if REAL in labels[group] else pool
+            scores[group] = Scores(real, arrays.get((group, FAKE), nothing))
+    return scores, reals
+
+
+def _measured(generator: Scores, threshold: float) -> Metrics:
+    measured = metrics.measure(generator.labels, generator.logits, threshold)
+    if measured.reason is not None:
+        return measured
+    replicates = bootstrap.replicates(generator.real, generator.fake, threshold)
+    return replace(measured, intervals=bootstrap.intervals(replicates))

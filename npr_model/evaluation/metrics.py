@@ -16,14 +16,14 @@ RATES = (0.05, 0.01)  # false-positive rates at which detected generated images 
 class AtRate:
     """Metrics at the threshold that at most a share ``rate`` of the real images exceed.
 
-    ``accuracy``: on both classes. ``found``: share of generated images above the threshold. ``threshold`` is None for a
-    mean over generators.
+    ``accuracy``: on both classes. ``detected``: share of generated images above the threshold. ``threshold`` is None
+    for a mean over generators.
     """
 
     rate: float
     threshold: float | None
     accuracy: float
-    found: float
+    detected: float
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,10 @@ def mean(rows: Sequence[Metrics]) -> Metrics | None:
     names = ("accuracy", "average_precision", "roc_auc", "accuracy_real", "accuracy_fake", "best_accuracy")
     at_rates = []
     for points in zip(*(row.at_rates for row in rows), strict=True):
-        accuracy, found = (math.fsum(getattr(p, name) for p in points) / len(rows) for name in ("accuracy", "found"))
-        at_rates.append(AtRate(points[0].rate, None, accuracy, found))
+        accuracy, detected = (
+            math.fsum(getattr(point, name) for point in points) / len(rows) for name in ("accuracy", "detected")
+        )
+        at_rates.append(AtRate(points[0].rate, None, accuracy, detected))
     return Metrics(
         real=sum(row.real for row in rows),
         fake=sum(row.fake for row in rows),

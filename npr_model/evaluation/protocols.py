@@ -8,14 +8,13 @@ cropped to 224.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from npr_model import datasets
-from npr_model.datasets import FAKE, REAL, DatasetError, Sample
+from npr_model.datasets import FAKE, REAL, DatasetError, LeftOut, Sample
 from npr_model.errors import InputError
 from npr_model.files import natural_key, readable_name
 
@@ -66,20 +65,22 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a protocol finds on a disk.
+class BenchmarkSet:
+    """The images of a protocol in a folder.
 
     Attributes:
         protocol: The protocol.
         samples: Images; their groups are the names of the sub-sets, in the protocol's order.
         missing: Sub-sets without a folder.
         unused: Folders that do not belong to the set.
+        left_out: Files in the sub-sets' folders that are not used, with the reasons.
     """
 
     protocol: Protocol
     samples: tuple[Sample, ...]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
+    left_out: LeftOut
 
 
 def _subsets(*names: str) -> tuple[Subset, ...]:
@@ -194,40 +195,38 @@ PAPER = "paper"  # the five sets of Tables 1 to 5, in one folder
 
 
 def choose(name: str) -> list[Protocol]:
-    """Return a protocol by name, in any case, or all of the paper's for "paper". Raises InputError."""
-    if name.lower() == PAPER:
+    """Return a protocol by name, or all of the paper's for "paper". Raises InputError."""
+    if name == PAPER:
         return [protocol for protocol in PROTOCOLS.values() if protocol.table is not None]
-    if name.lower() not in PROTOCOLS:
-        close = difflib.get_close_matches(name.lower(), (*PROTOCOLS, PAPER), 1)
-        hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join((*PROTOCOLS, PAPER))}"
-        raise InputError(f"unknown benchmark {name!r}: {hint}")
-    return [PROTOCOLS[name.lower()]]
+    if name not in PROTOCOLS:
+        raise InputError(f"unknown benchmark {name!r}: use one of {', '.join((*PROTOCOLS, PAPER))}")
+    return [PROTOCOLS[name]]
 
 
-def find(protocol: Protocol, root: str | os.PathLike) -> Found:
+def find(protocol: Protocol, root: str | os.PathLike) -> BenchmarkSet:
     """Find the images of a protocol. A part named test is preferred.
 
     ``root`` is the folder of the set, or one that holds it. Raises DatasetError if no sub-set is there.
     """
     root = Path(root)
-    found = _first_found(protocol, [*_own_folders(protocol, root), root])
-    if found is None:
+    benchmark = _first_in(protocol, [*_own_folders(protocol, root), root])
+    if benchmark is None:
         names = ", ".join(subset.name for subset in protocol.subsets)
         raise DatasetError(f"{readable_name(root)} has no folder of {protocol.title}; its sub-sets are {names}")
-    return found
+    return benchmark
 
 
-def find_all(protocols: Iterable[Protocol], root: str | os.PathLike) -> tuple[list[Found], list[Protocol]]:
-    """Find several protocols, each in a folder of its own below ``root``; return those found and those absent.
+def find_all(protocols: Iterable[Protocol], root: str | os.PathLike) -> tuple[list[BenchmarkSet], list[Protocol]]:
+    """Find several protocols, each in a folder of its own below ``root``; return those there and those absent.
 
     Raises DatasetError if none is there.
     """
     protocols = list(protocols)
-    found = {protocol.name: _first_found(protocol, _own_folders(protocol, Path(root))) for protocol in protocols}
-    if not any(found.values()):
+    sets = {protocol.name: _first_in(protocol, _own_folders(protocol, Path(root))) for protocol in protocols}
+    if not any(sets.values()):
         titles = ", ".join(protocol.title for protocol in protocols)
         raise DatasetError(f"{readable_name(root)} has none of the folders {titles}")
-    return [one for one in found.values() if one], [protocol for protocol in protocols if not found[protocol.name]]
+    return [one for one in sets.values() if one], [protocol for protocol in protocols if not sets[protocol.name]]
 
 
 def _own_folders(protocol: Protocol, root: Path) -> list[Path]:
@@ -238,49 +237,52 @@ def _own_folders(protocol: Protocol, root: Path) -> list[Path]:
     return [*inner, *outer]
 
 
-def _first_found(protocol: Protocol, folders: Iterable[Path]) -> Found | None:
+def _first_in(protocol: Protocol, folders: Iterable[Path]) -> BenchmarkSet | None:
+    """Return the set in the first of ``folders`` that holds images of it."""
     for folder in folders:
         for candidate in (folder / "test", folder):
-            found = _find(protocol, candidate)
-            if found.samples:
-                return found
+            benchmark = _read(protocol, candidate)
+            if benchmark.samples:
+                return benchmark
     return None
 
 
-def _find(protocol: Protocol, root: Path) -> Found:
+def _read(protocol: Protocol, root: Path) -> BenchmarkSet:
+    """Return the set whose sub-sets are folders of ``root``, possibly without any image."""
     folders = {_plain(folder.name): folder for folder in reversed(_folders(root))}
     samples: list[Sample] = []
-    missing, used = [], set()
+    missing, used, left_out = [], set(), LeftOut()
     for subset in protocol.subsets:
         own = [folders[name] for name in folders if name in subset.names()]
         used.update(own)
-        found = [sample for folder in own for sample in _samples(protocol, folder)]
-        if not found:
+        members = [sample for folder in own for sample in _samples(protocol, folder, left_out)]
+        if not members:
             missing.append(subset.name)
             continue
-        if subset.reals in folders and not any(sample.label == REAL for sample in found):
+        if subset.reals in folders and not any(sample.label == REAL for sample in members):
             used.add(folders[subset.reals])
-            found += [s for s in _samples(protocol, folders[subset.reals]) if s.label == REAL]
-        samples += [replace(sample, group=subset.name) for sample in found]
+            neighbours = _samples(protocol, folders[subset.reals], left_out)
+            members += [sample for sample in neighbours if sample.label == REAL]
+        samples += [replace(sample, group=subset.name) for sample in members]
     unused = tuple(folder.name for folder in _folders(root) if folder not in used)
-    return Found(protocol, tuple(samples), tuple(missing), unused)
+    return BenchmarkSet(protocol, tuple(samples), tuple(missing), unused, left_out)
 
 
-def _samples(protocol: Protocol, folder: Path) -> list[Sample]:
+def _samples(protocol: Protocol, folder: Path, left_out: LeftOut) -> list[Sample]:
     """Samples of a sub-set's folder; of its part only, if it has several."""
     parts = [protocol.part, f"*/{protocol.part}"] if protocol.part else []
     roots = [path for part in parts for path in sorted(folder.glob(part)) if path.is_dir()] or [folder]
-    return [sample for root in roots for sample in datasets.list_samples(root, protocol.classes)]
+    return [sample for root in roots for sample in datasets.list_samples(root, protocol.classes, left_out.add)]
 
 
 def _folders(root: Path) -> list[Path]:
     try:
-        found = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    except FileNotFoundError:
+        folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise DatasetError(f"folder {readable_name(root)} cannot be listed: {error.strerror}") from error
-    return sorted(found, key=lambda path: natural_key(path.name))
+    return sorted(folders, key=lambda path: natural_key(path.name))
 
 
 def _plain(name: str) -> str:

@@ -14,7 +14,7 @@ from npr_model.evaluation import bootstrap, published
 from npr_model.evaluation.evaluate import Evaluation, mean
 from npr_model.evaluation.metrics import RATES, Metrics
 from npr_model.evaluation.protocols import PROTOCOLS
-from npr_model.files import atomic_write
+from npr_model.files import write_text
 from npr_model.tables import Table, percent
 
 MEAN = "mean"
@@ -33,7 +33,7 @@ class Report:
         """Unweighted mean over the sub-sets of all sets, as in Table 6; None if there is only one set."""
         if len(self.evaluations) < 2:
             return None
-        scores = [found for evaluation in self.evaluations for found in evaluation.scores.values()]
+        scores = [generator for evaluation in self.evaluations for generator in evaluation.scores.values()]
         return mean(scores, self.evaluations[0].threshold)
 
     def tables(self, *, brief: bool = False) -> list[Table]:
@@ -56,8 +56,7 @@ class Report:
         """Write the report in the format of the suffix. Raises InputError for a suffix that is not in SUFFIXES."""
         if path.suffix.lower() not in SUFFIXES:
             raise InputError(f"output {path} must end in one of {', '.join(SUFFIXES)}")
-        with atomic_write(path) as temporary:
-            temporary.write_text(SUFFIXES[path.suffix.lower()](self), encoding="utf-8")
+        write_text(path, SUFFIXES[path.suffix.lower()](self))
 
 
 def evaluation_table(evaluation: Evaluation, compare: Sequence[str] = (), *, brief: bool = False) -> Table:
@@ -106,7 +105,7 @@ _COLUMNS = (
 
 def _cells(row: Metrics) -> tuple[str, ...]:
     """Cells of _COLUMNS, without the first."""
-    found = {point.rate: point.found for point in row.at_rates}
+    detected = {point.rate: point.detected for point in row.at_rates}
     return (
         str(row.real),
         str(row.fake),
@@ -116,7 +115,7 @@ def _cells(row: Metrics) -> tuple[str, ...]:
         percent(row.best_accuracy),
         percent(row.accuracy_real),
         percent(row.accuracy_fake),
-        *(percent(found.get(rate)) for rate in RATES),
+        *(percent(detected.get(rate)) for rate in RATES),
     )
 
 
@@ -157,6 +156,8 @@ def _notes(evaluation: Evaluation, table: int | None, methods: Iterable[str]) ->
     ]
     if evaluation.warning:
         notes.append(f"Warning: {evaluation.warning}.")
+    if evaluation.contradiction:
+        notes.append(f"Warning: {evaluation.contradiction}.")
     for name, row in evaluation.generators.items():
         if row.reason:
             notes.append(f"{name}: {row.reason}, so there is no average precision and no ROC AUC.")
@@ -164,6 +165,8 @@ def _notes(evaluation: Evaluation, table: int | None, methods: Iterable[str]) ->
         notes.append(f"Missing sub-sets, excluded from the averages: {', '.join(evaluation.missing)}.")
     if evaluation.unused:
         notes.append(f"Ignored folders that are not part of the set: {', '.join(evaluation.unused)}.")
+    if evaluation.left_out:
+        notes.append(f"Warning: {evaluation.left_out}.")
     if evaluation.errors:
         notes.append(f"{len(evaluation.errors)} images could not be scored and are excluded.")
     for method in methods:
@@ -186,7 +189,7 @@ def _json(report: Report) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 
-_AT_RATE = ("threshold", "accuracy", "found")
+_AT_RATE = ("threshold", "accuracy", "detected")
 
 
 def _csv(report: Report) -> str:

@@ -12,15 +12,15 @@ from npr_model import checkpoints
 from npr_model.datasets import Sample
 from npr_model.errors import InputError, reason
 from npr_model.evaluation import published
-from npr_model.evaluation.evaluate import Evaluation, evaluate
+from npr_model.evaluation.evaluate import evaluate
 from npr_model.evaluation.metrics import Metrics
-from npr_model.files import atomic_write
+from npr_model.files import write_text
 from npr_model.imaging.views import View
 from npr_model.screening.rows import Row
 from npr_model.screening.runner import Scorer
 from npr_model.tables import Table, percent
 from npr_model.training.config import CONFIG, TrainConfig
-from npr_model.training.loop import train
+from npr_model.training.loop import Callbacks, train
 
 GRID_SIZES = (2, 3)
 ANCHORS: tuple[int | str, ...] = (0, 1, 2, 3, "mean", "max")  # as in Table 7, where w_1 is anchor 0
@@ -76,12 +76,12 @@ def ablate(
     *,
     on_variant: Callable[[Variant], None] = lambda variant: None,
     on_row: Callable[[Row], None] = lambda row: None,
-    **callbacks: Callable[..., None],
+    callbacks: Callbacks = Callbacks(),
 ) -> list[Outcome]:
     """Train and evaluate each variant in its own folder below ``folder``.
 
     Started variants are resumed; finished ones are read. The checkpoint of the last epoch is evaluated, as validation
-    must not choose among variants. ``callbacks`` are those of ``train``. Raises InputError, also for a folder with a
+    must not choose among variants. ``callbacks`` are told of each training. Raises InputError, also for a folder with a
     run of another config.
     """
     if config.detector != "npr":
@@ -92,12 +92,13 @@ def ablate(
         result = run / RESULT
         on_variant(variant)
         own = config.changed(grid_size=variant.grid_size, anchor=variant.anchor, name=str(variant))
-        train(own, run, resume=(run / CONFIG).exists(), **callbacks)
+        train(own, run, resume=(run / CONFIG).exists(), callbacks=callbacks)
         loaded = checkpoints.load(run / "last.safetensors")
         if not (outcome := _read(result, variant, loaded.model_id)):
-            found = evaluate(Scorer(loaded, view=View.parse(config.view)), samples, threshold=0.0, on_row=on_row)
-            outcome = Outcome(variant, loaded.model_id, found.generators, found.mean)
-            _write(result, found)
+            scorer = Scorer(loaded, view=View.parse(config.view))
+            evaluation = evaluate(scorer, samples, threshold=0.0, on_row=on_row)
+            outcome = Outcome(variant, loaded.model_id, evaluation.generators, evaluation.mean)
+            write_text(result, json.dumps(evaluation.as_dict(), indent=1) + "\n")
         outcomes.append(outcome)
     return outcomes
 
@@ -123,14 +124,13 @@ def table(outcomes: Sequence[Outcome], note: str) -> Table:
     return Table("Ablation of grid size and anchor", tuple(columns), tuple(rows), (note,))
 
 
-def as_json(outcomes: Sequence[Outcome]) -> str:
-    """Return all outcomes as JSON, with all digits."""
-    return json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n"
-
-
-def _write(path: Path, found: Evaluation) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
+def write(outcomes: Sequence[Outcome], note: str, folder: Path) -> list[Path]:
+    """Write the table as ablation.md and all digits as ablation.json; return their paths."""
+    values = [asdict(outcome) for outcome in outcomes]
+    texts = {"ablation.md": table(outcomes, note).markdown(), "ablation.json": json.dumps(values, indent=2) + "\n"}
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts]
 
 
 def _read(path: Path, variant: Variant, model: str) -> Outcome | None:

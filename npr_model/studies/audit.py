@@ -19,9 +19,9 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from npr_model.datasets import CLASS_NAMES, FAKE, REAL, Sample
+from npr_model.datasets import CLASS_NAMES, FAKE, REAL, Sample, find_contradictions
 from npr_model.errors import InputError, reason
-from npr_model.files import atomic_write, readable_name
+from npr_model.files import readable_name, write_text
 from npr_model.imaging.decode import ImageError
 from npr_model.imaging.headers import Encoding, read_encoding
 from npr_model.imaging.jpeg_quality import estimate_quality
@@ -29,6 +29,7 @@ from npr_model.tables import Table
 
 FOLDS = 5
 SUSPICIOUS_AUC = 0.7  # a baseline above this is a reason to equalise
+_SAMPLING = ("4:2:0", "4:2:2", "4:4:4", "4:4:0", "4:1:1", "4:1:0")
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -59,7 +60,7 @@ class File:
             8 * self.bytes / (width * height),
             self.quality or 0,
             *(float(np.mean(table)) if table else 0.0 for table in tables),
-            ("4:2:0", "4:2:2", "4:4:4").index(self.encoding.subsampling) + 1 if self.encoding.subsampling else 0,
+            _SAMPLING.index(self.encoding.subsampling) + 1 if self.encoding.subsampling in _SAMPLING else 0,
         ]
 
 
@@ -72,7 +73,7 @@ class Side:
         formats: Number of files by format.
         widths, heights: Minimum, quartiles and maximum.
         qualities: Number of JPEGs by estimated quality, such as "76 to 80".
-        subsampling: Number of JPEGs by chroma subsampling.
+        subsampling: Number of JPEGs by chroma subsampling; "none" for those without chroma.
         tables: Number of different JPEG tables.
         bits_per_pixel: Mean over all pixels.
     """
@@ -96,16 +97,18 @@ class Audit:
         baseline: Cross-validated ROC AUC of the headers by generator, and over all files as ""; None with too few
             files.
         errors: Messages of the files whose header cannot be read.
+        contradiction: Which files are in both classes, in words; empty if there are none.
     """
 
     sides: dict[str, Side]
     baseline: dict[str, float | None]
     errors: dict[str, str]
+    contradiction: str = ""
 
     @property
     def findings(self) -> list[str]:
-        """What tells the classes apart, in words; empty if nothing does."""
-        found = []
+        """What tells the classes apart, and files that are in both, in words; empty if there is nothing."""
+        findings = [self.contradiction] if self.contradiction else []
         real, fake = self.sides["real"], self.sides["generated"]
         for what, one, other in (
             ("file format", real.formats, fake.formats),
@@ -113,13 +116,13 @@ class Audit:
             ("chroma subsampling", real.subsampling, fake.subsampling),
         ):
             if (distance := _distance(one, other)) > 0.1:
-                found.append(f"{what} differs for {100 * distance:.0f} % of the files")
+                findings.append(f"{what} differs for {100 * distance:.0f} % of the files")
         if min(real.widths[2], fake.widths[2]) < 0.9 * max(real.widths[2], fake.widths[2]):
-            found.append(f"median width is {real.widths[2]} of real and {fake.widths[2]} of generated images")
+            findings.append(f"median width is {real.widths[2]} of real and {fake.widths[2]} of generated images")
         overall = self.baseline[""]
         if overall is not None and overall > SUSPICIOUS_AUC:
-            found.append(f"headers alone tell the classes apart with a ROC AUC of {100 * overall:.1f} %")
-        return found
+            findings.append(f"headers alone tell the classes apart with a ROC AUC of {100 * overall:.1f} %")
+        return findings
 
     def tables(self) -> list[Table]:
         """Return the facts of both classes and the baseline, with the findings as notes."""
@@ -139,7 +142,7 @@ class Audit:
             for name, value in self.baseline.items()
         )
         notes = [f"Warning: {finding}." for finding in self.findings]
-        if notes:
+        if len(notes) > bool(self.contradiction):
             notes.append("A detector's numbers on these files may measure that; use --equalise jpeg:90 to remove it.")
         if self.errors:
             notes.append(f"{len(self.errors)} files have no readable header and are excluded.")
@@ -152,15 +155,14 @@ class Audit:
         """Write Markdown or JSON, by the suffix. Raises InputError for a suffix that is not in SUFFIXES."""
         if path.suffix.lower() not in SUFFIXES:
             raise InputError(f"output {path} must end in one of {', '.join(SUFFIXES)}")
-        with atomic_write(path) as temporary:
-            temporary.write_text(SUFFIXES[path.suffix.lower()](self), encoding="utf-8")
+        write_text(path, SUFFIXES[path.suffix.lower()](self))
 
 
-def _json(found: Audit) -> str:
-    return json.dumps(asdict(found) | {"findings": found.findings}, indent=2) + "\n"
+def _json(audit: Audit) -> str:
+    return json.dumps(asdict(audit) | {"findings": audit.findings}, indent=2) + "\n"
 
 
-SUFFIXES = {".json": _json, ".md": lambda found: "\n".join(table.markdown() for table in found.tables())}
+SUFFIXES = {".json": _json, ".md": lambda audit: "\n".join(table.markdown() for table in audit.tables())}
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -168,7 +170,10 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def audit(samples: Sequence[Sample], workers: int = 4, on_read: Callable[[int], None] = lambda count: None) -> Audit:
-    """Read the headers of all ``samples``. ``on_read`` is called with the number of files read since the last call."""
+    """Read the headers of all ``samples``, and compare files of equal size in both classes.
+
+    ``on_read`` is called with the number of headers read since the last call.
+    """
     files, errors = [], {}
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for sample, result in zip(samples, pool.map(read, samples), strict=True):
@@ -178,7 +183,7 @@ def audit(samples: Sequence[Sample], workers: int = 4, on_read: Callable[[int], 
             else:
                 errors[readable_name(sample.path)] = str(result)
     sides = {name: _side([file for file in files if file.label == label]) for label, name in CLASS_NAMES.items()}
-    return Audit(sides, _baselines(files), errors)
+    return Audit(sides, _baselines(files), errors, str(find_contradictions(samples)))
 
 
 def read(sample: Sample) -> File | ImageError:
@@ -205,7 +210,7 @@ def _side(files: Sequence[File]) -> Side:
         widths=quantiles([file.encoding.width for file in files]),
         heights=quantiles([file.encoding.height for file in files]),
         qualities=dict(Counter(_decade(quality) for quality in sorted(file.quality for file in jpegs))),
-        subsampling=dict(Counter(file.encoding.subsampling for file in jpegs).most_common()),
+        subsampling=dict(Counter(file.encoding.subsampling or "none" for file in jpegs).most_common()),
         tables=len({file.encoding.quantization for file in jpegs}),
         bits_per_pixel=8 * sum(file.bytes for file in files) / pixels if pixels else 0.0,
     )

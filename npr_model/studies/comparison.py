@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from npr_model.evaluation.evaluate import Evaluation
 from npr_model.evaluation.report import interval
+from npr_model.files import write_text
 from npr_model.tables import Table, percent
 
 
@@ -25,15 +27,15 @@ def table(entries: Sequence[Entry]) -> Table:
     means = ("mean accuracy", "mean AP", "mean ROC AUC")
     rows = []
     for entry in entries:
-        found = entry.evaluation
-        cells = [percent(found.generators[name].roc_auc) for name in first.generators]
-        cells += [interval(found.mean, name) for name in ("accuracy", "average_precision", "roc_auc")]
-        rows.append((found.model, entry.detector, found.view, *cells))
+        evaluation = entry.evaluation
+        cells = [percent(evaluation.generators[name].roc_auc) for name in first.generators]
+        cells += [interval(evaluation.mean, name) for name in ("accuracy", "average_precision", "roc_auc")]
+        rows.append((evaluation.model, entry.detector, evaluation.view, *cells))
     notes = [
         f"Columns of generators show the ROC AUC. Accuracy is at the logit {first.threshold:g}. In percent, means with "
         f"95 % bootstrap intervals. {first.comparison[:1].upper()}{first.comparison[1:]}."
     ]
-    notes += [f"Warning: {first.warning}."] * bool(first.warning)
+    notes += [f"Warning: {warning}." for warning in (first.warning, first.contradiction) if warning]
     for entry in entries:
         if entry.evaluation.errors:
             count = len(entry.evaluation.errors)
@@ -42,12 +44,10 @@ def table(entries: Sequence[Entry]) -> Table:
     return Table("Comparison of detectors", columns, tuple(rows), tuple(notes))
 
 
-def as_json(entries: Sequence[Entry]) -> str:
-    """Return all evaluations as JSON, with all digits."""
+def write(entries: Sequence[Entry], folder: Path) -> list[Path]:
+    """Write comparison.md and comparison.json, which has all digits; return their paths."""
     values = [{"detector": entry.detector} | entry.evaluation.as_dict() for entry in entries]
-    return json.dumps(values, indent=2) + "\n"
-
-
-def markdown(entries: Sequence[Entry]) -> str:
-    """Return :func:`table` as Markdown."""
-    return table(entries).markdown()
+    texts = {"comparison.md": table(entries).markdown(), "comparison.json": json.dumps(values, indent=2) + "\n"}
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts]

@@ -12,7 +12,7 @@ from npr_model.datasets import Sample
 from npr_model.errors import InputError, reason
 from npr_model.evaluation.evaluate import Evaluation, evaluate
 from npr_model.evaluation.metrics import Metrics
-from npr_model.files import atomic_write
+from npr_model.files import make_folder, write_text
 from npr_model.imaging.perturbations import Perturbation
 from npr_model.screening.rows import Row
 from npr_model.screening.runner import Scorer
@@ -58,19 +58,14 @@ def measure(
     results of others.
     """
     parsed = {text: Perturbation.parse(text) for text in perturbations}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"folder {folder} cannot be created: {reason(error)}") from error
+    make_folder(folder)
     path, identity = folder / RESULTS, _identity(scorer, samples)
     known = _load(path, identity)
     points = []
     for text, perturbation in parsed.items():
         if text not in known:
-            found = evaluate(scorer, samples, perturbation=perturbation, on_row=on_row)
-            known[text] = _point(text, found)
-            with atomic_write(path) as temporary:
-                temporary.write_text(_dump(identity, known), encoding="utf-8")
+            known[text] = _point(text, evaluate(scorer, samples, perturbation=perturbation, on_row=on_row))
+            write_text(path, _dump(identity, known))
         points.append(known[text])
         on_point(known[text])
     return points
@@ -104,10 +99,10 @@ def axis_values(texts: Sequence[str]) -> list[float] | None:
         return None
 
 
-def _point(text: str, found: Evaluation) -> Point:
-    if found.mean is None:
+def _point(text: str, evaluation: Evaluation) -> Point:
+    if evaluation.mean is None:
         raise InputError("no generator has both real and generated images: give real ones with --real")
-    return Point(text, found.generators, found.mean, len(found.errors))
+    return Point(text, evaluation.generators, evaluation.mean, len(evaluation.errors))
 
 
 def _identity(scorer: Scorer, samples: Sequence[Sample]) -> dict[str, str]:
@@ -126,11 +121,11 @@ def _load(path: Path, identity: Mapping[str, str]) -> dict[str, Point]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         points = {text: _from_json(text, point) for text, point in values["points"].items()}
-        found = values["identity"]
+        stored = values["identity"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be read ({reason(error)}): remove it, or choose another folder") from error
-    if found != identity:
-        different = ", ".join(name for name in identity if found.get(name) != identity[name])
+    if stored != identity:
+        different = ", ".join(name for name in identity if stored.get(name) != identity[name])
         raise InputError(f"{path} holds results for different {different}: choose another folder")
     return points
 

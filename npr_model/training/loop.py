@@ -16,9 +16,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from npr_model import checkpoints, datasets
+from npr_model import checkpoints
 from npr_model.checkpoints import Metadata
-from npr_model.datasets import DatasetError, Inspection, Sample
+from npr_model.datasets import DatasetError, Inspection, LeftOut, Sample, find_samples, require_both_classes
 from npr_model.detectors import detector_class
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.errors import InputError
@@ -34,12 +34,21 @@ from npr_model.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
+class TrainingImages:
+    """The images of a training run. ``left_out``: files in its folders that are not used."""
+
+    samples: list[Sample]
+    validation: list[Sample]
+    left_out: LeftOut
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is about to be trained.
 
     Attributes:
         config: The training config.
-        samples, validation: The images.
+        images: The images.
         steps: Optimizer steps per epoch.
         processes: Number of processes.
         first_step: Steps of the whole run that are already done.
@@ -47,8 +56,7 @@ class Plan:
     """
 
     config: TrainConfig
-    samples: Sequence[Sample]
-    validation: Sequence[Sample]
+    images: TrainingImages
     steps: int
     processes: int
     first_step: int
@@ -110,79 +118,76 @@ class Epoch:
         return values
 
 
-def train(
-    config: TrainConfig,
-    folder: Path,
-    *,
-    resume: bool = False,
-    on_read: Callable[[int, int], None] = lambda count, total: None,
-    on_start: Callable[[Plan], None] = lambda plan: None,
-    on_step: Callable[[Step], None] = lambda step: None,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-) -> Path:
+@dataclass(frozen=True)
+class Callbacks:
+    """Functions that a training calls in its main process. The default ones do nothing.
+
+    Attributes:
+        on_read: Called with (images read since the last call, all images) while all images are read once.
+        on_start, on_step, on_epoch: Called with the plan, with each step and with each epoch.
+    """
+
+    on_read: Callable[[int, int], None] = lambda count, total: None
+    on_start: Callable[[Plan], None] = lambda plan: None
+    on_step: Callable[[Step], None] = lambda step: None
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None
+
+
+def train(config: TrainConfig, folder: Path, *, resume: bool = False, callbacks: Callbacks = Callbacks()) -> Path:
     """Train into ``folder``.
 
     Args:
         config: The training config.
         folder: A new folder, or with ``resume`` that of the run to continue.
         resume: Continue the run in ``folder``; ``config`` must equal its config except for MACHINE_FIELDS.
-        on_read: Called with (images read, total) while all images are read once.
-        on_start, on_step, on_epoch: Called with the plan, each step and each epoch. All callbacks run in the main
-            process.
+        callbacks: Told of the progress.
 
     Returns:
         The checkpoint to use: best.safetensors with validation (by mean average precision), else last.safetensors.
 
     Raises:
-        InputError: As early as possible: a class without images, unreadable images, a folder of another run.
+        InputError: As early as possible: a class without images, unreadable images, a file in both classes, a folder of
+            another run.
     """
     folder = Path(folder)
     if config.tensorboard:
         _summary_writer()
-    samples, validation = find_samples(config)
-    if config.start and not resume:
-        starting_point(config)  # check before reading all images
+    images = find_images(config)
+    start = starting_point(config) if config.start and not resume else None  # its errors come before reading all images
     with process_group(config.device) as process:
         if config.dtype == "float16" and process.device.type == "cpu":
             raise InputError("dtype float16 needs a GPU: use bfloat16 on the CPU")
-        batches = BalancedBatches([sample.label for sample in samples], config, process.rank, process.size)
+        batches = BalancedBatches([sample.label for sample in images.samples], config, process.rank, process.size)
         crops = config.epochs * batches.steps * config.batch_size
         trainer = Fitter(config, process, crops) if detector_class(config.detector).fitted else Trainer(config, process)
         run = inspection = None
         if process.is_main:
-            run, inspection = open_run(folder, config, samples, validation, resume, on_read)
+            run, inspection = open_run(
+                folder, config, images.samples, images.validation, resume=resume, on_read=callbacks.on_read
+            )
         run = process.from_main(run)
         if run.trainer is not None:
             trainer.load(run.trainer)
             run.trainer = None
-        elif config.start:
-            trainer.start_from(starting_point(config))
-        loader = Loader(samples, batches, process.device)
+        elif start is not None:
+            trainer.start_from(start)
+        loader = Loader(images.samples, batches, process.device)
         first_step = run.epoch * batches.steps + run.step
         with _scalars(config, folder, process, first_step) as write_scalars:
             if process.is_main:
-                on_start(Plan(config, samples, validation, batches.steps, process.size, first_step, inspection))
+                callbacks.on_start(Plan(config, images, batches.steps, process.size, first_step, inspection))
+            session = _Session(run, trainer, loader, folder, images.validation, callbacks, write_scalars)
             while run.epoch < config.epochs:
-                batches.start(run.epoch, run.step)
-                for step in _steps(run, trainer, loader, folder):
-                    write_scalars({"train/loss": step.loss, "train/learning_rate": trainer.learning_rate}, step.number)
-                    on_step(step)
-                loss, accuracy = trainer.end_epoch()
-                if process.is_main:
-                    epoch = _finish_epoch(run, trainer, loss, accuracy, validation, folder)
-                    write_scalars(epoch.scalars(), run.epoch * batches.steps)
-                    on_epoch(epoch)
-                else:
-                    run.next_epoch()
-                process.barrier()
+                session.run_epoch()
     return folder / (BEST if run.best is not None else LAST)
 
 
-def find_samples(config: TrainConfig) -> tuple[list[Sample], list[Sample]]:
+def find_images(config: TrainConfig) -> TrainingImages:
     """Return the training and the validation images. Raises DatasetError."""
     if not config.folders:
         raise DatasetError("no folders to train on")
-    samples = [sample for root in config.folders for sample in datasets.find_samples(root)]
+    left_out = LeftOut()
+    samples = [sample for root in config.folders for sample in find_samples(root, on_other=left_out.add)]
     if config.classes:
         groups = dict.fromkeys(sample.group for sample in samples)
         for name in config.classes:
@@ -191,8 +196,9 @@ def find_samples(config: TrainConfig) -> tuple[list[Sample], list[Sample]]:
                     f"the training folders have no class {name!r}; set classes to some of {', '.join(groups)}"
                 )
         samples = [sample for sample in samples if sample.group in config.classes]
-    datasets.require_both_classes(samples, "the training data")
-    return samples, collect(config.validation) if config.validation else []
+    require_both_classes(samples, "the training data")
+    validation = collect(config.validation, on_other=left_out.add) if config.validation else []
+    return TrainingImages(samples, validation, left_out)
 
 
 def starting_point(config: TrainConfig) -> DetectorNetwork:
@@ -206,62 +212,89 @@ def starting_point(config: TrainConfig) -> DetectorNetwork:
     return network
 
 
-def _steps(run: Run, trainer: Trainer | Fitter, loader: Loader, folder: Path) -> Iterator[Step]:
-    """Run the remaining steps of an epoch; yields them in the main process.
+@dataclass(frozen=True)
+class _Session:
+    """What the epochs of one call of :func:`train` share. ``run`` is advanced by them."""
 
-    A step is yielded while the next one is running, so that a GPU never waits for its loss to be read.
-    """
-    batches, first = loader.batches, trainer.process.is_main
-    began, parts, unread = time.perf_counter() - run.seconds, iter(loader), deque()
-    loader.waited = run.waited
+    run: Run
+    trainer: Trainer | Fitter
+    loader: Loader
+    folder: Path
+    validation: Sequence[Sample]
+    callbacks: Callbacks
+    write_scalars: Callable[[dict[str, float], int], None]
 
-    def read() -> Step:
-        number, loss = unread.popleft()
-        if not math.isfinite(loss := loss.item()):
-            raise InputError(f"the loss became {loss} in step {number}; try a lower learning_rate")
-        return Step(number, batches.config.batch_size, loss, run.waited / run.seconds)
+    def run_epoch(self) -> None:
+        """Run the rest of the current epoch, in all processes."""
+        run, trainer, batches = self.run, self.trainer, self.loader.batches
+        batches.start(run.epoch, run.step)
+        for step in self._steps():
+            self.write_scalars({"train/loss": step.loss, "train/learning_rate": trainer.learning_rate}, step.number)
+            self.callbacks.on_step(step)
+        loss, accuracy = trainer.end_epoch()
+        if trainer.process.is_main:
+            epoch = self._finish_epoch(loss, accuracy)
+            self.write_scalars(epoch.scalars(), run.epoch * batches.steps)
+            self.callbacks.on_epoch(epoch)
+        else:
+            run.next_epoch()
+        trainer.process.barrier()
 
-    while run.step < batches.steps:
-        loss = trainer.step(parts)
-        run.step += 1
-        run.seconds, run.waited = time.perf_counter() - began, loader.waited
-        if not first:
-            continue
-        unread.append((run.epoch * batches.steps + run.step, loss))
-        save = run.step % batches.config.save_steps == 0 and run.step < batches.steps
-        while len(unread) > (0 if save or run.step == batches.steps else 1):
-            yield read()
-        if save:
-            run.save(trainer, folder)
+    def _steps(self) -> Iterator[Step]:
+        """Run the remaining steps of an epoch; yields them in the main process.
 
+        A step is yielded while the next one is running, so that a GPU never waits for its loss to be read.
+        """
+        run, loader, batches = self.run, self.loader, self.loader.batches
+        began, parts, unread = time.perf_counter() - run.seconds, iter(loader), deque()
+        loader.waited = run.waited
 
-def _finish_epoch(
-    run: Run, trainer: Trainer | Fitter, loss: float, accuracy: float, validation: Sequence[Sample], folder: Path
-) -> Epoch:
-    """Write the checkpoints, validate, and save the history and the state to resume from."""
-    config, images = trainer.config, run.step * trainer.config.batch_size
-    metadata = Metadata(
-        name=config.name,
-        view=View.parse(config.view),
-        decoder=run.decoder,
-        training_data=config.training_data,
-        licence=config.licence,
-        training=config.recipe(),
-    )
-    checkpoints.save(folder / LAST, trainer.network, metadata)
-    measured = None
-    if validation:
-        loaded = checkpoints.load(folder / LAST)
-        measured = evaluate(Scorer(loaded, workers=config.workers, device=trainer.process.device), validation)
-    epoch = Epoch(run.epoch + 1, loss, accuracy, images / run.seconds, run.waited / run.seconds, measured)
-    if epoch.score is not None and (run.best is None or epoch.score > run.best):
-        run.best = epoch.score
-        checkpoints.save(folder / BEST, trainer.network, metadata)
-    run.history.append(epoch.as_dict())
-    run.next_epoch()
-    run.write_history(folder)
-    run.save(trainer, folder)
-    return epoch
+        def read() -> Step:
+            number, loss = unread.popleft()
+            if not math.isfinite(loss := loss.item()):
+                raise InputError(f"the loss became {loss} in step {number}; try a lower learning_rate")
+            return Step(number, batches.config.batch_size, loss, run.waited / run.seconds)
+
+        while run.step < batches.steps:
+            loss = self.trainer.step(parts)
+            run.step += 1
+            run.seconds, run.waited = time.perf_counter() - began, loader.waited
+            if not self.trainer.process.is_main:
+                continue
+            unread.append((run.epoch * batches.steps + run.step, loss))
+            save = run.step % batches.config.save_steps == 0 and run.step < batches.steps
+            while len(unread) > (0 if save or run.step == batches.steps else 1):
+                yield read()
+            if save:
+                run.save(self.trainer, self.folder)
+
+    def _finish_epoch(self, loss: float, accuracy: float) -> Epoch:
+        """Write the checkpoints, validate, and save the history and the state to resume from."""
+        run, network, config = self.run, self.trainer.network, self.trainer.config
+        metadata = Metadata(
+            name=config.name,
+            view=View.parse(config.view),
+            decoder=run.decoder,
+            training_data=config.training_data,
+            licence=config.licence,
+            training=config.recipe(),
+        )
+        checkpoints.save(self.folder / LAST, network, metadata)
+        measured = None
+        if self.validation:
+            loaded = checkpoints.load(self.folder / LAST)
+            scorer = Scorer(loaded, workers=config.workers, device=self.trainer.process.device)
+            measured = evaluate(scorer, self.validation)
+        rate = run.step * config.batch_size / run.seconds
+        epoch = Epoch(run.epoch + 1, loss, accuracy, rate, run.waited / run.seconds, measured)
+        if epoch.score is not None and (run.best is None or epoch.score > run.best):
+            run.best = epoch.score
+            checkpoints.save(self.folder / BEST, network, metadata)
+        run.history.append(epoch.as_dict())
+        run.next_epoch()
+        run.write_history(self.folder)
+        run.save(self.trainer, self.folder)
+        return epoch
 
 
 @contextlib.contextmanager

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from npr_model import datasets
-from npr_model.datasets import Inspection, Sample
+from npr_model.datasets import DatasetError, Inspection, Sample
 from npr_model.errors import InputError, reason
-from npr_model.files import atomic_write
+from npr_model.files import atomic_write, write_text
 from npr_model.training.config import CONFIG, FIELDS, MACHINE_FIELDS, TrainConfig, load_run
 from npr_model.training.fitter import Fitter
 from npr_model.training.trainer import Trainer
@@ -60,8 +60,7 @@ class Run:
             torch.save(vars(self) | {"trainer": trainer.state()}, temporary)
 
     def write_history(self, folder: Path) -> None:
-        with atomic_write(folder / HISTORY) as temporary:
-            temporary.write_text("".join(json.dumps(epoch) + "\n" for epoch in self.history), encoding="utf-8")
+        write_text(folder / HISTORY, "".join(json.dumps(epoch) + "\n" for epoch in self.history))
 
     def next_epoch(self) -> None:
         self.epoch, self.step, self.seconds, self.waited = self.epoch + 1, 0, 0.0, 0.0
@@ -72,31 +71,49 @@ def open_run(
     config: TrainConfig,
     samples: Sequence[Sample],
     validation: Sequence[Sample],
+    *,
     resume: bool,
     on_read: Callable[[int, int], None],
 ) -> tuple[Run, Inspection | None]:
     """Start a new run in a new folder or, with ``resume``, load the last saved state of the run there.
 
-    Raises InputError.
+    A new run reads all images once; ``on_read`` is called as in :class:`npr_model.training.loop.Callbacks`. Raises
+    InputError.
     """
-    files = hashlib.sha256("\n".join(f"{sample.label} {sample.path}" for sample in samples).encode("utf-8", "replace"))
+    names = "\n".join(f"{sample.label} {sample.path}" for sample in samples)
+    files = hashlib.sha256(names.encode("utf-8", "replace")).hexdigest()
     run = inspection = None
     if resume:
-        run = _saved_run(folder, config, files.hexdigest())
+        run = _saved_run(folder, config, files)
     else:
         prepare(folder)
     if run is None:
-        total = len(samples) + len(validation)
-        inspection = datasets.inspect_samples(
-            samples, config.grid_size, config.workers, lambda count: on_read(count, total)
-        )
-        datasets.inspect_samples(validation, config.grid_size, config.workers, lambda count: on_read(count, total))
-        run = Run(config.to_json(), files.hexdigest(), ", ".join(inspection.decoders))
+        inspection = _inspect(config, samples, validation, on_read)
+        run = Run(config.to_json(), files, ", ".join(inspection.decoders))
     run.config = config.to_json()
-    with atomic_write(folder / CONFIG) as temporary:
-        temporary.write_text(run.config, encoding="utf-8")
+    write_text(folder / CONFIG, run.config)
     run.write_history(folder)
     return run, inspection
+
+
+def _inspect(
+    config: TrainConfig,
+    samples: Sequence[Sample],
+    validation: Sequence[Sample],
+    on_read: Callable[[int, int], None],
+) -> Inspection:
+    """Read all images, so that bad ones are found before hours of training. Returns what the training images are."""
+    for part in (samples, validation):
+        if contradiction := str(datasets.find_contradictions(part)):
+            raise DatasetError(f"{contradiction}; remove the wrong one")
+    total = len(samples) + len(validation)
+
+    def inspect(part: Sequence[Sample]) -> Inspection:
+        return datasets.inspect_samples(part, config.grid_size, config.workers, lambda count: on_read(count, total))
+
+    inspection = inspect(samples)
+    inspect(validation)
+    return inspection
 
 
 def prepare(folder: Path) -> None:

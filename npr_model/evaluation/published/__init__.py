@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-
-from npr_model.errors import InputError
 
 MEAN = "Mean"  # the paper's row of averages
 _FOLDER = Path(__file__).parent
@@ -55,16 +52,6 @@ def ablation() -> dict[tuple[int, str], dict[str, Result]]:
 def methods() -> list[str]:
     """All methods of the tables, in the paper's order."""
     return list(dict.fromkeys(method for _, method in results()))
-
-
-def find_method(name: str) -> str:
-    """Return a method by name, in any case. Raises InputError with a suggestion."""
-    by_name = {method.casefold(): method for method in methods()}
-    if name.casefold() not in by_name:
-        close = difflib.get_close_matches(name.casefold(), by_name, 1)
-        hint = f"did you mean {by_name[close[0]]}?" if close else f"there are {', '.join(methods())}"
-        raise InputError(f"the paper has no method {name!r}; {hint}")
-    return by_name[name.casefold()]
 
 
 def _rows(name: str) -> list[dict[str, str]]:

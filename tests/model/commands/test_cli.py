@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from npr_kernels.backends import registry
 from npr_model import checkpoints, cli
-from npr_model.commands import options, screen, simulate, terminal
+from npr_model.commands import evaluate, options, screen, simulate, terminal
 from npr_model.evaluation import protocols, published
 from npr_model.screening.options import DTYPES, ScoringOptions
 from npr_model.screening.sources import Sources
@@ -162,6 +162,51 @@ def test_evaluate(npr, labelled, tmp_path, checkpoint):
     assert code == terminal.EXIT_FAILED_INPUTS and "1 images could not be scored" in out and "bad.png" in out
 
 
+def test_evaluate_uses_every_image_and_says_what_it_leaves_out(npr, labelled, tmp_path, checkpoint):
+    root = labelled({"gan/1_fake": 3, "gan/0_real": 2})
+    (root / "gan/1_fake/0.png").rename(root / "gan/1_fake/IMG_0001.HEIC")
+    (root / "gan/1_fake/1.png").rename(root / "gan/1_fake/no_suffix")
+    (root / "gan/0_real/notes.txt").write_text("taken in June")
+    (root / "gan/0_real/more").symlink_to(labelled_elsewhere(tmp_path / "elsewhere"))
+    output, page = tmp_path / "result.json", tmp_path / "result.md"
+    code, out, _ = npr("evaluate", root, "--checkpoint", checkpoint, "-o", output, "-o", page)
+    assert code == 0
+    result = json.loads(output.read_text())["sets"][0]
+    assert (result["generators"]["gan"]["real"], result["generators"]["gan"]["fake"]) == (4, 3)
+    assert list(result["left_out"]) == [str(root / "gan/0_real/notes.txt")]
+    for text in (out, page.read_text()):
+        assert "Warning: 1 file was left out: 1 not an image" in text and "notes.txt" in text
+    for command in ("audit", "robustness", "compare"):
+        options = {"audit": [], "robustness": ["--perturb", "png", "--checkpoint", checkpoint]}.get(
+            command, ["--checkpoint", checkpoint]
+        )
+        folder = [] if command == "audit" else ["-o", tmp_path / command]
+        code, _, err = npr(command, root, *options, *folder)
+        assert code == 0 and "1 file was left out: 1 not an image" in err
+
+
+def labelled_elsewhere(folder):
+    """A folder of two images that others link to."""
+    folder.mkdir()
+    for seed in (501, 502):
+        (folder / f"{seed}.png").write_bytes(encoded(noise(32, 32, seed=seed)))
+    return folder
+
+
+def test_the_same_file_in_both_classes_is_reported(npr, labelled, tmp_path, checkpoint):
+    root = labelled({"0_real": 6, "1_fake": 6})
+    (root / "0_real/same.png").write_bytes((root / "1_fake/0.png").read_bytes())
+    message = "1 file is in both classes, so one of the labels is wrong"
+    page = tmp_path / "result.md"
+    code, out, _ = npr("evaluate", root, "--checkpoint", checkpoint, "-o", page)
+    assert code == 0 and message in out and message in page.read_text()
+    code, out, _ = npr("audit", root)
+    assert code == 0 and f"Warning: {message}" in out and "0_real/same.png" in "".join(out.split())
+    small = ["--epochs", 1, "--batch-size", 4, "--crop-size", 16, "--set", "workers=0"]
+    code, _, err = npr("train", root, "-o", tmp_path / "run", *small)
+    assert code == terminal.EXIT_USAGE and message in err and "remove the wrong one" in err and err.count("\n") == 1
+
+
 def test_evaluate_a_set(npr, tmp_path, checkpoint):
     root = tmp_path / "ForenSynths" / "test"
     for folder in ("progan/cat/0_real", "progan/cat/1_fake", "biggan/0_real", "biggan/1_fake", "crn/1_fake"):
@@ -231,10 +276,10 @@ def test_train_warns_of_classes_that_differ_in_format(npr, labelled, tmp_path):
     for path in (root / "0_real").iterdir():
         path.write_bytes(encoded(noise(16, 16), "JPEG"))
     settings = ["--batch-size", 4, "--crop-size", 16, "--set", "workers=0", "--epochs", 1]
-    code, out, _ = npr("train", root, "-o", tmp_path / "a", *settings, "--set", "match_classes=false")
-    assert code == 0 and "warning: the classes differ in file format" in out
-    code, out, _ = npr("train", root, "-o", tmp_path / "b", *settings)
-    assert code == 0 and "0_real: 2 JPEG; 1_fake: 2 PNG" in out and "warning" not in out
+    code, _, err = npr("train", root, "-o", tmp_path / "a", *settings, "--set", "match_classes=false")
+    assert code == 0 and "npr: warning: the classes differ in file format" in err
+    code, out, err = npr("train", root, "-o", tmp_path / "b", *settings)
+    assert code == 0 and "0_real: 2 JPEG; 1_fake: 2 PNG" in out and err == ""
 
 
 def test_an_interrupted_training_says_how_to_go_on(npr, labelled, tmp_path, monkeypatch):
@@ -279,10 +324,13 @@ USAGE_ERRORS = {
     "evaluate without classes": (["evaluate", "{folder}"], "has no folders named 0_real or 1_fake"),
     "evaluate absent folder": (["evaluate", "{tmp}/absent"], "cannot be listed: No such file or directory"),
     "bad codec": (["evaluate", "{folder}", "--equalise", "webp"], "unknown codec 'webp'"),
-    "bad report": (["evaluate", "{folder}", "-o", "{tmp}/x.docx"], "must end in .json, .csv, .md, .tex"),
+    "bad report": (["evaluate", "{folder}", "-o", "{tmp}/x.docx"], "must end in .json, .csv, .md or .tex"),
     "unknown set": (["evaluate", "{folder}", "--benchmark", "forensynth"], "Invalid value for '--benchmark'"),
     "set that is not there": (["evaluate", "{folder}", "--benchmark", "genimage"], "has no folder of GenImage"),
-    "unknown method": (["evaluate", "{folder}", "--benchmark", "paper", "--compare", "nrp"], "did you mean NPR?"),
+    "unknown method": (
+        ["evaluate", "{folder}", "--benchmark", "paper", "--compare", "nrp"],
+        "'nrp' is not one of 'CNNDetection', 'Frank', ",
+    ),
     "numbers of no set": (["evaluate", "{folder}", "--compare", "NPR"], "--compare needs --benchmark"),
     "train without output": (["train", "{folder}"], "Missing option '--output'"),
     "train without classes": (["train", "{folder}", "-o", "{tmp}/run"], "has no folders named 0_real or 1_fake"),
@@ -339,8 +387,7 @@ def test_closed_sets_are_those_of_the_library():
     assert {kind.value for kind in simulate.Kind} == {*autoencoders.KINDS, "none"}
     assert get_args(get_args(get_args(options.Dtype)[0])[0]) == DTYPES
     assert set(get_args(get_args(get_args(options.Preset)[0])[0])) == set(config.PRESETS)
-    described = CliRunner().invoke(cli.app, ["evaluate", "--help"], env={"COLUMNS": "400"}).output
-    assert ", ".join(published.methods()[:-1]) + f" or {published.methods()[-1]}" in described
+    assert [method.value for method in evaluate.Method] == published.methods()
 
 
 def test_every_field_of_the_options_reaches_the_scorer():

@@ -96,7 +96,7 @@ def test_trains_is_resumed_and_compared(name, labelled, tmp_path, capsys):
     values |= {"detector": name, "save_steps": 2, "accumulation": 2}
     config = TrainConfig(folders=(str(root / "train"),), validation=(str(root / "held"),), **values)
     epochs = []
-    best = loop.train(config, tmp_path / "whole", on_epoch=epochs.append)
+    best = loop.train(config, tmp_path / "whole", callbacks=loop.Callbacks(on_epoch=epochs.append))
     assert all(0 <= epoch.accuracy <= 1 and epoch.validation.mean for epoch in epochs)
 
     def interrupt(step):
@@ -104,7 +104,7 @@ def test_trains_is_resumed_and_compared(name, labelled, tmp_path, capsys):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loop.train(config, tmp_path / "cut", on_step=interrupt)
+        loop.train(config, tmp_path / "cut", callbacks=loop.Callbacks(on_step=interrupt))
     loop.train(config, tmp_path / "cut", resume=True)
     files = [(tmp_path / run / "last.safetensors").read_bytes() for run in ("whole", "cut")]
     assert files[0] == files[1]

@@ -26,7 +26,7 @@ from npr_model.evaluation.calibration import (
     rank,
 )
 from npr_model.verdicts import Calibration, OperatingPoint
-from tests.model.conftest import make_detector
+from tests.model.conftest import encoded, make_detector, noise
 
 RATES = (0.5, 0.2, 0.1, 0.07, 0.05)
 
@@ -127,7 +127,7 @@ def test_too_few_photographs_are_refused():
     assert refused == "no threshold at 0.1 %: it needs 999 photographs, but there are 120"
     assert few.startswith("the threshold at 1 % is uncertain: with 120 photographs the true rate may be up to 2.5 %")
     assert result.calibration.temperature == 1.0
-    with pytest.raises(CalibrationError, match="18 photographs are too few to calibrate; at least 19 are needed"):
+    with pytest.raises(CalibrationError, match="18 different photographs are too few to calibrate; at least 19"):
         calibrate(range(18))
 
 
@@ -191,7 +191,7 @@ def test_calibrate_then_screen(npr, labelled, tmp_path, uncalibrated):
     before, calibrated = uncalibrated.read_bytes(), tmp_path / "mine-calibrated.safetensors"
     code, out, err = npr("calibrate", uncalibrated, root, *exact)
     assert uncalibrated.read_bytes() == before
-    assert code == 0 and err == "" and "no threshold at 0.1 %: it needs 999 photographs" in out
+    assert code == 0 and "npr: warning: no threshold at 0.1 %: it needs 999 photographs" in err
     assert "fitted with 10 generated images" in out and "worst source" in out
     loaded = checkpoints.load(calibrated).metadata
     assert loaded.licence == "CC0-1.0" and [point.rate for point in loaded.calibration.points] == [0.05, 0.01]
@@ -225,6 +225,38 @@ def test_an_existing_file_is_replaced_only_when_asked(npr, labelled, uncalibrate
     assert checkpoints.load(uncalibrated).metadata.calibration is not None
 
 
+def test_copies_of_a_photograph_count_once(npr, tmp_path, uncalibrated):
+    """A copy is no second photograph, whatever its name, metadata or lossless format."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(30):
+        (photos / f"{number}.png").write_bytes(encoded(noise(16, 16, seed=number)))
+    for number in range(120):
+        (photos / f"copy{number}.png").write_bytes(encoded(noise(16, 16)))
+    (photos / "tagged.png").write_bytes(encoded(noise(16, 16), dpi=(300, 300)))
+    (photos / "copy.bmp").write_bytes(encoded(noise(16, 16), "BMP"))
+    output = tmp_path / "new.safetensors"
+    code, out, _ = npr("calibrate", uncalibrated, photos, "-o", output)
+    assert code == 0 and "122 copies of other images were left out" in out
+    assert "5 % false positives on 30 photographs" in out
+    (point,) = checkpoints.load(output).metadata.calibration.points
+    assert (point.rate, point.photographs) == (0.05, 30) and point.upper == operating_point(range(30), 0.05).upper
+    for number in range(1, 30):
+        (photos / f"{number}.png").unlink()
+    code, out, err = npr("calibrate", uncalibrated, photos, "-o", tmp_path / "other.safetensors")
+    assert code != 0 and "122 copies" in out and "1 different photographs are too few to calibrate" in err
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+def test_a_photograph_that_is_also_given_as_generated(npr, labelled, uncalibrated):
+    root = labelled({"photos": 20, "fakes": 3}, size=8)
+    (root / "fakes/same.png").write_bytes((root / "photos/0.png").read_bytes())
+    (root / "photos/notes.txt").write_text("taken in June")
+    code, _, err = npr("calibrate", uncalibrated, root / "photos", "--fake", root / "fakes")
+    assert code == 0 and "1 file is in both classes, so one of the labels is wrong" in err
+    assert "1 file was left out: 1 not an image" in err and "notes.txt" in err
+
+
 def test_output_view_and_separate_fakes(npr, labelled, tmp_path, uncalibrated):
     root = labelled({"photos": 30, "generated": 5}, size=20)
     (root / "photos/bad.png").write_bytes(b"")
@@ -246,7 +278,7 @@ def test_output_view_and_separate_fakes(npr, labelled, tmp_path, uncalibrated):
 
 ERRORS = {
     "output of another kind": (["preview", "{root}/photos", "-o", "x.pth"], "must end in .safetensors"),
-    "too few": (["{checkpoint}", "{root}/photos"], "4 photographs are too few to calibrate; at least 19"),
+    "too few": (["{checkpoint}", "{root}/photos"], "4 different photographs are too few to calibrate; at least 19"),
     "rates": (["{checkpoint}", "{root}/photos", "--rate", "5%"], "Invalid value for '--rate'"),
     "rate": (["{checkpoint}", "{root}/photos", "--rate", "5"], "must lie between 0 and 1, got 5"),
     "no such folder": (["{checkpoint}", "{root}/absent"], "cannot be listed: No such file or directory"),

@@ -62,13 +62,13 @@ def test_thresholds_by_brute_force():
         assert (reals > point.threshold).mean() <= point.rate
         lower = logits[logits < point.threshold]
         assert not len(lower) or (reals > lower.max()).mean() > point.rate  # no lower one would do
-        assert point.found == pytest.approx((fakes > point.threshold).mean())
+        assert point.detected == pytest.approx((fakes > point.threshold).mean())
         assert point.accuracy == pytest.approx(((logits > point.threshold) == labels).mean())
 
 
 def test_perfect_and_useless():
     perfect = metrics.measure([0, 0, 1, 1], [0.0, 1.0, 2.0, 3.0], threshold=9)
     assert perfect.best_accuracy == 1 and perfect.accuracy == 0.5
-    assert [point.found for point in perfect.at_rates] == [1, 1]
+    assert [point.detected for point in perfect.at_rates] == [1, 1]
     useless = metrics.measure([0, 1], [5.0, 5.0])
-    assert useless.best_accuracy == 0.5 and [point.found for point in useless.at_rates] == [0, 0]
+    assert useless.best_accuracy == 0.5 and [point.detected for point in useless.at_rates] == [0, 0]

@@ -12,6 +12,7 @@ from npr_model.evaluation.evaluate import collect
 from npr_model.studies import ablation
 from npr_model.studies.ablation import Variant
 from npr_model.training.config import TrainConfig
+from npr_model.training.loop import Callbacks
 
 LAYOUT = {"train/0_real": 4, "train/1_fake": 4, "test/gan/0_real": 3, "test/gan/1_fake": 3, "test/b/0_real": 2}
 LAYOUT |= {"test/b/1_fake": 2}
@@ -41,9 +42,9 @@ def test_trains_evaluates_and_resumes(labelled, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ablation.ablate(config, chosen, samples, tmp_path, on_variant=stop, on_step=steps.append)
+        ablation.ablate(config, chosen, samples, tmp_path, on_variant=stop, callbacks=Callbacks(on_step=steps.append))
     done = len(steps)
-    outcomes = ablation.ablate(config, chosen, samples, tmp_path, on_step=steps.append)
+    outcomes = ablation.ablate(config, chosen, samples, tmp_path, callbacks=Callbacks(on_step=steps.append))
     assert done == 4 and len(steps) == 8  # two steps each, none twice
     for outcome in outcomes:
         network = checkpoints.load(tmp_path / str(outcome.variant) / "last.safetensors").model
@@ -52,9 +53,10 @@ def test_trains_evaluates_and_resumes(labelled, tmp_path):
             sum(row.accuracy for row in outcome.generators.values()) / len(outcome.generators)
         )
     assert len({outcome.model for outcome in outcomes}) == 4
-    read = ablation.ablate(config, chosen, samples, tmp_path, on_step=steps.append)
+    read = ablation.ablate(config, chosen, samples, tmp_path, callbacks=Callbacks(on_step=steps.append))
     assert len(steps) == 8 and ablation.table(read, "").rows == ablation.table(outcomes, "").rows
-    assert json.loads(ablation.as_json(read)) == json.loads(ablation.as_json(outcomes))
+    before, after = (ablation.write(given, "", tmp_path / name) for given, name in ((outcomes, "."), (read, "..")))
+    assert [path.read_text() for path in before] == [path.read_text() for path in after]
     with pytest.raises(InputError, match="was trained with crop_size=18, not 16"):
         ablation.ablate(config.changed(crop_size=16), chosen, samples, tmp_path)
 

@@ -22,6 +22,7 @@ from npr_model.evaluation.metrics import Metrics
 from npr_model.training import loop
 from npr_model.training.config import TrainConfig, load_run
 from npr_model.training.distributed import Process
+from npr_model.training.loop import Callbacks
 from npr_model.training.trainer import Trainer
 from tests.model.conftest import noise
 
@@ -44,9 +45,11 @@ def test_learns_and_writes_loadable_checkpoints(labelled, tmp_path):
     config = small(root / "train", validation=(str(root / "held"),), epochs=6, learning_rate=1e-3, view="crop:24")
     config = replace(config, name="tiny", training_data="noise", licence="none")
     plans, steps, epochs = [], [], []
-    chosen = loop.train(config, tmp_path / "run", on_start=plans.append, on_step=steps.append, on_epoch=epochs.append)
+    callbacks = Callbacks(on_start=plans.append, on_step=steps.append, on_epoch=epochs.append)
+    chosen = loop.train(config, tmp_path / "run", callbacks=callbacks)
     assert chosen == tmp_path / "run" / "best.safetensors"
-    assert (plans[0].steps, plans[0].first_step, len(plans[0].samples), len(plans[0].validation)) == (3, 0, 20, 8)
+    assert (plans[0].steps, plans[0].first_step) == (3, 0)
+    assert (len(plans[0].images.samples), len(plans[0].images.validation)) == (20, 8)
     assert [step.number for step in steps] == list(range(1, 19)) and all(step.images == 8 for step in steps)
     for number, epoch in enumerate(epochs):
         losses = [step.loss for step in steps[3 * number : 3 * number + 3]]
@@ -86,7 +89,8 @@ def test_best_is_the_epoch_that_validates_best(labelled, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "evaluate", scripted)
     config, kept = small(root / "train", validation=(str(root / "held"),), epochs=4), []
     run = tmp_path / "run"
-    loop.train(config, run, on_epoch=lambda epoch: kept.append((run / "last.safetensors").read_bytes()))
+    callbacks = Callbacks(on_epoch=lambda epoch: kept.append((run / "last.safetensors").read_bytes()))
+    loop.train(config, run, callbacks=callbacks)
     assert (run / "best.safetensors").read_bytes() == kept[1] != kept[3]
 
 
@@ -108,10 +112,10 @@ def test_starts_from_a_checkpoint(labelled, checkpoint, tmp_path):
 
 def test_classes_choose_the_groups(labelled, tmp_path):
     root = labelled({"car/0_real": 2, "car/1_fake": 2, "cat/0_real": 3, "cat/1_fake": 3})
-    samples, _ = loop.find_samples(small(root, classes=("cat",)))
+    samples = loop.find_images(small(root, classes=("cat",))).samples
     assert len(samples) == 6 and {sample.group for sample in samples} == {"cat"}
     with pytest.raises(DatasetError, match="the training folders have no class 'dog'; set classes to some of car, cat"):
-        loop.find_samples(small(root, classes=("cat", "dog")))
+        loop.find_images(small(root, classes=("cat", "dog")))
 
 
 def pixels_and_labels(count: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -200,11 +204,12 @@ def test_a_resumed_run_has_the_losses_and_weights_of_an_unbroken_one(labelled, t
     root = labelled({"train/0_real": 12, "train/1_fake": 12, "held/0_real": 2, "held/1_fake": 2})
     config = small(root / "train", validation=(str(root / "held"),), epochs=3, save_steps=2, decay_epochs=2)
     unbroken, resumed, plans = [], [], []
-    loop.train(config, tmp_path / "unbroken", on_step=unbroken.append)
+    loop.train(config, tmp_path / "unbroken", callbacks=Callbacks(on_step=unbroken.append))
     with pytest.raises(Killed):
-        loop.train(config, tmp_path / "run", on_step=killed_after(stop))
+        loop.train(config, tmp_path / "run", callbacks=Callbacks(on_step=killed_after(stop)))
     (tmp_path / "run" / ".state.pt.1.partial").write_bytes(b"half")
-    loop.train(config, tmp_path / "run", resume=True, on_start=plans.append, on_step=resumed.append)
+    callbacks = Callbacks(on_start=plans.append, on_step=resumed.append)
+    loop.train(config, tmp_path / "run", resume=True, callbacks=callbacks)
     # Saved every second step and after every third; a step is reported when the next one is done.
     assert plans[0].first_step == {1: 0, 4: 3, 6: 5, 7: 6, 9: 8}[stop]
     assert [step.loss for step in resumed] == [step.loss for step in unbroken[plans[0].first_step :]]
@@ -236,7 +241,7 @@ def test_kill_9(labelled, tmp_path):
     assert process.wait(timeout=60) == -signal.SIGKILL
 
     plans = []
-    loop.train(replace(config, workers=0), run, resume=True, on_start=plans.append)
+    loop.train(replace(config, workers=0), run, resume=True, callbacks=Callbacks(on_start=plans.append))
     assert 1 <= plans[0].first_step < 15
     loop.train(config, tmp_path / "unbroken")
     assert history(run) == history(tmp_path / "unbroken")
@@ -256,7 +261,7 @@ def test_what_a_resumed_run_may_change(labelled, tmp_path):
             loop.train(replace(config, **change), run, resume=True)
     assert len(history(run)) == 1
     longer, plans = replace(config, epochs=2, workers=1, save_steps=1), []
-    loop.train(longer, run, resume=True, on_start=plans.append)
+    loop.train(longer, run, resume=True, callbacks=Callbacks(on_start=plans.append))
     assert plans[0].first_step == 1 and len(history(run)) == 2
     assert load_run(run) == longer
     loop.train(longer, run, resume=True)  # nothing left to do
@@ -312,7 +317,7 @@ def test_a_file_that_breaks_during_training_is_named(labelled, tmp_path):
         (root / "0_real/1.png").write_bytes(b"")
 
     with pytest.raises(DatasetError, match=r"0_real/1\.png: the file is empty"):
-        loop.train(small(root, epochs=3, batch_size=2), tmp_path / "run", on_epoch=break_it)
+        loop.train(small(root, epochs=3, batch_size=2), tmp_path / "run", callbacks=Callbacks(on_epoch=break_it))
     assert checkpoints.load(tmp_path / "run" / "last.safetensors")
 
 
@@ -329,8 +334,8 @@ def test_tensorboard(labelled, tmp_path):
     config = small(root / "train", validation=(str(root / "held"),), tensorboard=True, save_steps=1)
     steps = []
     with pytest.raises(Killed):
-        loop.train(config, tmp_path / "run", on_step=killed_after(2))
-    loop.train(config, tmp_path / "run", resume=True, on_step=steps.append)
+        loop.train(config, tmp_path / "run", callbacks=Callbacks(on_step=killed_after(2)))
+    loop.train(config, tmp_path / "run", resume=True, callbacks=Callbacks(on_step=steps.append))
     written = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     written.Reload()
     losses = {event.step: event.value for event in written.Scalars("train/loss")}

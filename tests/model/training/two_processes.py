@@ -19,7 +19,7 @@ from npr_model.training.trainer import Trainer
 
 def float64_steps(chosen: config.TrainConfig) -> dict:
     """Losses and final state of one epoch."""
-    samples, _ = loop.find_samples(chosen)
+    samples = loop.find_images(chosen).samples
     with process_group("cpu") as process:
         sampler = BalancedBatches([sample.label for sample in samples], chosen, process.rank, process.size)
         trainer = Trainer(chosen, process)

@@ -1,0 +1,23 @@
+"""The labelled folders of a command: what is in them, and a warning for what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from npr_model.commands.terminal import warn_of_data
+
+if TYPE_CHECKING:
+    from npr_model.datasets import Sample
+
+
+def labelled_samples(folders: Iterable[Path], reals: Iterable[Path] | None) -> list[Sample]:
+    """Return the samples of an evaluation, as :func:`npr_model.evaluation.evaluate.collect`."""
+    from npr_model.datasets import LeftOut
+    from npr_model.evaluation.evaluate import collect
+
+    left_out = LeftOut()
+    samples = collect(folders, reals or (), left_out.add)
+    warn_of_data(left_out)
+    return samples
