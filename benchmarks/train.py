@@ -35,7 +35,7 @@ from npr_model.imaging.views import tile
 from npr_model.training.config import TrainConfig
 from npr_model.training.distributed import Process
 from npr_model.training.loading import BalancedBatches, Loader
-from npr_model.training.loop import find_samples
+from npr_model.training.loop import find_images
 from npr_model.training.trainer import Trainer
 
 FILES = 256  # JPEGs that the loader reads
@@ -189,7 +189,7 @@ def loading(batch_size: int, size: int, workers: int, device: torch.device, phot
         make_files(Path(name), photos, size)
         for dtype in ("float32", "bfloat16"):
             config = TrainConfig(folders=(name,), batch_size=batch_size, crop_size=size, workers=workers, dtype=dtype)
-            samples, _ = find_samples(config)
+            samples = find_images(config).samples
             batches = BalancedBatches([sample.label for sample in samples], config)
             loader, trainer = Loader(samples, batches, device), Trainer(config, Process(device))
 

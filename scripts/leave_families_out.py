@@ -20,12 +20,16 @@ from npr_model.evaluation.evaluate import collect, evaluate
 from npr_model.imaging.perturbations import codec
 from npr_model.screening.runner import Scorer
 from npr_model.training import config
-from npr_model.training.loop import train
+from npr_model.training.loop import Callbacks, Epoch, train
 from npr_model.training.run_folder import LAST
 
 
 def family(generator: str) -> str:
     return generator.partition("-")[0]
+
+
+def print_epoch(epoch: Epoch) -> None:
+    print(epoch.number, epoch.loss, flush=True)
 
 
 def main() -> None:
@@ -47,9 +51,7 @@ def main() -> None:
         kept = tuple(name for name in generators if family(name) not in left_out)
         settings = config.load(arguments.config).changed(folders=(str(arguments.training),), classes=kept)
         if not (run / LAST).exists() or len((run / "history.jsonl").read_text().splitlines()) < settings.epochs:
-            train(
-                settings, run, resume=run.exists(), on_epoch=lambda epoch: print(epoch.number, epoch.loss, flush=True)
-            )
+            train(settings, run, resume=run.exists(), callbacks=Callbacks(on_epoch=print_epoch))
         scorer = Scorer(checkpoints.load(run / LAST))
         unseen = [sample for sample in samples if family(sample.group) in left_out]
         for setting in (None, "jpeg:90"):
