@@ -1,6 +1,7 @@
-"""Fused kernels for Neighbouring Pixel Relationships (NPR) and the convolution behind it.
+"""Fused kernels for Neighbouring Pixel Relationships (NPR) and the convolution that follows.
 
-Importing touches no GPU, no compiler and no Triton; without the compiled extension everything runs on plain PyTorch.
+Importing this package uses no GPU, no compiler and no Triton. Without the compiled extension, everything runs on plain
+PyTorch.
 """
 
 from npr_kernels.backends.registry import BackendError, available_backends, use_backend

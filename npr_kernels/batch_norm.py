@@ -1,14 +1,16 @@
-"""Folding a batch norm into the convolution in front of it, by running statistics or by those of the batch.
+"""Folds a batch norm into the convolution before it, with running statistics or with those of the batch.
 
-The batch's statistics need no output of the convolution. It is linear in the patches P that it sees, so with their mean
-m and covariance C the mean of an output channel is W m and its variance W C W^T, by the channel's row W of the weight.
-:func:`fold` then makes it the convolution by factor * W with the bias beta - factor * W m, where factor = gamma / sigma
-and sigma^2 = W C W^T + eps. Its gradients, D = sum dz P^T to the weight and s = sum dz to the bias, are all that is
-needed of the positions: through these few small steps autograd makes of them
+The statistics of the batch can be computed without the convolution's output. The convolution is linear in the patches P
+that it sees. With their mean m and covariance C, an output channel has the mean W m and the variance W C W^T, where W
+is the channel's row of the weight. :func:`fold` then gives a convolution with the weight factor * W and the bias beta -
+factor * W m, where factor = gamma / sigma and sigma^2 = W C W^T + eps.
+
+The backward pass needs only two sums over positions: D = sum dz P^T and s = sum dz, the gradients of the folded weight
+and bias. Autograd goes back through the steps above and gives
 
     q = (W . D - (W m) s) / sigma,    dW = factor * (D - s m - (q / sigma) W C),    dgamma = q,    dbeta = s.
 
-They are taken in float64: D and s m nearly cancel where the patches' mean is large.
+The steps are computed in float64, because D and s m nearly cancel if the mean of the patches is large.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ def fold(
     beta: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Weight (O, C, KH, KW) and bias (O,) of the convolution that equals conv + batch norm with these statistics."""
+    """Return weight (O, C, KH, KW) and bias (O,) of one convolution that equals the convolution and its batch norm."""
     factor = torch.rsqrt(variance + eps)
     if gamma is not None:
         factor = factor * gamma
@@ -39,15 +41,16 @@ def fold(
 
 
 def batch_statistics(weight: Tensor, first: Tensor, second: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (biased) of conv2d's output channels without bias, (O,) each, float64; differentiable.
+    """Return mean and biased variance of the output channels of a convolution without bias, (O,) float64 each.
 
-    ``first`` (K,) and ``second`` (K, K): sums of the patches and of their products over ``count`` positions.
+    ``first`` (K,) and ``second`` (K, K) are sums over ``count`` positions: of the patches and of their products. The
+    result is differentiable.
     """
     weight = weight.flatten(1).double()
     mean = first / count
     covariance = torch.addr(second / count, mean, mean, alpha=-1)
     variance = ((weight @ covariance) * weight).sum(1)
-    return weight @ mean, variance.clamp_min(0)  # rounding can leave less than nothing of a constant
+    return weight @ mean, variance.clamp_min(0)  # rounding can make the variance of a constant negative
 
 
 @torch.no_grad()
@@ -60,9 +63,9 @@ def update_running_statistics(
     count: int | Tensor,
     momentum: float | Tensor,
 ) -> None:
-    """As torch's batch norm, in place: by ``momentum`` towards the batch's mean and unbiased variance.
+    """Update the running statistics in place with the batch's mean and unbiased variance, as torch's batch norm does.
 
-    ``mean`` is that of the convolution's output without ``bias``.
+    ``mean`` is the mean of the convolution's output without ``bias``.
     """
     if running_mean is None or running_var is None:
         return

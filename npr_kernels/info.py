@@ -1,4 +1,4 @@
-"""``python -m npr_kernels.info``: versions, what was built and with what, and every backend with its reason."""
+"""``python -m npr_kernels.info`` shows versions, what was built with which tools, and why backends are missing."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from npr_kernels.backends import extension, registry
 
 
 def cpu_capability() -> str | None:
-    """The instruction set of the `cpu` kernels in use: avx512bf16, avx512, avx2 or portable; None without them."""
+    """Return the instruction set of the `cpu` kernels: avx512bf16, avx512, avx2 or portable; None without them."""
     return None if extension.FAILURE else torch.ops.npr_kernels.cpu_capability()
 
 
 def onednn_serves(dtype: torch.dtype) -> bool:
-    """Whether torch's fused oneDNN convolutions can be had in ``dtype`` here. They are internal operators, made for
-    torch's own compiler: they may be missing."""
+    """Return whether torch has fused oneDNN convolutions for ``dtype`` here.
+
+    They are internal operators for torch's own compiler, so a version of torch may lack them.
+    """
     if not (hasattr(torch.ops.mkldnn, "_convolution_pointwise") and torch.backends.mkldnn.is_available()):
         return False
     if dtype == torch.bfloat16:
@@ -28,13 +30,13 @@ def onednn_serves(dtype: torch.dtype) -> bool:
 
 
 def gpus() -> list[str]:
-    """Name and compute capability of each CUDA device that torch finds: "NVIDIA H100 80GB HBM3 (9.0)"."""
+    """Return name and compute capability of each CUDA device, e.g. "NVIDIA H100 80GB HBM3 (9.0)"."""
     found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     return [f"{properties.name} ({properties.major}.{properties.minor})" for properties in found]
 
 
 def collect() -> dict:
-    """Everything a bug report needs, as plain JSON types."""
+    """Return what a bug report needs, as JSON types."""
     return {
         "npr_kernels": npr_kernels.__version__,
         "torch": torch.__version__,

@@ -1,1 +1,1 @@
-"""What can compute the operators: `registry` chooses, one adapter file a backend says what it can serve."""
+"""The backends that compute the operators: one adapter file each says what it can serve, and `registry` chooses."""

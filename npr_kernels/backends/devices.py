@@ -1,4 +1,4 @@
-"""What backends must know of a GPU, and how to ask while a graph is traced."""
+"""Facts about a GPU that backends need, in a form that torch.compile can trace."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _capabilities: dict[torch.device, tuple[int, int]] = {}
 
 
 def constant(function: F) -> F:
-    """torch.compile calls ``function`` while it traces, and takes what it returns as a constant.
+    """Make torch.compile call ``function`` while it traces, and treat the result as a constant.
 
-    As ``torch.compiler.assume_constant_result``, which would import the compiler. Arguments must be constants, too.
+    ``torch.compiler.assume_constant_result`` does the same, but imports the compiler. Arguments must be constants, too.
     """
     function._dynamo_marked_constant = True
     return function
@@ -22,7 +22,7 @@ def constant(function: F) -> F:
 
 @constant
 def capability(device: torch.device) -> tuple[int, int]:
-    """The CUDA compute capability of ``device``: (9, 0) for an H100."""
+    """Return the CUDA compute capability of ``device``, e.g. (9, 0) for an H100."""
     if device not in _capabilities:
         _capabilities[device] = torch.cuda.get_device_capability(device)
     return _capabilities[device]

@@ -1,4 +1,4 @@
-"""Loads the compiled extension. A failure never breaks an import: its reason is kept and shown."""
+"""Loads the compiled extension. If that fails, the import goes on, and the reason is kept and shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def build_info() -> dict | None:
-    """What setup.py recorded: what was built, with which tools, against which torch. None if nothing was recorded."""
+    """Return setup.py's record of what was built, with which tools and which torch; None if there is none."""
     path = PACKAGE / "_build_info.json"
     try:
         return json.loads(path.read_text())
@@ -20,16 +20,16 @@ def build_info() -> dict | None:
 
 
 def _load() -> str | None:
-    """Load the operators into torch; the reason if that is not possible."""
+    """Load the operators into torch. Return the reason if that is not possible, else None."""
     libraries = sorted(PACKAGE.glob("_C*.so"))
     if not libraries:
         info = build_info()
-        built = "installed without it (NPR_KERNELS_BUILD=none)" if info and not info["sources"] else "not built"
-        return f"the compiled extension is {built}; install from source with a C++ compiler to have it"
+        cause = " (NPR_KERNELS_BUILD=none)" if info and not info["sources"] else ""
+        return f"the compiled extension was not built{cause}; install from source with a C++ compiler to get it"
     try:
         torch.ops.load_library(str(libraries[0]))
-        torch.ops.npr_kernels.cpu_capability()  # fails for an instruction set that this machine lacks
-    except (OSError, RuntimeError, AttributeError) as error:  # an ABI mismatch, say: not the same as "not built"
+        torch.ops.npr_kernels.cpu_capability()  # fails if NPR_KERNELS_CPU_CAPABILITY is not supported
+    except (OSError, RuntimeError, AttributeError) as error:  # for example, another ABI
         return f"{libraries[0].name} failed to load: {str(error).splitlines()[0]}"
     return None
 

@@ -1,1 +1,1 @@
-"""Residual blocks behind a stem, in evaluation mode, as compiled kernels."""
+"""Compiled residual blocks for the layers after the stem, for inference."""
