@@ -1,7 +1,7 @@
-"""Residual bottlenecks of ResNet-50 in evaluation mode on a GPU, one kernel a block: Triton's, or CUDA C++ on Hopper.
+"""Residual bottlenecks of ResNet-50 for inference on GPUs. Each block is one kernel: Triton, or CUDA C++ on Hopper.
 
-What lies between a block's second and third convolution is never written, nor is the last block's result where it is
-averaged, nor the pixels of a result that a shortcut of stride 2 leaves out.
+Some activations are never written to memory: those between a block's second and third convolution, those of the last
+block if only their mean is needed, and the pixels that the next shortcut of stride 2 leaves out.
 """
 
 from __future__ import annotations
@@ -24,22 +24,25 @@ Folded = tuple[Tensor, Tensor]  # weight (O, C, KH, KW) and bias (O,) of a convo
 
 DTYPES = (torch.bfloat16, torch.float16)
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-PIXELS = 128  # of a program, and of each of the sums that an average is made from
-WARPS = 8  # two groups of four, each of which multiplies 64 pixels at once on Hopper
-STAGES = 3  # loads under way
+PIXELS = 128  # pixels of a program; also pixels of each partial sum of a mean
+WARPS = 8  # two groups of four; each multiplies 64 pixels at once on Hopper
+STAGES = 3  # pipeline stages of the loads
 BLOCK_K = 64  # channels multiplied at a time
 GRID_LIMIT = 2**31 - 1
-# The kinds of the detector's blocks, in their order: inputs, channels inside, stride.
+# The detector's blocks in order: input channels, inner channels, stride.
 DETECTOR = ((64, 64, 1), (256, 64, 1), (256, 64, 1), (256, 128, 2), (512, 128, 1), (512, 128, 1))
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_TRUNK"
 _logger = logging.getLogger("npr_kernels")
 
 
 class FusedBottleneck(nn.Module):
-    """The weights of ``relu(conv3(relu(conv2(relu(conv1(x))))) + shortcut(x))``, laid out for the kernels.
+    """The weights of ``relu(conv3(relu(conv2(relu(conv1(x))))) + shortcut(x))`` in the order that the kernels read.
 
-    ``conv1``, ``conv2``, ``conv3``: 1x1, 3x3 (padding 1; it carries the stride) and 1x1, batch norms folded;
-    ``shortcut``: the 1x1 convolution of the shortcut, None for x itself; ``stride``: 1 or 2.
+    Args:
+        conv1, conv2, conv3: The 1x1, 3x3 (padding 1, with the stride) and 1x1 convolutions, with folded batch norms.
+        shortcut: The 1x1 convolution of the shortcut; None if the shortcut is x itself.
+        stride: 1 or 2.
+        dtype: Type of the weights.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class FusedBottleneck(nn.Module):
         self.middle, self.inputs = conv1[0].shape[:2]
         self.outputs = conv3[0].shape[0]
         for name, layer in {"1": conv1, "2": conv2, "3": conv3, "_shortcut": shortcut}.items():
-            if layer is not None:  # (inputs of every tap, outputs)
+            if layer is not None:  # (taps * inputs, outputs)
                 matrix = layer[0].detach().permute(2, 3, 1, 0).flatten(0, 2)
                 self.register_buffer(f"weight{name}", matrix.to(dtype).contiguous())
         bias3 = conv3[1] if shortcut is None else conv3[1] + shortcut[1]
@@ -65,19 +68,19 @@ class FusedBottleneck(nn.Module):
 
 
 class FusedBottlenecks(nn.Module):
-    """Blocks one after another: (N, C, H, W) of ``dtype`` -> (N, O, H', W') of ``dtype``, channels_last, no gradients.
+    """Several residual bottlenecks, without gradients.
 
-    Sums are float32, and a result is the same to the bit whatever else is in the batch. ``averaged``: gives the mean of
-    the result over its pixels, (N, O, 1, 1) float32, of values that are not rounded.
+    It maps (N, C, H, W) to (N, O, H', W') of ``dtype``, channels_last. Sums are float32. Results are bit-identical
+    whatever the batch.
 
     Args:
-        blocks: of each the layers, as :class:`FusedBottleneck` takes them, and the stride.
+        blocks: For each block the layers that :class:`FusedBottleneck` takes, and the stride.
         dtype: bfloat16 or float16.
-        averaged: see above.
-        hopper: use :mod:`npr_kernels.trunk.hopper_bottleneck` for the blocks that it serves.
+        averaged: Return the mean of the unrounded result over its pixels instead, (N, O, 1, 1) float32.
+        hopper: Use :mod:`npr_kernels.trunk.hopper_bottleneck` for the blocks that it serves.
 
     Raises:
-        ValueError: a number of channels is no power of two from 64 to 512, or blocks do not fit together.
+        ValueError: A number of channels is not 64, 128, 256 or 512, or blocks do not fit together.
     """
 
     def __init__(
@@ -107,7 +110,7 @@ class FusedBottlenecks(nn.Module):
                 self._kept(behind),
                 0 if behind is None else behind.middle,
             )
-            compact = i > 0 or block.stride == 1  # x has no pixels that the shortcut leaves out
+            compact = i > 0 or block.stride == 1  # x has only pixels that the shortcut reads
             packed = None
             if hopper and kind in hopper_bottleneck.KINDS and compact:
                 shortcut = block.weight_shortcut if block.projected else None
@@ -116,11 +119,11 @@ class FusedBottlenecks(nn.Module):
             block.register_buffer("packed", packed)
 
     def _pairs(self) -> list[tuple[FusedBottleneck, FusedBottleneck | None]]:
-        """Each block and the one behind it."""
+        """Each block and the next one."""
         return list(zip(self.blocks, [*self.blocks[1:], None], strict=True))
 
     def _kept(self, behind: FusedBottleneck | None) -> int:
-        """Every so many-th row and column of a result is written; 0: sums over the pixels instead."""
+        """Return k if every k-th row and column of a result is written, or 0 for sums over the pixels instead."""
         return behind.stride if behind is not None else 0 if self.averaged else 1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,7 +146,7 @@ class FusedBottlenecks(nn.Module):
 
 
 def _pointwise(block: FusedBottleneck, x: Tensor) -> Tensor:
-    """The first convolution of a block: x (N, H, W, C) to (N, H, W, channels inside)."""
+    """Compute the first convolution of a block: x (N, H, W, C) to (N, H, W, inner channels)."""
     from npr_kernels.trunk import triton_kernels as kernels
 
     batch, height, width, _ = x.shape
@@ -163,8 +166,10 @@ def _pointwise(block: FusedBottleneck, x: Tensor) -> Tensor:
 def _bottleneck(
     block: FusedBottleneck, behind: FusedBottleneck | None, middle: Tensor, x: Tensor, x_stride: int, kept: int
 ) -> tuple[Tensor, Tensor | None]:
-    """All of a block behind its first convolution, and the next block's first, by Triton: what
-    :func:`npr_kernels.trunk.hopper_bottleneck.run` gives."""
+    """Compute the rest of a block after its first convolution, and the first convolution of the next block, in Triton.
+
+    The results are those of :func:`npr_kernels.trunk.hopper_bottleneck.run`.
+    """
     from npr_kernels.trunk import triton_kernels as kernels
 
     batch, height, width, _ = middle.shape
@@ -216,7 +221,7 @@ def _bottleneck(
 
 
 def _means(sums: Tensor, pixels: int) -> Tensor:
-    """Sums (N, parts, C) over so many pixels to means (N, C, 1, 1)."""
+    """Compute means (N, C, 1, 1) from partial sums (N, parts, C) over ``pixels`` pixels."""
     from npr_kernels.trunk import triton_kernels as kernels
 
     batch, parts, channels = sums.shape
@@ -229,9 +234,9 @@ def _means(sums: Tensor, pixels: int) -> Tensor:
 
 
 def dot(x: Tensor, weight: Tensor) -> Tensor:
-    """Each row of x (N, C) times weight (C,), dense float32, C a power of two: (N,).
+    """Multiply each row of x (N, C) by weight (C,), dense float32, C a power of two; returns (N,).
 
-    A row's result is the same to the bit whatever N is. torch's sums are not: it shares a sum among more threads where
+    The result of a row is bit-identical whatever N is. torch's sums are not, because it uses more threads per row if
     there are fewer rows.
     """
     from npr_kernels.trunk import triton_kernels as kernels
@@ -244,13 +249,16 @@ def dot(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _block_of_outputs(middle: int, device: torch.device) -> int:
-    """Output channels multiplied at a time: 32 where a processor shall run two programs, or has 99 KiB to share."""
+    """Return how many output channels are multiplied at a time.
+
+    It is 32 if a multiprocessor should run two programs at once, or has only 99 KiB of shared memory, else 64.
+    """
     roomy = device.type == "cpu" or capability(device) >= (9, 0)
     return 64 if middle > 64 and roomy else 32
 
 
 def _index(elements: int):
-    """The type that counts so many elements of an image."""
+    """Return the Triton type for offsets in an image with so many elements."""
     import triton.language as tl
 
     return tl.int32 if elements < 2**31 else tl.int64
@@ -266,7 +274,7 @@ def _launch(kernel, batch: int, pixels: int, arguments: tuple, **constants) -> N
 
 
 def composed(x: Tensor, blocks: Sequence[tuple[Sequence[Folded | None], int]], averaged: bool = False) -> Tensor:
-    """What :class:`FusedBottlenecks` computes, by torch's convolutions in x's dtype: it defines what is right."""
+    """Compute the same as :class:`FusedBottlenecks` with torch's convolutions in x's dtype: the reference."""
     for layers, stride in blocks:
         conv1, conv2, conv3, shortcut = (None if one is None else tuple(p.to(x) for p in one) for one in layers)
         y = F.relu(F.conv2d(x, *conv1))
@@ -278,10 +286,10 @@ def composed(x: Tensor, blocks: Sequence[tuple[Sequence[Folded | None], int]], a
 
 
 def kernels_for(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Which kernels serve ``device``: "hopper", else "triton", else None.
+    """Return which kernels serve ``device``: "hopper", "triton" or None.
 
-    Those that fail a small case do not; that is logged once. With NPR_KERNELS_TRUNK=triton in the environment the
-    CUDA C++ on Hopper is not used, with NPR_KERNELS_TRUNK=none no kernel is.
+    Kernels that fail a small case are not used; that is logged once. The environment variable NPR_KERNELS_TRUNK limits
+    the choice: "triton" excludes the CUDA C++ for Hopper, and "none" excludes all kernels.
     """
     allowed = os.environ.get(ENVIRONMENT_VARIABLE, "hopper")
     if allowed not in ("hopper", "triton", "none"):
@@ -293,13 +301,13 @@ def kernels_for(dtype: torch.dtype, device: torch.device) -> str | None:
         if hopper and _sound(dtype, device, hopper=True):
             return "hopper"
         return "triton" if _sound(dtype, device, hopper=False) else None
-    except torch.OutOfMemoryError:  # it says nothing of the kernels: the next network tries them again
+    except torch.OutOfMemoryError:  # this is no fault of the kernels, so the next network tries them again
         _logger.warning("the fused residual blocks are not used: %s has no memory left to try them", device)
         return None
 
 
 def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why ``device`` has no fused bottleneck of ``dtype``; None if it has."""
+    """Return why ``device`` has no fused bottleneck for ``dtype``, else None."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (pip install triton)"
     if dtype not in DTYPES:
@@ -321,12 +329,13 @@ def _sound(dtype: torch.dtype, device: torch.device, hopper: bool) -> bool:
 
 
 def fault(dtype: torch.dtype, device: torch.device, hopper: bool) -> str | None:
-    """What is wrong with the kernels on ``device``; None if a small case is right.
+    """Return what is wrong with the kernels on ``device``, or None if a small case gives the right result.
 
-    The first call compiles the Triton kernels of the detector's blocks, for some seconds if no earlier process did.
+    The first call compiles the Triton kernels of the detector's blocks. This takes some seconds unless an earlier
+    process compiled them.
     """
     generator = torch.Generator().manual_seed(0)
-    randn = functools.partial(torch.randn, generator=generator, device="cpu")  # whatever the default device is
+    randn = functools.partial(torch.randn, generator=generator, device="cpu")  # not on the default device
 
     def draw(inputs: int, outputs: int, kernel: int = 1) -> Folded:
         weight = randn(outputs, inputs, kernel, kernel) * (inputs * kernel**2) ** -0.5
@@ -343,9 +352,9 @@ def fault(dtype: torch.dtype, device: torch.device, hopper: bool) -> str | None:
             truth, plain = composed(x.double(), blocks, averaged=True), composed(x, blocks, averaged=True).double()
         difference, largest = (found - truth).abs().max().item(), truth.abs().max().item()
         allowed = 2 * (plain - truth).abs().max().item() + torch.finfo(dtype).eps * largest
-    except torch.OutOfMemoryError:  # says nothing of the kernels
+    except torch.OutOfMemoryError:  # no fault of the kernels
         raise
-    except Exception as error:  # whatever the compiler or the driver does not like: the network goes on without
+    except Exception as error:  # any error of the compiler or the driver: the network runs without the kernels
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     if difference <= allowed:
         return None

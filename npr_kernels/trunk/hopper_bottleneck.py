@@ -1,4 +1,4 @@
-"""Bottlenecks by csrc/cuda/bottleneck.cu, for GPUs of compute capability 9.0 and bfloat16."""
+"""Residual bottlenecks in CUDA C++ (csrc/cuda/bottleneck.cu), for bfloat16 and compute capability 9.0."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from npr_kernels.backends import cuda
 from npr_kernels.backends.devices import capability
 
 STEP = 32  # channels of the result that the kernel computes at a time
-# What it is compiled for: channels inside, stride, channels of x where the shortcut has a convolution (else 0), every
-# so many-th row and column that is kept (0: sums instead), channels of the next block's first convolution (or 0).
+# The compiled kernels: inner channels; stride; channels of x if the shortcut is a convolution, else 0; k if every k-th
+# row and column of the result is kept, or 0 for sums instead; channels of the next block's first convolution, or 0.
 KINDS = {
     (64, 1, 64, 1, 64),
     (64, 1, 0, 1, 64),
@@ -22,7 +22,7 @@ KINDS = {
 
 
 def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why ``device`` has no such bottleneck of ``dtype``; None if it has."""
+    """Return why ``device`` cannot run these kernels in ``dtype``, else None."""
     if dtype != torch.bfloat16:
         return f"it has no kernel for {dtype}"
     if device.type != "cuda" or capability(device) != (9, 0):
@@ -44,32 +44,34 @@ def run(
     stride: int,
     kept: int,
 ) -> tuple[Tensor, Tensor]:
-    """All of a block behind its first convolution, and the first convolution of the next one.
+    """Compute the rest of a block after its first convolution, and the first convolution of the next block.
 
     Args:
-        middle: (N, H, W, channels inside) bfloat16, contiguous: the first convolution's result.
-        x: (N, H', W', channels) bfloat16, contiguous: the block's input; with stride 2 every second row and column.
-        weights: see :func:`pack`.
-        bias2: (channels inside,) float32, of the 3x3 convolution.
-        bias3: (channels of the result,) float32, of the third, with that of the shortcut's convolution.
-        next_bias: (channels,) float32, of the next block's first convolution.
+        middle: (N, H, W, inner channels) bfloat16, contiguous: the result of the first convolution.
+        x: (N, H', W', channels) bfloat16, contiguous: the block's input; with stride 2, every second row and column.
+        weights: From :func:`pack`.
+        bias2: (inner channels,) float32: bias of the 3x3 convolution.
+        bias3: (channels of the result,) float32: bias of the third convolution plus that of the shortcut.
+        next_bias: (channels,) float32: bias of the next block's first convolution; None without a next block.
         stride: 1 or 2.
-        kept: every so many-th row and column of the result is given, or, for 0, sums over pixels.
+        kept: Return every ``kept``-th row and column of the result; 0 returns sums over pixels instead.
 
     Returns:
-        What is kept, (N, H'', W'', channels) bfloat16, or (N, sums, channels) float32; and the first convolution of the
-        next block, (N, H', W', channels) bfloat16, empty without ``next_bias``.
+        The kept result, (N, H'', W'', channels) bfloat16, or sums, (N, sums, channels) float32; and the result of the
+        next block's first convolution, (N, H', W', channels) bfloat16, empty without ``next_bias``.
     """
     return torch.ops.npr_kernels.hopper_bottleneck(middle, x, weights, bias2, bias3, next_bias, stride, kept)
 
 
 def pack(weight2: Tensor, weight3: Tensor, shortcut: Tensor | None, next_weight: Tensor | None) -> Tensor:
-    """The weights in the order in which the kernel reads them, flat: those of the 3x3 convolution, then for each STEP
-    channels of the result their columns of the third and of the shortcut's, and their rows of the next block's first.
+    """Return all weights as one flat tensor, in the order in which the kernel reads them.
 
-    All are matrices (inputs, outputs); the 3x3 convolution's has the inputs of one tap after another. Each part becomes
-    blocks of 8 inputs by all outputs. The result's channels, x's and the next block's are in
-    :func:`order_of_channels`.
+    First come the weights of the 3x3 convolution. Then, for every STEP channels of the result, come their columns of
+    the third convolution and of the shortcut, and their rows of the next block's first convolution.
+
+    The arguments are matrices (inputs, outputs). The rows of ``weight2`` are the inputs of one tap after another. Each
+    part is stored as blocks of 8 inputs and all outputs. The channels of the result, of x and of the next block are in
+    the order of :func:`order_of_channels`.
     """
     channels = weight3.shape[1]
     order = order_of_channels(channels)
@@ -90,9 +92,10 @@ def pack(weight2: Tensor, weight3: Tensor, shortcut: Tensor | None, next_weight:
 
 
 def order_of_channels(channels: int) -> Tensor:
-    """The channel of each column of a product, such that a thread has 8 neighbours of each 32.
+    """Return the channel of each column of a product. Each thread then has 8 neighbouring channels of every 32.
 
-    Of columns 8 j to 8 j + 7 the thread t, of four, has 2 t and 2 t + 1; these are channels 8 t + 2 j and the next.
+    Of the columns 8 j to 8 j + 7, thread t of four has 8 j + 2 t and 8 j + 2 t + 1. They are the channels 8 t + 2 j and
+    8 t + 2 j + 1.
     """
     t, j, e = (index.flatten() for index in torch.meshgrid(*map(torch.arange, (4, 4, 2)), indexing="ij"))
     order = torch.empty(32, dtype=torch.long)

@@ -1,13 +1,13 @@
-"""A residual bottleneck on a GPU as products of pixels by channels: channels_last, 16-bit floats, sums in float32.
+"""Triton kernels for residual bottlenecks: products of pixels and channels in channels_last, 16-bit, with float32 sums.
 
-`pointwise_kernel` is conv1 of the first block. `bottleneck_kernel` is all of a block behind conv1, and conv1 of the
-block behind it: a tile of pixels stays in registers from one product to the next, so what lies between two convolutions
-is written once, with 64 or 128 channels, and read once; y is written for the next shortcut alone. A program has M
-pixels of one image, in rows, so that no result depends on what else is in the batch.
+`pointwise_kernel` computes conv1 of the first block. `bottleneck_kernel` computes the rest of a block and conv1 of the
+next block. A tile of pixels stays in registers from one product to the next. So only conv1's result, with 64 or 128
+channels, is written and read once between two blocks, and y is written for the next shortcut only. A program has M
+pixels of one image, so no result depends on the rest of the batch.
 
-At 256x256 the seven blocks need 4.43 GFLOP an image and move 23.5 MB through memory, 7.8 us at 3 TB/s. A tile's inputs
-are read nine times from the L2 cache, once for each tap of the 3x3 convolution, and every tile reads the weights: some
-80 MB an image, which is the bound at about 15 us.
+For an image of 256x256 pixels, the seven blocks need 4.43 GFLOP and move 23.5 MB through memory, which takes 7.8 us at
+3 TB/s. The L2 cache is the limit: a tile's inputs are read from it nine times, once for each tap of the 3x3
+convolution, and every tile reads the weights. These 80 MB per image take about 15 us.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIZES = ["height", "width", "out_height", "out_width", "x_height", "x_width", "y
 
 @triton.jit
 def multiply(a, b, total):
-    if INTERPRETED:  # NumPy has no bfloat16: the interpreter would multiply bit patterns
+    if INTERPRETED:  # NumPy has no bfloat16, so the interpreter would multiply bit patterns
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, total)
@@ -31,12 +31,12 @@ def multiply(a, b, total):
 
 @triton.jit
 def relu(total):
-    return tl.where(total <= 0, 0.0, total)  # NaN stays
+    return tl.where(total <= 0, 0.0, total)  # NaN stays NaN
 
 
 @triton.jit
 def rounded(values, dtype: tl.constexpr):
-    if INTERPRETED and dtype == tl.bfloat16:  # the interpreter cuts the bits off that a GPU rounds to nearest even
+    if INTERPRETED and dtype == tl.bfloat16:  # a GPU rounds to nearest even; the interpreter would truncate
         bits = values.to(tl.uint32, bitcast=True)
         values = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
     return values.to(dtype)
@@ -44,7 +44,7 @@ def rounded(values, dtype: tl.constexpr):
 
 @triton.jit
 def pixel_tile(pixels, M: tl.constexpr):
-    """The image (int64) of this program, its M pixels, counted within the image, and which of them exist."""
+    """Return the program's image (int64), its M pixels as indices in the image, and which of them exist."""
     tiles = tl.cdiv(pixels, M)
     p = tl.program_id(0) % tiles * M + tl.arange(0, M)
     return (tl.program_id(0) // tiles).to(tl.int64), p, p < pixels
@@ -56,14 +56,14 @@ def pointwise_kernel(
     weight,  # (INPUT, OUTPUT)
     bias,  # (OUTPUT,) float32
     out,  # (N, pixels, OUTPUT)
-    pixels,  # of an image
+    pixels,  # number of pixels of an image
     INPUT: tl.constexpr,
     OUTPUT: tl.constexpr,
     M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     INDEX: tl.constexpr,  # type that counts the elements of an image
 ):
-    """A 1x1 convolution with bias and ReLU."""
+    """Compute a 1x1 convolution with bias and ReLU."""
     n, p, exists = pixel_tile(pixels, M)
     p = p.to(INDEX)
     k = tl.arange(0, BLOCK_K)
@@ -81,11 +81,11 @@ def pointwise_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def bottleneck_kernel(
     middle,  # (N, height, width, MIDDLE): conv1's result
-    x,  # (N, x_height, x_width, INPUT): every X_STRIDE-th pixel is the shortcut's
+    x,  # (N, x_height, x_width, INPUT): the shortcut reads every X_STRIDE-th pixel
     weight2,  # (9 * MIDDLE, MIDDLE)
     bias2,  # (MIDDLE,) float32
     weight3,  # (MIDDLE, OUTPUT)
-    bias3,  # (OUTPUT,) float32, with that of the shortcut's convolution
+    bias3,  # (OUTPUT,) float32, including the bias of the shortcut's convolution
     shortcut_weight,  # (INPUT, OUTPUT), any tensor without PROJECTED
     next_weight,  # (OUTPUT, NEXT), any tensor without NEXT
     next_bias,  # (NEXT,) float32, any tensor without NEXT
@@ -103,18 +103,18 @@ def bottleneck_kernel(
     MIDDLE: tl.constexpr,
     OUTPUT: tl.constexpr,
     INPUT: tl.constexpr,
-    NEXT: tl.constexpr,  # channels of the next block's conv1; 0: there is none
-    STRIDE: tl.constexpr,  # of conv2
+    NEXT: tl.constexpr,  # channels of the next block's conv1, or 0 without a next block
+    STRIDE: tl.constexpr,  # stride of conv2
     X_STRIDE: tl.constexpr,
     Y_STRIDE: tl.constexpr,  # 0: y is not written
-    PROJECTED: tl.constexpr,  # the shortcut has a convolution
-    SUMS: tl.constexpr,  # the result's sums over the pixels of each tile are written
+    PROJECTED: tl.constexpr,  # whether the shortcut is a convolution
+    SUMS: tl.constexpr,  # whether to write the sums over the pixels of each tile
     M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_O: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """conv2, conv3, shortcut and ReLU, then conv1 of the next block."""
+    """Compute conv2, conv3, the shortcut and the ReLU of a block, then conv1 of the next block."""
     T: tl.constexpr = middle.dtype.element_ty
     n, p, exists = pixel_tile(out_height * out_width, M)
     row = p // out_width
@@ -184,7 +184,7 @@ def mean_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """The mean over an image's pixels from the sums of its tiles, always added in the same order."""
+    """Compute the mean over the pixels of an image from the sums of its tiles, always added in the same order."""
     n = tl.program_id(0).to(tl.int64)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     t = tl.arange(0, BLOCK_T)
@@ -198,7 +198,7 @@ def mean_kernel(
 
 @triton.jit
 def dot_kernel(x, weight, out, CHANNELS: tl.constexpr):
-    """A row of x (N, CHANNELS) times weight (CHANNELS,), float32: products are added in the same order in every row."""
+    """Multiply a row of x (N, CHANNELS) by weight (CHANNELS,), float32. Every row adds in the same order."""
     row = tl.program_id(0).to(tl.int64)
     o = tl.arange(0, CHANNELS)
     tl.store(out + row, tl.sum(tl.load(x + row * CHANNELS + o) * tl.load(weight + o), 0))
