@@ -24,7 +24,7 @@ def ablate(
     real: Real = None,
     grid_size: Annotated[
         list[int] | None,
-        typer.Option(help="Side of the cells (default: 2 and 3). Repeatable.", show_default=False),
+        typer.Option(help="Side of the cells, in pixels (default: 2 and 3). Repeatable.", show_default=False),
     ] = None,
     anchor: Annotated[
         list[str] | None,
@@ -37,7 +37,7 @@ def ablate(
     config: Config = None,
     settings: Settings = None,
 ) -> None:
-    """Train and evaluate a detector for every grid size and anchor: the paper's Table 7.
+    """Train and evaluate a detector for every grid size and anchor, as in the paper's Table 7.
 
     The training preset is "paper" unless --preset or --config is given. Run the same command again to continue after an
     interruption; finished variants are not trained again.

@@ -17,7 +17,7 @@ def audit(
     real: Real = None,
     output: Annotated[list[Path] | None, report_option(".json", ".md")] = None,
 ) -> None:
-    """Check whether file headers alone tell the classes apart: formats, JPEG qualities and sizes.
+    """Check whether file headers alone separate the classes, by format, JPEG quality or size.
 
     If they do, a detector's numbers on these files may measure the codec. No pixel is decoded. Files whose header
     cannot be read are listed and excluded. Files that are in both classes are reported.

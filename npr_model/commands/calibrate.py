@@ -37,13 +37,15 @@ def calibrate(
         list[Path],
         typer.Argument(
             metavar="REALS...",
-            help="Folders of photographs that were not in the training set. Of folders with 0_real and 1_fake, both "
+            help="Folders of photographs that were not in the training set. In a folder with 0_real and 1_fake, both "
             "classes are used.",
         ),
     ],
     fake: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of generated images, for the temperature. Repeatable.", show_default=False),
+        typer.Option(
+            help="Folder of generated images, which determine the temperature. Repeatable.", show_default=False
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -68,17 +70,17 @@ def calibrate(
     ] = None,
     uncertain_rate: Annotated[
         float,
-        typer.Option(help='Scores between this rate\'s threshold and the verdict threshold are "uncertain".'),
+        typer.Option(help='Scores between the threshold at this rate and the verdict threshold are "uncertain".'),
     ] = 0.2,
     *,
     options: ScoringOptions,
 ) -> None:
     """Find the thresholds for fixed false-positive rates on photographs, and write them to a new checkpoint.
 
-    Use photographs like those you will screen: at least 19, 99 or 999 for 5, 1 or 0.1 % false positives; more of them
-    tighten the upper bound that is printed. Copies of a photograph count once. A rate with too few photographs is
-    refused. The checkpoint also gets an
-    uncertain band, a temperature for the probabilities, and the quantisation scales for --dtype int8.
+    Use photographs like those you will screen: at least 19, 99 or 999 for 5, 1 or 0.1 % false positives. More
+    photographs tighten the upper bound that is printed. Copies of a photograph count once. A rate with too few
+    photographs gets no threshold. The checkpoint also gets an uncertain band, a temperature for the probabilities, and
+    the quantisation scales for --dtype int8.
     """
     from npr_model import checkpoints
     from npr_model.datasets import FAKE, REAL

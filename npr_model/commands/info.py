@@ -9,7 +9,7 @@ import typer
 
 
 def info(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show versions, backends and why some cannot run here, decoders, detectors and bundled checkpoints."""
+    """Show versions, decoders, detectors, bundled checkpoints, and each backend with the reason if it cannot run."""
     import PIL
     import simplejpeg
 

@@ -29,7 +29,7 @@ Benchmark = Literal[
 
 
 def choice(name: str, values: tuple[str, ...]) -> type[Enum]:
-    """A closed set for an option that is given more than once: ``--help`` lists it, anything else is a usage error."""
+    """Return the allowed values of a repeatable option. ``--help`` lists them, and other values are usage errors."""
     return Enum(name, [(value, value) for value in values], type=str)
 
 
@@ -61,7 +61,9 @@ Folders = Annotated[
 ]
 Real = Annotated[
     list[Path] | None,
-    typer.Option(help="Folder of real images for generators without their own. Repeatable.", show_default=False),
+    typer.Option(
+        help="Folder of real images for generators that have none of their own. Repeatable.", show_default=False
+    ),
 ]
 Equalise = Annotated[
     str | None,
@@ -73,7 +75,9 @@ Equalise = Annotated[
 ]
 Perturb = Annotated[
     str | None,
-    typer.Option(metavar="STEPS", help="Change every image first, e.g. resize:0.5+jpeg:90.", show_default=False),
+    typer.Option(
+        metavar="STEPS", help="Change every image before it is scored, e.g. resize:0.5+jpeg:90.", show_default=False
+    ),
 ]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Device to compute on.")]
 Workers = Annotated[int, typer.Option(min=0, help="Decoding threads (0: one per core, at most 16).")]
@@ -97,11 +101,11 @@ Dtype = Annotated[
 ]
 Preset = Annotated[
     Literal["paper", "wild"] | None,
-    typer.Option(help="Training config: the paper's, or for images met in the wild.", show_default=False),
+    typer.Option(help="Training config: that of the paper, or one for images from the internet.", show_default=False),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option(help="Training config as npr train --print-config prints it.", show_default=False),
+    typer.Option(help="Training config in a JSON file, as npr train --print-config prints it.", show_default=False),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -113,25 +117,24 @@ Settings = Annotated[
 _SCORING = {
     "checkpoint": Checkpoint,
     "view": View,
-    "batch_size": Annotated[int, typer.Option(min=1, help="Images of one size that are scored together.")],
+    "batch_size": Annotated[int, typer.Option(min=1, help="Number of equally sized images to score at once.")],
     "workers": Workers,
     "backend": Backend,
     "dtype": Dtype,
     "device": Device,
-    "max_pixels": Annotated[int, typer.Option(min=1, help="Larger images are errors.")],
+    "max_pixels": Annotated[int, typer.Option(min=1, help="Images with more pixels become errors.")],
     "false_positive_rate": Annotated[
         float | None,
         typer.Option(
             metavar="RATE",
-            help="Share of photographs that may be called generated, e.g. 0.01. One of the rates that the checkpoint "
-            "is calibrated at (default: its first).",
+            help="Use the checkpoint's threshold for this false-positive rate, e.g. 0.01 (default: its first rate).",
             show_default=False,
         ),
     ],
     "cache": Annotated[
         Path | None,
         typer.Option(
-            help="SQLite file that remembers scores by the content of the images, across runs.", show_default=False
+            help="Remember scores across runs in this SQLite file, by the content of the images.", show_default=False
         ),
     ],
 }
@@ -139,9 +142,9 @@ EVALUATION = ("view", "batch_size", "workers", "backend", "dtype", "device")
 
 
 def scoring_options(*names: str, **defaults: Any) -> Callable[[Callable], Callable]:
-    """Give a command the options ``names`` of ScoringOptions; it gets them as one argument, ``options``.
+    """Add the options ``names`` of ScoringOptions to a command. The command receives them as one argument, ``options``.
 
-    ``defaults``: other values than ScoringOptions has, also for fields that are no options of the command.
+    ``defaults`` replace those of ScoringOptions, also for fields that are not options of the command.
     """
     standard = {field.name: field.default for field in fields(ScoringOptions)} | defaults
 

@@ -19,7 +19,7 @@ def report(
     title: Annotated[str | None, typer.Option(help="Heading of the page (default: the name of SCORES).")] = None,
     images: Annotated[int, typer.Option(min=0, help="Number of images in the gallery.")] = 120,
 ) -> None:
-    """Make an HTML page of a screening: totals, histograms, errors, and a gallery with NPR maps.
+    """Make an HTML page about a screening: totals, histograms, errors, and a gallery with NPR maps.
 
     The page is one file and needs no network. Images are read again for their thumbnails; images that are no longer
     there are shown without one.

@@ -29,7 +29,7 @@ def robustness(
     *,
     options: ScoringOptions,
 ) -> None:
-    """Measure how the metrics change when images are compressed, resized, blurred, cropped or decoded otherwise.
+    """Measure how compression, resizing, blur, cropping and other decoders change the metrics.
 
     Each result is saved at once. Run the same command again to continue after an interruption.
     """

@@ -78,8 +78,8 @@ def screen(
     engine: Annotated[
         Literal["local", "ray"],
         typer.Option(
-            help="Where to run: on this machine, or on a Ray cluster (the one named by RAY_ADDRESS or joined by this "
-            "machine, else one is started here)."
+            help="local: run on this machine. ray: run on the Ray cluster in RAY_ADDRESS, or on the one that this "
+            "machine belongs to, or start one on this machine."
         ),
     ] = "local",
     actors: Annotated[
@@ -91,10 +91,10 @@ def screen(
     *,
     options: ScoringOptions,
 ) -> None:
-    """Score images: one row each, with logit, probability and verdict, or with an error.
+    """Score images and write a row for each: logit, probability and verdict, or an error.
 
-    Folders are searched at all depths for files with image suffixes. Archives inside folders are skipped unless they
-    are named. Identical files are scored once. Bad input never aborts a run: it becomes a row with an error.
+    Folders are searched at all depths for files with image suffixes. Archives inside folders are not read; name them on
+    the command line. Identical files are scored once. Bad input never aborts a run: it becomes a row with an error.
     """
     from npr_model.screening.sources import Sources
 

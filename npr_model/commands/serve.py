@@ -17,11 +17,11 @@ from npr_model.screening.options import ScoringOptions
     "checkpoint", "view", "device", "backend", "max_pixels", batch_size=1, workers=1, max_pixels=50_000_000
 )
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all addresses of this machine.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")] = 8000,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Larger files are refused.")] = 50_000_000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 stands for all addresses of this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free one.")] = 8000,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Files with more bytes are refused.")] = 50_000_000,
     *,
     options: ScoringOptions,
 ) -> None:

@@ -32,7 +32,7 @@ def train(
     ] = None,
     validation: Annotated[
         list[Path] | None,
-        typer.Option(help="Labelled folder to measure on after every epoch. Repeatable.", show_default=False),
+        typer.Option(help="Labelled folder to evaluate on after every epoch. Repeatable.", show_default=False),
     ] = None,
     preset: Preset = None,
     config: Config = None,
@@ -42,9 +42,12 @@ def train(
         Path | None,
         typer.Option(metavar="FOLDER", help="Continue the run in this folder, with its config.", show_default=False),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the larger class.", show_default=False)] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Number of passes over the larger class.", show_default=False)
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Crops per optimizer step, over all processes.", show_default=False)
+        int | None,
+        typer.Option(help="Number of crops per optimizer step, in all processes together.", show_default=False),
     ] = None,
     crop_size: Annotated[
         int | None, typer.Option(help="Side of the random crops, in pixels.", show_default=False)
@@ -58,12 +61,12 @@ def train(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name that the checkpoint stores.", show_default=False)] = None,
 ) -> None:
-    """Train NPR, or another detector of the paper's tables with --set detector=NAME (npr info lists them).
+    """Train NPR or, with --set detector=NAME, another detector of the paper (npr info lists them).
 
-    Writes last.safetensors and, with --validation, best.safetensors after every epoch. The preset is "wild" by default.
-    --set overrides the other options, and they override the config of --preset, --config or --resume.
+    Every epoch writes last.safetensors and, with --validation, the best epoch so far as best.safetensors. The default
+    preset is "wild". --set overrides the other options. They override the config from --preset, --config or --resume.
 
-    In several processes: torchrun --nproc-per-node 2 -m npr_model.cli train ...
+    To train in several processes: torchrun --nproc-per-node 2 -m npr_model.cli train ...
     """
     if resume is not None and output is not None:
         raise InputError("--resume continues in its own folder: leave out --output")
