@@ -63,7 +63,7 @@ def npr(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Tell photographs from AI-generated images by neighbouring pixel relationships (NPR)."""
+    """Detect AI-generated images by neighbouring pixel relationships (NPR)."""
 
 
 def main(arguments: list[str] | None = None) -> int:

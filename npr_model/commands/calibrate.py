@@ -63,8 +63,8 @@ def calibrate(
     rate: Annotated[
         list[float] | None,
         typer.Option(
-            help="False-positive rate to find a threshold for; the first one gives the default verdict (default: 0.05, "
-            "0.01 and 0.001). Repeatable.",
+            help="Find a threshold for this false-positive rate. The first rate decides the default verdict (default: "
+            "0.05, 0.01 and 0.001). Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -75,7 +75,7 @@ def calibrate(
     *,
     options: ScoringOptions,
 ) -> None:
-    """Find the thresholds for fixed false-positive rates on photographs, and write them to a new checkpoint.
+    """Find thresholds for fixed false-positive rates from photographs, and write them to a new checkpoint.
 
     Use photographs like those you will screen: at least 19, 99 or 999 for 5, 1 or 0.1 % false positives. More
     photographs tighten the upper bound that is printed. Copies of a photograph count once. A rate with too few

@@ -65,14 +65,15 @@ def evaluate(
         Benchmark | None,
         typer.Option(
             case_sensitive=False,
-            help="Benchmark set in FOLDER: use the view and threshold of its published numbers. paper: the first five.",
+            help="Evaluate this benchmark set in FOLDER, with the view and threshold of its published numbers (paper: "
+            "the first five sets).",
             show_default=False,
         ),
     ] = None,
     compare: Annotated[
         list[Method] | None,
         typer.Option(
-            help="Show the paper's numbers of a method beside a benchmark's (default: NPR). Repeatable.",
+            help="With --benchmark, also show the paper's numbers of this method (default: NPR). Repeatable.",
             show_default=False,
         ),
     ] = None,

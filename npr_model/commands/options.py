@@ -85,7 +85,8 @@ Checkpoint = Annotated[str, typer.Option(help="Name of a bundled checkpoint, or 
 View = Annotated[
     str | None,
     typer.Option(
-        help="Pixels that the network sees: native, crop:S, resize:S or tile:S (default: the checkpoint's).",
+        help="Pixels that the network sees: native (all), or S x S of them by crop:S, resize:S or tile:S (default: the "
+        "checkpoint's).",
         show_default=False,
     ),
 ]
@@ -101,7 +102,7 @@ Dtype = Annotated[
 ]
 Preset = Annotated[
     Literal["paper", "wild"] | None,
-    typer.Option(help="Training config: that of the paper, or one for images from the internet.", show_default=False),
+    typer.Option(help="Training config: the paper's, or one for images from the internet (wild).", show_default=False),
 ]
 Config = Annotated[
     Path | None,

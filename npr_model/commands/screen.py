@@ -85,7 +85,8 @@ def screen(
     actors: Annotated[
         int,
         typer.Option(
-            min=0, help="Ray workers that run the network (0: one per GPU, or one per node without GPUs). Ray only."
+            min=0,
+            help="Ray workers that run the network (0: one per GPU, or one per node without GPUs). Needs --engine ray.",
         ),
     ] = 0,
     *,

@@ -63,8 +63,9 @@ def train(
 ) -> None:
     """Train NPR or, with --set detector=NAME, another detector of the paper (npr info lists them).
 
-    Every epoch writes last.safetensors and, with --validation, the best epoch so far as best.safetensors. The default
-    preset is "wild". --set overrides the other options. They override the config from --preset, --config or --resume.
+    Every epoch writes last.safetensors. With --validation, best.safetensors holds the best epoch so far. The default
+    preset is "wild". --set overrides all other options, and they override the config from --preset, --config or
+    --resume.
 
     To train in several processes: torchrun --nproc-per-node 2 -m npr_model.cli train ...
     """
