@@ -141,15 +141,21 @@ def list_images(folder: Path, within: Path | None = None, on_other: OnOther = la
 
     images = []
     for path in walk_files(folder, on_error=fail, within=within):
-        if is_image_name(path.name) or not (problem := _no_image(path)):
-            images.append(path)
+        if why := why_no_image(path):
+            on_other(path, why)
         else:
-            on_other(path, problem)
+            images.append(path)
     return images
 
 
-def _no_image(path: Path) -> str | None:
-    """Return why a file is not an image that this program reads. None for an image, also a damaged one."""
+def why_no_image(path: Path) -> str | None:
+    """Return why a file is not an image that this program reads.
+
+    None for an image, also a damaged one, and for every file with an image suffix: its errors are found when it is
+    decoded.
+    """
+    if is_image_name(path.name):
+        return None
     try:
         header_size(path)
     except ImageError as error:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from npr_model import simulation
 from npr_model.errors import InputError
 from npr_model.simulation import dataset, generators
+from npr_model.simulation.photographs import crops_to_fit, find_photographs, split
 from scripts.make_examples import PHOTOGRAPHS as HELD_OUT
 
 CROP_SIZE = 256
@@ -76,9 +77,9 @@ def main() -> None:
     arguments = parser.parse_args()
     problems: dict[str, str] = {}
     try:
-        photographs, problems = dataset.find_photographs([arguments.photos], CROP_SIZE)
+        photographs, problems = find_photographs([arguments.photos], CROP_SIZE)
         held_out = {arguments.photos / name for name in HELD_OUT}
-        parts = dataset.split([p for p in photographs if p.path not in held_out], VALIDATION_SHARE, scene)
+        parts = split([p for p in photographs if p.path not in held_out], VALIDATION_SHARE, scene)
 
         def write(writer: dataset.DatasetWriter, pairs: int, shares: dict[str, float] | None = None) -> None:
             validation = round(VALIDATION_SHARE * pairs)
@@ -99,7 +100,7 @@ def main() -> None:
             write(writer, arguments.packaged, dict(zip(writer.kinds, SHARES.values(), strict=True)))
         if arguments.simulated:
             seed = arguments.seed + 1  # other crops than those of the packaged generators
-            crops = dataset.crops_to_fit(parts[dataset.TRAIN], seed, problems)
+            crops = crops_to_fit(parts[dataset.TRAIN], seed, problems)
             fitted = simulator(crops, arguments.workers, seed)
             write(
                 dataset.DatasetWriter(arguments.output / "simulated", simulator=fitted, seed=seed, **common),

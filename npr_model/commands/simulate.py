@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from npr_model.commands.options import Device, Workers, choice
+from npr_model.commands.options import Device, Workers, choice, folder_option
 from npr_model.commands.terminal import (
     EXIT_FAILED_INPUTS,
     out,
     printable,
     progress_bar,
     termination_interrupts,
+    warn,
+    warn_of_data,
 )
+from npr_model.devices import choose_device
 from npr_model.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from npr_model.simulation.photographs import Photograph
     from npr_model.simulation.simulator import Simulator
 
 SKIPPED_SHOWN = 10  # photographs that are named on the terminal; skipped.csv has all of them
@@ -32,14 +35,12 @@ def simulate(
     photographs: Annotated[
         list[Path], typer.Argument(metavar="PHOTOS...", help="Real photographs: image files and folders of them.")
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Write the data set to this new folder.")
-    ],
-    count: Annotated[int, typer.Option(min=1, help="Number of pairs of a real image and a fake of it.")] = 2000,
+    output: Annotated[Path, folder_option("Write the data set to this new folder.")],
+    count: Annotated[int, typer.Option(min=1, help="Number of pairs, each with a real image and a fake of it.")] = 2000,
     kind: Annotated[
         list[Kind] | None,
         typer.Option(
-            help="Up-sampling of the simulated decoders (default: all but none). Repeatable.", show_default=False
+            help="How simulated decoders up-sample (default: all but none). Repeatable.", show_default=False
         ),
     ] = None,
     generator: Annotated[
@@ -68,7 +69,7 @@ def simulate(
         float, typer.Option(help="Share of the photographs for FOLDER/validation; the others go to FOLDER/train.")
     ] = 0.0,
     real_variety: Annotated[
-        bool, typer.Option(help="Scale, sharpen, denoise and grain some images of both classes alike.")
+        bool, typer.Option(help="Scale, sharpen, denoise or grain some images, equally often in both classes.")
     ] = True,
     decoders: Annotated[
         Path | None,
@@ -85,83 +86,117 @@ def simulate(
     workers: Workers = 0,
     device: Device = "auto",
 ) -> None:
-    """Make a training set from photographs alone: small up-sampling decoders, trained on them first, make the fakes.
+    """Make a training set from photographs alone. Small up-sampling networks, trained on them, make the fakes.
 
     NPR detects up-sampling artefacts, so no generator is needed. Writes FOLDER/KIND/0_real, FOLDER/KIND/1_fake and
     FOLDER/manifest.csv. Photographs that cannot be used are listed in FOLDER/skipped.csv.
     """
-    from npr_model.devices import choose_device
     from npr_model.imaging.codecs import Codec
-    from npr_model.simulation import dataset, simulator
+    from npr_model.simulation import dataset
     from npr_model.simulation import generators as packaged
-    from npr_model.simulation.autoencoders import KINDS
 
-    chosen_kinds = [one.value for one in kind] if kind else list(KINDS)
-    if "none" in chosen_kinds:
-        if len(chosen_kinds) > 1:
-            raise InputError("--kind none excludes all other kinds")
-        chosen_kinds = []
-    chosen_generators = packaged.choose(generator or [], taef2)
-    parsed = Codec.parse(codec, ranges=True)
-    dataset.check_sizes(crop_size, chosen_generators)
-    if not chosen_kinds and not chosen_generators:
+    kinds, generators = _kinds(kind), packaged.choose(generator or [], taef2)
+    parsed_codec = Codec.parse(codec, ranges=True)
+    dataset.check_sizes(crop_size, generators)
+    if not kinds and not generators:
         raise InputError("nothing makes fakes: use --kind or --generator")
     dataset.require_apart(output, photographs)
     dataset.prepare(output)
-    usable, problems = dataset.find_photographs(photographs, crop_size)
-    parts = dataset.split(usable, validation_fraction)
-    for one in chosen_generators:
+    parts, problems = _parts(photographs, crop_size, validation_fraction)
+    for one in generators:
         packaged.check(one)
-    device = choose_device(device)
-    simulated = None
-    if chosen_kinds and decoders:
-        simulated = simulator.load(decoders).select(chosen_kinds)
-    elif chosen_kinds:
-        crops = dataset.crops_to_fit(parts.get(dataset.TRAIN) or parts[""], seed, problems).to(device)
-        simulated = _trained(crops, chosen_kinds, steps, seed)
-        if save_decoders is not None:
-            simulator.save(save_decoders, simulated)
+    simulator = None
+    if kinds:
+        training = _DecoderTraining(kinds, steps, seed, choose_device(device))
+        simulator = training.load(decoders) if decoders else training.run(parts, problems, save_decoders)
     writer = dataset.DatasetWriter(
         output,
-        simulated.to(device) if simulated else None,
-        tuple(chosen_generators),
+        simulator,
+        tuple(generators),
         crop_size=crop_size,
-        codec=parsed,
+        codec=parsed_codec,
         real_variety=real_variety,
         seed=seed,
         workers=workers or min(16, os.cpu_count() or 1),
     )
-    held_out = round(count * validation_fraction)
-    counts = {"": count, dataset.TRAIN: count - held_out, dataset.VALIDATION: held_out}
-    counts = {part: counts[part] for part in parts}
+    counts = dataset.counts_by_part(count, validation_fraction, parts)
     with termination_interrupts(), progress_bar("simulating", total=count) as advance:
         written = writer.write(parts, counts, problems=problems, on_pair=lambda pair: advance(1))
     sizes = " and ".join(f"{len(members)} {part}".rstrip() for part, members in parts.items())
     pairs = sum(written.values())
     out.print(f"{pairs} pairs of {', '.join(writer.kinds)} from {sizes} photographs", soft_wrap=True)
     if written != counts:
-        out.print(f"[yellow]warning: only {pairs} of {count} pairs were made: too few photographs can be decoded[/]")
+        warn(f"only {pairs} of {count} pairs were made: too few photographs can be decoded")
     out.print(f"written to {escape(str(output))}; manifest.csv lists what was made from what", soft_wrap=True)
     if problems:
-        skipped = dataset.write_skipped(output, problems)
-        out.print(f"{len(problems)} photographs were skipped, see {escape(str(skipped))}:", soft_wrap=True)
-        for name, problem in list(problems.items())[:SKIPPED_SHOWN]:
-            out.print(f"  {printable(name)}: {printable(problem)}", soft_wrap=True)
+        _print_skipped(output, problems)
         raise typer.Exit(EXIT_FAILED_INPUTS)
 
 
-def _trained(crops: Tensor, kinds: list[str], steps: int, seed: int) -> Simulator:
-    """Decoders of each kind, trained on ``crops`` with a progress bar."""
-    from npr_model.simulation import simulator
+def _kinds(kind: list[Kind] | None) -> list[str]:
+    """The chosen ways of up-sampling; empty for "none"."""
+    from npr_model.simulation.autoencoders import KINDS
 
-    out.print(f"training decoders on {len(crops)} crops of the photographs")
-    total = len(kinds) * len(simulator.DEPTHS) * steps
-    with progress_bar("training decoders", total=total, unit="steps") as advance:
-        return simulator.fit_simulator(
-            crops,
-            kinds=kinds,
-            steps=steps,
-            seed=seed,
-            on_decoder=lambda model, psnr: out.print(f"  {model.kind} x{model.factor}: {psnr:.1f} dB"),
-            on_step=lambda: advance(1),
-        )
+    chosen = [one.value for one in kind] if kind else list(KINDS)
+    if "none" not in chosen:
+        return chosen
+    if len(chosen) > 1:
+        raise InputError("--kind none excludes all other kinds")
+    return []
+
+
+def _parts(
+    paths: list[Path], crop_size: int, validation_fraction: float
+) -> tuple[dict[str, list[Photograph]], dict[str, str]]:
+    """The usable photographs by part, and why others cannot be used, by name."""
+    from npr_model.datasets import LeftOut
+    from npr_model.simulation import photographs
+
+    left_out = LeftOut()
+    usable, problems = photographs.find_photographs(paths, crop_size, left_out.add)
+    warn_of_data(left_out)
+    return photographs.split(usable, validation_fraction), problems
+
+
+@dataclass(frozen=True)
+class _DecoderTraining:
+    """How decoders are trained, or loaded instead."""
+
+    kinds: list[str]
+    steps: int
+    seed: int
+    device: str
+
+    def load(self, path: Path) -> Simulator:
+        from npr_model.simulation import simulator
+
+        return simulator.load(path).select(self.kinds).to(self.device)
+
+    def run(self, parts: dict[str, list[Photograph]], problems: dict[str, str], save_to: Path | None) -> Simulator:
+        """Train decoders of each kind on the photographs of the first part, with a progress bar."""
+        from npr_model.simulation import photographs, simulator
+
+        crops = photographs.crops_to_fit(next(iter(parts.values())), self.seed, problems).to(self.device)
+        out.print(f"training decoders on {len(crops)} crops of the photographs")
+        total = len(self.kinds) * len(simulator.DEPTHS) * self.steps
+        with progress_bar("training decoders", total=total, unit="steps") as advance:
+            trained = simulator.fit_simulator(
+                crops,
+                kinds=self.kinds,
+                steps=self.steps,
+                seed=self.seed,
+                on_decoder=lambda model, psnr: out.print(f"  {model.kind} x{model.factor}: {psnr:.1f} dB"),
+                on_step=lambda: advance(1),
+            )
+        if save_to is not None:
+            simulator.save(save_to, trained)
+        return trained.to(self.device)
+
+
+def _print_skipped(output: Path, problems: dict[str, str]) -> None:
+    from npr_model.simulation import dataset
+
+    skipped = dataset.write_skipped(output, problems)
+    out.print(f"{len(problems)} photographs were skipped, see {escape(str(skipped))}:", soft_wrap=True)
+    for name, problem in list(problems.items())[:SKIPPED_SHOWN]:
+        out.print(f"  {printable(name)}: {printable(problem)}", soft_wrap=True)

@@ -14,10 +14,9 @@ part is split off. The split is by photograph, never by crop. To keep a detector
 from __future__ import annotations
 
 import csv
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -26,31 +25,23 @@ import torch
 from torch import Tensor
 
 from npr_model import datasets
-from npr_model.errors import InputError, reason
-from npr_model.files import atomic_write, is_image_name, natural_key, readable_name, walk_images
+from npr_model.errors import reason
+from npr_model.files import atomic_write, natural_key, readable_name
 from npr_model.imaging.codecs import Codec
-from npr_model.imaging.decode import ImageError
-from npr_model.imaging.headers import header_size
 from npr_model.simulation import generators as packaged
 from npr_model.simulation import history
 from npr_model.simulation.generators import Generator
+from npr_model.simulation.photographs import (
+    TRAIN,
+    VALIDATION,
+    Photograph,
+    SimulationError,
+    cut,
+    read,
+    to_pixels,
+    to_tensor,
+)
 from npr_model.simulation.simulator import Simulator
-
-TRAIN, VALIDATION = "train", "validation"
-_FIT_CROPS, _FIT_SIDE = 256, 128  # number and side of the crops that decoders are trained on
-
-
-class SimulationError(InputError):
-    """Photographs or an output that cannot be used."""
-
-
-@dataclass(frozen=True)
-class Photograph:
-    """A usable photograph with the size in its header."""
-
-    path: Path
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -85,126 +76,6 @@ class Pair:
     phase_left: int
     codec: str
     psnr: float
-
-
-def find_photographs(paths: Iterable[Path], crop_size: int) -> tuple[list[Photograph], dict[str, str]]:
-    """Find usable photographs in files and folders; only headers are read.
-
-    Returns them, and the reasons why others cannot be used (unreadable, smaller than a crop), by name. Raises
-    SimulationError for a path that does not exist, and if no photograph is usable.
-    """
-    problems: dict[str, str] = {}
-    found: dict[Path, None] = {}  # in order, without duplicates
-    for path in map(Path, paths):
-        if not path.exists():
-            raise SimulationError(f"{readable_name(path)} does not exist")
-        if path.is_dir():
-
-            def unlisted(error: OSError) -> None:
-                problems[readable_name(error.filename)] = f"the folder cannot be listed: {reason(error)}"
-
-            found |= dict.fromkeys(walk_images(path, on_error=unlisted))
-        elif is_image_name(path.name):
-            found[path] = None
-        else:
-            problems[readable_name(path)] = "no image suffix"
-
-    def survey(path: Path) -> Photograph | ImageError:
-        try:
-            width, height = header_size(path)
-            if min(width, height) < crop_size:
-                return ImageError(f"{width}x{height} pixels, smaller than a crop of {crop_size}")
-            return Photograph(path, width, height)
-        except ImageError as error:
-            return error
-
-    usable = []
-    with ThreadPoolExecutor(8) as pool:
-        for path, result in zip(found, pool.map(survey, found), strict=True):
-            if isinstance(result, Photograph):
-                usable.append(result)
-            else:
-                problems[readable_name(path)] = str(result)
-    if not usable:
-        example = next((f", e.g. {name}: {problem}" for name, problem in problems.items()), "")
-        raise SimulationError(f"none of {len(found)} photographs can be used{example}")
-    return usable, problems
-
-
-def file_stem(path: Path) -> str:
-    """Return the scene that a file shows: files with the same name in several folders count as one photograph."""
-    return path.stem
-
-
-def split(
-    photographs: Sequence[Photograph], fraction: float, scene: Callable[[Path], str] = file_stem
-) -> dict[str, list[Photograph]]:
-    """Split photographs by part: {"": all} for the fraction 0, else train and validation with at least one scene each.
-
-    Validation gets the scenes with the smallest sha256 of their names. So the split does not depend on order, folders
-    or seed, and changes little when photographs are added. Raises SimulationError.
-    """
-    if not 0 <= fraction < 1:
-        raise SimulationError(f"the validation fraction must be at least 0 and less than 1, got {fraction}")
-    if not fraction:
-        return {"": list(photographs)}
-    scenes = sorted(
-        {scene(photograph.path) for photograph in photographs},
-        key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest(),
-    )
-    if len(scenes) < 2:
-        raise SimulationError("a validation part needs at least two photographs")
-    held_out = set(scenes[: min(len(scenes) - 1, max(1, round(fraction * len(scenes))))])
-    parts: dict[str, list[Photograph]] = {TRAIN: [], VALIDATION: []}
-    for photograph in photographs:
-        parts[VALIDATION if scene(photograph.path) in held_out else TRAIN].append(photograph)
-    return parts
-
-
-def crops_to_fit(photographs: Sequence[Photograph], seed: int, problems: dict[str, str]) -> Tensor:
-    """Return crops at many scales to train decoders on: (N, 3, S, S) uint8, N about 256 or more, S up to 128.
-
-    Photographs that cannot be decoded are added to ``problems``.
-    """
-    side = min(_FIT_SIDE, *(min(photograph.width, photograph.height) for photograph in photographs))
-    random = np.random.default_rng(seed)
-    chosen = random.permutation(len(photographs))[:_FIT_CROPS].tolist()
-    crops: list[np.ndarray] = []
-    for index in chosen:
-        pixels = _read(photographs[index], problems)
-        if pixels is not None and min(pixels.shape[:2]) >= side:
-            crops += [cut(pixels, side, random, scale_down=True)[0] for _ in range(-(-_FIT_CROPS // len(chosen)))]
-    if not crops:
-        raise SimulationError("none of the photographs can be decoded")
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-
-
-def cut(
-    pixels: np.ndarray, size: int, random: np.random.Generator, *, scale_down: bool
-) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Cut a (size, size, 3) uint8 piece from (H, W, 3) uint8; returns it with its left, top and side in the photograph.
-
-    With ``scale_down``, two in three pieces are scaled down by a random kernel, from up to four times the side.
-    """
-    side = size
-    if scale_down and random.random() > 1 / 3:
-        side = min(round(size * random.uniform(1.15, 4)), *pixels.shape[:2])
-    top, left = (int(random.integers(length - side + 1)) for length in pixels.shape[:2])
-    piece = pixels[top : top + side, left : left + side]
-    if side != size:
-        kernel = history.KERNELS[int(random.integers(len(history.KERNELS)))]
-        piece = to_pixels(history.resample(to_tensor(piece), (size, size), kernel))
-    return piece, (left, top, side)
-
-
-def to_tensor(pixels: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in 0..1."""
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 255  # copied, as pixels may be read-only
-
-
-def to_pixels(image: Tensor) -> np.ndarray:
-    """Inverse of :func:`to_tensor`, clipped and rounded."""
-    return image[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -278,7 +149,7 @@ class DatasetWriter:
         manifest.csv gets its row as soon as a pair is on disk, so an interrupted run leaves a smaller data set.
         """
         prepare(self.output)
-        written = dict.fromkeys(parts, 0)
+        written, first = dict.fromkeys(parts, 0), 0
         with (
             open(self.output / "manifest.csv", "w", encoding="utf-8", newline="") as file,
             ThreadPoolExecutor(max(1, self.workers), initializer=torch.set_num_threads, initargs=(1,)) as pool,
@@ -286,12 +157,16 @@ class DatasetWriter:
             table = csv.DictWriter(file, [field.name for field in fields(Pair)], lineterminator="\n")
             table.writeheader()
             try:
-                for pairs in self._rounds(pool, parts, counts, shares or {}, problems):
-                    for pair in pairs:
-                        table.writerow(asdict(pair))
-                        written[pair.part] += 1
-                        on_pair(pair)
-                    file.flush()
+                for part, photographs in parts.items():
+                    kinds = _allocate(self.kinds, counts[part], shares or {}, np.random.default_rng((self.seed, first)))
+                    numbered = list(enumerate(kinds, first))
+                    first += counts[part]
+                    for pairs in self._rounds(pool, part, photographs, numbered, problems):
+                        for pair in pairs:
+                            table.writerow(asdict(pair))
+                            written[part] += 1
+                            on_pair(pair)
+                        file.flush()
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
@@ -299,25 +174,26 @@ class DatasetWriter:
             raise SimulationError("none of the photographs can be decoded")
         return written
 
-    def _rounds(self, pool, parts, counts, shares, problems) -> Iterator[list[Pair]]:
-        """Yield the pairs of each photograph. Pairs of a photograph that fails are given to others, in rounds."""
-        first = 0
-        for part, photographs in parts.items():
-            kinds = _allocate(self.kinds, counts[part], shares, np.random.default_rng((self.seed, first)))
-            pending, usable = list(enumerate(kinds, first)), list(photographs)
-            first += counts[part]
-            while pending and usable:
-                random = np.random.default_rng((self.seed, len(pending), len(usable)))
-                tasks = self._assign(part, usable, pending, random)
-                pending = []
-                for task, pairs in zip(
-                    tasks, pool.map(lambda task: self._make_all(task, problems), tasks), strict=True
-                ):
-                    if pairs is None:
-                        usable.remove(task.photograph)
-                        pending += task.pairs
-                    else:
-                        yield pairs
+    def _rounds(
+        self,
+        pool: Executor,
+        part: str,
+        photographs: Sequence[Photograph],
+        pairs: Sequence[tuple[int, str]],
+        problems: dict[str, str],
+    ) -> Iterator[list[Pair]]:
+        """Yield the pairs of each photograph of a part. Pairs of one that fails are given to others, in rounds."""
+        pending, usable = list(pairs), list(photographs)
+        while pending and usable:
+            random = np.random.default_rng((self.seed, len(pending), len(usable)))
+            tasks = self._assign(part, usable, pending, random)
+            pending = []
+            for task, made in zip(tasks, pool.map(lambda task: self._make_all(task, problems), tasks), strict=True):
+                if made is None:
+                    usable.remove(task.photograph)
+                    pending += task.pairs
+                else:
+                    yield made
 
     def _assign(
         self,
@@ -341,7 +217,7 @@ class DatasetWriter:
 
     def _make_all(self, task: Task, problems: dict[str, str]) -> list[Pair] | None:
         """Write the pairs of a task. None if the photograph cannot be decoded, which is added to ``problems``."""
-        pixels = _read(task.photograph, problems)
+        pixels = read(task.photograph, problems)
         if pixels is not None and min(pixels.shape[:2]) < self.crop_size:
             problems[readable_name(task.photograph.path)] = "smaller than a crop, though its header says otherwise"
             pixels = None
@@ -406,6 +282,13 @@ class DatasetWriter:
         return path.as_posix()
 
 
+def counts_by_part(count: int, validation_fraction: float, parts: Iterable[str]) -> dict[str, int]:
+    """Divide a number of pairs among ``parts``, as :func:`npr_model.simulation.photographs.split` names them."""
+    held_out = round(count * validation_fraction)
+    counts = {"": count, TRAIN: count - held_out, VALIDATION: held_out}
+    return {part: counts[part] for part in parts}
+
+
 def check_sizes(crop_size: int, generators: Iterable[Generator]) -> None:
     """Raise SimulationError for a crop size that is too small or that a generator cannot make."""
     if crop_size < 32:
@@ -434,14 +317,6 @@ def prepare(output: Path) -> None:
         raise SimulationError(f"output folder {output} cannot be used: {reason(error)}") from error
     if used:
         raise SimulationError(f"output folder {output} already holds {used.name}; choose another")
-
-
-def _read(photograph: Photograph, problems: dict[str, str]) -> np.ndarray | None:
-    try:
-        return datasets.read(photograph.path).pixels
-    except ImageError as error:
-        problems[readable_name(photograph.path)] = str(error)
-        return None
 
 
 def _allocate(kinds: Sequence[str], count: int, shares: Mapping[str, float], random: np.random.Generator) -> list[str]:

@@ -24,8 +24,9 @@ from npr_model.errors import InputError
 from npr_model.imaging.codecs import Codec
 from npr_model.simulation import KINDS, Autoencoder, Simulator, autoencoders, dataset, generators, history
 from npr_model.simulation.autoencoders import Discriminator, fit, psnr
-from npr_model.simulation.dataset import DatasetWriter, Photograph, SimulationError
+from npr_model.simulation.dataset import DatasetWriter
 from npr_model.simulation.generators import GeneratorError
+from npr_model.simulation.photographs import Photograph, SimulationError, find_photographs, split, to_pixels, to_tensor
 from npr_model.simulation.simulator import Draw, SimulatorError
 from tests.model.conftest import noise
 
@@ -269,7 +270,7 @@ def test_bad_decoders_are_one_line(tmp_path, content, message):
 def test_resampling_is_pillows(kernel, size):
     pixels = 80 + noise(50, 40) // 3  # far from the limits, to which Pillow clips between the passes
     expected = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling[kernel.upper()]))
-    result = dataset.to_pixels(history.resample(dataset.to_tensor(pixels), size, kernel))
+    result = to_pixels(history.resample(to_tensor(pixels), size, kernel))
     assert np.abs(result.astype(int) - expected).max() <= 1  # as it rounds there, too
 
 
@@ -308,7 +309,7 @@ def photographs(tmp_path) -> list[Photograph]:
         top, left = 60 * (number // 2), 100 * (number // 2)
         piece = PHOTOGRAPHS[number % 2][:, top : top + 150, left : left + 200]
         Image.fromarray(piece.permute(1, 2, 0).numpy()).save(folder / f"photo{number}.png")
-    return dataset.find_photographs([folder], 48)[0]
+    return find_photographs([folder], 48)[0]
 
 
 def rows_of(output: Path) -> list[dict]:
@@ -325,7 +326,7 @@ def test_dataset_treats_both_classes_alike(simulator, photographs, tmp_path):
     writer = DatasetWriter(
         output, simulator, (Doubler(),), crop_size=48, codec=Codec.parse("jpeg:70-95", ranges=True), workers=2
     )
-    problems, parts = {}, dataset.split(photographs, 0.3)
+    problems, parts = {}, split(photographs, 0.3)
     counts = {"train": 28, "validation": 14}
     assert writer.write(parts, counts, problems=problems) == counts
     assert problems == {}
@@ -368,7 +369,7 @@ def test_manifest_says_what_was_made_from_what(simulator, photographs, tmp_path)
             (int(row["phase_top"]), int(row["phase_left"])),
             strength,
         )
-        expected = dataset.to_pixels(simulator.apply(dataset.to_tensor(real), draw)).astype(int)
+        expected = to_pixels(simulator.apply(to_tensor(real), draw)).astype(int)
         assert np.abs(expected - fake).max() <= 1
         error = np.square(real.astype(float) - fake).mean()
         assert float(row["psnr"]) == pytest.approx(10 * math.log10(255**2 / error), abs=0.01)
@@ -400,20 +401,20 @@ def test_shares(photographs, tmp_path):
 
 def test_split_is_by_scene_and_does_not_depend_on_the_order(photographs, tmp_path):
     other = [Photograph(tmp_path / "copies" / p.path.name, p.width, p.height) for p in photographs]
-    parts = dataset.split([*photographs, *other], 0.5)
+    parts = split([*photographs, *other], 0.5)
     names = {part: {p.path.name for p in members} for part, members in parts.items()}
     assert len(names["train"]) == len(names["validation"]) == 3 and not names["train"] & names["validation"]
-    again = dataset.split(list(reversed(photographs)), 0.5)
+    again = split(list(reversed(photographs)), 0.5)
     assert {p.path.name for p in again["validation"]} == names["validation"]
-    assert {part: len(members) for part, members in dataset.split(photographs, 0.001).items()} == {
+    assert {part: len(members) for part, members in split(photographs, 0.001).items()} == {
         "train": 5,
         "validation": 1,
     }
-    assert dataset.split(photographs, 0) == {"": photographs}
+    assert split(photographs, 0) == {"": photographs}
     with pytest.raises(SimulationError, match="at least two photographs"):
-        dataset.split(photographs[:1], 0.5)
+        split(photographs[:1], 0.5)
     with pytest.raises(SimulationError, match=r"fraction must be at least 0 and less than 1"):
-        dataset.split(photographs, 1.0)
+        split(photographs, 1.0)
 
 
 def test_bad_photographs_are_listed_and_replaced(simulator, photographs, tmp_path):
@@ -423,7 +424,10 @@ def test_bad_photographs_are_listed_and_replaced(simulator, photographs, tmp_pat
     (folder / "text.jpg").write_bytes(b"text")
     (folder / "small.png").write_bytes(b"")
     Image.fromarray(noise(47, 300)).save(folder / "small.png")
-    usable, problems = dataset.find_photographs([folder], 48)
+    (folder / "notes.txt").write_text("taken in June")
+    left_out = datasets.LeftOut()
+    usable, problems = find_photographs([folder], 48, left_out.add)
+    assert list(left_out) == [str(folder / "notes.txt")]
     assert len(usable) == 7 and set(problems) == {str(folder / "text.jpg"), str(folder / "small.png")}
     writer = DatasetWriter(tmp_path / "out", simulator, crop_size=48)
     assert writer.write({"": usable}, {"": 30}, problems=problems) == {"": 30}
@@ -513,10 +517,14 @@ def test_command(npr, photographs, tmp_path):
     code, out, err = npr("simulate", folder, *first, "--validation-fraction", 0.4, *options)
     assert code == 0 and err == "" and "8 pairs of nearest, subpixel from 4 train and 2 validation photographs" in out
     assert "nearest x2: " in out and " dB" in out
+    (folder / "photo5.png").rename(folder / "photo5")  # still a photograph
     (folder / "bad.jpg").write_bytes(b"")
+    (folder / "notes.txt").write_text("taken in June")
     second = ["-o", tmp_path / "b", "--kind", "subpixel", "--decoders", kept, "--codec", "jpeg:90"]
     code, out, err = npr("simulate", folder, *second, "--no-real-variety", *options)
-    assert code == terminal.EXIT_FAILED_INPUTS and err == "" and "training" not in out and "bad.jpg: " in out
+    assert code == terminal.EXIT_FAILED_INPUTS and "training" not in out and "bad.jpg: " in out
+    assert "from 6 photographs" in out and "1 photographs were skipped" in out
+    assert err.count("\n") == 1 and "npr: warning: 1 file was left out: 1 not an image" in err
     assert {sample.group for sample in datasets.find_samples(tmp_path / "b")} == {"subpixel"}
     assert "bad.jpg" in (tmp_path / "b" / "skipped.csv").read_text()
     code, _, err = npr("simulate", folder, *second, *options)
