@@ -8,10 +8,8 @@ Weights and batch-norm statistics become (1 - share) * FINE_TUNED + share * STAR
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from npr_model import checkpoints
 
 

@@ -1,20 +1,19 @@
-"""How well a generator family is found that was left out of training: every family in turn, a fold of them at a time.
+"""Measures how well a detector finds generators of a family that was left out of its training.
 
     python scripts/leave_families_out.py TRAINING VALIDATION --config CONFIG -o RUNS --results RESULTS.json
 
-TRAINING and VALIDATION are parts of what scripts/make_training_data.py makes; a family is a generator's name up to the
-first "-". For each fold a run with CONFIG (of npr train), on the other families, goes into a folder below RUNS; one
-that is complete is not trained again. What CONFIG starts from must not have seen any of the families.
+scripts/make_training_data.py makes TRAINING and VALIDATION. A family is the part of a generator's name before the first
+"-". The families are divided into folds. For each fold, a network is trained with CONFIG (a config of npr train) on the
+families of the other folds, in a folder below RUNS. A complete run is not trained again. If CONFIG starts from a
+checkpoint, that checkpoint must not have seen any of the families.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from npr_model import checkpoints
 from npr_model.evaluation.evaluate import collect, evaluate
 from npr_model.imaging.perturbations import codec
@@ -44,7 +43,7 @@ def main() -> None:
     generators = sorted(path.name for path in arguments.training.iterdir() if path.is_dir())
     families = sorted({family(name) for name in generators})
     samples = collect([arguments.validation])
-    found: dict[str, dict] = {}
+    results: dict[str, dict] = {}
     for fold in range(arguments.folds):
         left_out = families[fold :: arguments.folds]
         run = arguments.output / "-".join(left_out)
@@ -57,11 +56,11 @@ def main() -> None:
         for setting in (None, "jpeg:90"):
             result = evaluate(scorer, unseen, equalise=codec(setting) if setting else None)
             for name, values in result.generators.items():
-                row = found.setdefault(name, {"family": family(name), "images": values.fake})
+                row = results.setdefault(name, {"family": family(name), "images": values.fake})
                 row["auc_jpeg_90" if setting else "auc"] = values.roc_auc
-        print({name: row for name, row in found.items() if row["family"] in left_out}, flush=True)
+        print({name: row for name, row in results.items() if row["family"] in left_out}, flush=True)
     epochs = config.load(arguments.config).epochs
-    content = {"epochs": epochs, "folds": arguments.folds, "generators": dict(sorted(found.items()))}
+    content = {"epochs": epochs, "folds": arguments.folds, "generators": dict(sorted(results.items()))}
     arguments.results.write_text(json.dumps(content, indent=1) + "\n")
 
 

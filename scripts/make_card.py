@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from npr_model import checkpoints
 from npr_model.evaluation.evaluate import Evaluation, collect, evaluate
 from npr_model.evaluation.metrics import Metrics

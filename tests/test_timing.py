@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,46 +14,67 @@ from benchmarks.timing import Timer, interleave
 CPU = torch.device("cpu")
 
 
-def test_rounds_are_interleaved():
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only calls of ``clock.sleep`` move, so that a busy machine changes nothing."""
+
+    class Clock:
+        now = 0.0
+
+        def sleep(self, seconds: float) -> None:
+            self.now += seconds
+
+    made = Clock()
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: made.now))
+    return made
+
+
+def test_rounds_are_interleaved(clock):
     order = []
 
     def call(name):
         order.append(name)
-        time.sleep(0.011)  # longer than a burst: one timed call a round, after one that is not
+        clock.sleep(0.011)  # longer than a burst: one timed call a round, after one that is not
 
     timers = {name: Timer([lambda name=name: call(name)], CPU) for name in "abc"}
     order.clear()
     times = interleave(timers, 0)
     assert order[::2] == order[1::2]
     assert ["".join(order[::2])[i : i + 3] for i in range(0, 15, 3)] == ["abc", "bca", "cab", "abc", "bca"]
-    assert all(len(found) == 5 for found in times.values())
+    assert all(rounds == pytest.approx([0.011] * 5) for rounds in times.values())
     assert interleave({}, 0) == {}
 
 
-def test_inputs_take_turns_and_a_time_is_that_of_one_call():
+def test_rounds_go_on_for_the_time_given(clock):
+    timer = Timer([lambda: clock.sleep(0.02)], CPU)
+    assert len(interleave({"a": timer}, 0.5)["a"]) == 13  # of 40 ms each, the last one begun before the time was up
+
+
+def test_inputs_take_turns_and_a_time_is_that_of_one_call(clock):
     order = []
 
     def call(number):
         order.append(number)
-        time.sleep(0.02 * number)
+        clock.sleep(0.02 * number)
 
     timer = Timer([lambda number=number: call(number) for number in (1, 2, 3)], CPU)
     order.clear()
-    assert 0.04 <= timer.burst() < 0.1 and 0.04 <= timer.first < 0.1
+    assert timer.burst() == pytest.approx(0.04) and timer.first == pytest.approx(0.04)
     assert order == [1, 2, 3] * 2  # once before, untimed
 
 
-def test_short_calls_are_repeated():
+def test_short_calls_are_repeated(clock):
     count = 0
 
     def call():
         nonlocal count
         count += 1
+        clock.sleep(1e-6)
 
     timer = Timer([call], CPU)
     count = 0
-    assert timer.burst() < 1e-4
-    assert count > 100
+    assert timer.burst() == pytest.approx(1e-6)
+    assert count == 1 + timing.SHORTEST_BURST / 1e-6
 
 
 @pytest.fixture
