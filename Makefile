@@ -1,8 +1,9 @@
 # Everything runs in .venv, made on first use. `make demo` and `make test` are all that a newcomer needs.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-comma := ,
+# Python compiles what it imports, and keeps it: pip need not compile the many modules that nobody imports.
+PIP := $(BIN)/pip install -qq --disable-pip-version-check --no-compile --constraint constraints.txt
+export PYTHONDONTWRITEBYTECODE :=
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
 .NOTPARALLEL:
@@ -28,12 +29,13 @@ lint: .venv/tests
 clean:
 	rm -rf .venv build *.egg-info npr_kernels/*.so npr_kernels/_build_info.json
 
-# torch comes first: the extension is compiled against the torch that will load it. It is compiled once for each of the
-# three, whichever is asked for: pip would do it anew for the extras alone.
+# pip 25.1 is the first that knows dependency groups. torch comes before the package: the extension is compiled against
+# the torch that will load it. Its object files stay in build/, so that another target compiles only what has changed.
 define install
 	test -d .venv || $(PYTHON) -m venv .venv
+	$(PIP) --upgrade pip
 	$(PIP) torch setuptools wheel ninja numpy
-	$(PIP) --no-build-isolation --editable '.$(1)'
+	$(PIP) --no-build-isolation --editable . $(1)
 	touch .venv/installed $@
 endef
 
@@ -41,8 +43,8 @@ endef
 	$(call install)
 
 .venv/tests: $(SOURCES)
-	$(call install,[test])
+	$(call install,--group test)
 
 .venv/benchmarks: $(SOURCES)
-	$(call install,[test$(comma)benchmark])
+	$(call install,--group test --group benchmark)
 	touch .venv/tests

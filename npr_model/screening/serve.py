@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse
-from starlette.concurrency import run_in_threadpool
 
 from npr_model.checkpoints import LoadedCheckpoint
 from npr_model.detectors.npr import NPRDetector

@@ -59,7 +59,7 @@ def test_plain_operators_are_the_network(grid_size, anchor):
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_engines_give_our_logits(exported, engine):
-    package = pytest.importorskip(engine, reason=f"needs {engine}, npr-kernels[benchmark]")
+    package = pytest.importorskip(engine, reason=f"needs {engine}, of the dependency group benchmark")
     file, model = exported
     if engine == "onnxruntime":
         session = package.InferenceSession(str(file), providers=["CPUExecutionProvider"])
