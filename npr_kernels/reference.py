@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from npr_kernels.distributed import sum_over_processes
+from npr_kernels.distributed import synchronised_batch_norm
 
 Anchor = int | str
 
@@ -120,25 +120,5 @@ def npr_batch_norm_stem(
     if process_group is None:
         y = F.batch_norm(y, running_mean, running_var, gamma, beta, True, float(momentum), eps)
     else:
-        y = _synchronised_batch_norm(y, running_mean, running_var, gamma, beta, float(momentum), eps, process_group)
+        y = synchronised_batch_norm(y, running_mean, running_var, gamma, beta, float(momentum), eps, process_group)
     return F.max_pool2d(F.relu(y), 3, stride=2, padding=1)
-
-
-def _synchronised_batch_norm(y, running_mean, running_var, gamma, beta, momentum, eps, group) -> Tensor:
-    """``F.batch_norm`` of the batches of all processes, joined. They may differ in size, and one may be empty."""
-    wide = y.to(torch.promote_types(y.dtype, torch.float32))
-    count, total = sum_over_processes(group, wide.new_tensor(wide.numel() // wide.shape[1]), wide.sum((0, 2, 3)))
-    mean = total / count
-    centred = wide - mean.view(1, -1, 1, 1)
-    (squares,) = sum_over_processes(group, centred.square().sum((0, 2, 3)))
-    variance = squares / count
-    with torch.no_grad():
-        for running, value in ((running_mean, mean), (running_var, squares / (count - 1))):
-            if running is not None:
-                running.lerp_(value.to(running.dtype), momentum)
-    z = centred * torch.rsqrt(variance + eps).view(1, -1, 1, 1)
-    if gamma is not None:
-        z = z * gamma.view(1, -1, 1, 1)
-    if beta is not None:
-        z = z + beta.view(1, -1, 1, 1)
-    return z.to(y.dtype)

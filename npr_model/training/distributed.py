@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from npr_kernels.distributed import synchronised_batch_norm
 from npr_model.devices import choose_device
 from npr_model.errors import InputError
 
@@ -104,11 +104,8 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         self.num_batches_tracked.add_(1)
         group = self.process_group or dist.group.WORLD
         momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-        weight, bias = self.weight, self.bias
-        if not self.affine:
-            weight, bias = torch.ones_like(self.running_mean), torch.zeros_like(self.running_mean)
         running = self.running_mean, self.running_var
-        return _SynchronisedBatchNorm.apply(x, weight, bias, *running, momentum, self.eps, group)
+        return synchronised_batch_norm(x, *running, self.weight, self.bias, momentum, self.eps, group)
 
     @classmethod
     def replace(cls, module: nn.Module) -> None:
@@ -121,42 +118,3 @@ class SyncBatchNorm(nn.SyncBatchNorm):
                 setattr(module, name, new.train(child.training))
             else:
                 cls.replace(child)
-
-
-class _SynchronisedBatchNorm(torch.autograd.Function):
-    """Combines means and variances by Chan's rule in float64, so that each process sees only its own images."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps, group) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()
-        variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
-        own = torch.cat([mean.double(), variance.double(), mean.new_tensor([x[:, 0].numel()], dtype=torch.float64)])
-        every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(every, own, group)
-        means, variances, counts = torch.stack(every).split([len(mean), len(mean), 1], dim=1)
-        count = counts.sum()
-        mean = (means * counts).sum(0) / count
-        variance = ((variances + (means - mean).square()) * counts).sum(0) / count
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        running_var.lerp_((variance * count / (count - 1)).to(running_var.dtype), momentum)
-        mean, variance = mean.to(weight.dtype), variance.to(weight.dtype)
-        ctx.save_for_backward(x, weight, mean, variance)
-        ctx.eps, ctx.group, ctx.count = eps, group, count.item()
-        return nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        x, weight, mean, variance = ctx.saved_tensors
-        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
-        )
-        # So far the statistics were constants. Their gradient: the mean gradient, and its part along the normalised x.
-        sums = torch.stack([grad_bias, grad_weight])
-        dist.all_reduce(sums, group=ctx.group)
-        along_one, along_x = sums / ctx.count
-        deviation = torch.rsqrt(variance + ctx.eps)
-        slope = weight * deviation.square() * along_x
-        offset = weight * deviation * along_one - slope * mean
-        grad_x = grad_x - (x * slope.view(1, -1, 1, 1) + offset.view(1, -1, 1, 1))
-        return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None, None, None
