@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
+import torch
 from PIL import Image
 
 from npr_model import checkpoints
@@ -17,15 +18,17 @@ from npr_model.checkpoints import Metadata
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.errors import InputError
 from npr_model.files import readable_name
-from npr_model.imaging.decode import DecodedImage, from_pillow
-from npr_model.screening.items import Item, in_memory
+from npr_model.imaging.decode import DecodedImage, ImageError, from_pillow
+from npr_model.screening.items import Item, failing, in_memory
 from npr_model.screening.options import ScoringOptions
+from npr_model.screening.remote import is_url
 from npr_model.screening.rows import Row, Totals
 from npr_model.screening.run import Screening
 from npr_model.screening.runner import Scorer
 from npr_model.screening.sources import Sources, file_item
 
-ImageInput = str | os.PathLike | bytes | bytearray | Image.Image | np.ndarray
+ImageInput = str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray
+_USE = "use a path, the bytes of a file, a PIL image or an (H, W, 3) uint8 array"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Score:
 
 
 class Detector:
-    """A checkpoint that is ready to score images; made by :func:`load`. Use it from one thread at a time.
+    """A checkpoint that is ready to score images; made by :func:`load`. It can be copied, pickled and used by threads.
 
     Attributes:
         network: The checkpoint's ``torch.nn.Module`` in evaluation mode: (N, 3, H, W) images, raw uint8 or normalised
@@ -98,12 +101,14 @@ class Detector:
 
         Returns:
             A :class:`Score`; of an iterable an iterator of them, one per image and in its order. Up to about a hundred
-            images are read ahead.
+            images are read ahead. Paths are read and decoded in threads. Arrays and PIL images are copied when they are
+            taken from the iterable, which may then change them.
 
         Raises:
             InputError: The one image cannot be read or scored. In an iterable it becomes a Score with ``error`` set, so
                 that one bad file does not end a long run.
-            TypeError, ValueError: An input of another type, or an array of another shape or dtype; also in an iterable.
+            TypeError, ValueError: An input of another type, or an array of another shape or dtype. In an iterable, the
+                scores of the images before it come first. So they do if the iterable itself raises an exception.
         """
         if not _is_single(images):
             return self._scores(images)
@@ -115,14 +120,20 @@ class Detector:
 
     def _scores(self, images: Iterable[ImageInput]) -> Iterator[Score]:
         names: dict[int, str] = {}
+        errors: list[Exception] = []
 
         def items() -> Iterator[Item]:
-            for number, image in enumerate(images):
-                item, names[number] = _item(image)
-                yield item
+            try:
+                for number, image in enumerate(images):
+                    item, names[number] = _item(image)
+                    yield item
+            except Exception as error:  # raised below, after the scores of the images before it
+                errors.append(error)
 
         for number, row in enumerate(self._scorer.score_in_order(items())):
             yield Score.of_row(row, names.pop(number))
+        if errors:
+            raise errors[0]
 
     def __repr__(self) -> str:
         return (
@@ -161,6 +172,9 @@ def load(
     Raises:
         InputError: The checkpoint cannot be read, or an option cannot be used here.
     """
+    for name, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("max_pixels", max_pixels, 1)):
+        if number < least:
+            raise InputError(f"{name} must be at least {least}, got {number}")
     options = ScoringOptions(
         checkpoint=name_or_path,
         view=view,
@@ -209,8 +223,8 @@ def screen(
             error.
     """
     paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    found = Sources(paths, files_from=files_from, column=column)
-    run = Screening(found, os.fspath(output), ScoringOptions(**options), engine=engine, actors=actors)
+    listed = Sources(paths, files_from=files_from, column=column)
+    run = Screening(listed, os.fspath(output), ScoringOptions(**options), engine=engine, actors=actors)
     with contextlib.closing(iter(run)) as rows:
         for row in rows:
             on_row(row)
@@ -218,26 +232,51 @@ def screen(
 
 
 def _is_single(images: object) -> bool:
+    """Return whether ``images`` is one image, or one thing that is none; an iterable of images is not."""
     if isinstance(images, np.ndarray):
-        return images.ndim != 4
-    return isinstance(images, str | os.PathLike | bytes | bytearray | Image.Image) or not isinstance(images, Iterable)
+        if images.ndim == 4:
+            _check_array(images, "(N, H, W, 3)")
+        paths = images.ndim == 1 and images.dtype.kind in "OU"
+        return images.ndim != 4 and not paths
+    if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | torch.Tensor):
+        return True
+    return hasattr(images, "read") or not isinstance(images, Iterable)
 
 
 def _item(image: ImageInput) -> tuple[Item, str]:
-    """The item to score, and what messages call it."""
+    """The item to score, which later changes of ``image`` do not reach, and what messages call it."""
     if isinstance(image, str | os.PathLike):
         item = file_item(image)
-        return item, item.source
-    if isinstance(image, bytes | bytearray):
+        if is_url(item.source):
+            item = failing(item.source, "it is a URL; npr_model.screen takes those")
+        return item, item.source or "''"
+    if isinstance(image, bytes | bytearray | memoryview):
         return in_memory("bytes", bytes(image)), "bytes"
     if isinstance(image, Image.Image):
         name = readable_name(getattr(image, "filename", "") or "PIL image")
-        return Item(name, functools.partial(from_pillow, image)), name
+        return Item(name, _pixels_or_error(image)), name
     if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"an array must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
-        decoded = DecodedImage(np.ascontiguousarray(image), None, None)
+        _check_array(image, "(H, W, 3)")
+        decoded = DecodedImage(np.array(image, order="C"), None, None)
         return Item("array", lambda: decoded), "array"
-    raise TypeError(
-        f"cannot score a {type(image).__name__}: use a path, bytes, a PIL image or an (H, W, 3) uint8 array"
-    )
+    if hasattr(image, "read"):
+        raise TypeError(f"cannot score a {type(image).__name__}: use its bytes, .read()")
+    raise TypeError(f"cannot score an object of type {type(image).__name__}: {_USE}")
+
+
+def _pixels_or_error(image: Image.Image) -> Callable[[], DecodedImage]:
+    """Convert an image now: later, in a thread, the caller may have changed, closed or moved it to another frame."""
+    try:
+        decoded = from_pillow(image)
+    except ImageError as error:
+        return functools.partial(_raise, str(error), error.code)
+    return lambda: decoded
+
+
+def _raise(message: str, code: str) -> DecodedImage:
+    raise ImageError(message, code)
+
+
+def _check_array(image: np.ndarray, shape: str) -> None:
+    if image.ndim != shape.count(",") + 1 or image.shape[-1] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"an array must be {shape} uint8, got {image.shape} {image.dtype}")

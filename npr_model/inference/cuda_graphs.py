@@ -6,6 +6,7 @@ For a few small images, launching about forty kernels takes longer than the GPU 
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ class CudaGraphs:
 
     A size is captured after UNCAPTURED calls, so that one-time tuning is not captured. At most MOST_GRAPHS sizes are
     captured and none is replaced; otherwise alternating sizes would be captured for ever. The graphs share memory, as
-    they run one after another. If a capture fails, that is logged and no more graphs are used. Not thread-safe.
+    they run one after another. If a capture fails, that is logged and no more graphs are used. Threads take turns. A
+    copy captures its own graphs.
     """
 
     def __init__(self, network: Network) -> None:
@@ -49,8 +51,16 @@ class CudaGraphs:
         self._seen: Counter[tuple] = Counter()
         self._pool: tuple[int, int] | None = None
         self._failed = False
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[CudaGraphs], tuple[Network]]:
+        return CudaGraphs, (self._network,)  # graphs belong to this process and to this network's memory
 
     def __call__(self, images: Tensor) -> Tensor:
+        with self._lock:
+            return self._call(images)
+
+    def _call(self, images: Tensor) -> Tensor:
         batch, _, height, width = images.shape
         if self._failed or batch == 0 or batch * height * width > MOST_PIXELS:
             return self._network(images)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import itertools
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -50,6 +54,7 @@ def inputs(folder) -> dict[str, object]:
         "text": str(path),
         "bytes": data,
         "bytearray": bytearray(data),
+        "memoryview": memoryview(data),
         "PIL image": Image.fromarray(PIXELS),
         "opened PIL image": Image.open(path),
         "array": PIXELS,
@@ -85,8 +90,8 @@ def test_pil_images_are_converted_by_the_rules_of_files(detector):
 def test_an_iterable_is_scored_lazily_in_order_and_in_batches(detector, monkeypatch):
     images = [noise(16 + 8 * (i % 3), 24, seed=i) for i in range(300)]
     taken, batches = [], []
-    logits = detector._scorer._logits
-    monkeypatch.setattr(detector._scorer, "_logits", lambda batch: batches.append(len(batch)) or logits(batch))
+    score_batch = detector._scorer._logits
+    monkeypatch.setattr(detector._scorer, "_logits", lambda batch: batches.append(len(batch)) or score_batch(batch))
 
     def watched() -> Iterator[np.ndarray]:
         for number, image in enumerate(images):
@@ -97,23 +102,23 @@ def test_an_iterable_is_scored_lazily_in_order_and_in_batches(detector, monkeypa
     assert not taken
     first = next(scores)
     assert len(taken) <= runner.IN_ORDER + 2 * 4 + 1
-    found = [first.logit, *(score.logit for score in scores)]
-    assert found == pytest.approx([logit(image) for image in images], abs=1e-4)
+    logits = [first.logit, *(score.logit for score in scores)]
+    assert logits == pytest.approx([logit(image) for image in images], abs=1e-4)
     assert max(batches) == 4 and len(batches) < 150
 
 
 def test_an_endless_iterable(detector):
     scores = detector.score(noise(16, 16, seed=i % 5) for i in itertools.count())
-    found = [score.logit for score in itertools.islice(scores, 10)]
-    assert found[:5] == found[5:] == pytest.approx([logit(noise(16, 16, seed=i)) for i in range(5)], abs=1e-4)
+    logits = [score.logit for score in itertools.islice(scores, 10)]
+    assert logits[:5] == logits[5:] == pytest.approx([logit(noise(16, 16, seed=i)) for i in range(5)], abs=1e-4)
 
 
 def test_an_iterable_of_mixed_kinds_and_an_array_of_images(detector, tmp_path):
     scores = list(detector.score(inputs(tmp_path).values()))
-    assert len(scores) == 8 and len({round(score.logit, 4) for score in scores}) == 1
+    assert len(scores) == 9 and len({round(score.logit, 4) for score in scores}) == 1
     stacked = np.stack([noise(16, 20, seed=i) for i in range(3)])
-    found = [score.logit for score in detector.score(stacked)]
-    assert found == pytest.approx([logit(image) for image in stacked], abs=1e-4)
+    logits = [score.logit for score in detector.score(stacked)]
+    assert logits == pytest.approx([logit(image) for image in stacked], abs=1e-4)
     assert list(detector.score([])) == []
 
 
@@ -126,6 +131,8 @@ def test_a_bad_file_raises_alone_and_is_a_score_among_others(detector, tmp_path)
         b"no image": "bytes: not an image",
         b"": "bytes: the file is empty",
         tmp_path: "not a regular file",
+        "": "^'': the file cannot be read",
+        "https://example.org/a.png": "it is a URL; npr_model.screen takes those",
     }.items():
         with pytest.raises(InputError, match=message) as raised:
             detector.score(image)
@@ -143,15 +150,98 @@ def test_a_bad_file_raises_alone_and_is_a_score_among_others(detector, tmp_path)
         (PIXELS.astype(np.float32), ValueError),
         (PIXELS[..., 0], ValueError),
         (PIXELS.transpose(2, 0, 1), ValueError),
+        (PIXELS[None].astype(np.float32), ValueError),
         (7, TypeError),
         (None, TypeError),
+        (io.BytesIO(b"no image"), TypeError),
+        (torch.from_numpy(PIXELS), TypeError),
     ],
 )
 def test_inputs_of_another_kind_are_refused(detector, image, error):
-    with pytest.raises(error):
+    """At once; among others, after the scores of those before them."""
+    with pytest.raises(error) as raised:
         detector.score(image)
+    assert "\n" not in str(raised.value)
+    scores = detector.score([PIXELS, noise(20, 20), image, PIXELS])
+    assert [next(scores).width for _ in range(2)] == [52, 20]
     with pytest.raises(error):
-        list(detector.score([PIXELS, image]))
+        next(scores)
+
+
+def test_an_iterable_that_fails_gives_its_scores_first(detector):
+    def failing(error: BaseException) -> Iterator[np.ndarray]:
+        for seed in range(10):
+            yield noise(16, 16, seed=seed)
+        raise error
+
+    scores, taken = detector.score(failing(RuntimeError("the camera is gone"))), []
+    with pytest.raises(RuntimeError, match="the camera is gone"):
+        taken.extend(scores)  # a list keeps what it got
+    assert len(taken) == 10
+    with pytest.raises(KeyboardInterrupt):
+        list(detector.score(failing(KeyboardInterrupt())))
+    assert detector.score(PIXELS).error is None  # and the detector goes on
+
+
+def test_images_may_change_after_they_were_taken(detector, tmp_path):
+    """Cameras and video readers reuse one array, and a PIL image moves from frame to frame."""
+    frames = [noise(16, 20, seed=i) for i in range(12)]
+    expected = pytest.approx([logit(frame) for frame in frames], abs=1e-4)
+    array = np.empty_like(frames[0])
+
+    def arrays() -> Iterator[np.ndarray]:
+        for frame in frames:
+            array[:] = frame
+            yield array
+
+    def pages() -> Iterator[Image.Image]:
+        first, *others = map(Image.fromarray, frames)
+        first.save(tmp_path / "pages.tiff", save_all=True, append_images=others)
+        with Image.open(tmp_path / "pages.tiff") as image:
+            for number in range(len(frames)):
+                image.seek(number)
+                yield image
+
+    assert [score.logit for score in detector.score(arrays())] == expected
+    assert [score.logit for score in detector.score(pages())] == expected
+    Image.fromarray(PIXELS).save(tmp_path / "once.png")
+    scores = list(detector.score([Image.open(tmp_path / "once.png")] * 20))  # decoded by the first that needs it
+    assert [score.error for score in scores] == [None] * 20 and len({score.logit for score in scores}) == 1
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I;16", "La", "F"]
+)
+def test_pil_images_of_any_mode(detector, mode):
+    image = Image.new(mode, (52, 40))
+    if mode in ("La", "F"):
+        with pytest.raises(InputError, match=r"not supported|no agreed range"):
+            detector.score(image)
+    else:
+        assert detector.score(image).width == 52
+    assert [score.error is None for score in detector.score([image])] == [mode not in ("La", "F")]
+
+
+def test_arrays_of_paths(detector, tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    paths = np.array([str(tmp_path / "a.png"), "absent.png"])
+    for names in (paths, paths.astype(object)):
+        assert [score.error is None for score in detector.score(names)] == [True, False]
+
+
+def test_a_detector_is_used_by_threads_and_copied(detector):
+    images = [noise(16 + i, 24, seed=i) for i in range(8)]
+    expected = [score.logit for score in detector.score(images)]
+
+    def scores(one: npr_model.Detector) -> list[float]:
+        return [score.logit for score in one.score(images)]
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(scores, [detector] * 12)) == [expected] * 12
+    for other in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
+        assert scores(other) == expected and other.id == detector.id
+    pairs = zip(detector.score(images), detector.score(reversed(images)), strict=True)
+    assert [one.logit for one, _ in pairs] == expected
 
 
 def test_larger_images_than_allowed_are_refused(calibrated):
@@ -170,6 +260,9 @@ def test_what_a_detector_says_of_itself(detector, calibrated):
         npr_model.load("nope")
     with pytest.raises(InputError, match="unknown dtype 'int4'"):
         npr_model.load(calibrated, dtype="int4")
+    for name, number in {"workers": -1, "batch_size": 0, "max_pixels": 0}.items():
+        with pytest.raises(InputError, match=f"{name} must be at least {number + 1}, got {number}"):
+            npr_model.load(calibrated, **{name: number})
 
 
 def test_the_default_is_the_bundled_checkpoint():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor
@@ -48,6 +51,15 @@ def test_a_size_is_captured_when_it_comes_again(soon):
     assert graphs.captures == [(2, 3, 8, 8), (1, 3, 8, 8)]
     for found, expected in results:  # all kept till now: no replay may write over an earlier result
         assert torch.equal(found, expected)
+
+
+def test_a_copy_captures_its_own_graphs():
+    """A copied detector must not replay graphs that read the original's memory."""
+    model = freeze(make_detector(), torch.float32)
+    model.graphs = CudaGraphs(model.score)
+    model.graphs._captured["a size"] = Captured(torch.empty(0), lambda: None, torch.empty(0))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(copy.deepcopy(model)))):
+        assert other.graphs._captured == {} and other.graphs._network.__self__ is other
 
 
 def test_another_layout_is_another_graph(soon):
