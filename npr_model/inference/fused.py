@@ -148,6 +148,7 @@ class InferenceDetector(nn.Module):
     size. Raises InputError where int8 cannot be.
     """
 
+    @torch.no_grad()  # folded weights would carry the graph of their gradients, and could not be copied
     def __init__(self, detector: NPRDetector, *, dtype: torch.dtype | None = None, compile: bool = False) -> None:
         super().__init__()
         device = detector.conv1.weight.device
