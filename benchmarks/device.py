@@ -92,10 +92,10 @@ def walk() -> None:
 
     for case in WALKS:
         x, weight, bias = (None if t is None else t.cuda() for t in case.tensors())
-        cuda.npr_stem(x, weight, bias, *case.convolution)
-        pooled, argmax = cuda.npr_stem_argmax(x, weight, bias, *case.convolution)
-        cuda.npr_stem_grad_weight(pooled, argmax, x, case.kernel, *case.convolution)
-        cuda.npr_moments(x, case.kernel, *case.convolution)
+        cuda.npr_stem(x, weight, bias, case.convolution)
+        pooled, argmax = cuda.npr_stem_argmax(x, weight, bias, case.convolution)
+        cuda.npr_stem_grad_weight(pooled, argmax, x, case.kernel, case.convolution)
+        cuda.npr_moments(x, case.kernel, case.convolution)
         torch.cuda.synchronize()
 
 
@@ -106,7 +106,7 @@ def stem() -> None:
 
     x, weight, bias = (None if t is None else t.cuda() for t in PROFILED.tensors())
     for _ in range(2):
-        cuda.npr_stem(x, weight, bias, *PROFILED.convolution)
+        cuda.npr_stem(x, weight, bias, PROFILED.convolution)
     torch.cuda.synchronize()
 
 

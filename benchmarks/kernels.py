@@ -1,8 +1,8 @@
-"""``python -m benchmarks.kernels``: every kernel of the stem on its own, on full batches, from inputs in turn.
+"""``python -m benchmarks.kernels``: each kernel of the stem alone, on full batches.
 
-The sets of inputs together are larger than the GPU's cache three times over, and results are written to memory of their
-own: times are those of data that comes from memory and goes there. Of torch.compile there is nothing here, so that the
-table is done in two minutes; ``benchmarks.ops`` has it.
+The calls take several sets of inputs in turn, which together are three times as large as the GPU's cache, and each
+writes to memory of its own. So the times include reading from memory and writing to it. torch.compile is not a
+contender here, so that the table takes two minutes; ``benchmarks.ops`` has it.
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from benchmarks import command, peers
-from benchmarks.cases import NAMES, OUT_CHANNELS, PRODUCTS, fused
-from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity
+from benchmarks import command, inputs, peers
+from benchmarks.harness import Benchmark, Contender
+from benchmarks.inputs import DTYPE_NAMES, OUT_CHANNELS, PRODUCTS
+from benchmarks.operator_cases import serving_backends
+from benchmarks.parity import Parity, judge_by_rule
+from benchmarks.rows import OURS, REFERENCE
 from npr_kernels import reference
 from npr_kernels.backends import registry
-from npr_kernels.testing import allowed, error
-from npr_model.detectors.base import IMAGENET_STD
+from npr_kernels.backends.base import Convolution, StemBackend
+from npr_kernels.testing import allowed, error, pool_at
 
 PIECE = 32  # images whose float64 results are computed at once
 CACHES = 3  # times the GPU's cache that the inputs exceed
 ROUNDINGS = 4  # of the largest value, that a window's maximum may lie above the value chosen for it
-NAMES = {**NAMES, torch.float16: "float16"}
 TITLES = {
     "stem": "stem",
     "argmax": "stem with argmax",
@@ -40,10 +41,14 @@ TITLES = {
 
 @dataclass(frozen=True)
 class KernelCase:
-    """One operator (of TITLES), 3 -> 64 channels, channels_last; ``x_dtype``: the image's, ``dtype``: the result's.
+    """One operator of TITLES, 3 -> 64 channels, channels_last.
 
-    "backward" takes the pooled gradient in ``dtype``, the maxima's positions and the image to the gradients of weight
-    and bias.
+    "backward" computes the gradients to weight and bias, from the pooled gradient in ``dtype``, the positions of the
+    maxima and the image.
+
+    Attributes:
+        x_dtype: Dtype of the image.
+        dtype: Dtype of the result.
     """
 
     operator: str
@@ -53,13 +58,12 @@ class KernelCase:
     size: int = 256
 
     def __str__(self) -> str:
-        dtypes = NAMES[self.x_dtype] + (f" -> {NAMES[self.dtype]}" if self.operator != "moments" else "")
+        dtypes = DTYPE_NAMES[self.x_dtype] + (f" -> {DTYPE_NAMES[self.dtype]}" if self.operator != "moments" else "")
         return f"{TITLES[self.operator]}, {dtypes}, {self.batch}x3x{self.size}x{self.size}"
 
     @property
-    def convolution(self) -> tuple:
-        scale = tuple(2 / 3 / (255 * std) for std in IMAGENET_STD) if self.x_dtype == torch.uint8 else (2 / 3,)
-        return (2, 2), (1, 1), 2, 0, scale
+    def convolution(self) -> Convolution:
+        return inputs.convolution(self.x_dtype)
 
     @property
     def _positions(self) -> int:
@@ -88,78 +92,63 @@ class KernelCase:
             }[self.operator]
         )
 
-    def images(self, count: int, device: torch.device) -> list[Tensor]:
-        """``count`` batches of random pixels."""
-        generator = torch.Generator(device).manual_seed(0)
-        shape = (self.batch, self.size, self.size, 3)
-        batches = (
-            torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
-            for _ in range(count)
-        )
-        return [x if self.x_dtype == torch.uint8 else ((x / 255 - 0.45) / 0.225).to(self.x_dtype) for x in batches]
-
-    def parameters(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(weight, bias) in ``dtype``."""
-        generator = torch.Generator().manual_seed(0)
-        weight = torch.randn(OUT_CHANNELS, 3, 3, 3, generator=generator) * 0.3
-        bias = torch.randn(OUT_CHANNELS, generator=generator) * 0.3
-        return weight.to(device, self.dtype), bias.to(device, self.dtype)
-
-    def factors(self, device: torch.device) -> Tensor:
-        """The scale as a float64 tensor."""
-        return torch.tensor(self.convolution[-1], dtype=torch.float64, device=device).view(1, -1, 1, 1)
-
     def benchmark(self, device: torch.device) -> Benchmark:
         cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
         image_bytes = self.batch * 3 * self.size**2 * self.x_dtype.itemsize
-        images = self.images(max(2, 1 + int(CACHES * cache / image_bytes)), device)
-        operator = {"moments": self._moments, "backward": self._backward}.get(self.operator, self._forward)
-        contenders, judge = operator(images)
+        count = max(2, 1 + int(CACHES * cache / image_bytes))
+        images = inputs.images(self.batch, self.size, self.x_dtype, device, count)
+        contenders_and_judge = {"moments": self._moments, "backward": self._backward}.get(self.operator, self._forward)
+        contenders, judge = contenders_and_judge(images)
         return Benchmark(str(self), contenders, judge, self.flops, self.bytes, captured=True, images=self.batch)
 
-    def _served_by(self, device: torch.device) -> list[str]:
-        name = "npr_conv2d" if self.operator == "conv" else "npr_stem"
-        return fused(registry.Call(name, device, self.x_dtype, self.dtype, 2, 0))
+    def _factors(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return the scale as a tensor, which is on the GPU before a graph is captured."""
+        return torch.tensor(self.convolution.scale, dtype=dtype, device=device).view(1, -1, 1, 1)
 
-    # --- the convolution, and the stem with and without the positions of its maxima ---
+    def _ours(self, function: Callable, sets: list, dtype: torch.dtype) -> list[Contender]:
+        """Return a contender for each backend: ``function(module of the backend, inputs)`` on each of ``sets``."""
+        name = "npr_conv2d" if self.operator == "conv" else "npr_stem"
+        device = sets[0].device if isinstance(sets[0], Tensor) else sets[0][0].device
+
+        def contender(backend: str) -> Contender:
+            on_backend = functools.partial(function, registry.get(backend))
+            return Contender(f"{OURS} {backend}", lambda: calls(on_backend, sets), dtype)
+
+        return [contender(backend) for backend in serving_backends(name, device, self.x_dtype, self.dtype)]
+
+    def _eager(self, function: Callable, converted: Callable[[torch.dtype], list]) -> list[Contender]:
+        """Return ``function(inputs, dtype)`` in float32 and the case's dtype, on inputs that are converted before."""
+
+        def contender(name: str, dtype: torch.dtype) -> Contender:
+            return Contender(name, lambda: calls(functools.partial(function, dtype=dtype), converted(dtype)), dtype)
+
+        contenders = [contender(REFERENCE, torch.float32)]
+        if self.dtype != torch.float32:
+            contenders.append(contender(f"{REFERENCE} {DTYPE_NAMES[self.dtype]}", self.dtype))
+        return contenders
+
+    # ---- the convolution, and the stem with and without the positions of its maxima
 
     def _forward(self, images: list[Tensor]) -> tuple[list[Contender], Callable]:
-        weight, bias = self.parameters(images[0].device)
-        factors = self.factors(images[0].device)
+        weight, bias = inputs.parameters(self.dtype, images[0].device)
 
         @functools.cache
-        def constants(dtype: torch.dtype) -> tuple[Tensor, ...]:
-            return weight.to(dtype, memory_format=torch.channels_last), bias.to(dtype), factors.to(dtype)
+        def constants(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+            return weight.to(dtype, memory_format=torch.channels_last), bias.to(dtype)
 
         def convolved(x: Tensor, dtype: torch.dtype) -> Tensor:
-            """``reference.npr_conv2d``, with constants that are on the GPU before a graph is captured."""
-            weight, bias, factors = constants(dtype)
-            return F.conv2d(reference.npr(x, dtype=dtype) * factors, weight, bias, 2, 1)
+            return reference.npr_conv2d(x, *constants(dtype), *self.convolution)
 
         def eager(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
             return self._pooled(convolved(x, dtype))
 
-        def ours(x: Tensor, backend: str) -> tuple[Tensor, ...]:
+        def ours(backend: StemBackend, x: Tensor) -> tuple[Tensor, ...]:
             name = {"stem": "npr_stem", "argmax": "npr_stem_argmax", "conv": "npr_conv2d"}[self.operator]
-            found = getattr(registry.get(backend), name)(x, weight, bias, *self.convolution)
-            return found if isinstance(found, tuple) else (found,)
+            result = getattr(backend, name)(x, weight, bias, self.convolution)
+            return result if isinstance(result, tuple) else (result,)
 
-        composed = peers.Composed(weight, bias, self.convolution[-1], pool=False)
-
-        def in_dtype(dtype: torch.dtype) -> Callable:
-            converted = functools.cache(lambda: [x.to(dtype) if x.is_floating_point() else x for x in images])
-            return lambda: calls(functools.partial(eager, dtype=dtype), converted())
-
-        contenders = [
-            Contender(f"{OURS} {b}", lambda b=b: calls(functools.partial(ours, backend=b), images), self.dtype)
-            for b in self._served_by(images[0].device)
-        ]
-        contenders.append(Contender(REFERENCE, in_dtype(torch.float32), torch.float32))
-        if self.dtype != torch.float32:
-            contenders.append(Contender(f"{REFERENCE} {NAMES[self.dtype]}", in_dtype(self.dtype), self.dtype))
-        contenders.append(
-            Contender("composed 4x4", lambda: calls(lambda x: self._pooled(composed(x)), images), self.dtype)
-        )
+        def converted(dtype: torch.dtype) -> list[Tensor]:
+            return [x.to(dtype) if x.is_floating_point() else x for x in images]
 
         @torch.inference_mode()
         def judge(results: tuple[Tensor, ...], dtype: torch.dtype) -> Parity:
@@ -178,55 +167,48 @@ class KernelCase:
                         return Parity(lost, ROUNDINGS * torch.finfo(dtype).eps)
             return Parity(max(errors), allowed(max(limits), dtype))
 
-        return contenders, judge
+        composed = peers.Composed(weight, bias, self.convolution.scale, pool=False)
+        peer = Contender("composed 4x4", lambda: calls(lambda x: self._pooled(composed(x)), images), self.dtype)
+        return [*self._ours(ours, images, self.dtype), *self._eager(eager, converted), peer], judge
 
     def _pooled(self, y: Tensor) -> tuple[Tensor, ...]:
-        """What the operator makes of the convolution's output; PyTorch's positions are indices, in 64 bits."""
+        """Return what the operator makes of the convolution's output; PyTorch's positions are 64-bit indices."""
         if self.operator == "conv":
             return (y,)
         pooled = F.max_pool2d(F.relu(y), 3, 2, 1, return_indices=self.operator == "argmax")
         return pooled if isinstance(pooled, tuple) else (pooled,)
 
-    # --- the moments of the patches ---
+    # ---- the moments of the patches
 
     def _moments(self, images: list[Tensor]) -> tuple[list[Contender], Callable]:
-        factors = self.factors(images[0].device)
+        factors = self._factors(torch.float64, images[0].device)
 
-        def eager(x: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        def eager(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
             patches = F.unfold(reference.npr(x, dtype=dtype) * factors.to(dtype), 3, stride=2, padding=1)
             return patches.sum((0, 2)), torch.bmm(patches, patches.mT).sum(0)
 
-        def ours(x: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-            return registry.get(backend).npr_moments(x, (3, 3), *self.convolution)
+        def ours(backend: StemBackend, x: Tensor) -> tuple[Tensor, Tensor]:
+            return backend.npr_moments(x, (3, 3), self.convolution)
 
+        def truth() -> tuple[Tensor, ...]:
+            return sums(eager(x, torch.float64) for x in images[0].split(PIECE))
+
+        float32 = functools.partial(eager, dtype=torch.float32)
         contenders = [
-            Contender(f"{OURS} {b}", lambda b=b: calls(functools.partial(ours, backend=b), images))
-            for b in self._served_by(images[0].device)
+            *self._ours(ours, images, torch.float32),
+            Contender(REFERENCE, lambda: calls(float32, images)),
         ]
-        contenders.append(Contender(REFERENCE, lambda: calls(eager, images)))
-        return contenders, against(lambda: sums(eager(x, torch.float64) for x in images[0].split(PIECE)), eager, images)
+        return contenders, judge_without_gradients(truth, lambda dtype: eager(images[0], dtype))
 
-    # --- the gradients to weight and bias, from the pooled gradient ---
+    # ---- the gradients to weight and bias, from the pooled gradient
 
     def _backward(self, images: list[Tensor]) -> tuple[list[Contender], Callable]:
-        device = images[0].device
-        weight, bias = (p.float() for p in self.parameters(device))
-        generator = torch.Generator(device).manual_seed(1)
-        factors = self.factors(device).float()
-        saved, inputs = [], []
-        with torch.inference_mode():
-            for x in images:
-                seen = reference.npr(x, dtype=torch.float32) * factors
-                y = F.relu(F.conv2d(seen, weight, bias, 2, 1))
-                pooled, indices = F.max_pool2d(y, 3, 2, 1, return_indices=True)
-                grad = torch.randn(pooled.permute(0, 2, 3, 1).shape, generator=generator, device=device)
-                grad = grad.to(self.dtype).permute(0, 3, 1, 2)
-                saved.append((grad, indices, y, seen))
-                inputs.append((grad, positions(indices, pooled, y.shape[-1]), x))
+        weight = inputs.parameters(self.dtype, images[0].device)[0].float()
+        saved, sets = self._saved_for_backward(images)
 
-        def eager(tensors: tuple[Tensor, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-            """What autograd does, with the tensors that it saves."""
-            grad, indices, y, seen = (t if t.dtype == torch.int64 else t.to(dtype) for t in tensors)
+        def eager(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+            """Compute what autograd does, with the tensors that it saves."""
+            grad, indices, y, seen = in_dtype(tensors, dtype)
             grad = torch.ops.aten.max_pool2d_with_indices_backward(
                 grad, y, [3, 3], [2, 2], [1, 1], [1, 1], False, indices
             )
@@ -236,70 +218,75 @@ class KernelCase:
                 [False, True, True],
             )[1:]  # fmt: skip
 
-        def ours(tensors: tuple[Tensor, ...], backend: str) -> tuple[Tensor, Tensor]:
-            return registry.get(backend).npr_stem_grad_weight(*tensors[:3], (3, 3), *self.convolution)
+        def ours(backend: StemBackend, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            return backend.npr_stem_grad_weight(*tensors, (3, 3), self.convolution)
 
-        def in_dtype(dtype: torch.dtype) -> Callable:
-            def build() -> list:
-                converted = [tuple(t if t.dtype == torch.int64 else t.to(dtype) for t in each) for each in saved]
-                return calls(functools.partial(eager, dtype=dtype), converted)
-
-            return build
-
-        contenders = [
-            Contender(f"{OURS} {b}", lambda b=b: calls(functools.partial(ours, backend=b), inputs))
-            for b in self._served_by(device)
-        ]
-        contenders.append(Contender(REFERENCE, in_dtype(torch.float32)))
-        if self.dtype != torch.float32:
-            contenders.append(Contender(f"{REFERENCE} {NAMES[self.dtype]}", in_dtype(self.dtype), self.dtype))
+        def converted(dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
+            return [in_dtype(tensors, dtype) for tensors in saved]
 
         def truth() -> tuple[Tensor, ...]:
-            pieces = zip(*(t.split(PIECE) for t in saved[0]), strict=True)
+            pieces = zip(*(tensor.split(PIECE) for tensor in saved[0]), strict=True)
             return sums(eager(piece, torch.float64) for piece in pieces)
 
-        return contenders, against(truth, eager, saved)
+        # Ours are held to the error of float32, whatever dtype they are kept in.
+        contenders = [*self._ours(ours, sets, torch.float32), *self._eager(eager, converted)]
+        return contenders, judge_without_gradients(truth, lambda dtype: eager(saved[0], dtype))
+
+    @torch.inference_mode()
+    def _saved_for_backward(self, images: list[Tensor]) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
+        """Return what backward passes read: autograd's (grad, indices, y, NPR map), ours (grad, argmax, image)."""
+        device = images[0].device
+        weight, bias = (parameter.float() for parameter in inputs.parameters(self.dtype, device))
+        generator = torch.Generator(device).manual_seed(1)
+        factors = self._factors(torch.float32, device)
+        saved, sets = [], []
+        for x in images:
+            seen = reference.npr(x, dtype=torch.float32) * factors
+            y = F.relu(F.conv2d(seen, weight, bias, 2, 1))
+            pooled, indices = F.max_pool2d(y, 3, 2, 1, return_indices=True)
+            grad = torch.randn(pooled.permute(0, 2, 3, 1).shape, generator=generator, device=device)
+            grad = grad.to(self.dtype).permute(0, 3, 1, 2)
+            saved.append((grad, indices, y, seen))
+            sets.append((grad, positions(indices, pooled, y.shape[-1]), x))
+        return saved, sets
 
 
-def calls(function: Callable, inputs: list) -> list[Callable]:
-    """One call of ``function`` for each of the inputs."""
-    return [torch.inference_mode()(functools.partial(function, each)) for each in inputs]
+def in_dtype(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Convert the tensors, but not indices."""
+    return tuple(tensor if tensor.dtype == torch.int64 else tensor.to(dtype) for tensor in tensors)
+
+
+def calls(function: Callable, sets: list) -> list[Callable]:
+    """Return one call of ``function`` for each set of inputs."""
+    return [torch.inference_mode()(functools.partial(function, each)) for each in sets]
 
 
 def sums(results: Iterator[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """The results of a batch from those of its pieces."""
+    """Return the results of a batch from those of its pieces."""
     return tuple(sum(parts) for parts in zip(*results, strict=True))
 
 
-def against(truth: Callable, eager: Callable, inputs: list) -> Callable[[tuple[Tensor, ...], torch.dtype], Parity]:
-    """A judge of sums over the batch; those of ours are held to the error of float32, whatever they are kept in."""
-    truth = functools.cache(torch.inference_mode()(truth))
-
-    @functools.cache
-    @torch.inference_mode()
-    def limits(dtype: torch.dtype) -> list[float]:
-        return [allowed(error(r, t), dtype) for r, t in zip(eager(inputs[0], dtype), truth(), strict=True)]
-
-    @torch.inference_mode()
-    def judge(results: tuple[Tensor, ...], dtype: torch.dtype) -> Parity:
-        errors = [error(r.view_as(t), t) for r, t in zip(results, truth(), strict=True)]
-        return Parity(*max(zip(errors, limits(dtype), strict=True), key=lambda pair: pair[0] / pair[1]))
-
-    return judge
+def judge_without_gradients(truth: Callable, eager: Callable) -> Callable[[tuple[Tensor, ...], torch.dtype], Parity]:
+    """Return :func:`judge_by_rule` of functions that record no gradients."""
+    return judge_by_rule(torch.inference_mode()(truth), torch.inference_mode()(eager))
 
 
 def positions(indices: Tensor, pooled: Tensor, width: int) -> Tensor:
-    """PyTorch's indices of maxima as the kernels keep them: 0..8 in the window, 9 where nothing is positive."""
+    """Return PyTorch's indices of maxima as the kernels keep them: 0..8 in the window, 9 where nothing is positive."""
     rows, columns = (2 * torch.arange(n, device=indices.device) - 1 for n in indices.shape[2:])
     inside = (indices // width - rows[:, None]) * 3 + indices % width - columns
     return inside.where(pooled > 0, 9).to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
 
 def lost_by(pooled: Tensor, argmax: Tensor, y: Tensor, truth: Tensor) -> float:
-    """How much less than its window's maximum the value at ``argmax`` is, at most, as a share of the largest value.
+    """Return how far the values at ``argmax`` are below their windows' maxima, at most, relative to the largest value.
 
-    ``y``: the exact output of the convolution, ``truth`` the exact pooled one. Infinite where a position is outside of
-    the image, or says that nothing is positive where ``pooled`` is, or the other way round.
+    Infinite where a position is outside of the image, or says that nothing is positive where ``pooled`` is, or the
+    other way round.
+
+    Args:
+        y: The exact output of the convolution.
+        truth: The exact pooled values.
     """
     rows, columns = (2 * torch.arange(n, device=y.device) - 1 for n in pooled.shape[2:])
     positive, position = argmax != 9, argmax.long()
@@ -307,9 +294,7 @@ def lost_by(pooled: Tensor, argmax: Tensor, y: Tensor, truth: Tensor) -> float:
     inside = (row >= 0) & (row < y.shape[2]) & (column >= 0) & (column < y.shape[3]) & (argmax < 9)
     if not torch.equal(positive, pooled != 0) or not inside[positive].all():
         return float("inf")
-    index = (row * y.shape[3] + column).where(positive, 0)
-    chosen = y.flatten(2).gather(2, index.flatten(2)).view_as(truth)
-    return ((truth - chosen) * positive).max().item() / truth.max().item()
+    return ((truth - pool_at(argmax)(y)) * positive).max().item() / truth.max().item()
 
 
 def _table() -> list[KernelCase]:
@@ -340,19 +325,18 @@ def main(
     device: command.Device = "cuda",
     json_file: command.JsonFile = None,
     seconds: command.Seconds = 1.5,
-    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 256,
-    size: Annotated[int, typer.Option(min=4, help="Height and width of an image.")] = 256,
-    only: Annotated[str, typer.Option(metavar="REGEX", help="Run only the cases whose name has a match.")] = "",
+    batch: command.Batch = 256,
+    size: command.Size = 256,
+    only: command.Only = "",
 ) -> None:
-    """Stem, argmax stem, moments, sparse backward and npr_conv2d, each against eager and the composed convolution."""
-    target = command.checked_device(device)
+    """Time stem, argmax stem, moments, sparse backward and npr_conv2d; fail if a result of ours is wrong."""
+    target = command.available(device)
     if size % 4:
         command.refuse(f"--size must be a multiple of 4, got {size}")
     table = [replace(case, batch=batch, size=size) for case in TABLE]
-    chosen = command.chosen(only, [str(case) for case in table], "cases")
-    command.checked_json(json_file)
+    chosen = command.matching(only, [str(case) for case in table], "cases")
     table = [case for case in table if str(case) in chosen]
-    command.finish(benchmarks(table, target), target, seconds, json_file)
+    command.measure_all(benchmarks(table, target), target, seconds, json_file, only)
 
 
 if __name__ == "__main__":

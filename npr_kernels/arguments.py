@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,31 +14,49 @@ from npr_kernels.reference import Anchor
 EDGES = ("trim", "error")
 
 
-def check_grid(grid_size: int, anchor: Anchor) -> None:
-    """grid_size: an int >= 2. anchor: an int in 0 .. grid_size**2 - 1, or "mean" or "max"."""
-    if not isinstance(grid_size, int) or isinstance(grid_size, bool):
-        raise TypeError(f"grid_size must be an int, got {grid_size!r}")
+def grid(grid_size: int, anchor: Anchor) -> tuple[int, Anchor]:
+    """Return grid_size, an int >= 2, and anchor, an int in 0 .. grid_size**2 - 1, or "mean" or "max"."""
+    given, grid_size = grid_size, _integer(grid_size)
+    if grid_size is None:
+        raise TypeError(f"grid_size must be an int, got {given!r}")
     if grid_size < 2:
         raise ValueError(f"grid_size must be at least 2 (a cell of one pixel has no neighbours), got {grid_size}")
     if isinstance(anchor, str):
         if anchor not in ("mean", "max"):
             raise ValueError(f'anchor must be an index, "mean" or "max", got {anchor!r}')
-    elif not isinstance(anchor, int) or isinstance(anchor, bool):
-        raise TypeError(f'anchor must be an index, "mean" or "max", got {anchor!r}')
-    elif not 0 <= anchor < grid_size**2:
+        return grid_size, anchor
+    given, anchor = anchor, _integer(anchor)
+    if anchor is None:
+        raise TypeError(f'anchor must be an index, "mean" or "max", got {given!r}')
+    if not 0 <= anchor < grid_size**2:
         raise ValueError(
             f"anchor must be in 0 .. {grid_size**2 - 1} (row-major in a cell of grid_size {grid_size}), got {anchor}"
         )
+    return grid_size, anchor
+
+
+def _integer(value: object) -> int | None:
+    """Return an integer of any kind, such as NumPy's, as an int; None for anything else."""
+    if isinstance(value, int | torch.SymInt):
+        return None if isinstance(value, bool) else value
+    return operator.index(value) if hasattr(value, "__index__") and not isinstance(value, Tensor) else None
+
+
+def check_tensors(**tensors: object) -> None:
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
 def check_image(x: Tensor, grid_size: int, edge: str) -> None:
     """x: (N, C, H, W), uint8 or floating point, of at least one cell; a multiple of grid_size if edge is "error"."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    check_tensors(x=x)
     if x.dim() != 4:
         raise ValueError(f"x must have the shape (N, C, H, W), got {tuple(x.shape)}")
-    if x.dtype != torch.uint8 and not x.is_floating_point():
-        raise TypeError(f"x must be uint8 (raw pixels) or floating point, got {x.dtype}")
+    if x.layout != torch.strided:
+        raise TypeError(f"x must be a dense tensor, got {x.layout} (use x.to_dense())")
+    if x.dtype != torch.uint8 and not (x.is_floating_point() and x.dtype.itemsize >= 2):
+        raise TypeError(f"x must be uint8 (raw pixels) or floating point of at least 16 bits, got {x.dtype}")
     if edge not in EDGES:
         raise ValueError(f'edge must be "trim" or "error", got {edge!r}')
     height, width = x.shape[-2:]
@@ -96,24 +115,47 @@ def check_batch_norm(
 
 
 def pair(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int]:
-    """An int or a pair of ints, as a pair (height, width), each at least ``minimum``."""
-    values = (value, value) if isinstance(value, int) else tuple(value)
-    if len(values) != 2 or not all(isinstance(v, int) and v >= minimum for v in values):
+    """Return an int or a pair of ints as a pair (height, width), each at least ``minimum``."""
+    one = _integer(value)
+    if one is not None:
+        first = second = one
+    elif isinstance(value, Iterable) and not isinstance(value, str) and len(given := tuple(value)) == 2:
+        first, second = map(_integer, given)
+    else:
+        first = second = None
+    if first is None or second is None or first < minimum or second < minimum:
         raise ValueError(f"{name} must be an int or a pair of ints of at least {minimum}, got {value!r}")
-    return values
+    return first, second
 
 
-def scale_factors(scale: float | Sequence[float], channels: int) -> tuple[float, ...]:
-    """One finite factor for all channels, or one per channel, as a tuple of length 1 or C."""
+def scale_factors(
+    scale: float | Sequence[float], pixel_std: Sequence[float] | None, channels: int
+) -> tuple[float, ...]:
+    """Return one finite factor for all channels, or one per channel, as a tuple of length 1 or C.
+
+    With ``pixel_std`` they are divided by 255 times the standard deviations.
+    """
     if isinstance(scale, Tensor):
         raise TypeError("scale must be a float or a sequence of floats, got a tensor (use scale.tolist())")
-    factors = tuple(map(float, scale)) if isinstance(scale, Sequence) else (float(scale),)
+    factors = tuple(map(float, scale)) if isinstance(scale, Iterable) else (float(scale),)
     if len(factors) != 1 and len(factors) != channels:
         raise ValueError(f"scale must be one factor or one per channel ({channels}), got {len(factors)}")
+    if pixel_std is not None:
+        deviations = standard_deviations(pixel_std, channels)
+        factors = factors * channels if len(factors) == 1 else factors
+        factors = tuple(factor / (255 * std) for factor, std in zip(factors, deviations, strict=True))
     for factor in factors:
         if not -math.inf < factor < math.inf:  # math.isfinite cannot be traced
             raise ValueError(f"scale must be finite, got {factor}")
     return factors
+
+
+def standard_deviations(pixel_std: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return ``pixel_std`` as a tuple of C positive numbers."""
+    deviations = tuple(map(float, pixel_std))
+    if len(deviations) != channels or not all(0 < std < math.inf for std in deviations):
+        raise ValueError(f"pixel_std must be {channels} positive numbers, got {pixel_std!r}")
+    return deviations
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
@@ -122,20 +164,18 @@ def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
 
 
 def convolution_output_size(
-    x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], grid_size: int
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], grid_size: int
 ) -> tuple[int, int]:
-    """(H_out, W_out) of ``npr_conv2d``, from the trimmed image."""
+    """Return (H_out, W_out) of ``npr_conv2d``, from the trimmed image."""
     height, width = (n - n % grid_size for n in x.shape[-2:])
     return (
-        output_size(height, weight.shape[2], stride[0], padding[0]),
-        output_size(width, weight.shape[3], stride[1], padding[1]),
+        output_size(height, kernel[0], stride[0], padding[0]),
+        output_size(width, kernel[1], stride[1], padding[1]),
     )
 
 
-def check_output_size(
-    x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], grid_size: int
-) -> None:
-    """The kernel must fit into the padded NPR map."""
+def check_output_size(x: Tensor, weight: Tensor, padding: tuple[int, int], grid_size: int) -> None:
+    """Refuse a kernel that does not fit into the padded NPR map."""
     height, width = (n - n % grid_size for n in x.shape[-2:])
     if height + 2 * padding[0] < weight.shape[2] or width + 2 * padding[1] < weight.shape[3]:
         raise ValueError(

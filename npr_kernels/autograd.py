@@ -1,132 +1,266 @@
-"""The ``torch.autograd.Function`` classes: what is saved for backward, and which kernel computes each gradient.
+"""Differentiation of the operators, to any order in reverse mode: the ``torch.autograd.Function`` classes.
 
-A backend (:mod:`npr_kernels.backends`) brings plain forward and gradient kernels; these classes make them
-differentiable. Gradients are computed only for the inputs that ask. Each ``grid`` is ``(grid_size, anchor)``, each
-``convolution`` is ``(stride, padding, grid_size, anchor, scale)`` in the normal form of :mod:`npr_kernels.arguments`.
+A backend (:mod:`npr_kernels.backends`) provides plain forward and gradient kernels; these classes make them
+differentiable. The convolution of NPR is linear in the image (except for the anchor "max") and in the weight. So the
+convolution and its two gradients are each other's derivatives, and three kernels serve every order. The fused stem's
+gradient is the convolution's at the positions of the maxima: where a graph of the backward is wanted, it goes through
+those three. With the anchor "max", second derivatives come from the `eager` backend.
+
+Gradients are computed only for the inputs that need them. The `eager` backend also serves forward-mode differentiation:
+the others refuse such calls.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import Function
 
-from npr_kernels import arguments
-from npr_kernels.backends import registry
+from npr_kernels import reference
+from npr_kernels.backends import eager, registry
+from npr_kernels.backends.base import Call, Convolution
+from npr_kernels.reference import Anchor
 
 
-class NPR(torch.autograd.Function):
+def npr(x: Tensor, grid_size: int, anchor: Anchor, backend: str) -> Tensor:
+    """The NPR map by the backend of that name, differentiable to x."""
+    if registry.get(backend).DIFFERENTIABLE or not _recorded(x):
+        return registry.get(backend).npr(x, grid_size, anchor)
+    return NPR.apply(x, grid_size, anchor, backend)
+
+
+def npr_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, backend: str) -> Tensor:
+    """The convolution by the backend of that name, differentiable to x, weight and bias."""
+    if registry.get(backend).DIFFERENTIABLE or not _recorded(x, weight, bias):
+        return registry.get(backend).npr_conv2d(x, weight, bias, convolution)
+    return NPRConv2d.apply(x, weight, bias, convolution, backend)
+
+
+def npr_stem(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    convolution: Convolution,
+    backend: str,
+    dense: str | None,
+) -> Tensor:
+    """The stem in ``dtype`` by the backend of that name, differentiable to x, weight and bias.
+
+    ``dense`` serves the gradient to the image, which is as large as the convolution's output. None: none is wanted.
+    """
+    if registry.get(backend).DIFFERENTIABLE or not _recorded(x, weight, bias) or torch.compiler.is_exporting():
+        return registry.get(backend).npr_stem(x, *in_dtype(dtype, weight, bias), convolution)
+    return NPRStem.apply(x, weight, bias, dtype, convolution, backend, dense)[0]
+
+
+def patch_moments(
+    x: Tensor, kernel: tuple[int, int], convolution: Convolution, backend: str, dense: str | None
+) -> tuple[Tensor, Tensor]:
+    """Sums over all output positions of the patches P that the convolution sees, and of P P^T: (K,), (K, K), float64.
+
+    K = C * KH * KW, in the order of ``weight.flatten(1)``. ``dense`` serves the gradient to the image.
+    """
+    if not _recorded(x):
+        return registry.get(backend).npr_moments(x, kernel, convolution)
+    return PatchMoments.apply(x, kernel, convolution, backend, dense)
+
+
+class NPR(Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x: Tensor, grid: tuple, backend: str) -> Tensor:
+    def forward(x: Tensor, grid_size: int, anchor: Anchor, backend: str) -> Tensor:
+        return registry.get(backend).npr(x, grid_size, anchor)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, ctx.grid_size, ctx.anchor, ctx.backend = inputs
         ctx.save_for_backward(x)
-        ctx.grid, ctx.backend = grid, backend
-        return registry.get(backend).npr(x, *grid)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
-        return registry.get(ctx.backend).npr_backward(grad, x, *ctx.grid), None, None
+        return _npr_backward(grad, x, ctx.grid_size, ctx.anchor, ctx.backend), None, None, None
 
 
-class NPRConv2d(torch.autograd.Function):
+class NPRBackward(Function):
+    """The gradient of NPR to the image. It is linear in ``grad``, and NPR is its derivative."""
+
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, convolution: tuple, backend: str) -> Tensor:
+    def forward(grad: Tensor, x: Tensor, grid_size: int, anchor: Anchor, backend: str) -> Tensor:
+        return registry.get(backend).npr_backward(grad, x, grid_size, anchor)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        _, _, ctx.grid_size, ctx.anchor, ctx.backend = inputs
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return npr(grad, ctx.grid_size, ctx.anchor, ctx.backend), None, None, None, None
+
+
+class NPRConv2d(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, backend: str) -> Tensor:
+        return registry.get(backend).npr_conv2d(x, weight, bias, convolution)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, weight, _, ctx.convolution, ctx.backend = inputs
         ctx.save_for_backward(x, weight)
-        ctx.convolution, ctx.backend = convolution, backend
-        return registry.get(backend).npr_conv2d(x, weight, bias, *convolution)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
-        backend = registry.get(ctx.backend)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         return (
-            backend.npr_conv2d_grad_input(grad, x, weight, *ctx.convolution) if needs_x else None,
-            backend.npr_conv2d_grad_weight(grad, x, weight, *ctx.convolution) if needs_weight else None,
+            _grad_input(grad, x, weight, ctx.convolution, ctx.backend) if needs_x else None,
+            _grad_weight(grad, x, weight, ctx.convolution, ctx.backend) if needs_weight else None,
             grad.sum((0, 2, 3)) if needs_bias else None,
             None,
             None,
         )
 
 
-class NPRStem(torch.autograd.Function):
+class NPRConv2dGradInput(Function):
+    """The gradient of the convolution to the image: linear in ``grad`` and in the weight."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolution, backend: str) -> Tensor:
+        return registry.get(backend).npr_conv2d_grad_input(grad, x, weight, convolution)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        grad, _, weight, ctx.convolution, ctx.backend = inputs
+        ctx.save_for_backward(grad, weight)
+
+    @staticmethod
+    def backward(ctx, image: Tensor):
+        """``image``: the gradient to the result, which has the image's shape."""
+        grad, weight = ctx.saved_tensors
+        needs_grad, _, needs_weight = ctx.needs_input_grad[:3]
+        return (
+            npr_conv2d(image, weight, None, ctx.convolution, ctx.backend) if needs_grad else None,
+            None,
+            _grad_weight(grad, image, weight, ctx.convolution, ctx.backend) if needs_weight else None,
+            None,
+            None,
+        )
+
+
+class NPRConv2dGradWeight(Function):
+    """The gradient of the convolution to the weight: linear in ``grad`` and in the image."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolution, backend: str) -> Tensor:
+        return registry.get(backend).npr_conv2d_grad_weight(grad, x, weight, convolution)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        grad, x, _, ctx.convolution, ctx.backend = inputs
+        ctx.save_for_backward(grad, x)
+
+    @staticmethod
+    def backward(ctx, weight: Tensor):
+        """``weight``: the gradient to the result, which has the weight's shape."""
+        grad, x = ctx.saved_tensors
+        needs_grad, needs_x = ctx.needs_input_grad[:2]
+        return (
+            npr_conv2d(x, weight, None, ctx.convolution, ctx.backend) if needs_grad else None,
+            _grad_input(grad, x, weight, ctx.convolution, ctx.backend) if needs_x else None,
+            None,
+            None,
+            None,
+        )
+
+
+class NPRStem(Function):
     """Saves the image and one byte a pooled value: where its window had the maximum. Nothing of the convolution's size.
 
     The kernels take ``weight`` and ``bias`` in ``dtype``, the result's; the gradients go to them as they are given, so
-    that parameters folded in a wider type get gradients which have not been rounded. ``dense`` serves the gradient to
-    the image, which is as large as the convolution's output.
+    that parameters folded in a wider type get gradients which have not been rounded.
     """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        ctx,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         dtype: torch.dtype,
-        convolution: tuple,
-        backend: str,
-        dense: str | None,
-    ) -> Tensor:
-        pooled, argmax = registry.get(backend).npr_stem_argmax(x, *in_dtype(dtype, weight, bias), *convolution)
-        ctx.save_for_backward(x, weight, argmax)
-        ctx.convolution, ctx.backend, ctx.dense = convolution, backend, dense
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        return pooled
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        x, weight, argmax = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_x = grad_weight = grad_bias = None
-        if needs_weight or needs_bias:
-            products, sums = registry.get(ctx.backend).npr_stem_grad_weight(
-                grad, argmax, x, tuple(weight.shape[2:]), *ctx.convolution
-            )
-            grad_weight = products.to(weight.dtype) if needs_weight else None
-            grad_bias = sums.to(ctx.bias_dtype) if needs_bias else None
-        if needs_x:
-            size = arguments.convolution_output_size(x, weight, *ctx.convolution[:3])
-            grad_x = registry.get(ctx.dense).npr_conv2d_grad_input(
-                unpool(grad.to(x.dtype), argmax, size), x, weight.to(x.dtype), *ctx.convolution
-            )
-        return grad_x, grad_weight, grad_bias, None, None, None, None
-
-
-class PatchMoments(torch.autograd.Function):
-    """Sums over all output positions of the patches P that the convolution sees, and of P P^T: (K,), (K, K), float64.
-
-    K = C * KH * KW, in the order of ``weight.flatten(1)``. ``dense`` serves the gradient to the image.
-    """
-
-    @staticmethod
-    def forward(
-        ctx,
-        x: Tensor,
-        kernel: tuple[int, int],
-        convolution: tuple,
+        convolution: Convolution,
         backend: str,
         dense: str | None,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x)
-        ctx.kernel, ctx.convolution, ctx.dense = kernel, convolution, dense
-        return registry.get(backend).npr_moments(x, kernel, *convolution)
+        return registry.get(backend).npr_stem_argmax(x, *in_dtype(dtype, weight, bias), convolution)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx, inputs, output) -> None:
+        x, weight, bias, _, ctx.convolution, ctx.backend, ctx.dense = inputs
+        _, argmax = output
+        ctx.mark_non_differentiable(argmax)
+        ctx.save_for_backward(x, weight, argmax)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _):
+        x, weight, argmax = ctx.saved_tensors
+        kernel, convolution = tuple(weight.shape[2:]), ctx.convolution
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_x = grad_weight = grad_bias = None
+        if torch.is_grad_enabled():  # a graph of these gradients is wanted: they are the convolution's at the maxima
+            image = x if x.dtype == torch.uint8 else x.to(weight.dtype)
+            dense = reference.unpool(grad.to(weight.dtype), argmax, convolution.output_size(x, kernel))
+            backend = ctx.dense or _dense_backend(image, weight, convolution, ctx.backend)
+            grad_weight = _grad_weight(dense, image, weight, convolution, backend) if needs_weight else None
+            grad_bias = dense.sum((0, 2, 3)).to(ctx.bias_dtype) if needs_bias else None
+            grad_x = _grad_input(dense, image, weight, convolution, backend).to(x.dtype) if needs_x else None
+            return grad_x, grad_weight, grad_bias, None, None, None, None
+        if needs_weight or needs_bias:
+            products, sums = registry.get(ctx.backend).npr_stem_grad_weight(grad, argmax, x, kernel, convolution)
+            grad_weight = products.to(weight.dtype) if needs_weight else None
+            grad_bias = sums.to(ctx.bias_dtype) if needs_bias else None
+        if needs_x:
+            dense = reference.unpool(grad.to(x.dtype), argmax, convolution.output_size(x, kernel))
+            grad_x = _grad_input(dense, x, weight.to(x.dtype), convolution, ctx.dense)
+        return grad_x, grad_weight, grad_bias, None, None, None, None
+
+
+class PatchMoments(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, kernel: tuple[int, int], convolution: Convolution, backend: str, dense: str | None
+    ) -> tuple[Tensor, Tensor]:
+        return registry.get(backend).npr_moments(x, kernel, convolution)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, ctx.kernel, ctx.convolution, ctx.backend, ctx.dense = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
     def backward(ctx, grad_first: Tensor, grad_second: Tensor):
         """dP = grad_first + (grad_second + grad_second^T) P at each position: a convolution to K channels."""
         (x,) = ctx.saved_tensors
-        dense = registry.get(ctx.dense)
         dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-        wide, shape = x.to(dtype), (grad_first.numel(), x.shape[1], *ctx.kernel)
+        image, shape = x.to(dtype), (grad_first.numel(), x.shape[1], *ctx.kernel)
         weight = (grad_second + grad_second.T).to(dtype).view(shape)
-        grad = dense.npr_conv2d(wide, weight, grad_first.to(dtype), *ctx.convolution)
+        backend = ctx.dense or _dense_backend(image, weight, ctx.convolution, ctx.backend)
+        grad = npr_conv2d(image, weight, grad_first.to(dtype), ctx.convolution, backend)
         identity = torch.eye(shape[0], dtype=dtype, device=x.device).view(shape)
-        grad = dense.npr_conv2d_grad_input(grad, wide, identity, *ctx.convolution)
+        grad = _grad_input(grad, image, identity, ctx.convolution, backend)
         return grad.to(x.dtype), None, None, None, None
 
 
@@ -134,15 +268,44 @@ def in_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
-def unpool(grad: Tensor, argmax: Tensor, size: tuple[int, int]) -> Tensor:
-    """The gradient at the stem's convolution output, (N, O, *size), from the pooled one and the maxima's positions.
+def _recorded(*tensors: Tensor | None) -> bool:
+    """Whether gradients to these tensors may be asked for.
 
-    Windows overlap, so every position in the window is added on its own: deterministic on any device.
+    A transform of torch.func hides requires_grad of the tensors that it wraps, and torch has no public name for the
+    question whether one is active.
     """
-    (n, channels), (height, width) = grad.shape[:2], grad.shape[2:]
-    padded = grad.new_zeros((n, channels, 2 * height + 1, 2 * width + 1)).contiguous(memory_format=torch.channels_last)
-    for k in range(9):
-        row, column = divmod(k, 3)
-        target = padded[:, :, row : row + 2 * height : 2, column : column + 2 * width : 2]
-        target += grad.masked_fill(argmax != k, 0)
-    return padded[:, :, 1 : 1 + size[0], 1 : 1 + size[1]]
+    if not torch.is_grad_enabled():
+        return False
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return True
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _dense_backend(x: Tensor, weight: Tensor, convolution: Convolution, preferred: str) -> str:
+    """Name of a backend that serves the whole convolution: ``preferred`` if it can."""
+    call = Call.of("npr_conv2d", x, weight.dtype, convolution, weight)
+    return preferred if registry.get(preferred).refusal(call) is None else registry.select(call)
+
+
+def _npr_backward(grad: Tensor, x: Tensor, grid_size: int, anchor: Anchor, backend: str) -> Tensor:
+    if not torch.is_grad_enabled():
+        return registry.get(backend).npr_backward(grad, x, grid_size, anchor)
+    if anchor == "max":  # where the maxima are depends on x
+        return eager.npr_backward(grad, x, grid_size, anchor)
+    return NPRBackward.apply(grad, x, grid_size, anchor, backend)
+
+
+def _grad_input(grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolution, backend: str) -> Tensor:
+    if not torch.is_grad_enabled():
+        return registry.get(backend).npr_conv2d_grad_input(grad, x, weight, convolution)
+    if convolution.anchor == "max":
+        return eager.npr_conv2d_grad_input(grad, x, weight, convolution)
+    return NPRConv2dGradInput.apply(grad, x, weight, convolution, backend)
+
+
+def _grad_weight(grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolution, backend: str) -> Tensor:
+    if not torch.is_grad_enabled():
+        return registry.get(backend).npr_conv2d_grad_weight(grad, x, weight, convolution)
+    if convolution.anchor == "max":
+        return eager.npr_conv2d_grad_weight(grad, x, weight, convolution)
+    return NPRConv2dGradWeight.apply(grad, x, weight, convolution, backend)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function, has_torch_function_unary
 
 from npr_kernels import arguments, autograd, batch_norm, reference
 from npr_kernels.backends import registry
-from npr_kernels.backends.base import Call, Geometry
+from npr_kernels.backends.base import Call, Convolution
 from npr_kernels.distributed import sum_over_processes
 from npr_kernels.reference import Anchor
 
@@ -33,12 +35,12 @@ def npr(x: Tensor, grid_size: int = 2, anchor: Anchor = 0, *, edge: str = "trim"
         ValueError, TypeError: an argument is out of its range; the message names it.
         BackendError: the chosen backend cannot serve the call; the message says why.
     """
-    arguments.check_grid(grid_size, anchor)
+    if has_torch_function_unary(x):
+        return handle_torch_function(npr, (x,), x, grid_size, anchor, edge=edge, backend=backend)
+    grid_size, anchor = arguments.grid(grid_size, anchor)
     arguments.check_image(x, grid_size, edge)
-    chosen = registry.select(_call("npr", x, x.dtype, grid_size, anchor), backend)
-    if chosen == "eager":
-        return reference.npr(x, grid_size, anchor)
-    return autograd.NPR.apply(x, (grid_size, anchor), chosen)
+    call = Call.of("npr", x, x.dtype, Convolution(grid_size=grid_size, anchor=anchor))
+    return autograd.npr(x, grid_size, anchor, registry.select(call, backend))
 
 
 def npr_conv2d(
@@ -51,6 +53,7 @@ def npr_conv2d(
     grid_size: int = 2,
     anchor: Anchor = 0,
     scale: float | Sequence[float] = 2 / 3,
+    pixel_std: Sequence[float] | None = None,
     edge: str = "trim",
     backend: str | None = None,
 ) -> Tensor:
@@ -61,22 +64,24 @@ def npr_conv2d(
         weight: (O, C, KH, KW), floating point. bias: (O,) or None.
         stride, padding: int or (height, width); padding surrounds the NPR map, not the image, with zeros.
         grid_size, anchor, edge, backend: as in :func:`npr`.
-        scale: factor on the NPR map, one or one per channel; 2/3 is the authors'. For uint8 images
-            ``(2/3) / (255 * std[c])`` stands in for normalisation by ``std``; the means cancel.
+        scale: factor on the NPR map, one or one per channel; 2/3 is the authors'.
+        pixel_std: for uint8 images: the standard deviation of each channel for pixels in 0 .. 1. The NPR map is also
+            divided by ``255 * pixel_std[c]``, which equals normalising the image first, as the means cancel. None
+            takes raw pixels as they are. Float images are never changed.
 
     Returns:
         (N, O, H_out, W_out) in weight's dtype, in the memory format of x. Under autocast weight, bias and a floating
-        point x are cast to the autocast dtype first. Differentiable once to x, weight and bias.
+        point x are cast to the autocast dtype first. Differentiable to x, weight and bias, any number of times in
+        reverse mode; forward mode is served by the backend "eager".
 
     Raises:
         As :func:`npr`.
     """
-    x, weight, bias, convolution, chosen = _prepare(
-        "npr_conv2d", x, weight, bias, stride, padding, grid_size, anchor, scale, edge, backend
-    )
-    if chosen == "eager":
-        return reference.npr_conv2d(x, weight, bias, *convolution)
-    return autograd.NPRConv2d.apply(x, weight, bias, convolution, chosen)
+    options = _Options(stride, padding, grid_size, anchor, scale, pixel_std, edge, backend)
+    if has_torch_function((x, weight, bias)):
+        return handle_torch_function(npr_conv2d, (x, weight, bias), x, weight, bias, **options._asdict())
+    x, weight, bias, convolution, chosen = _prepare("npr_conv2d", x, weight, bias, options)
+    return autograd.npr_conv2d(x, weight, bias, convolution, chosen)
 
 
 def npr_stem(
@@ -89,6 +94,7 @@ def npr_stem(
     grid_size: int = 2,
     anchor: Anchor = 0,
     scale: float | Sequence[float] = 2 / 3,
+    pixel_std: Sequence[float] | None = None,
     edge: str = "trim",
     backend: str | None = None,
 ) -> Tensor:
@@ -98,16 +104,17 @@ def npr_stem(
     :func:`fold_batch_norm`. Arguments and errors as in :func:`npr_conv2d`.
 
     Returns:
-        (N, O, H_pooled, W_pooled) in weight's dtype; the fused backends return channels_last strides. Differentiable
-        once; for backward the fused backends keep the image and one byte for each pooled value.
+        (N, O, H_pooled, W_pooled) in weight's dtype; the fused backends return channels_last strides. For backward they
+        keep the image and one byte for each pooled value.
     """
-    x, weight, bias, convolution, chosen = _prepare(
-        "npr_stem", x, weight, bias, stride, padding, grid_size, anchor, scale, edge, backend
-    )
+    options = _Options(stride, padding, grid_size, anchor, scale, pixel_std, edge, backend)
+    if has_torch_function((x, weight, bias)):
+        return handle_torch_function(npr_stem, (x, weight, bias), x, weight, bias, **options._asdict())
+    x, weight, bias, convolution, chosen = _prepare("npr_stem", x, weight, bias, options)
     dense = _dense_backend(x, weight, convolution, backend)
-    if "eager" in (chosen, dense):
-        return reference.npr_stem(x, weight, bias, *convolution)
-    return _fused_stem(x, weight, bias, weight.dtype, convolution, chosen, dense)
+    if _is_plain(dense):
+        chosen = dense
+    return autograd.npr_stem(x, weight, bias, weight.dtype, convolution, chosen, dense)
 
 
 def npr_batch_norm_stem(
@@ -127,6 +134,7 @@ def npr_batch_norm_stem(
     grid_size: int = 2,
     anchor: Anchor = 0,
     scale: float | Sequence[float] = 2 / 3,
+    pixel_std: Sequence[float] | None = None,
     edge: str = "trim",
     process_group: dist.ProcessGroup | None = None,
     backend: str | None = None,
@@ -138,8 +146,8 @@ def npr_batch_norm_stem(
     and the image (:mod:`npr_kernels.batch_norm`).
 
     Args:
-        x, weight, bias, stride, padding, grid_size, anchor, scale, edge, backend: as in :func:`npr_conv2d`. With the
-            batch's statistics bias moves nothing but running_mean, and its gradient is exactly zero.
+        x, weight, bias, stride, padding, grid_size, anchor, scale, pixel_std, edge, backend: as in :func:`npr_conv2d`.
+            With the batch's statistics bias moves nothing but running_mean, and its gradient is exactly zero.
         gamma, beta: (O,), the batch norm's weight and bias, or None; in weight's dtype, or in float32.
         running_mean, running_var: (O,), dtypes as gamma; with ``training`` they are updated in place if given.
         training: normalise by the batch's statistics, else by the running ones.
@@ -151,40 +159,42 @@ def npr_batch_norm_stem(
 
     Returns:
         (N, O, H_pooled, W_pooled) in weight's dtype, under autocast in the autocast dtype; the parameters and a float32
-        image are not rounded to it before the differences are taken. Differentiable once.
+        image are not rounded to it before the differences are taken.
 
     Raises:
         As :func:`npr`; ValueError too if ``training`` with one value per channel.
     """
+    options = _Options(stride, padding, grid_size, anchor, scale, pixel_std, edge, backend)
+    tensors = x, weight, bias, gamma, beta, running_mean, running_var
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            npr_batch_norm_stem, tensors, *tensors, training=training, momentum=momentum, eps=eps,
+            process_group=process_group, **options._asdict(),
+        )  # fmt: skip
+    arguments.check_tensors(x=x, weight=weight)
     if not training:
         arguments.check_batch_norm(weight, training, running_mean, running_var, gamma=gamma, beta=beta)
         folded = batch_norm.fold(weight, bias, running_mean, running_var, gamma, beta, eps)
-        return npr_stem(
-            x, *autograd.in_dtype(weight.dtype, *folded), stride=stride, padding=padding, grid_size=grid_size,
-            anchor=anchor, scale=scale, edge=edge, backend=backend,
-        )  # fmt: skip
-    arguments.check_grid(grid_size, anchor)
-    arguments.check_image(x, grid_size, edge)
+        return npr_stem(x, *autograd.in_dtype(weight.dtype, *folded), **options._asdict())
     autocast = _autocast_dtype(x, weight)
     dtype = autocast or weight.dtype
-    convolution = _convolution(x, weight, bias, stride, padding, grid_size, anchor, scale, autocast is not None)
+    convolution = _convolution(x, weight, bias, options, any_image_dtype=autocast is not None)
     arguments.check_batch_norm(weight, training, running_mean, running_var, gamma=gamma, beta=beta)
-    shape = (x.shape[0], weight.shape[0], *arguments.convolution_output_size(x, weight, *convolution[:3]))
+    shape = (x.shape[0], weight.shape[0], *convolution.output_size(x, weight.shape[2:]))
     count = shape[0] * shape[2] * shape[3]
     if process_group is not None and dist.get_world_size(process_group) == 1:
         process_group = None
     if process_group is None and count == 1:
         raise ValueError(f"expected more than 1 value per channel when training, got input size {shape}")
 
-    geometry = _geometry(x, weight, convolution)
-    call = _call("npr_batch_norm_stem", x, dtype, grid_size, anchor, geometry, (weight, gamma, beta))
+    call = Call.of("npr_batch_norm_stem", x, dtype, convolution, weight, gamma, beta)
     chosen, dense = registry.select(call, backend), _dense_backend(x, weight, convolution, backend)
-    if "eager" in (chosen, dense):
+    if _is_plain(chosen) or _is_plain(dense):
         return reference.npr_batch_norm_stem(
             *_autocast(x, weight, bias), gamma, beta, running_mean, running_var, momentum, eps, *convolution,
             process_group=process_group,
         )  # fmt: skip
-    first, second = autograd.PatchMoments.apply(x, tuple(weight.shape[2:]), convolution, chosen, dense)
+    first, second = autograd.patch_moments(x, tuple(weight.shape[2:]), convolution, chosen, dense)
     if process_group is not None:
         first, second, count = sum_over_processes(process_group, first, second, first.new_tensor(count))
     elif count == 0:  # nothing to normalise, and nothing to learn from
@@ -195,7 +205,7 @@ def npr_batch_norm_stem(
     if bias is not None:
         offset = offset + 0 * bias  # it cancels; its gradient is to be zero, not missing
     wide = torch.promote_types(weight.dtype, torch.float32)
-    return _fused_stem(x, *autograd.in_dtype(wide, folded, offset), dtype, convolution, chosen, dense)
+    return autograd.npr_stem(x, *autograd.in_dtype(wide, folded, offset), dtype, convolution, chosen, dense)
 
 
 def fold_batch_norm(weight: Tensor, bias: Tensor | None, bn: torch.nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -229,25 +239,64 @@ def which_backend(
     Raises:
         ValueError, TypeError: as the call itself, and for another operator.
     """
-    arguments.check_grid(grid_size, anchor)
-    arguments.check_image(x, grid_size, "trim")
+    options = _Options(stride, padding, grid_size, anchor, scale, None, "trim", None)
     if weight is None:
-        return registry.which_backend(_call("npr", x, x.dtype, grid_size, anchor))
+        grid_size, anchor = arguments.grid(grid_size, anchor)
+        arguments.check_image(x, grid_size, "trim")
+        return registry.which_backend(Call.of("npr", x, x.dtype, Convolution(grid_size=grid_size, anchor=anchor)))
     if operator not in ("npr_conv2d", "npr_stem", "npr_batch_norm_stem"):
         raise ValueError(f'operator must be "npr_conv2d", "npr_stem" or "npr_batch_norm_stem", got {operator!r}')
     training, dtype = operator == "npr_batch_norm_stem", _autocast_dtype(x, weight) or weight.dtype
     if not training:
         x, weight, _ = _autocast(x, weight, None)
-    convolution = _convolution(x, weight, None, stride, padding, grid_size, anchor, scale, training)
-    geometry = _geometry(x, weight, convolution)
-    return registry.which_backend(_call(operator, x, dtype, grid_size, anchor, geometry, (weight,)))
+    convolution = _convolution(x, weight, None, options, any_image_dtype=training)
+    return registry.which_backend(Call.of(operator, x, dtype, convolution, weight))
+
+
+class _Options(NamedTuple):
+    """The options that the functions on a convolution share, as the caller gave them."""
+
+    stride: int | tuple[int, int]
+    padding: int | tuple[int, int]
+    grid_size: int
+    anchor: Anchor
+    scale: float | Sequence[float]
+    pixel_std: Sequence[float] | None
+    edge: str
+    backend: str | None
+
+
+def _prepare(
+    operator: str, x: Tensor, weight: Tensor, bias: Tensor | None, options: _Options
+) -> tuple[Tensor, Tensor, Tensor | None, Convolution, str]:
+    """Return the arguments, checked and in normal form, and the name of the backend that serves them."""
+    arguments.check_tensors(x=x, weight=weight)
+    x, weight, bias = _autocast(x, weight, bias)
+    convolution = _convolution(x, weight, bias, options)
+    call = Call.of(operator, x, weight.dtype, convolution, weight, bias)
+    return x, weight, bias, convolution, registry.select(call, options.backend)
+
+
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, options: _Options, any_image_dtype: bool = False
+) -> Convolution:
+    grid_size, anchor = arguments.grid(options.grid_size, options.anchor)
+    arguments.check_image(x, grid_size, options.edge)
+    arguments.check_convolution(x, weight, bias, any_image_dtype)
+    stride = arguments.pair("stride", options.stride, 1)
+    padding = arguments.pair("padding", options.padding, 0)
+    arguments.check_output_size(x, weight, padding, grid_size)
+    pixel_std = options.pixel_std if x.dtype == torch.uint8 else None
+    scale = arguments.scale_factors(options.scale, pixel_std, x.shape[1])
+    return Convolution(stride, padding, grid_size, anchor, scale)
 
 
 def _autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     """The dtype that autocast asks ``conv2d`` to compute in, None without autocast (float64 is left alone)."""
-    if not torch.is_autocast_enabled(x.device.type) or weight.dtype == torch.float64:
+    device = x.device.type
+    if weight.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
         return None
-    return torch.get_autocast_dtype(x.device.type)
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -258,55 +307,13 @@ def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, T
     return x.to(dtype) if x.is_floating_point() else x, *autograd.in_dtype(dtype, weight, bias)
 
 
-def _convolution(x, weight, bias, stride, padding, grid_size, anchor, scale, any_image_dtype=False) -> tuple:
-    """Checked (stride, padding, grid_size, anchor, scale) in normal form."""
-    arguments.check_convolution(x, weight, bias, any_image_dtype)
-    stride = arguments.pair("stride", stride, 1)
-    padding = arguments.pair("padding", padding, 0)
-    arguments.check_output_size(x, weight, stride, padding, grid_size)
-    return stride, padding, grid_size, anchor, arguments.scale_factors(scale, x.shape[1])
-
-
-def _prepare(operator, x, weight, bias, stride, padding, grid_size, anchor, scale, edge, backend):
-    """Checked arguments in normal form, and the name of the backend that serves them."""
-    arguments.check_grid(grid_size, anchor)
-    arguments.check_image(x, grid_size, edge)
-    x, weight, bias = _autocast(x, weight, bias)
-    convolution = _convolution(x, weight, bias, stride, padding, grid_size, anchor, scale)
-    geometry = _geometry(x, weight, convolution)
-    call = _call(operator, x, weight.dtype, grid_size, anchor, geometry, (weight, bias))
-    return x, weight, bias, convolution, registry.select(call, backend)
-
-
-def _geometry(x: Tensor, weight: Tensor, convolution: tuple) -> Geometry:
-    stride, padding, _, _, scale = convolution
-    return Geometry(x.shape[1], weight.shape[0], tuple(weight.shape[2:]), stride, padding, scale)
-
-
-def _call(
-    operator: str, x: Tensor, dtype: torch.dtype, grid_size: int, anchor: Anchor,
-    geometry: Geometry | None = None, parameters: Sequence[Tensor | None] = (),
-) -> Call:  # fmt: skip
-    recorded = torch.is_grad_enabled()
-    return Call(
-        operator, x.device, x.dtype, dtype, grid_size, anchor, geometry,
-        channels_last=x.shape[1] > 1 and x.stride(1) == 1,
-        image_gradient=recorded and x.requires_grad,
-        parameter_gradients=recorded and any(p is not None and p.requires_grad for p in parameters),
-    )  # fmt: skip
-
-
-def _dense_backend(x: Tensor, weight: Tensor, convolution: tuple, backend: str | None) -> str | None:
+def _dense_backend(x: Tensor, weight: Tensor, convolution: Convolution, backend: str | None) -> str | None:
     """Name of the backend for a stem's gradient to the image, which needs the whole convolution; None if unwanted."""
     if not (torch.is_grad_enabled() and x.requires_grad):
         return None
-    call = _call("npr_conv2d", x, x.dtype, *convolution[2:4], _geometry(x, weight, convolution))
-    return registry.select(call, backend)
+    return registry.select(Call.of("npr_conv2d", x, x.dtype, convolution, weight), backend)
 
 
-def _fused_stem(x, weight, bias, dtype, convolution, chosen, dense) -> Tensor:
-    """The stem in ``dtype``. What backward needs is kept only where there can be a backward."""
-    differentiable = torch.is_grad_enabled() and not torch.compiler.is_exporting()
-    if differentiable and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return autograd.NPRStem.apply(x, weight, bias, dtype, convolution, chosen, dense)
-    return registry.get(chosen).npr_stem(x, *autograd.in_dtype(dtype, weight, bias), *convolution)
+def _is_plain(backend: str | None) -> bool:
+    """Whether this is plain PyTorch, which autograd differentiates as it is."""
+    return backend is not None and registry.get(backend).DIFFERENTIABLE

@@ -31,8 +31,8 @@ def onednn_serves(dtype: torch.dtype) -> bool:
 
 def gpus() -> list[str]:
     """Return name and compute capability of each CUDA device, e.g. "NVIDIA H100 80GB HBM3 (9.0)"."""
-    found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    return [f"{properties.name} ({properties.major}.{properties.minor})" for properties in found]
+    devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return [f"{properties.name} ({properties.major}.{properties.minor})" for properties in devices]
 
 
 def collect() -> dict:

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.overrides import has_torch_function_unary
 
 from npr_kernels import arguments, functional
 from npr_kernels.reference import Anchor
@@ -17,12 +20,10 @@ from npr_kernels.reference import Anchor
 class NPRConv2d(nn.Module):
     """NPR and a 2-d convolution in one pass: (N, C, H, W) -> (N, O, H_out, W_out).
 
-    Float images are taken as already normalised. uint8 images are raw pixels: their NPR map is multiplied by
-    ``scale / (255 * pixel_std[c])``, which equals normalising them first, since the means cancel. Parameters are named
-    ``weight`` (O, C, KH, KW) and ``bias`` (O,) and initialised as in ``torch.nn.Conv2d``.
-
-    ``kernel_size``, ``stride``, ``padding``: int or (height, width). ``pixel_std``: standard deviation of each
-    channel for pixels in 0 .. 1, None for 1. The rest as in :func:`npr_kernels.npr_conv2d`.
+    The function :func:`npr_kernels.npr_conv2d` as a module; its arguments mean the same here. With ``pixel_std`` uint8
+    images are normalised; without it they are taken as they are, in 0 .. 255. Float images are taken as already
+    normalised. Parameters are named ``weight`` (O, C, KH, KW) and ``bias`` (O,) and initialised as in
+    ``torch.nn.Conv2d``. ``kernel_size``: int or (height, width).
     """
 
     def __init__(
@@ -44,18 +45,16 @@ class NPRConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        arguments.check_grid(grid_size, anchor)
+        self.grid_size, self.anchor = arguments.grid(grid_size, anchor)
         if edge not in arguments.EDGES:
             raise ValueError(f'edge must be "trim" or "error", got {edge!r}')
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size = arguments.pair("kernel_size", kernel_size, 1)
         self.stride = arguments.pair("stride", stride, 1)
         self.padding = arguments.pair("padding", padding, 0)
-        self.grid_size, self.anchor, self.edge, self.backend = grid_size, anchor, edge, backend
-        self.scale = arguments.scale_factors(float(scale), in_channels)[0]
-        self.pixel_std = tuple(map(float, pixel_std)) if pixel_std is not None else (1.0,) * in_channels
-        if len(self.pixel_std) != in_channels or not all(0 < std < math.inf for std in self.pixel_std):
-            raise ValueError(f"pixel_std must be {in_channels} positive numbers, got {pixel_std!r}")
+        self.edge, self.backend = edge, backend
+        self.scale = arguments.scale_factors(float(scale), None, in_channels)[0]
+        self.pixel_std = None if pixel_std is None else arguments.standard_deviations(pixel_std, in_channels)
         self.weight = nn.Parameter(
             torch.empty((out_channels, in_channels, *self.kernel_size), device=device, dtype=dtype)
         )
@@ -69,23 +68,14 @@ class NPRConv2d(nn.Module):
             bound = 1 / math.sqrt(self.weight[0].numel())
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def options(self, x: Tensor) -> dict:
-        """Keyword arguments of the functional operators for an image of x's dtype."""
-        scale = self.scale
-        if x.dtype == torch.uint8:
-            scale = tuple(self.scale / (255 * std) for std in self.pixel_std)
-        return {
-            "stride": self.stride,
-            "padding": self.padding,
-            "grid_size": self.grid_size,
-            "anchor": self.anchor,
-            "scale": scale,
-            "edge": self.edge,
-            "backend": self.backend,
-        }
+    @property
+    def options(self) -> dict:
+        """Keyword arguments of the functional operators."""
+        names = "stride", "padding", "grid_size", "anchor", "scale", "pixel_std", "edge", "backend"
+        return {name: getattr(self, name) for name in names}
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.npr_conv2d(x, self.weight, self.bias, **self.options(x))
+        return functional.npr_conv2d(x, self.weight, self.bias, **self.options)
 
     def extra_repr(self) -> str:
         return (
@@ -94,13 +84,19 @@ class NPRConv2d(nn.Module):
         )
 
 
-def stem_forward(x: Tensor, conv: NPRConv2d, bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> Tensor:
+def stem_forward(x: Tensor, conv: nn.Module, bn: nn.Module) -> Tensor:
     """``max_pool2d(relu(bn(conv(x))), 3, 2, 1)``: (N, C, H, W) -> (N, O, H_pooled, W_pooled).
 
     One fused pass in evaluation mode, two in training (:func:`npr_kernels.npr_batch_norm_stem`). The batch norm's mode,
     running statistics and ``momentum`` (None: cumulative) count as in its own forward pass; an ``nn.SyncBatchNorm``
     takes its statistics over its process group, on any device.
+
+    The layers run one by one where something would not happen otherwise: where ``conv`` is no :class:`NPRConv2d` or
+    ``bn`` is another normalisation, where one of them has hooks, a parametrisation (pruning, weight or spectral
+    normalisation) or a forward method of its own, and where x is not a plain tensor (tracing by ``torch.fx``).
     """
+    if has_torch_function_unary(x) or not (_is_fusible(conv) and _is_fusible(bn)):
+        return F.max_pool2d(F.relu(bn(conv(x))), 3, stride=2, padding=1)
     momentum, tracked = bn.momentum or 0.0, bn.training and bn.track_running_stats
     if tracked and bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(1)
@@ -111,8 +107,25 @@ def stem_forward(x: Tensor, conv: NPRConv2d, bn: nn.BatchNorm2d | nn.SyncBatchNo
         bn.running_mean if tracked or not bn.training else None,
         bn.running_var if tracked or not bn.training else None,
         training=bn.training or bn.running_mean is None, momentum=momentum, eps=bn.eps,
-        process_group=_process_group(bn), **conv.options(x),
+        process_group=_process_group(bn), **conv.options,
     )  # fmt: skip
+
+
+def _is_fusible(layer: nn.Module) -> bool:
+    """Whether calling ``layer`` does nothing but what the fused stem does with its parameters and buffers."""
+    if isinstance(layer, nn.SyncBatchNorm):  # subclasses bring it to other devices, as the stem does
+        plain = True
+    else:
+        plain = type(layer).forward in (NPRConv2d.forward, nn.BatchNorm2d.forward)
+    return plain and "forward" not in vars(layer) and not is_parametrized(layer) and not _has_hooks(layer)
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    """Whether calling ``layer`` runs hooks: its own, or those registered for all modules."""
+    own = (
+        layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    )  # fmt: skip
+    return any(own) or (not torch.compiler.is_compiling() and nn.modules.module._has_any_global_hook())
 
 
 def _process_group(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> dist.ProcessGroup | None:
@@ -158,45 +171,57 @@ def replace_first_conv(
     edge: str = "trim",
     backend: str | None = None,
 ) -> nn.Module:
-    """A copy of ``model`` whose first ``nn.Conv2d`` (in registration order) is an :class:`NPRConv2d` of its weights.
+    """Return a copy of ``model`` whose first ``nn.Conv2d`` is an :class:`NPRConv2d` of the same weights.
 
-    The network then sees NPR instead of pixels. Keywords as in :class:`NPRConv2d`. Raises ValueError if there is no
-    Conv2d, or the first one has what NPRConv2d lacks: groups, dilation, or padding other than zeros.
+    The network then sees NPR instead of pixels. The first one is that in registration order; all names under which the
+    model holds it lead to the new layer, which takes over parameters, buffers and hooks. Keywords as in
+    :class:`NPRConv2d`.
+
+    Raises ValueError if there is no Conv2d, if the first one has what NPRConv2d lacks (groups, dilation, padding other
+    than zeros, a subclass's or its own forward method), or if the model refers to it other than as a sub-module.
     """
-    model = copy.deepcopy(model)
+    try:
+        model = copy.deepcopy(model)
+    except RuntimeError as error:  # old weight_norm and spectral_norm keep a tensor that has a graph
+        raise ValueError(f"{type(model).__name__} cannot be copied: {error}") from error
     name, old = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), (None, None))
     if old is None:
         raise ValueError(f"{type(model).__name__} has no Conv2d to replace")
+    described = f"the first Conv2d ({name or 'the model itself'})"
     if type(old) is not nn.Conv2d:  # it may pad or rescale in a way of its own
-        raise ValueError(
-            f"the first Conv2d ({name or 'the model itself'}) is a {type(old).__name__}, not a plain Conv2d"
-        )
+        raise ValueError(f"{described} is a {type(old).__name__}, not a plain Conv2d")
+    if "forward" in vars(old):
+        raise ValueError(f"{described} has a forward method of its own")
     for attribute, wanted in (("groups", 1), ("dilation", (1, 1)), ("padding_mode", "zeros")):
         if getattr(old, attribute) != wanted:
-            raise ValueError(
-                f"the first Conv2d ({name or 'the model itself'}) has {attribute}={getattr(old, attribute)!r}"
-            )
+            raise ValueError(f"{described} has {attribute}={getattr(old, attribute)!r}")
     new = NPRConv2d(
-        old.in_channels,
-        old.out_channels,
-        old.kernel_size,
-        stride=old.stride,
-        padding=_symmetric_padding(old),
-        bias=old.bias is not None,
-        grid_size=grid_size,
-        anchor=anchor,
-        scale=scale,
-        pixel_std=pixel_std,
-        edge=edge,
-        backend=backend,
-    )
-    new.weight, new.bias = old.weight, old.bias
-    new.train(old.training)
+        old.in_channels, old.out_channels, old.kernel_size, stride=old.stride, padding=_symmetric_padding(old),
+        bias=old.bias is not None, grid_size=grid_size, anchor=anchor, scale=scale, pixel_std=pixel_std, edge=edge,
+        backend=backend, device="meta",
+    )  # fmt: skip
+    settings = {key: value for key, value in vars(new).items() if not key.startswith("_")}
+    vars(new).update(vars(old))  # parameters, buffers and hooks, and what a hook keeps as an attribute
+    vars(new).update({key: value for key, value in settings.items() if key != "training"})
     if not name:
         return new
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)
+    for holder in list(model.modules()):
+        for child, module in list(holder._modules.items()):
+            if module is old:
+                setattr(holder, child, new)
+        for attribute, value in vars(holder).items():
+            if attribute != "_modules" and _holds(value, old):
+                raise ValueError(f"{type(holder).__name__}.{attribute} also refers to {described}, not as a sub-module")
     return model
+
+
+def _holds(value: object, module: nn.Module) -> bool:
+    """Whether ``value`` is the module, or a collection or bound method that holds it."""
+    if isinstance(value, dict):
+        return any(_holds(item, module) for item in value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(_holds(item, module) for item in value)
+    return value is module or getattr(value, "__self__", None) is module
 
 
 def _symmetric_padding(conv: nn.Conv2d) -> tuple[int, int]:

@@ -122,3 +122,36 @@ def npr_batch_norm_stem(
     else:
         y = synchronised_batch_norm(y, running_mean, running_var, gamma, beta, float(momentum), eps, process_group)
     return F.max_pool2d(F.relu(y), 3, stride=2, padding=1)
+
+
+def npr_moments(
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int] = (2, 2),
+    padding: tuple[int, int] = (1, 1),
+    grid_size: int = 2,
+    anchor: Anchor = 0,
+    scale: Sequence[float] = (2 / 3,),
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Tensor]:
+    """The sums over all positions of the patches P that the convolution sees, (K,), and of P P^T, (K, K), in ``dtype``.
+
+    K = C * KH * KW, in the order of ``weight.flatten(1)``.
+    """
+    seen = npr(x, grid_size, anchor, dtype) * torch.tensor(scale, dtype=dtype, device=x.device).view(1, -1, 1, 1)
+    patches = F.unfold(seen, kernel, 1, padding, stride)
+    return patches.sum((0, 2)), torch.einsum("nkp,nlp->kl", patches, patches)
+
+
+def unpool(grad: Tensor, argmax: Tensor, size: tuple[int, int]) -> Tensor:
+    """The gradient at the stem's convolution output, (N, O, *size), from the pooled one and the maxima's positions.
+
+    Windows overlap, so every position in the window is added on its own: deterministic on any device.
+    """
+    (n, channels), (height, width) = grad.shape[:2], grad.shape[2:]
+    padded = grad.new_zeros((n, 2 * height + 1, 2 * width + 1, channels)).permute(0, 3, 1, 2)
+    for k in range(9):
+        row, column = divmod(k, 3)
+        target = padded[:, :, row : row + 2 * height : 2, column : column + 2 * width : 2]
+        target += grad.masked_fill(argmax != k, 0)
+    return padded[:, :, 1 : 1 + size[0], 1 : 1 + size[1]]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from npr_kernels import arguments
+from npr_kernels.backends.base import Convolution
 
 # ---- the tolerance rule
 
@@ -52,9 +53,9 @@ def assert_close(result: Tensor, eager: Tensor, truth: Tensor) -> None:
     """
     if result.dtype != eager.dtype:
         raise AssertionError(f"dtype {result.dtype} instead of {eager.dtype}")
-    found, limit = error(result, truth), allowed(error(eager, truth), result.dtype)
-    if found > limit:
-        raise AssertionError(f"error {found:.3g} against float64, at most {limit:.3g} is allowed")
+    difference, limit = error(result, truth), allowed(error(eager, truth), result.dtype)
+    if difference > limit:
+        raise AssertionError(f"error {difference:.3g} against float64, at most {limit:.3g} is allowed")
 
 
 def pool_at(argmax: Tensor) -> Callable[[Tensor], Tensor]:
@@ -122,16 +123,11 @@ class Case:
         }
 
     @property
-    def convolution(self) -> tuple:
-        """What the backends' operators take: (stride, padding, grid_size, anchor, scale) in normal form."""
+    def convolution(self) -> Convolution:
+        """What the backends' operators take."""
         stride, padding = arguments.pair("stride", self.stride, 1), arguments.pair("padding", self.padding, 0)
-        return (
-            stride,
-            padding,
-            self.grid_size,
-            self.anchor,
-            arguments.scale_factors(self.options["scale"], self.channels),
-        )
+        scale = arguments.scale_factors(self.options["scale"], None, self.channels)
+        return Convolution(stride, padding, self.grid_size, self.anchor, scale)
 
     def tensors(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
         """(x, weight, bias), the same for every call and on every device."""

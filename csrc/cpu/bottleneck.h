@@ -351,7 +351,7 @@ struct TilesOfFour {
     out[4] = near - far;
     out[5] = 4 * (d[1] - d[3]) + (d[5] - d[3]);
   }
-  // Returns four times the results. WEIGHTS_TO_FOUR in npr_kernels/bottleneck.py transforms the weights so that all
+  // Returns four times the results. WEIGHTS_TO_FOUR in npr_kernels/trunk/cpu_bottleneck.py transforms the weights so that all
   // their elements have a similar magnitude.
   static inline void transform_output(const Vector<float> (&m)[6], Vector<float> (&out)[4]) {
     const Vector<float> s = m[1] + m[2], t = m[1] - m[2], u = (m[3] + m[4]) * (2.0f / 3), v = (m[3] - m[4]) * (4.0f / 3);

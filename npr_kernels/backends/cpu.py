@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from npr_kernels import arguments
-from npr_kernels.backends import extension
+from npr_kernels.backends import extension, vmap
+from npr_kernels.backends.base import Call, Convolution
 from npr_kernels.reference import Anchor
 
+DIFFERENTIABLE = False
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _ANCHOR_CODES = {"mean": -1, "max": -2}  # as in csrc/common/geometry.h
 
 
-def refusal(call) -> str | None:
-    """Why this backend cannot serve ``call``, or None if it can."""
+def refusal(call: Call) -> str | None:
+    """Return why this backend cannot serve ``call``, or None if it can."""
     if extension.FAILURE:
         return extension.FAILURE
+    if call.forward_mode:
+        return "it has no forward-mode derivatives"
     if call.device.type != "cpu":
         return f"it serves CPU tensors, x is on {call.device}"
-    for name, dtype in (("x", call.x_dtype), ("weight", call.weight_dtype)):
+    for name, dtype in (("x", call.x_dtype), ("weight", call.dtype)):
         if dtype not in DTYPES and dtype != torch.uint8:
             return f"it has no kernel for {name} of {dtype}"
     return None
@@ -36,38 +38,38 @@ def npr_backward(grad: Tensor, x: Tensor, grid_size: int, anchor: Anchor) -> Ten
     return torch.ops.npr_kernels.npr_backward(grad, x, grid_size, _code(anchor))
 
 
-def npr_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution) -> Tensor:
+def npr_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
     channels_last = x.shape[1] > 1 and x.stride(1) == 1
     return torch.ops.npr_kernels.npr_conv2d(
         x, _computed(weight), _computed(bias), *_coded(convolution), weight.dtype, channels_last
     )
 
 
-def npr_conv2d_grad_weight(grad: Tensor, x: Tensor, weight: Tensor, *convolution) -> Tensor:
+def npr_conv2d_grad_weight(grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolution) -> Tensor:
     kernel = weight.shape[2:]
     return torch.ops.npr_kernels.npr_conv2d_grad_weight(grad, x, kernel, *_coded(convolution)).to(weight.dtype)
 
 
-def npr_conv2d_grad_input(grad: Tensor, x: Tensor, weight: Tensor, *convolution) -> Tensor:
+def npr_conv2d_grad_input(grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolution) -> Tensor:
     return torch.ops.npr_kernels.npr_conv2d_grad_input(grad, x, _computed(weight), *_coded(convolution))
 
 
-def npr_stem(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution) -> Tensor:
+def npr_stem(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
     return torch.ops.npr_kernels.npr_stem(x, _computed(weight), _computed(bias), *_coded(convolution), weight.dtype)
 
 
-def npr_moments(x: Tensor, kernel: Sequence[int], *convolution) -> tuple[Tensor, Tensor]:
+def npr_moments(x: Tensor, kernel: tuple[int, int], convolution: Convolution) -> tuple[Tensor, Tensor]:
     return torch.ops.npr_kernels.npr_moments(x, kernel, *_coded(convolution))
 
 
-def npr_stem_argmax(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution) -> tuple[Tensor, Tensor]:
+def npr_stem_argmax(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> tuple[Tensor, Tensor]:
     return torch.ops.npr_kernels.npr_stem_argmax(
         x, _computed(weight), _computed(bias), *_coded(convolution), weight.dtype
     )
 
 
 def npr_stem_grad_weight(
-    grad: Tensor, argmax: Tensor, x: Tensor, kernel: Sequence[int], *convolution
+    grad: Tensor, argmax: Tensor, x: Tensor, kernel: tuple[int, int], convolution: Convolution
 ) -> tuple[Tensor, Tensor]:
     return torch.ops.npr_kernels.npr_stem_grad_weight(grad, argmax, x, kernel, *_coded(convolution))
 
@@ -76,9 +78,9 @@ def _code(anchor: Anchor) -> int:
     return _ANCHOR_CODES.get(anchor, anchor)
 
 
-def _coded(convolution: Sequence) -> tuple:
-    stride, padding, grid_size, anchor, scale = convolution
-    return stride, padding, grid_size, _code(anchor), scale
+def _coded(convolution: Convolution) -> tuple:
+    """What the compiled operators take of it, in their order."""
+    return tuple(convolution._replace(anchor=_code(convolution.anchor)))
 
 
 def _computed(parameter: Tensor | None) -> Tensor | None:
@@ -105,7 +107,7 @@ if not extension.FAILURE:
 
     @torch.library.register_fake("npr_kernels::npr_conv2d")
     def _(x, weight, bias, stride, padding, grid_size, anchor, scale, dtype, channels_last):
-        size = arguments.convolution_output_size(x, weight, stride, padding, grid_size)
+        size = arguments.convolution_output_size(x, weight.shape[2:], stride, padding, grid_size)
         shape = (x.shape[0], weight.shape[0], *size)
         return x.new_empty(shape, dtype=dtype).contiguous(memory_format=_strides(channels_last))
 
@@ -120,7 +122,7 @@ if not extension.FAILURE:
 
     @torch.library.register_fake("npr_kernels::npr_stem")
     def fake_stem(x, weight, bias, stride, padding, grid_size, anchor, scale, dtype):
-        size = arguments.convolution_output_size(x, weight, stride, padding, grid_size)
+        size = arguments.convolution_output_size(x, weight.shape[2:], stride, padding, grid_size)
         pooled = (arguments.output_size(n, 3, 2, 1) for n in size)
         shape = (x.shape[0], weight.shape[0], *pooled)
         return x.new_empty(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
@@ -140,3 +142,9 @@ if not extension.FAILURE:
     def _(x, kernel, stride, padding, grid_size, anchor, scale):
         size = x.shape[1] * kernel[0] * kernel[1]
         return x.new_empty(size, dtype=torch.float64), x.new_empty((size, size), dtype=torch.float64)
+
+    for _name in (
+        "npr", "npr_backward", "npr_conv2d", "npr_conv2d_grad_weight", "npr_conv2d_grad_input",
+        "npr_stem", "npr_stem_argmax", "npr_stem_grad_weight", "npr_moments",
+    ):  # fmt: skip
+        vmap.register(getattr(torch.ops.npr_kernels, _name).default)

@@ -6,13 +6,14 @@ Only the stem and what trains it; the map and the convolution as such are for th
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from npr_kernels.backends import devices, extension
+from npr_kernels.backends.base import Call, Convolution
 
+DIFFERENTIABLE = False
 STEMS = ("npr_stem", "npr_batch_norm_stem")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_CHANNELS = 128
@@ -32,10 +33,12 @@ MISSING = _missing()  # found once: a graph that is traced may not ask
 ARCHITECTURES = (extension.build_info() or {}).get("CUDA architectures", "")  # by setup.py: "8.0;9.0a;10.0+PTX"
 
 
-def refusal(call) -> str | None:
-    """Why this backend cannot serve ``call``, or None if it can."""
+def refusal(call: Call) -> str | None:
+    """Return why this backend cannot serve ``call``, or None if it can."""
     if MISSING:
         return MISSING
+    if call.forward_mode:
+        return "it has no forward-mode derivatives"
     if call.operator not in STEMS:
         return f"it serves only the stem, not {call.operator}"
     if call.device.type != "cuda":
@@ -45,21 +48,22 @@ def refusal(call) -> str | None:
     unbuilt = _unbuilt(call.device)
     if unbuilt:
         return unbuilt
-    for name, dtype in (("x", call.x_dtype), ("weight", call.weight_dtype)):
+    for name, dtype in (("x", call.x_dtype), ("weight", call.dtype)):
         if dtype not in DTYPES and not (name == "x" and dtype == torch.uint8):
             return f"it has no kernel for {name} of {dtype}"
-    if call.grid_size != 2 or not isinstance(call.anchor, int):
-        return f"it serves grid_size 2 with an anchor index, not {call.grid_size} with {call.anchor!r}"
-    geometry = call.geometry
-    if geometry is None:
+    convolution = call.convolution
+    if convolution.grid_size != 2 or not isinstance(convolution.anchor, int):
+        return f"it serves grid_size 2 with an anchor index, not {convolution.grid_size} with {convolution.anchor!r}"
+    if call.weight_shape is None:
         return None
-    if geometry.channels != 3:
-        return f"it serves images of 3 channels, x has {geometry.channels}"
-    if geometry.out_channels % 16 or geometry.out_channels > MOST_CHANNELS:
-        return f"it serves multiples of 16 up to {MOST_CHANNELS} out_channels, not {geometry.out_channels}"
-    found = (geometry.kernel, geometry.stride, geometry.padding)
-    if found != ((3, 3), (2, 2), (1, 1)):
-        return "it serves kernel 3, stride 2 and padding 1, not kernel {}, stride {} and padding {}".format(*found)
+    out_channels, channels, *kernel = call.weight_shape
+    if channels != 3:
+        return f"it serves images of 3 channels, x has {channels}"
+    if out_channels % 16 or out_channels > MOST_CHANNELS:
+        return f"it serves multiples of 16 up to {MOST_CHANNELS} out_channels, not {out_channels}"
+    geometry = tuple(kernel), convolution.stride, convolution.padding
+    if geometry != ((3, 3), (2, 2), (1, 1)):
+        return "it serves kernel 3, stride 2 and padding 1, not kernel {}, stride {} and padding {}".format(*geometry)
     return None
 
 
@@ -69,8 +73,8 @@ def _unbuilt(device: torch.device) -> str | None:
     capability = devices.capability(device)
     if runs_on(capability, ARCHITECTURES):
         return None
-    built, found = ARCHITECTURES.replace(";", ", "), "{}.{}".format(*capability)
-    return f"it is built for compute capability {built}, and {device} has {found}: build it with TORCH_CUDA_ARCH_LIST"
+    built, present = ARCHITECTURES.replace(";", ", "), "{}.{}".format(*capability)
+    return f"it is built for compute capability {built}, and {device} has {present}: build it with TORCH_CUDA_ARCH_LIST"
 
 
 def runs_on(capability: tuple[int, int], architectures: str) -> bool:
@@ -91,21 +95,21 @@ def runs_on(capability: tuple[int, int], architectures: str) -> bool:
     return False
 
 
-def npr_stem(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution) -> Tensor:
+def npr_stem(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
     return torch.ops.npr_kernels.npr_stem(x, *_contiguous(weight, bias), *convolution, weight.dtype)
 
 
-def npr_stem_argmax(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution) -> tuple[Tensor, Tensor]:
+def npr_stem_argmax(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> tuple[Tensor, Tensor]:
     return torch.ops.npr_kernels.npr_stem_argmax(x, *_contiguous(weight, bias), *convolution, weight.dtype)
 
 
 def npr_stem_grad_weight(
-    grad: Tensor, argmax: Tensor, x: Tensor, kernel: Sequence[int], *convolution
+    grad: Tensor, argmax: Tensor, x: Tensor, kernel: tuple[int, int], convolution: Convolution
 ) -> tuple[Tensor, Tensor]:
     return torch.ops.npr_kernels.npr_stem_grad_weight(grad, argmax, x, kernel, *convolution)
 
 
-def npr_moments(x: Tensor, kernel: Sequence[int], *convolution) -> tuple[Tensor, Tensor]:
+def npr_moments(x: Tensor, kernel: tuple[int, int], convolution: Convolution) -> tuple[Tensor, Tensor]:
     return torch.ops.npr_kernels.npr_moments(x, kernel, *convolution)
 
 

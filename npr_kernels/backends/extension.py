@@ -30,8 +30,13 @@ def _load() -> str | None:
         torch.ops.load_library(str(libraries[0]))
         torch.ops.npr_kernels.cpu_capability()  # fails if NPR_KERNELS_CPU_CAPABILITY is not supported
     except (OSError, RuntimeError, AttributeError) as error:  # for example, another ABI
-        return f"{libraries[0].name} failed to load: {str(error).splitlines()[0]}"
+        message = str(error).splitlines()[0]
+        if message.startswith("NPR_KERNELS_CPU_CAPABILITY is"):
+            return message
+        return f"{libraries[0].name} failed to load: {message}"
     return None
 
 
 FAILURE = _load()
+# What is wrong with an explicit choice of the instruction set. It fails calls instead of making them slow.
+MISCONFIGURED = FAILURE if FAILURE and "NPR_KERNELS_CPU_CAPABILITY is" in FAILURE else None

@@ -23,18 +23,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from npr_kernels import reference
 from npr_kernels.backends import cuda, devices, triton
-from npr_kernels.backends.base import Call, Geometry
+from npr_kernels.backends.base import Call, Convolution, StemBackend
 from npr_kernels.testing import Case, allowed, error, on, pool_at
 
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_SELF_TEST"
 PROVED = {"cuda": cuda, "triton": triton}  # not cpu: its kernels depend on no driver, tests prove them
 
-NETWORK = Geometry(3, 64, (3, 3), (2, 2), (1, 1))
+NETWORK = Convolution((2, 2), (1, 1), scale=(2 / 3,))  # with a weight of NETWORK_SHAPE: the authors' network
+NETWORK_SHAPE = (64, 3, 3, 3)
 # Rows and columns of the convolution's result. The CUDA C++ kernels take other ways through strips of whole warpgroups,
 # through several strips, and where a block goes through many rows: there are more than the largest GPU has blocks.
 SIZES = {"cuda": ((12, 128), (4, 144), (1100, 8))}
@@ -54,15 +54,16 @@ def failure(name: str, call: Call) -> str | None:
         return None
     if torch.compiler.is_compiling():
         gradients = call.image_gradient, call.parameter_gradients
-        return _failure_while_traced(name, call.operator, call.device, call.x_dtype, call.weight_dtype, *gradients)
+        return _failure_while_traced(name, call.operator, call.device, call.x_dtype, call.dtype, *gradients)
     return _failure(name, call)
 
 
 @devices.constant
-def _failure_while_traced(name, operator, device, x_dtype, weight_dtype, image_gradient, parameter_gradients):
-    geometry = None if operator == "npr" else NETWORK
+def _failure_while_traced(name, operator, device, x_dtype, dtype, image_gradient, parameter_gradients):
     gradients = {"image_gradient": image_gradient, "parameter_gradients": parameter_gradients}
-    return _failure(name, Call(operator, device, x_dtype, weight_dtype, 2, 0, geometry, **gradients))
+    if operator == "npr":
+        return _failure(name, Call(operator, device, x_dtype, dtype, Convolution(), **gradients))
+    return _failure(name, Call(operator, device, x_dtype, dtype, NETWORK, NETWORK_SHAPE, **gradients))
 
 
 def _failure(name: str, call: Call) -> str | None:
@@ -84,9 +85,7 @@ def _failure(name: str, call: Call) -> str | None:
 
 def _without_scale(call: Call) -> Call:
     """The same for every scale with as many factors: kernels do not depend on their values."""
-    if call.geometry is None:
-        return call
-    return replace(call, geometry=replace(call.geometry, scale=(1.0,) * len(call.geometry.scale)))
+    return replace(call, convolution=call.convolution._replace(scale=(1.0,) * len(call.convolution.scale)))
 
 
 def _is_capturing(device: torch.device) -> bool:
@@ -113,7 +112,7 @@ def _isolated(device: torch.device, work: Callable[[], str | None]) -> str | Non
 
 
 def _log(name: str, call: Call, difference: str) -> None:
-    key = name, call.operator, call.device, call.x_dtype, call.weight_dtype
+    key = name, call.operator, call.device, call.x_dtype, call.dtype
     if key not in _logged:
         _logged.add(key)
         _logger.warning(
@@ -126,9 +125,9 @@ def _difference(name: str, call: Call) -> str | None:
     """What the backend gets wrong first, None if nothing."""
     try:
         for size in SIZES.get(name, (SIZE,)):
-            for function, found, limit in _errors(PROVED[name], call, size):
-                if not found <= SLACK * limit:
-                    return f"on a small case {function} has error {found:.3g}, at most {SLACK * limit:.3g} is allowed"
+            for function, error_, limit in _errors(PROVED[name], call, size):
+                if not error_ <= SLACK * limit:
+                    return f"on a small case {function} has error {error_:.3g}, at most {SLACK * limit:.3g} is allowed"
     except torch.OutOfMemoryError:
         raise
     except Exception as exception:  # whatever a compiler, a driver or a wrong shape may raise
@@ -136,7 +135,7 @@ def _difference(name: str, call: Call) -> str | None:
     return None
 
 
-def _errors(backend, call: Call, size: tuple[int, int]) -> Iterator[tuple[str, float, float]]:
+def _errors(backend: StemBackend, call: Call, size: tuple[int, int]) -> Iterator[tuple[str, float, float]]:
     """(function, its error, the largest allowed one) of every function of ``backend`` that the call may need."""
     case, convolution = _small_case(call, size)
     tensors = case.tensors()
@@ -150,28 +149,32 @@ def _errors(backend, call: Call, size: tuple[int, int]) -> Iterator[tuple[str, f
         yield from _stem_errors(backend, call, convolution, (x, weight, bias), tensors, exact)
 
 
-def _small_case(call: Call, size: tuple[int, int]) -> tuple[Case, tuple]:
-    """The case whose convolution gives ``size`` (rows, columns), and what operators take behind the tensors: (stride,
-    padding, grid_size, anchor, scale)."""
-    geometry = call.geometry or NETWORK
-    unit = math.lcm(call.grid_size, 4)  # whole cells, and rows that can be read as words of four pixels
+def _small_case(call: Call, size: tuple[int, int]) -> tuple[Case, Convolution]:
+    """The case whose convolution gives ``size`` (rows, columns), and the convolution itself."""
+    out_channels, channels, *kernel = call.weight_shape or NETWORK_SHAPE
+    convolution = (
+        call.convolution
+        if call.weight_shape
+        else NETWORK._replace(grid_size=call.convolution.grid_size, anchor=call.convolution.anchor)
+    )
+    unit = math.lcm(convolution.grid_size, 4)  # whole cells, and rows that can be read as words of four pixels
     sides = [
-        max(unit, -(-((n - 1) * stride + kernel - 2 * padding) // unit) * unit)
-        for n, stride, kernel, padding in zip(size, geometry.stride, geometry.kernel, geometry.padding, strict=True)
+        max(unit, -(-((n - 1) * stride + side - 2 * padding) // unit) * unit)
+        for n, stride, side, padding in zip(size, convolution.stride, kernel, convolution.padding, strict=True)
     ]
     case = Case(
-        grid_size=call.grid_size, anchor=call.anchor, height=sides[0], width=sides[1], channels=geometry.channels,
-        out_channels=min(geometry.out_channels, MOST_CHANNELS), kernel=geometry.kernel, stride=geometry.stride,
-        padding=geometry.padding, dtype=call.x_dtype, weight_dtype=call.weight_dtype,
+        grid_size=convolution.grid_size, anchor=convolution.anchor, height=sides[0], width=sides[1], channels=channels,
+        out_channels=min(out_channels, MOST_CHANNELS), kernel=tuple(kernel), stride=convolution.stride,
+        padding=convolution.padding, dtype=call.x_dtype, weight_dtype=call.dtype,
         layout="channels_last" if call.channels_last else "contiguous",
     )  # fmt: skip
-    return case, (geometry.stride, geometry.padding, call.grid_size, call.anchor, geometry.scale)
+    return case, convolution
 
 
-def _compared(function: str, found: Tensor, eager: Tensor, truth: Tensor) -> tuple[str, float, float]:
-    if found.dtype != eager.dtype:
-        raise TypeError(f"{function} gives {found.dtype} instead of {eager.dtype}")
-    return function, error(found.cpu(), truth), allowed(error(eager, truth), eager.dtype)
+def _compared(function: str, result: Tensor, eager: Tensor, truth: Tensor) -> tuple[str, float, float]:
+    if result.dtype != eager.dtype:
+        raise TypeError(f"{function} gives {result.dtype} instead of {eager.dtype}")
+    return function, error(result.cpu(), truth), allowed(error(eager, truth), eager.dtype)
 
 
 def _gradient(function: Callable, tensors, index: int, grad: Tensor) -> Tensor:
@@ -189,43 +192,43 @@ def _random_gradient(like: Tensor) -> Tensor:
 
 
 def _npr_errors(backend, call: Call, x: Tensor, image: Tensor, exact: Tensor):
-    grid = call.grid_size, call.anchor
-    found, eager = backend.npr(x, *grid), reference.npr(image, *grid)
-    yield _compared("npr", found, eager, reference.npr(exact, *grid, torch.float64))
+    grid = call.convolution.grid_size, call.convolution.anchor
+    result, eager = backend.npr(x, *grid), reference.npr(image, *grid)
+    yield _compared("npr", result, eager, reference.npr(exact, *grid, torch.float64))
     if call.image_gradient:
-        grad = _random_gradient(found)
+        grad = _random_gradient(result)
         eager, truth = (_gradient(lambda x: reference.npr(x, *grid), [t], 0, grad) for t in (image, exact))
         yield _compared("npr_backward", backend.npr_backward(grad.to(x.device), x, *grid), eager, truth)
 
 
-def _convolution_errors(backend, call: Call, convolution: tuple, placed, tensors, exact):
+def _convolution_errors(backend, call: Call, convolution: Convolution, placed, tensors, exact):
     def forward(*tensors: Tensor) -> Tensor:
         return reference.npr_conv2d(*tensors, *convolution)
 
-    found = backend.npr_conv2d(*placed, *convolution)
-    yield _compared("npr_conv2d", found, forward(*tensors), forward(*exact))
-    grad = _random_gradient(found)
+    result = backend.npr_conv2d(*placed, convolution)
+    yield _compared("npr_conv2d", result, forward(*tensors), forward(*exact))
+    grad = _random_gradient(result)
     functions = [
         ("npr_conv2d_grad_input", 0, call.image_gradient),
         ("npr_conv2d_grad_weight", 1, call.parameter_gradients),
     ]
     for function, index, needed in functions:
         if needed:
-            gradient = getattr(backend, function)(grad.to(found.device), *placed[:2], *convolution)
+            gradient = getattr(backend, function)(grad.to(result.device), *placed[:2], convolution)
             eager, truth = (_gradient(forward, t, index, grad) for t in (tensors, exact))
             yield _compared(function, gradient, eager, truth)
 
 
-def _stem_errors(backend, call: Call, convolution: tuple, placed, tensors, exact):
+def _stem_errors(backend: StemBackend, call: Call, convolution: Convolution, placed, tensors, exact):
     x, weight, _ = placed
     kernel = tuple(weight.shape[2:])
     if call.operator == "npr_batch_norm_stem":
         yield from _moments_errors(backend, kernel, convolution, x, tensors[0])
     eager, truth = (reference.npr_stem(*t, *convolution) for t in (tensors, exact))
     if not (call.image_gradient or call.parameter_gradients):
-        yield _compared("npr_stem", backend.npr_stem(*placed, *convolution), eager, truth)
+        yield _compared("npr_stem", backend.npr_stem(*placed, convolution), eager, truth)
         return
-    pooled, argmax = backend.npr_stem_argmax(*placed, *convolution)
+    pooled, argmax = backend.npr_stem_argmax(*placed, convolution)
     yield _compared("npr_stem_argmax", pooled, eager, truth)
     positions = argmax.cpu()
     if positions.max() > 9 or not torch.equal(positions < 9, pooled.cpu() > 0):
@@ -235,7 +238,7 @@ def _stem_errors(backend, call: Call, convolution: tuple, placed, tensors, exact
     yield "npr_stem_argmax", error(chosen, truth), allowed(error(eager, truth), eager.dtype)
     if call.parameter_gradients:
         grad = _random_gradient(pooled)
-        gradients = backend.npr_stem_grad_weight(grad.to(x.device), argmax, x, kernel, *convolution)
+        gradients = backend.npr_stem_grad_weight(grad.to(x.device), argmax, x, kernel, convolution)
 
         def forward(*tensors: Tensor) -> Tensor:
             return pool(reference.npr_conv2d(*tensors, *convolution))
@@ -245,15 +248,12 @@ def _stem_errors(backend, call: Call, convolution: tuple, placed, tensors, exact
             yield _compared("npr_stem_grad_weight", gradient.to(eager.dtype), eager, truth)
 
 
-def _moments_errors(backend, kernel: tuple[int, int], convolution: tuple, x: Tensor, image: Tensor):
-    stride, padding, grid_size, anchor, scale = convolution
-
-    def moments(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        factors = torch.tensor(scale, dtype=dtype).view(1, -1, 1, 1)
-        seen = F.unfold(reference.npr(image, grid_size, anchor, dtype) * factors, kernel, 1, padding, stride)
-        return seen.sum((0, 2)), torch.einsum("nkp,nlp->kl", seen, seen)
-
+def _moments_errors(backend: StemBackend, kernel: tuple[int, int], convolution: Convolution, x: Tensor, image: Tensor):
     wide = torch.promote_types(image.dtype, torch.float32) if image.is_floating_point() else torch.float32
-    found = backend.npr_moments(x, kernel, *convolution)
-    for result, eager, truth in zip(found, moments(wide), moments(torch.float64), strict=True):
+    moments = (
+        backend.npr_moments(x, kernel, convolution),
+        reference.npr_moments(image, kernel, *convolution, dtype=wide),
+        reference.npr_moments(image, kernel, *convolution),
+    )
+    for result, eager, truth in zip(*moments, strict=True):
         yield "npr_moments", error(result.cpu(), truth), allowed(error(eager, truth), wide)

@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from npr_kernels.backends import cpu, cuda, eager, proof, triton
-from npr_kernels.backends.base import Call
+from npr_kernels.backends import cpu, cuda, eager, extension, proof, triton
+from npr_kernels.backends.base import Backend, Call, Convolution
 
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_BACKEND"
 ORDER = ("cuda", "triton", "cpu", "eager")
 
-_BACKENDS = {"cuda": cuda, "triton": triton, "cpu": cpu, "eager": eager}
+_BACKENDS: dict[str, Backend] = {"cuda": cuda, "triton": triton, "cpu": cpu, "eager": eager}
 _logger = logging.getLogger("npr_kernels")
 _logged: set[str] = set()
 _context = threading.local()  # of each thread: what use_backend asked for
@@ -55,7 +55,7 @@ def available_backends() -> dict[str, str | None]:
     Judged for a plain float32 image on the kind of device that the backend is made for, and an operator that it has;
     :func:`npr_kernels.which_backend` judges for a call.
     """
-    call = Call("npr_conv2d", torch.device("cpu"), torch.float32, torch.float32, 2, 0)
+    call = Call("npr_conv2d", torch.device("cpu"), torch.float32, torch.float32, Convolution())
     calls = {
         "cuda": replace(call, operator="npr_stem", device=torch.device("cuda")),
         "triton": replace(call, device=torch.device(triton.DEVICE)),
@@ -75,8 +75,8 @@ def use_backend(name: str) -> Iterator[None]:
         _context.name = before
 
 
-def get(name: str):
-    """The adapter module of a backend."""
+def get(name: str) -> Backend:
+    """Return the module of a backend. Raises BackendError if there is none of that name."""
     if name not in _BACKENDS:
         raise BackendError(f"there is no backend {name!r}; there are {', '.join(ORDER)}")
     return _BACKENDS[name]
@@ -90,6 +90,8 @@ def select(call: Call, argument: str | None = None) -> str:
         if reason:
             raise BackendError(f"backend {name!r} (chosen by {source}) cannot serve {call.operator}: {reason}")
         return name
+    if extension.MISCONFIGURED and call.device.type == "cpu":
+        raise BackendError(extension.MISCONFIGURED)
     for name in ORDER:
         if _reason(name, call) is None:
             break

@@ -348,9 +348,9 @@ def fault(dtype: torch.dtype, device: torch.device, hopper: bool) -> str | None:
     x = randn(2, 64, 19, 30).relu().to(device, dtype)
     try:
         with torch.inference_mode():
-            found = FusedBottlenecks(blocks, dtype, averaged=True, hopper=hopper).to(device)(x).double()
+            result = FusedBottlenecks(blocks, dtype, averaged=True, hopper=hopper).to(device)(x).double()
             truth, plain = composed(x.double(), blocks, averaged=True), composed(x, blocks, averaged=True).double()
-        difference, largest = (found - truth).abs().max().item(), truth.abs().max().item()
+        difference, largest = (result - truth).abs().max().item(), truth.abs().max().item()
         allowed = 2 * (plain - truth).abs().max().item() + torch.finfo(dtype).eps * largest
     except torch.OutOfMemoryError:  # no fault of the kernels
         raise

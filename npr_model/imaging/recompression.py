@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from npr_kernels.backends import extension
+from npr_kernels import jpeg
 
 FREQUENCIES = ((0, 1), (1, 0), (0, 2), (1, 1), (2, 0), (0, 3), (1, 2), (2, 1), (3, 0))  # (vertical, horizontal)
 MOST_BLOCKS = 512
@@ -48,12 +48,12 @@ def gaps(pixels: np.ndarray, table: Sequence[int]) -> np.ndarray:
     It is half the Poisson deviance between the observed counts in the gaps and those interpolated from both sides.
     """
     search = _search(tuple(table))
-    if extension.FAILURE:
-        deviance = plain_deviance(pixels, search)
-    else:
+    if jpeg.is_compiled():
         image = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
-        counts = OWNERS, MOST_BLOCKS, BINS
-        deviance = torch.ops.npr_kernels.coefficient_gaps(image, *map(torch.from_numpy, search), *counts).numpy()
+        counts = {"owners": OWNERS, "blocks": MOST_BLOCKS, "bins": BINS}
+        deviance = jpeg.coefficient_gaps(image, *map(torch.from_numpy, search), **counts).numpy()
+    else:
+        deviance = plain_deviance(pixels, search)
     return deviance.reshape(len(FREQUENCIES), CANDIDATES).max(1)
 
 

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npr_kernels import bottleneck, fold_batch_norm, npr_stem
+from npr_kernels import fold_batch_norm, npr_stem
+from npr_kernels.arguments import scale_factors
 from npr_kernels.info import cpu_capability, onednn_serves
-from npr_kernels.trunk import gpu_bottleneck
+from npr_kernels.trunk import cpu_bottleneck, gpu_bottleneck
 from npr_model.detectors.npr import NPRDetector
 from npr_model.detectors.resnet import Bottleneck
 from npr_model.errors import InputError
@@ -128,13 +129,13 @@ def fused_trunk(detector: NPRDetector, dtype: torch.dtype, device: torch.device)
     for name, block in quantisation.blocks(detector).items():
         layers, stride = folded_layers(block), block.conv2.stride[0]
         if name in steps:
-            made.append(bottleneck.QuantisedBottleneck(*layers, stride, steps[name]))
+            made.append(cpu_bottleneck.QuantisedBottleneck(*layers, stride, steps[name]))
         elif steps:
             out_steps = quantisation.processor_steps(detector)[f"{name}.out"]
-            made.append(bottleneck.FusedBottleneck(*layers, stride, default_dtype(out_steps.device), out_steps))
+            made.append(cpu_bottleneck.FusedBottleneck(*layers, stride, default_dtype(out_steps.device), out_steps))
         else:
-            made.append(bottleneck.FusedBottleneck(*layers, stride, dtype))
-    return bottleneck.FusedBottlenecks(*made, averaged=True)
+            made.append(cpu_bottleneck.FusedBottleneck(*layers, stride, dtype))
+    return cpu_bottleneck.FusedBottlenecks(*made, averaged=True)
 
 
 class InferenceDetector(nn.Module):
@@ -161,7 +162,7 @@ class InferenceDetector(nn.Module):
         self.register_buffer("stem_weight", weight)
         # Of the scale of pixels the kernel is left a power of two: with all of it, weights would be rounded a second
         # time, which nearly doubled the error of bfloat16's logits.
-        scale = self.conv1.options(torch.empty(0, dtype=torch.uint8))["scale"]
+        scale = scale_factors(self.conv1.scale, self.conv1.pixel_std, 3)
         self.pixel_scale = 2.0 ** math.frexp(scale[0])[1]
         rest = torch.tensor(scale, dtype=torch.float64, device=device) / self.pixel_scale
         self.register_buffer("pixel_weight", (weight * rest.view(1, -1, 1, 1)).to(self.dtype))
@@ -170,7 +171,7 @@ class InferenceDetector(nn.Module):
         self.register_buffer("head_bias", detector.fc1.bias.detach().float().clone())
         self.engine = trunk_engine(device, trunk_dtype, compile)
         if device.type == "cpu" and self.engine == "torch" and not compile:
-            why = bottleneck.refusal(trunk_dtype, 64)
+            why = cpu_bottleneck.refusal(trunk_dtype, 64)
             _logger.warning(
                 "in %s the network runs on plain PyTorch, slowly (%s)", str(trunk_dtype).removeprefix("torch."), why
             )
@@ -190,12 +191,11 @@ class InferenceDetector(nn.Module):
 
     def stem(self, images: Tensor) -> Tensor:
         """The first layers alone: (N, 3, H, W) to (N, 64, H / 4, W / 4) of ``self.dtype``."""
-        options = self.conv1.options(images)
+        options = self.conv1.options
         if images.is_floating_point():  # subtracted in float32: rounding comes after the differences, not before
             return npr_stem(images.float(), self.stem_weight.float(), self.stem_bias.float(), **options).to(self.dtype)
-        return npr_stem(
-            images, self.pixel_weight, self.stem_bias.to(self.dtype), **options | {"scale": self.pixel_scale}
-        )
+        options |= {"scale": self.pixel_scale, "pixel_std": None}
+        return npr_stem(images, self.pixel_weight, self.stem_bias.to(self.dtype), **options)
 
     def score(self, images: Tensor) -> Tensor:
         """All ``images`` at once."""
@@ -227,7 +227,7 @@ def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool) -> str
     where nothing runs them in int8."""
     if dtype == torch.int8:
         why = "with compile=True" if compile else f"on {device.type}" if device.type != "cpu" else None
-        if why is None and (missing := bottleneck.refusal(dtype, 64)):
+        if why is None and (missing := cpu_bottleneck.refusal(dtype, 64)):
             why = f"here ({missing})"
         if why:
             raise InputError(f"int8 is not supported {why}; use float32 or bfloat16")
@@ -238,6 +238,6 @@ def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool) -> str
         return "torch"
     onednn = onednn_serves(dtype)
     matrix_units = dtype == torch.bfloat16 and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    if bottleneck.refusal(dtype, 64) is None and not (onednn and matrix_units):
+    if cpu_bottleneck.refusal(dtype, 64) is None and not (onednn and matrix_units):
         return "fused"
     return "onednn" if onednn else "torch"

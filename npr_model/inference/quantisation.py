@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npr_kernels.bottleneck import Steps, most_level
+from npr_kernels.trunk.cpu_bottleneck import Steps, most_level
 from npr_model.detectors.npr import NPRDetector, blocks, expected_steps
 from npr_model.errors import InputError
 from npr_model.imaging.decode import decode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ WEIGHT = torch.zeros(4, 3, 3, 3)
         ({"x": torch.zeros(1, 3, 1, 8)}, ValueError, r"x is 1x8 pixels, smaller than one cell of 2x2"),
         ({"x": torch.zeros(1, 3, 3, 3), "grid_size": 4}, ValueError, r"x is 3x3 pixels, smaller than one cell of 4x4"),
         ({"x": torch.zeros(3, 8, 8)}, ValueError, r"x must have the shape \(N, C, H, W\), got \(3, 8, 8\)"),
-        ({"x": IMAGE.int()}, TypeError, r"x must be uint8 .* or floating point, got torch.int32"),
+        ({"x": IMAGE.int()}, TypeError, r"x must be uint8 .* or floating point of at least 16 bits, got torch.int32"),
         ({"x": IMAGE.numpy()}, TypeError, r"x must be a tensor, got ndarray"),
         ({"x": torch.zeros(1, 4, 8, 8)}, ValueError, r"weight expects 3 channels, x has 4"),
         ({"x": IMAGE.double()}, TypeError, r"x is torch.float64 and weight is torch.float32"),
@@ -115,3 +116,38 @@ def test_raw_operators_guard_the_memory(change):
     }  # fmt: skip
     with pytest.raises(RuntimeError):
         torch.ops.npr_kernels.npr_stem(**arguments)
+
+
+def test_integers_of_any_kind():
+    conv = npr_kernels.NPRConv2d(
+        3, 8, np.int64(3), stride=np.int32(2), padding=(np.uint8(1), 1), grid_size=np.int64(2), anchor=np.int16(1)
+    )
+    assert conv.stride == (2, 2) and type(conv.grid_size) is type(conv.anchor) is int
+    x = torch.rand(1, 3, 8, 8)
+    expected = npr_kernels.npr_conv2d(x, conv.weight, anchor=1, scale=0.5)
+    options = {"stride": np.int64(2), "anchor": np.int64(1), "scale": np.float32(0.5)}
+    assert torch.equal(npr_kernels.npr_conv2d(x, conv.weight, **options), expected)
+    assert torch.equal(npr_kernels.npr_conv2d(x, conv.weight, anchor=1, scale=np.full(3, 0.5)), expected)
+    assert torch.equal(npr_kernels.npr(x, np.int64(2), np.int8(3)), npr_kernels.npr(x, 2, 3))
+    for stride in (True, 2.0, "2", (1, 2, 3), None):
+        with pytest.raises(ValueError, match="stride must be an int or a pair of ints"):
+            npr_kernels.npr_conv2d(x, conv.weight, stride=stride)
+
+
+@pytest.mark.parametrize("x", [[1, 2], None, np.zeros((1, 3, 8, 8))])
+def test_what_is_no_tensor_is_refused(x):
+    conv = npr_kernels.NPRConv2d(3, 8)
+    for function in (npr_kernels.npr, conv, npr_kernels.NPRStem(3, 8)):
+        with pytest.raises(TypeError, match="x must be a tensor, got"):
+            function(x)
+    for weight in (None, conv.weight.detach().numpy()):
+        with pytest.raises(TypeError, match="weight must be a tensor, got"):
+            npr_kernels.npr_conv2d(torch.rand(1, 3, 8, 8), weight)
+
+
+def test_sparse_and_eight_bit_images_are_refused():
+    x = torch.rand(1, 3, 8, 8)
+    with pytest.raises(TypeError, match=r"dense tensor, got torch\.sparse_coo"):
+        npr_kernels.npr(x.to_sparse())
+    with pytest.raises(TypeError, match=r"at least 16 bits, got torch\.float8_e4m3fn"):
+        npr_kernels.npr(x.to(torch.float8_e4m3fn))

@@ -11,21 +11,19 @@ import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 import npr_kernels
-from npr_kernels import arguments
 from npr_kernels.backends import cpu, cuda, devices, extension, registry, triton
-from npr_kernels.backends.base import Call, Geometry
+from npr_kernels.backends.base import Call, Convolution
 from npr_kernels.info import cpu_capability
 from npr_kernels.testing import Case
 from tests.conftest import ROOT
 
 needs_extension = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
-CALL = Call("npr_conv2d", torch.device("cpu"), torch.float32, torch.float32, 2, 0)
+CALL = Call("npr_conv2d", torch.device("cpu"), torch.float32, torch.float32, Convolution())
 
 
 @pytest.fixture
@@ -117,12 +115,12 @@ def test_names_of_functions_hide_no_module():
 
 def test_refusals_of_triton_name_the_reason(monkeypatch):
     monkeypatch.setattr(triton, "_INSTALLED", True)
-    call = Call("npr", torch.device("mps"), torch.float32, torch.float32, 2, 0)
+    call = Call("npr", torch.device("mps"), torch.float32, torch.float32, Convolution())
     assert "x is on mps" in triton.refusal(call)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     call = replace(call, device=torch.device(triton.DEVICE))
     assert triton.refusal(call) is None
-    assert "float8" in triton.refusal(replace(call, weight_dtype=torch.float8_e4m3fn))
+    assert "float8" in triton.refusal(replace(call, dtype=torch.float8_e4m3fn))
     monkeypatch.setattr(triton, "_INSTALLED", False)
     assert "not installed" in triton.refusal(call)
 
@@ -135,10 +133,9 @@ def test_refusals_of_cuda_name_the_argument(monkeypatch):
     monkeypatch.setattr(devices, "capability", lambda device: (9, 0))
 
     def refusal(case: Case, operator: str = "npr_stem", device: str = "cuda") -> str | None:
-        pairs = [arguments.pair("", value, 0) for value in (case.stride, case.padding)]
-        geometry = Geometry(case.channels, case.out_channels, case.kernel, *pairs)
-        types = case.dtype, case.parameter_dtype, case.grid_size, case.anchor
-        return cuda.refusal(Call(operator, torch.device(device), *types, geometry))
+        shape = (case.out_channels, case.channels, *case.kernel)
+        types = case.dtype, case.parameter_dtype
+        return cuda.refusal(Call(operator, torch.device(device), *types, case.convolution, shape))
 
     served = Case(out_channels=64)
     assert refusal(served) is None
@@ -184,8 +181,8 @@ def test_automatic_choice_below_the_capability_that_cuda_is_built_for(monkeypatc
     monkeypatch.setattr(triton, "_INSTALLED", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("NPR_KERNELS_SELF_TEST", "0")  # there is no GPU to try it on
-    geometry = Geometry(3, 64, (3, 3), (2, 2), (1, 1))
-    call = Call("npr_stem", torch.device("cuda", 0), torch.uint8, torch.bfloat16, 2, 0, geometry)
+    convolution = Convolution((2, 2), (1, 1))
+    call = Call("npr_stem", torch.device("cuda", 0), torch.uint8, torch.bfloat16, convolution, (64, 3, 3, 3))
     for capability, expected in (((7, 5), "triton"), ((9, 0), "cuda")):
         monkeypatch.setattr(devices, "capability", lambda device, found=capability: found)
         assert registry.select(call) == expected
@@ -220,6 +217,8 @@ def test_refusals_name_the_reason():
 def test_a_backend_of_stems_alone(monkeypatch):
     """The gradient to the image needs the whole convolution, which then another backend serves."""
     stems = types.SimpleNamespace(
+        DIFFERENTIABLE=False,
+        npr_stem=cpu.npr_stem,
         npr_stem_argmax=cpu.npr_stem_argmax,
         npr_stem_grad_weight=cpu.npr_stem_grad_weight,
         npr_moments=cpu.npr_moments,
@@ -239,6 +238,8 @@ def test_a_backend_of_stems_alone(monkeypatch):
         with pytest.raises(npr_kernels.BackendError, match=r"'stems' .* cannot serve npr_conv2d: it serves stems only"):
             module(x)
         module(x.detach()).sum().backward()
+        (grad,) = torch.autograd.grad(module(x.detach()).square().sum(), module.conv.weight, create_graph=True)
+        grad.square().sum().backward()  # through a backend that serves the convolution
         module.conv.backend = None
 
 
@@ -256,6 +257,20 @@ def test_importing_is_free_of_side_effects():
     )
     result = run(code)
     assert result.returncode == 0, result.stderr
+
+
+@needs_extension
+def test_an_unknown_instruction_set_is_an_error():
+    """It was asked for by name, so plain PyTorch must not serve the call without a word."""
+    code = "import torch, npr_kernels; npr_kernels.npr(torch.zeros(1, 3, 4, 4){})"
+    for backend in ("", ", backend='cpu'"):
+        result = run(code.format(backend), NPR_KERNELS_CPU_CAPABILITY="sse9")
+        assert result.returncode == 1
+        assert (
+            "BackendError" in result.stderr
+            and "NPR_KERNELS_CPU_CAPABILITY is 'sse9'; this machine has" in result.stderr
+        )
+    assert run(code.format(", backend='eager'"), NPR_KERNELS_CPU_CAPABILITY="sse9").returncode == 0
 
 
 @needs_extension
@@ -327,91 +342,3 @@ def test_info_reports_everything():
         [sys.executable, "-m", "npr_kernels.info"], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert "eager: available" in text.stdout
-
-
-def sources_alone(folder: Path) -> None:
-    """What setup.py needs, copied: it writes beside itself."""
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "csrc", folder / "csrc")
-    (folder / "npr_kernels").mkdir()
-
-
-@pytest.mark.parametrize(
-    ("choice", "path", "message"),
-    [
-        ("cuda", "no nvcc", "NPR_KERNELS_BUILD=cuda cannot build the CUDA kernels: nvcc was not found"),
-        ("cpu", "empty", "NPR_KERNELS_BUILD=cpu needs a C++ compiler, and none was found"),
-        ("gpu", "full", "NPR_KERNELS_BUILD must be one of auto, cpu, cuda, none, got 'gpu'"),
-    ],
-)
-def test_build_says_what_it_lacks(choice, path, message, tmp_path):
-    sources_alone(tmp_path)
-    (tmp_path / "bin").mkdir()
-    if path == "no nvcc":
-        (tmp_path / "bin" / "c++").symlink_to(shutil.which("c++") or sys.executable)
-    environment = {**os.environ, "NPR_KERNELS_BUILD": choice}
-    environment.pop("CXX", None)
-    if path != "full":
-        environment["PATH"] = str(tmp_path / "bin")
-    result = subprocess.run(
-        [sys.executable, "setup.py", "--version"], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
-    assert result.returncode != 0
-    assert message in result.stderr and "Traceback" not in result.stderr
-
-
-FAKE_TORCH = """
-import os
-from setuptools import Extension
-from setuptools.command.build_ext import build_ext as BuildExtension
-CppExtension = Extension
-__version__, version = "2.10", type("version", (), {"cuda": "13.0"})
-def CUDAExtension(name, sources, **options):
-    print("toolkit", os.environ["CUDA_HOME"], "of", len([file for file in sources if file.endswith(".cu")]))
-    return Extension(name, sources)
-"""
-
-
-def test_the_toolkit_behind_a_script_is_found(tmp_path):
-    """An nvcc on the PATH that only calls another, with a torch that has CUDA, as setup.py sees it."""
-    sources_alone(tmp_path)
-    for module in ("torch", "torch/utils", "torch/utils/cpp_extension"):
-        (tmp_path / "fakes" / module).mkdir(parents=True)
-        (tmp_path / "fakes" / module / "__init__.py").write_text(FAKE_TORCH)
-    (tmp_path / "bin").mkdir()
-    nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.write_text("#!/bin/sh\necho 'tools, release 13.0, V13.0.1'\necho '#$ _HERE_=/opt/toolkit/bin' >&2\n")
-    nvcc.chmod(0o755)
-    environment = {**os.environ, "NPR_KERNELS_BUILD": "cuda", "PYTHONPATH": str(tmp_path / "fakes")}
-    environment["TORCH_CUDA_ARCH_LIST"] = "8.0;9.0"
-    environment["PATH"] = f"{nvcc.parent}{os.pathsep}{environment['PATH']}"
-    for name in ("CUDA_HOME", "CUDA_PATH"):
-        environment.pop(name, None)
-    result = subprocess.run(
-        [sys.executable, "setup.py", "--version"], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
-    kernels = len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
-    assert f"toolkit /opt/toolkit of {kernels}" in result.stdout, result.stderr
-    info = json.loads((tmp_path / "npr_kernels" / "_build_info.json").read_text())
-    assert info["CUDA architectures"] == "8.0;9.0a"  # with the instructions of Hopper alone
-
-
-def test_build_none_compiles_nothing(tmp_path):
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(
-        ROOT / "npr_kernels", tmp_path / "npr_kernels", ignore=shutil.ignore_patterns("*.so", "*.json", "__pycache__")
-    )
-    subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "installed"],
-        check=True,
-        capture_output=True,
-        cwd=tmp_path,
-        env={**os.environ, "NPR_KERNELS_BUILD": "none"},
-    )
-    code = "import npr_kernels; print(npr_kernels.available_backends()['cpu'])"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path / "installed", check=True
-    )
-    assert "installed without it (NPR_KERNELS_BUILD=none)" in result.stdout

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npr_kernels import bottleneck
 from npr_kernels.backends import extension
-from npr_kernels.bottleneck import FusedBottleneck, FusedBottlenecks
 from npr_kernels.testing import assert_close, error
+from npr_kernels.trunk import cpu_bottleneck
+from npr_kernels.trunk.cpu_bottleneck import FusedBottleneck, FusedBottlenecks
 
 pytestmark = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,7 +92,7 @@ def test_several_in_one_call_are_as_one_after_another(size):
 
 
 def served() -> list[torch.dtype]:
-    return [dtype for dtype in (torch.float32, torch.bfloat16) if bottleneck.refusal(dtype, 64) is None]
+    return [dtype for dtype in (torch.float32, torch.bfloat16) if cpu_bottleneck.refusal(dtype, 64) is None]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -100,7 +100,7 @@ def served() -> list[torch.dtype]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_against_float64(shape, dtype, threads):
     if dtype not in served():
-        pytest.skip(str(bottleneck.refusal(dtype, 64)))
+        pytest.skip(str(cpu_bottleneck.refusal(dtype, 64)))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -115,7 +115,7 @@ def test_what_does_not_fit_into_memory_is_an_exception(threads):
     resource = pytest.importorskip("resource", reason="limits the memory of a process, on Unix")
     code = f"""
 import resource, torch
-from npr_kernels.bottleneck import FusedBottleneck
+from npr_kernels.trunk.cpu_bottleneck import FusedBottleneck
 from tests.kernels.test_bottleneck import layers
 torch.set_num_threads({threads})
 block = FusedBottleneck(*layers(64, 64, 64, 1, torch.float32), 1, torch.float32)
@@ -137,7 +137,7 @@ except (RuntimeError, MemoryError):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nan_stays_where_it_belongs(dtype):
     if dtype not in served():
-        pytest.skip(str(bottleneck.refusal(dtype, 64)))
+        pytest.skip(str(cpu_bottleneck.refusal(dtype, 64)))
     exact = layers(64, 64, 64, 1, dtype)
     x = torch.randn(2, 64, 12, 12).to(dtype)
     x[1, 5, 6, 6] = float("nan")
@@ -154,7 +154,7 @@ def test_opcheck():
     weights, biases = [fused.weight1, fused.weight2, fused.weight3], [fused.bias1, fused.bias2, fused.bias3]
     for averaged in (False, True):
         arguments = x, weights, biases, [torch.empty(0)] * 4, [2], averaged
-        torch.library.opcheck(torch.ops.npr_kernels.bottlenecks, arguments)
+        torch.library.opcheck(torch.ops.npr_kernels.trunk.cpu_bottlenecks, arguments)
     torch.library.opcheck(torch.ops.npr_kernels.pack_weights, (torch.randn(64, 8), torch.float32))
     assert torch.equal(torch.compile(fused, fullgraph=True)(x), fused(x))
 
@@ -184,10 +184,10 @@ def test_the_operator_refuses_what_would_read_foreign_memory(change, message):
         "averaged": False,
     }
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.npr_kernels.bottlenecks(**(call | change))
+        torch.ops.npr_kernels.trunk.cpu_bottlenecks(**(call | change))
 
 
 def test_what_it_cannot_serve_is_said():
-    assert "no kernel for torch.float16" in bottleneck.refusal(torch.float16, 64)
+    assert "no kernel for torch.float16" in cpu_bottleneck.refusal(torch.float16, 64)
     with pytest.raises(ValueError, match="32 is no multiple"):
         FusedBottleneck(*layers(64, 32, 64, 1, torch.float32), 1, torch.float32)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import npr_kernels
 from npr_kernels import reference
@@ -44,9 +45,8 @@ def test_stem_equals_its_layers(dtype, training):
     stem.train(training)
     layers = copy.deepcopy(stem)
     x, *_ = Case(dtype=dtype, height=21, width=30).tensors()
-    options = {k: v for k, v in stem.conv.options(x).items() if k not in ("edge", "backend")}
-    options["scale"] = options["scale"] if dtype == torch.uint8 else (options["scale"],)
-    y = reference.npr_conv2d(x, layers.conv.weight, layers.conv.bias, **options)
+    scale = [2 / 3 / (255 * std) for std in STD] if dtype == torch.uint8 else (2 / 3,)
+    y = reference.npr_conv2d(x, layers.conv.weight, layers.conv.bias, scale=scale)
     expected = F.max_pool2d(F.relu(layers.bn(y)), 3, 2, 1)
     assert error(stem(x), expected) < 1e-5
     assert error(stem.bn.running_mean, layers.bn.running_mean) < 1e-5
@@ -114,3 +114,164 @@ def test_replace_first_conv(make, grid_size, anchor):
 def test_replace_first_conv_when_the_model_is_one():
     conv = nn.Conv2d(3, 4, 3, 2, 1)
     assert isinstance(npr_kernels.replace_first_conv(conv), npr_kernels.NPRConv2d)
+
+
+class Shared(nn.Module):
+    """One convolution under two names, of which the second is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.nested = nn.ModuleDict({"alias": nn.Sequential(self.stem, nn.ReLU())})
+
+    def forward(self, x):
+        return self.nested["alias"](x)
+
+
+def test_every_name_of_the_first_convolution_leads_to_the_new_one():
+    model = Shared()
+    replaced = npr_kernels.replace_first_conv(model)
+    assert replaced.stem is replaced.nested["alias"][0] and isinstance(replaced.stem, npr_kernels.NPRConv2d)
+    x = torch.rand(2, 3, 16, 16)
+    assert error(replaced(x), model(2 / 3 * reference.npr(x))) < 1e-5
+
+
+@pytest.mark.parametrize("hide", [lambda conv: [conv], lambda conv: {"deep": (conv,)}, lambda conv: conv.forward])
+def test_a_reference_that_cannot_be_replaced_is_refused(hide):
+    model = Shared()
+    model.hidden = hide(model.stem)
+    with pytest.raises(ValueError, match=r"Shared\.hidden also refers to the first Conv2d \(stem\)"):
+        npr_kernels.replace_first_conv(model)
+
+
+def test_hooks_move_to_the_new_layer():
+    model, calls = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1).requires_grad_(False).double()), []
+    model[0].register_forward_hook(lambda *arguments: calls.append("after"))
+    model[0].register_forward_pre_hook(lambda *arguments: calls.append("before"))
+    replaced = npr_kernels.replace_first_conv(model)
+    replaced(torch.rand(1, 3, 8, 8, dtype=torch.float64))
+    assert calls == ["before", "after"] and not replaced[0].weight.requires_grad
+
+
+def test_a_convolution_with_a_forward_method_of_its_own_is_refused():
+    conv = nn.Conv2d(3, 8, 3)
+    conv.forward = lambda x: x
+    with pytest.raises(ValueError, match="forward method of its own"):
+        npr_kernels.replace_first_conv(nn.Sequential(conv))
+    parametrised = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
+    with pytest.raises(ValueError, match="ParametrizedConv2d"):
+        npr_kernels.replace_first_conv(nn.Sequential(parametrised))
+    with pytest.raises(ValueError, match="cannot be copied"):
+        npr_kernels.replace_first_conv(nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 8, 3))))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_hooks_of_the_stems_layers_run(training):
+    stem, calls = npr_kernels.NPRStem(3, 8).train(training), []
+    x = torch.rand(2, 3, 16, 16)
+    expected = copy.deepcopy(stem)(x)
+    for name, layer in (("conv", stem.conv), ("bn", stem.bn)):
+        layer.register_forward_hook(lambda *arguments, name=name: calls.append(name))
+        layer.register_full_backward_hook(lambda *arguments, name=name: calls.append(f"backward {name}"))
+    y = stem(x)
+    y.sum().backward()
+    assert calls == ["conv", "bn", "backward bn", "backward conv"] and error(y, expected) < 1e-5
+
+
+def test_hooks_for_all_modules_run():
+    stem, seen = npr_kernels.NPRStem(3, 8), []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, *arguments: seen.append(type(module).__name__)
+    )
+    try:
+        stem(torch.rand(2, 3, 16, 16))
+    finally:
+        handle.remove()
+    assert {"NPRConv2d", "BatchNorm2d", "NPRStem"} <= set(seen)
+
+
+@pytest.mark.parametrize(
+    ("normalise", "parameter"),
+    [
+        (lambda conv: nn.utils.spectral_norm(conv), "weight_orig"),
+        (lambda conv: nn.utils.weight_norm(conv), "weight_v"),
+        (lambda conv: prune.l1_unstructured(conv, "weight", 0.5), "weight_orig"),
+        (lambda conv: nn.utils.parametrizations.spectral_norm(conv), "parametrizations.weight.original"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_normalised_and_pruned_weights_train(normalise, parameter):
+    """As the same layers do with plain PyTorch, for three steps."""
+    torch.manual_seed(0)
+    stem = npr_kernels.NPRStem(3, 8)
+    other = copy.deepcopy(stem)
+    other.conv.backend = "eager"
+    losses = []
+    for model in (stem, other):
+        torch.manual_seed(1)
+        normalise(model.conv)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        before = dict(model.conv.named_parameters())[parameter].detach().clone()
+        x = torch.randn(2, 3, 16, 16)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert not torch.equal(dict(model.conv.named_parameters())[parameter], before)
+    assert losses[:3] == pytest.approx(losses[3:], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.GroupNorm(2, 8), nn.Identity(), nn.InstanceNorm2d(8), nn.BatchNorm2d(8, affine=False)]
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_another_normalisation_in_the_stem(norm, training):
+    stem = npr_kernels.NPRStem(3, 8)
+    stem.bn = norm
+    stem.train(training)
+    x = torch.rand(2, 3, 16, 16)
+    expected = F.max_pool2d(F.relu(copy.deepcopy(norm)(stem.conv(x))), 3, 2, 1)
+    assert error(stem(x), expected) < 1e-5
+
+
+def test_functions_and_modules_take_bytes_alike():
+    image = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    for pixel_std in (None, STD):
+        conv = npr_kernels.NPRConv2d(3, 8, pixel_std=pixel_std)
+        assert torch.equal(conv(image), npr_kernels.npr_conv2d(image, conv.weight, pixel_std=pixel_std))
+    conv = npr_kernels.NPRConv2d(3, 8)
+    assert error(conv(image), conv(image.float())) < 1e-5
+
+
+def test_tracing():
+    """torch.fx and torch.jit.trace: the graphs compute what the layers compute."""
+    network = nn.Sequential(npr_kernels.NPRConv2d(3, 3, stride=1), nn.ReLU(), npr_kernels.NPRStem(3, 8))
+    x = torch.rand(2, 3, 16, 16)
+    traced = torch.fx.symbolic_trace(copy.deepcopy(network))
+    for mode in (True, False):
+        assert error(traced.train(mode)(x), network.train(mode)(x)) < 1e-5
+    assert traced.get_submodule("2.bn").num_batches_tracked == network[2].bn.num_batches_tracked == 1
+    with torch.no_grad(), pytest.warns(torch.jit.TracerWarning):
+        other = torch.jit.trace(network, x)
+    assert error(other(x), network(x)) < 1e-6
+
+
+def test_meta_and_fake_tensors():
+    network = nn.Sequential(npr_kernels.NPRStem(3, 8), npr_kernels.NPRConv2d(8, 4))
+    for mode in (True, False):
+        y = copy.deepcopy(network).to("meta").train(mode)(torch.rand(2, 3, 64, 60, device="meta"))
+        assert y.shape == network(torch.rand(2, 3, 64, 60)).shape and y.device.type == "meta"
+
+
+class Marked(torch.Tensor):
+    """A subclass as users define them."""
+
+
+def test_subclasses_of_tensors():
+    x = torch.rand(2, 3, 16, 16)
+    for module in (npr_kernels.NPRConv2d(3, 8), npr_kernels.NPRStem(3, 8)):
+        y = module(x.as_subclass(Marked))
+        assert type(y) is Marked and error(y.as_subclass(torch.Tensor), module(x)) < 1e-5
+    assert type(npr_kernels.npr(x.as_subclass(Marked))) is Marked

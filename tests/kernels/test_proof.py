@@ -16,7 +16,7 @@ import torch
 import npr_kernels
 from npr_kernels import reference
 from npr_kernels.backends import cpu, extension, proof, registry
-from npr_kernels.backends.base import Call, Geometry
+from npr_kernels.backends.base import Call, Convolution
 from npr_kernels.testing import TABLE, Case, error
 
 needs_extension = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
@@ -33,11 +33,12 @@ def fresh(monkeypatch):
 
 
 def call_of(case: Case, operator: str, device: str = "cpu", gradients: bool = True) -> Call:
-    stride, padding, grid_size, anchor, scale = case.convolution
-    geometry = Geometry(case.channels, case.out_channels, case.kernel, stride, padding, scale)
+    convolution, shape = case.convolution, (case.out_channels, case.channels, *case.kernel)
+    if operator == "npr":
+        convolution, shape = Convolution(grid_size=case.grid_size, anchor=case.anchor), None
     return Call(
-        operator, torch.device(device), case.dtype, case.parameter_dtype, grid_size, anchor,
-        None if operator == "npr" else geometry, case.layout == "channels_last",
+        operator, torch.device(device), case.dtype, case.parameter_dtype, convolution, shape,
+        channels_last=case.layout == "channels_last",
         image_gradient=gradients and case.dtype != torch.uint8, parameter_gradients=gradients,
     )  # fmt: skip
 
@@ -323,7 +324,7 @@ def test_the_case_is_that_of_the_call():
 
 def test_the_cases_take_every_way_through_the_cuda_kernels():
     """Strips of 32 pooled columns, several strips, more rows than any GPU has blocks; pixels that are not copied."""
-    call = Call("npr_stem", torch.device("cuda"), torch.uint8, torch.bfloat16, 2, 0, proof.NETWORK)
+    call = Call("npr_stem", torch.device("cuda"), torch.uint8, torch.bfloat16, proof.NETWORK, proof.NETWORK_SHAPE)
     cases = [proof._small_case(call, size)[0] for size in proof.SIZES["cuda"]]
     pooled = [(case.batch * case.height // 4, case.width // 4) for case in cases]
     assert any(columns <= 64 and columns % 32 == 0 for _, columns in pooled)
@@ -334,7 +335,7 @@ def test_the_cases_take_every_way_through_the_cuda_kernels():
 
 def test_another_scale_is_not_another_case():
     calls = [
-        Call("npr_stem", torch.device("cpu"), torch.uint8, torch.float32, 2, 0, replace(proof.NETWORK, scale=(value,)))
+        Call("npr_stem", torch.device("cpu"), torch.uint8, torch.float32, proof.NETWORK._replace(scale=(value,)))
         for value in (0.1, 0.2)
     ]
     assert proof._without_scale(calls[0]) == proof._without_scale(calls[1])

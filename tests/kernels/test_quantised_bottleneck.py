@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npr_kernels import bottleneck
-from npr_kernels.bottleneck import (
+from npr_kernels.testing import error
+from npr_kernels.trunk import cpu_bottleneck
+from npr_kernels.trunk.cpu_bottleneck import (
     INPUTS_TO_FOUR,
     WEIGHTS_TO_FOUR,
     FusedBottleneck,
@@ -20,13 +21,12 @@ from npr_kernels.bottleneck import (
     Steps,
     _winograd_integers,
 )
-from npr_kernels.testing import error
 from tests.kernels.test_bottleneck import SHAPES, composed, layers
 
-REASON = bottleneck.refusal(torch.int8, 64)
+REASON = cpu_bottleneck.refusal(torch.int8, 64)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=str(REASON))
-LEVELS = 0 if REASON else bottleneck.most_level()
-REAL = torch.float32 if bottleneck.refusal(torch.bfloat16, 64) else torch.bfloat16  # of the blocks around them
+LEVELS = 0 if REASON else cpu_bottleneck.most_level()
+REAL = torch.float32 if cpu_bottleneck.refusal(torch.bfloat16, 64) else torch.bfloat16  # of the blocks around them
 
 
 def as_bytes(channels: int) -> FusedBottleneck:
@@ -229,6 +229,6 @@ def test_wrong_chains_are_refused():
         weights = [
             weight for block in (as_bytes(64), quantised) for weight in (block.weight1, block.weight2, block.weight3)
         ]
-        torch.ops.npr_kernels.bottlenecks(
+        torch.ops.npr_kernels.trunk.cpu_bottlenecks(
             x.contiguous(memory_format=torch.channels_last), weights, [torch.zeros(64)] * 6, [], [1, 1], False
         )

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import npr_kernels
-from npr_kernels import arguments
 from npr_kernels.backends import registry
+from npr_kernels.backends.base import Convolution
 from npr_kernels.testing import TABLE, Case, assert_close, error, pool_at
 from tests.kernels.test_parity import BACKENDS as ALL_BACKENDS
 from tests.kernels.test_parity import DEVICES, double
@@ -26,7 +26,7 @@ FAST = [backend for backend in BACKENDS if backend.values[0] != "eager"]
 def positions(case: Case) -> int:
     """Values that each channel's statistics are of."""
     x, weight, _ = case.tensors()
-    height, width = arguments.convolution_output_size(x, weight, *case.convolution[:3])
+    height, width = case.convolution.output_size(x, weight.shape[2:])
     return case.batch * height * width
 
 
@@ -109,8 +109,7 @@ def test_argmax_is_that_of_max_pool(size, dtype, weight_dtype, backend):
     x = torch.randint(0, 3, (2, 3, *size), generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randint(-1, 2, (20, 3, 3, 3), generator=generator).to(weight_dtype)
     bias = torch.randint(-4, 3, (20,), generator=generator).to(weight_dtype)
-    convolution = ((2, 2), (1, 1), 2, 0, (1.0,))
-    pooled, argmax = registry.get(backend).npr_stem_argmax(x, weight, bias, *convolution)
+    pooled, argmax = registry.get(backend).npr_stem_argmax(x, weight, bias, Convolution((2, 2), (1, 1)))
     y = npr_kernels.npr_conv2d(*double(x, weight, bias), scale=1.0, backend="eager")
     largest, index = F.max_pool2d(y, 3, 2, 1, return_indices=True)
     row, column = (2 * torch.arange(n) - 1 for n in argmax.shape[2:])
@@ -224,7 +223,7 @@ def test_module_equals_its_layers(momentum, affine, track, backend):
 
 
 def reference_convolution(conv: npr_kernels.NPRConv2d, x: Tensor) -> Tensor:
-    return npr_kernels.npr_conv2d(x, conv.weight, conv.bias, **{**conv.options(x), "backend": "eager"})
+    return npr_kernels.npr_conv2d(x, conv.weight, conv.bias, **{**conv.options, "backend": "eager"})
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -19,7 +19,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from npr_kernels.backends.triton import operators  # noqa: E402
+from npr_kernels.backends.triton import library, operators, patches, specialisation  # noqa: E402, F401
 from npr_kernels.trunk.gpu_bottleneck import FusedBottlenecks  # noqa: E402
 from tests.kernels.test_trunk import trunk  # noqa: E402
 
@@ -73,7 +73,7 @@ def launches(monkeypatch):
 
         monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
         monkeypatch.setattr(JITFunction, "run", compile_only)
-        monkeypatch.setattr(operators, "_has_tensor_cores", lambda device: capability >= 80)
+        monkeypatch.setattr(specialisation, "has_tensor_cores", lambda device: capability >= 80)
         return kernels
 
     return intercept
@@ -114,7 +114,7 @@ def launch_operators_for(
     convolution: tuple = CONVOLUTION,
     forward_only: bool = False,
 ) -> None:
-    call, channels_last = operators.implementations, x.stride(1) == 1
+    call, channels_last = library.implementations, x.stride(1) == 1
     weight, bias = torch.zeros(out_channels, 3, *kernel, dtype=parameters), torch.zeros(out_channels, dtype=parameters)
     y = call["npr_conv2d"](x, weight, bias, *convolution, channels_last)
     call["npr_stem"](x, weight, bias, *convolution)
@@ -235,8 +235,8 @@ def test_residual_blocks(capability, dtype, product, most_shared, launches, tmp_
 @pytest.mark.parametrize(
     ("image", "parameters", "anchor"),
     [
-        (torch.uint8, torch.float16, operators.patches.MEAN),
-        (torch.float32, torch.float32, operators.patches.MAX),
+        (torch.uint8, torch.float16, patches.MEAN),
+        (torch.float32, torch.float32, patches.MAX),
         (torch.uint8, torch.float64, 4),
     ],
 )

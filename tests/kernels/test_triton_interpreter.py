@@ -117,16 +117,9 @@ STEM_CASES = [
 ]
 
 
-def convolution(case: Case) -> tuple:
-    """The arguments of the adapter's functions behind the tensors."""
-    stride, padding = (v if isinstance(v, tuple) else (v, v) for v in (case.stride, case.padding))
-    scale = case.options["scale"]
-    return stride, padding, case.grid_size, case.anchor, tuple(scale) if isinstance(scale, list) else (scale,)
-
-
 def patches(case: Case, x) -> torch.Tensor:
     """(N, K, positions) of scale * npr(x) in float64."""
-    stride, padding, grid_size, anchor, scale = convolution(case)
+    stride, padding, grid_size, anchor, scale = case.convolution
     factors = torch.tensor(scale, dtype=torch.float64).view(1, -1, 1, 1)
     return F.unfold(reference.npr(x.double(), grid_size, anchor) * factors, case.kernel, 1, padding, stride)
 
@@ -135,7 +128,7 @@ def patches(case: Case, x) -> torch.Tensor:
 @pytest.mark.parametrize("case", STEM_CASES, ids=str)
 def test_moments(case: Case):
     x, *_ = case.tensors()
-    first, second = registry.get("triton").npr_moments(x, case.kernel, *convolution(case))
+    first, second = registry.get("triton").npr_moments(x, case.kernel, case.convolution)
     if case.batch == 0:
         assert not first.any() and not second.any()
         return
@@ -145,7 +138,7 @@ def test_moments(case: Case):
     )
     assert error(first, truth.sum((0, 2))) < limit * 10
     assert error(second, torch.einsum("nkp,nlp->kl", truth, truth)) < limit
-    again = registry.get("triton").npr_moments(x, case.kernel, *convolution(case))
+    again = registry.get("triton").npr_moments(x, case.kernel, case.convolution)
     assert torch.equal(first, again[0]) and torch.equal(second, again[1])
 
 
@@ -160,13 +153,13 @@ def window_places(y: torch.Tensor) -> torch.Tensor:
 def test_stem_argmax(case: Case):
     x, weight, bias = case.tensors()
     backend = registry.get("triton")
-    pooled, argmax = backend.npr_stem_argmax(x, weight, bias, *convolution(case))
-    assert torch.equal(pooled, backend.npr_stem(x, weight, bias, *convolution(case)))
+    pooled, argmax = backend.npr_stem_argmax(x, weight, bias, case.convolution)
+    assert torch.equal(pooled, backend.npr_stem(x, weight, bias, case.convolution))
     assert argmax.shape == pooled.shape and argmax.dtype == torch.uint8
     assert argmax.is_contiguous(memory_format=torch.channels_last)
     if case.batch == 0:
         return
-    windows = window_places(reference.npr_conv2d(*double(x, weight, bias), *convolution(case)))
+    windows = window_places(reference.npr_conv2d(*double(x, weight, bias), case.convolution))
     best = windows.amax(2).view(pooled.shape)
     slack = best.abs().max() * (
         1e-6 if pooled.dtype in (torch.float32, torch.float64) else 4 * torch.finfo(pooled.dtype).eps
@@ -208,15 +201,15 @@ def test_what_fp16_rounds_to_zero_is_not_positive(bias, scale):
 def test_stem_grad_weight(case: Case):
     x, weight, bias = case.tensors()
     backend = registry.get("triton")
-    pooled, argmax = backend.npr_stem_argmax(x, weight, bias, *convolution(case))
+    pooled, argmax = backend.npr_stem_argmax(x, weight, bias, case.convolution)
     grad = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(pooled.dtype)
-    products, sums = backend.npr_stem_grad_weight(grad, argmax, x, case.kernel, *convolution(case))
+    products, sums = backend.npr_stem_grad_weight(grad, argmax, x, case.kernel, case.convolution)
     expected = torch.float64 if torch.float64 in (grad.dtype, x.dtype) else torch.float32
     assert products.dtype == sums.dtype == expected and products.shape == weight.shape
     if case.batch == 0:
         assert not products.any() and not sums.any()
         return
-    y = reference.npr_conv2d(*double(x, weight, bias), *convolution(case))
+    y = reference.npr_conv2d(*double(x, weight, bias), case.convolution)
     windows = torch.zeros(*y.shape[:2], 10, pooled[0, 0].numel(), dtype=torch.float64)
     windows.scatter_(2, argmax.flatten(2).long()[:, :, None], grad.double().flatten(2)[:, :, None])
     n, _, height, width = y.shape
@@ -247,7 +240,7 @@ def test_opcheck():
     x, weight, bias = case.tensors()
     backend = registry.get("triton")
     operators = backend._operators()
-    arguments = backend._coded(convolution(case))
+    arguments = backend._coded(case.convolution)
 
     def check(operator, *args):
         torch.library.opcheck(operator.default, args, test_utils=("test_schema", "test_faketensor"))

@@ -13,8 +13,10 @@ import os
 import torch
 from torch import Tensor
 
+from npr_kernels.backends.base import Call, Convolution
 from npr_kernels.reference import Anchor
 
+DIFFERENTIABLE = False
 DTYPES = (torch.uint8, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
@@ -22,8 +24,10 @@ _ANCHOR_CODES = {"mean": -1, "max": -2}  # as in patches.py
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
 
-def refusal(call) -> str | None:
-    """Why this backend cannot serve ``call``, or None if it can."""
+def refusal(call: Call) -> str | None:
+    """Return why this backend cannot serve ``call``, or None if it can."""
+    if call.forward_mode:
+        return "it has no forward-mode derivatives"
     if not _INSTALLED:
         return "Triton is not installed (pip install triton)"
     if call.device.type != DEVICE:
@@ -31,7 +35,7 @@ def refusal(call) -> str | None:
         return f"it serves {DEVICE.upper()} tensors{interpreted}, x is on {call.device}"
     if DEVICE == "cuda" and not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    for name, dtype in (("x", call.x_dtype), ("weight", call.weight_dtype)):
+    for name, dtype in (("x", call.x_dtype), ("weight", call.dtype)):
         if dtype not in DTYPES:
             return f"it has no kernel for {name} of {dtype}"
     return None
@@ -45,33 +49,33 @@ def npr_backward(grad: Tensor, x: Tensor, grid_size: int, anchor: Anchor) -> Ten
     return _operators().npr_backward(grad, x, grid_size, _code(anchor), _channels_last(x))
 
 
-def npr_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution) -> Tensor:
+def npr_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
     return _operators().npr_conv2d(x, weight, bias, *_coded(convolution), _channels_last(x))
 
 
-def npr_conv2d_grad_weight(grad: Tensor, x: Tensor, weight: Tensor, *convolution) -> Tensor:
+def npr_conv2d_grad_weight(grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolution) -> Tensor:
     products = _operators().npr_conv2d_grad_weight(grad, x, weight.shape[2:], *_coded(convolution))
     return products.to(weight.dtype)
 
 
-def npr_conv2d_grad_input(grad: Tensor, x: Tensor, weight: Tensor, *convolution) -> Tensor:
+def npr_conv2d_grad_input(grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolution) -> Tensor:
     return _operators().npr_conv2d_grad_input(grad, x, weight, *_coded(convolution), _channels_last(x))
 
 
-def npr_stem(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution) -> Tensor:
+def npr_stem(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
     return _operators().npr_stem(x, weight, bias, *_coded(convolution))
 
 
-def npr_stem_argmax(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution) -> tuple[Tensor, Tensor]:
+def npr_stem_argmax(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> tuple[Tensor, Tensor]:
     return _operators().npr_stem_argmax(x, weight, bias, *_coded(convolution))
 
 
-def npr_moments(x: Tensor, kernel: tuple[int, int], *convolution) -> tuple[Tensor, Tensor]:
+def npr_moments(x: Tensor, kernel: tuple[int, int], convolution: Convolution) -> tuple[Tensor, Tensor]:
     return _operators().npr_moments(x, kernel, *_coded(convolution))
 
 
 def npr_stem_grad_weight(
-    grad: Tensor, argmax: Tensor, x: Tensor, kernel: tuple[int, int], *convolution
+    grad: Tensor, argmax: Tensor, x: Tensor, kernel: tuple[int, int], convolution: Convolution
 ) -> tuple[Tensor, Tensor]:
     return _operators().npr_stem_grad_weight(grad, argmax, x, kernel, *_coded(convolution))
 
@@ -87,9 +91,9 @@ def _code(anchor: Anchor) -> int:
     return _ANCHOR_CODES.get(anchor, anchor)
 
 
-def _coded(convolution) -> tuple:
-    stride, padding, grid_size, anchor, scale = convolution
-    return stride, padding, grid_size, _code(anchor), scale
+def _coded(convolution: Convolution) -> tuple:
+    """What the operators take of it, in their order."""
+    return tuple(convolution._replace(anchor=_code(convolution.anchor)))
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -8,9 +8,12 @@ share a halo of one cell, which L1 and L2 serve: tiles of one image row follow o
 
 from __future__ import annotations
 
+import triton
 import triton.language as tl
 
-from npr_kernels.backends.triton.launch import kernel
+from npr_kernels import arguments
+from npr_kernels.backends.triton.launch import Tile, kernel, launch
+from npr_kernels.backends.triton.library import CONVOLUTION, operator
 from npr_kernels.backends.triton.patches import (
     cell_patch,
     cell_row,
@@ -21,6 +24,21 @@ from npr_kernels.backends.triton.patches import (
     tile_positions,
     weight_tile,
 )
+from npr_kernels.backends.triton.specialisation import (
+    arithmetic_of,
+    blocks_of,
+    element_block,
+    empty,
+    geometry_of,
+    parameters_of,
+    tile_count,
+    tile_of,
+    trimmed,
+)
+
+# One thread a position (fewer share their loads, more repeat them), and as many channels as registers hold.
+CONVOLUTION_TILE = Tile(128, 64, 4)
+PLAIN_TILE = Tile(64, 32, 2)  # without tensor cores
 
 
 @kernel
@@ -83,3 +101,33 @@ def npr_conv2d_kernel(
         total = total * GEOMETRY.scale + offset[None, :]
         offsets = dense_offsets(n, rows, columns, outputs, out_height, out_width, out_channels, CHANNELS_LAST)
         tl.store(out + offsets, total, mask=inside[:, None] & (outputs < out_channels)[None, :])
+
+
+def _npr_conv2d_results(x, weight, bias, stride, padding, grid_size, anchor, scale, channels_last):
+    size = arguments.convolution_output_size(x, weight.shape[2:], stride, padding, grid_size)
+    return empty(x, (x.shape[0], weight.shape[0], *size), weight.dtype, channels_last)
+
+
+def _npr_conv2d(out, x, weight, bias, stride, padding, grid_size, anchor, scale, channels_last):
+    if out.numel() == 0:
+        return
+    images, out_channels, rows, columns = out.shape
+    geometry = geometry_of(x, weight.shape[2:], stride, padding, grid_size, anchor, scale)
+    arithmetic = arithmetic_of(x, weight.dtype, anchor)
+    across = triton.cdiv(columns, 2) if geometry.paper else columns
+    tile = tile_of(out_channels, arithmetic, CONVOLUTION_TILE, PLAIN_TILE)
+    blocks = blocks_of(tile, across)
+    grid = (tile_count(images, rows, across, blocks), triton.cdiv(out_channels, tile.outputs))
+    sizes = (*x.stride(), *trimmed(x, grid_size), rows, columns, out_channels)
+    launch(
+        npr_conv2d_kernel, x.device, tile.warps, grid, x, *parameters_of(weight, bias, out), out, *sizes,
+        GEOMETRY=geometry, HAS_BIAS=bias is not None, CHANNELS_LAST=channels_last, **arithmetic, **blocks,
+        BLOCK_O=tile.outputs, BLOCK_K=element_block(geometry, arithmetic),
+    )  # fmt: skip
+
+
+operator(
+    f"npr_conv2d(Tensor x, Tensor weight, Tensor? bias, {CONVOLUTION}, bool channels_last) -> Tensor",
+    _npr_conv2d_results,
+    _npr_conv2d,
+)

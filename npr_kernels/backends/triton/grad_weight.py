@@ -7,9 +7,12 @@ image, 0.7 us at 3 TB/s; 67 MFLOP an image on tensor cores are 0.1 us.
 
 from __future__ import annotations
 
+import triton
 import triton.language as tl
 
-from npr_kernels.backends.triton.launch import kernel
+from npr_kernels.backends.triton.launch import kernel, launch
+from npr_kernels.backends.triton.library import CONVOLUTION, operator
+from npr_kernels.backends.triton.partial_sums import add_partials, partials_like, sum_tile
 from npr_kernels.backends.triton.patches import (
     cell_patch,
     cell_row,
@@ -19,6 +22,16 @@ from npr_kernels.backends.triton.patches import (
     multiply,
     tile_positions,
     weight_index,
+)
+from npr_kernels.backends.triton.specialisation import (
+    accumulated,
+    arithmetic_of,
+    blocks_of,
+    element_block,
+    geometry_of,
+    gradient_strides,
+    tile_count,
+    trimmed,
 )
 
 
@@ -86,3 +99,36 @@ def npr_conv2d_grad_weight_kernel(
     there = (k < ELEMENTS)[:, None] & (outputs < out_channels)[None, :]
     start = (tl.program_id(0).to(tl.int64) * out_channels + outputs) * ELEMENTS
     tl.store(partials + (start[None, :] + weight_index(k, GEOMETRY)[:, None]), total, mask=there)
+
+
+def grad_weight_results(grad, x, kernel, stride, padding, grid_size, anchor, scale):
+    return x.new_empty((grad.shape[1], x.shape[1], *kernel), dtype=accumulated(grad, x))
+
+
+def _grad_weight(out, grad, x, kernel, stride, padding, grid_size, anchor, scale):
+    geometry = geometry_of(x, kernel, stride, padding, grid_size, anchor, scale)
+    images, out_channels, rows, columns = grad.shape
+    across = triton.cdiv(columns, 2) if geometry.paper else columns
+    arithmetic = arithmetic_of(x, grad.dtype, anchor)
+    tile = sum_tile(arithmetic, out_channels)
+    blocks = blocks_of(tile, across)
+    count = tile_count(images, rows, across, blocks)
+    elements = out[0].numel()
+    partials = partials_like(out, tile, count, out_channels, elements)
+    block = element_block(geometry, arithmetic)
+    grid = (len(partials), triton.cdiv(out_channels, tile.outputs), triton.cdiv(elements, block))
+    strides, unit = gradient_strides(grad)
+    sizes = (*strides, *x.stride(), *trimmed(x, grid_size), rows, columns, out_channels, count)
+    if count:
+        launch(
+            npr_conv2d_grad_weight_kernel, x.device, tile.warps, grid, grad, x, partials, *sizes,
+            GEOMETRY=geometry, GRAD_UNIT=unit, **arithmetic, **blocks, BLOCK_O=tile.outputs, BLOCK_K=block,
+        )  # fmt: skip
+    add_partials(partials, out.flatten(1), None, geometry, square=False)
+
+
+operator(
+    f"npr_conv2d_grad_weight(Tensor grad, Tensor x, int[] kernel, {CONVOLUTION}) -> Tensor",
+    grad_weight_results,
+    _grad_weight,
+)

@@ -10,10 +10,16 @@ image are 0.05 us on tensor cores.
 
 from __future__ import annotations
 
+import math
+
+import torch
 import triton
 import triton.language as tl
 
-from npr_kernels.backends.triton.launch import kernel
+from npr_kernels import arguments
+from npr_kernels.backends.triton.launch import kernel, launch
+from npr_kernels.backends.triton.library import CONVOLUTION, operator
+from npr_kernels.backends.triton.partial_sums import add_partials, partials_like, sum_tile
 from npr_kernels.backends.triton.patches import (
     cell_patch,
     cell_row,
@@ -22,6 +28,14 @@ from npr_kernels.backends.triton.patches import (
     multiply,
     tile_positions,
     weight_index,
+)
+from npr_kernels.backends.triton.specialisation import (
+    arithmetic_of,
+    blocks_of,
+    element_block,
+    geometry_of,
+    tile_count,
+    trimmed,
 )
 
 
@@ -113,3 +127,40 @@ def npr_moments_kernel(
     column = tl.where(column < ELEMENTS, weight_index(column, GEOMETRY), column)
     start = partials + tl.program_id(0).to(tl.int64) * (ELEMENTS + 1) * (ELEMENTS + 1)
     tl.store(start + (row * (ELEMENTS + 1))[:, None] + column[None, :], total, mask=there)
+
+
+def _npr_moments_results(x, kernel, stride, padding, grid_size, anchor, scale):
+    elements = x.shape[1] * math.prod(kernel)
+    return x.new_empty(elements, dtype=torch.float64), x.new_empty((elements, elements), dtype=torch.float64)
+
+
+def _npr_moments(results, x, kernel, stride, padding, grid_size, anchor, scale):
+    first, second = results
+    geometry = geometry_of(x, kernel, stride, padding, grid_size, anchor, scale)
+    height, width = trimmed(x, grid_size)
+    rows = arguments.output_size(height, kernel[0], stride[0], padding[0])
+    columns = arguments.output_size(width, kernel[1], stride[1], padding[1])
+    across = triton.cdiv(columns, 2) if geometry.paper else columns
+    arithmetic = arithmetic_of(x, torch.float32, anchor)
+    arithmetic["SPLIT"] = False  # whole float32 numbers take fewer instructions in this product than their parts
+    del arithmetic["FACTOR"]
+    tile = sum_tile(arithmetic, 0)
+    blocks = blocks_of(tile, across)
+    count = tile_count(x.shape[0], rows, across, blocks)
+    partials = partials_like(first, tile, count, len(first) + 1, len(first) + 1)
+    block = element_block(geometry, arithmetic)
+    side = triton.cdiv(len(first) + 1, block)
+    sizes = (*x.stride(), height, width, rows, columns, count)
+    if count:
+        launch(
+            npr_moments_kernel, x.device, tile.warps, (len(partials), side, side), x, partials, *sizes,
+            GEOMETRY=geometry, **arithmetic, **blocks, BLOCK_K=block,
+        )  # fmt: skip
+    add_partials(partials, second, first, geometry, square=True)
+
+
+operator(
+    f"npr_moments(Tensor x, int[] kernel, {CONVOLUTION}) -> (Tensor, Tensor)",
+    _npr_moments_results,
+    _npr_moments,
+)

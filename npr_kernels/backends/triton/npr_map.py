@@ -6,9 +6,13 @@ lie in a row, channels innermost for channels_last, so that loads and stores are
 
 from __future__ import annotations
 
+import torch
+import triton
 import triton.language as tl
 
-from npr_kernels.backends.triton.launch import kernel
+from npr_kernels.backends.triton.launch import kernel, launch
+from npr_kernels.backends.triton.library import operator
+from npr_kernels.backends.triton.specialisation import empty, trimmed
 
 
 @kernel
@@ -130,3 +134,59 @@ def npr_backward_kernel(
             else:
                 value -= tl.where(place == i * GRID + j, total, 0.0)
             tl.store(target + (top + i) * out_stride_h + (left + j) * out_stride_w, value, mask=there)
+
+
+def _npr_results(x, grid_size, anchor, channels_last):
+    dtype = x.dtype if x.is_floating_point() else torch.float32
+    return empty(x, (*x.shape[:2], *trimmed(x, grid_size)), dtype, channels_last)
+
+
+def _npr(out, x, grid_size, anchor, channels_last):
+    if out.numel() == 0:
+        return
+    images, channels, height, width = out.shape
+    inner = channels if channels_last else 1
+    block = min(1024, triton.next_power_of_2(width * inner))
+    steps = [x.stride(dimension) for dimension in (0, 1, 2) if dimension != 1 or inner == 1]
+    grid = (images * (channels // inner) * height * triton.cdiv(width * inner, block),)
+    launch(
+        npr_kernel, x.device, 4, grid, x, out, *x.stride(), channels, height, width,
+        GRID=grid_size, ANCHOR=anchor, INNER=inner, T=tl.float64 if x.dtype == torch.float64 else tl.float32,
+        DENSE=x.stride(3) == inner and (inner == 1 or x.stride(1) == 1),
+        ALIGNED=not any(step % 16 for step in (width * inner, *steps)), BLOCK=block,
+    )  # fmt: skip
+
+
+def _npr_backward_results(grad, x, grid_size, anchor, channels_last):
+    return empty(x, x.shape, x.dtype, channels_last)
+
+
+def npr_backward_into(out, grad, x, grid_size, anchor, channels_last):
+    height, width = grad.shape[2:]
+    out[:, :, height:].zero_()
+    out[..., width:].zero_()
+    if grad.numel() == 0:
+        return
+    images, channels = x.shape[:2]
+    inner = channels if channels_last else 1
+    rows, columns = height // grid_size, width // grid_size
+    block = min(512, triton.next_power_of_2(columns * inner))
+    grid = (images * (channels // inner) * rows * triton.cdiv(columns * inner, block),)
+    strides = (*grad.stride(), *x.stride(), *out.stride())
+    launch(
+        npr_backward_kernel, x.device, 4, grid, grad, x, out, *strides, channels, rows, columns,
+        GRID=grid_size, ANCHOR=anchor, INNER=inner, T=tl.float64 if x.dtype == torch.float64 else tl.float32,
+        BLOCK=block,
+    )  # fmt: skip
+
+
+operator(
+    "npr(Tensor x, int grid_size, int anchor, bool channels_last) -> Tensor",
+    _npr_results,
+    _npr,
+)
+operator(
+    "npr_backward(Tensor grad, Tensor x, int grid_size, int anchor, bool channels_last) -> Tensor",
+    _npr_backward_results,
+    npr_backward_into,
+)

@@ -5,10 +5,15 @@ A few hundred partial sums of some thousand numbers: a few MiB out of L2, and a 
 
 from __future__ import annotations
 
+import triton
 import triton.language as tl
+from torch import Tensor
 
-from npr_kernels.backends.triton.launch import kernel
-from npr_kernels.backends.triton.patches import channel_factor
+from npr_kernels.backends.triton.launch import Tile, kernel, launch
+from npr_kernels.backends.triton.patches import Geometry, channel_factor
+from npr_kernels.backends.triton.specialisation import is_plain, output_block
+
+WARPS = 2112  # of a sum over the batch, whatever the device: 16 on each multiprocessor of an H100 or H200
 
 
 @kernel
@@ -44,3 +49,23 @@ def partial_sums_kernel(
     tl.store(out + (row.to(tl.int64) * ELEMENTS + k), total, mask=k < ELEMENTS)
     if LAST:
         tl.store(last + row + tl.zeros((BLOCK_K,), tl.int32), total, mask=k == ELEMENTS)
+
+
+def sum_tile(arithmetic: dict, out_channels: int, warps: int = 4) -> Tile:
+    """One, on every device: the order of the sum depends on it. Without tensor cores a dot unrolls its positions."""
+    if is_plain(arithmetic):
+        return Tile(32, output_block(out_channels, 32), 1)
+    return Tile(32 * warps, output_block(out_channels, 64), warps)
+
+
+def partials_like(like: Tensor, tile: Tile, tiles: int, *shape: int) -> Tensor:
+    """Uninitialised partial sums, one for each program: the same number on every device."""
+    return like.new_empty((min(tiles, WARPS // tile.warps), *shape))
+
+
+def add_partials(partials: Tensor, out: Tensor, last: Tensor | None, geometry: Geometry, square: bool) -> None:
+    grid = (len(out), triton.cdiv(partials.shape[2], 32))
+    launch(
+        partial_sums_kernel, out.device, 4, grid, partials, out, out if last is None else last, *partials.shape[:2],
+        GEOMETRY=geometry, SQUARE=square, LAST=last is not None, BLOCK_P=64, BLOCK_K=32,
+    )  # fmt: skip

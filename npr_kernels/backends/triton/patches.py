@@ -1,14 +1,15 @@
-"""Patches of the NPR map in registers: what every kernel behind a convolution reads, made from the image on the fly.
+"""Patches of the NPR map in registers, computed from the image. The kernels multiply these patches.
 
-A patch tile is (positions, elements): M convolution positions, each with K = C * KH * KW elements padded to a power of
-two. Differences are taken in float32 (float64 for float64 images) before any low-precision product sees them; padding
-and everything outside the image is zero.
+A patch tile has the shape (positions, elements): M positions of the convolution, each with K = C * KH * KW elements,
+padded to a power of two. Differences are computed in float32 (float64 for float64 images), before any product in low
+precision. Padding and everything outside the image is zero.
 
-There are two ways to make a tile. `gather_patches` serves every geometry: two loads an element (the pixel and its
-anchor; more for a mean or maximum), about 25 instructions each. `cell_row` and `cell_patch` serve the paper's case
-(cells of 2x2 with anchor 0, 3x3 kernel, stride 2, padding 1, three channels). A thread has one pair of convolution
-columns there: it reads the 8 pixels that the pair sees of a row as wide words (6 loads of 4 elements), makes every
-difference once (9 a cell) and composes each patch in registers. That is about 75 instructions a position, 3 an element.
+There are two ways to make a tile. `gather_patches` serves every geometry. It needs two loads per element (the pixel and
+its anchor; more for a mean or maximum), with about 25 instructions each. `cell_row` and `cell_patch` serve the paper's
+case: cells of 2x2 with anchor 0, a 3x3 kernel, stride 2, padding 1 and three channels. A thread then has a pair of
+convolution columns. It reads the 8 pixels of a row that the pair sees as wide words (6 loads of 4 elements), computes
+every difference once (9 per cell) and composes each patch in registers. That takes about 75 instructions per position,
+or 3 per element.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-MEAN, MAX = -1, -2  # anchors that are no index
-SCATTERED, PACKED, PLANAR = 0, 1, 2  # how four neighbouring pixels lie in memory (Geometry.layout)
+MEAN, MAX = -1, -2  # codes of the anchors that are not a pixel index
+SCATTERED, PACKED, PLANAR = 0, 1, 2  # layouts of four neighbouring pixels in memory (Geometry.layout)
 
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 class Geometry(NamedTuple):
-    """What a kernel is compiled for. In kernels, give a field a name (`A: tl.constexpr = GEOMETRY.a`) before use."""
+    """The constants for which a kernel is compiled.
+
+    Kernels must assign a field to a name before they use it: `A: tl.constexpr = GEOMETRY.a`.
+    """
 
     channels: int
     kernel_height: int
@@ -37,19 +41,20 @@ class Geometry(NamedTuple):
     padding_height: int
     padding_width: int
     grid_size: int
-    anchor: int  # index in the cell, MEAN or MAX
-    paper: bool  # whether cell_row and cell_patch apply
-    layout: (
-        int  # of pixels, for cell_row: SCATTERED, or aligned vectors of four: PACKED (N, H, W, C), PLANAR (N, C, H, W)
-    )
-    wide: bool  # offsets within one image need 64 bits
-    scale: float  # of the NPR map, positive, times
-    factors: tuple[float, ...]  # one for all channels, or one a channel, of magnitude 1 at most: they go to the weights
+    anchor: int  # pixel index in the cell, MEAN or MAX
+    paper: bool  # whether cell_row and cell_patch can be used
+    layout: int  # for cell_row: SCATTERED, or aligned vectors of four: PACKED (N, H, W, C) or PLANAR (N, C, H, W)
+    wide: bool  # whether offsets within one image need 64 bits
+    scale: float  # the NPR map is multiplied by scale * factors; scale is positive
+    factors: tuple[float, ...]  # one, or one per channel, at most 1 in magnitude; weights are multiplied by them
 
 
 @triton.jit
 def weight_index(k, GEOMETRY: tl.constexpr):
-    """Index in ``weight.flatten(1)`` of patch element k: cell_patch orders by tap, the one that is always zero last."""
+    """Return the index in ``weight.flatten(1)`` of patch element k.
+
+    cell_patch orders the elements by tap; the tap that is always zero comes last.
+    """
     if GEOMETRY.paper:
         tap = k // 3
         return k % 3 * 9 + tl.where(tap < 4, tap, tl.where(tap < 8, tap + 1, 4))
@@ -59,7 +64,7 @@ def weight_index(k, GEOMETRY: tl.constexpr):
 
 @triton.jit
 def channel_factor(channel, GEOMETRY: tl.constexpr, T: tl.constexpr):
-    """The factor of each of ``channel`` (K,), of type T."""
+    """Return the factor of each channel in ``channel`` (K,), of type T."""
     FACTORS: tl.constexpr = GEOMETRY.factors
     COUNT: tl.constexpr = len(GEOMETRY.factors)
     factor = tl.full(channel.shape, FACTORS[0], T)
@@ -79,7 +84,7 @@ def weight_tile(
     FACTOR: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Elements first .. first + BLOCK_K of the output channels ``outputs``, times their channel's factor: (K, O)."""
+    """Load elements first .. first + BLOCK_K of the weights of ``outputs``, times their channel's factor: (K, O)."""
     CHANNELS: tl.constexpr = GEOMETRY.channels
     TAPS: tl.constexpr = GEOMETRY.kernel_height * GEOMETRY.kernel_width
     k = first + tl.arange(0, BLOCK_K)
@@ -106,7 +111,7 @@ def gather_patches(
     T: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Elements first .. first + BLOCK_K of the patches at convolution positions (rows, columns), of type T."""
+    """Compute elements first .. first + BLOCK_K of the patches at the positions (rows, columns), of type T."""
     KERNEL_HEIGHT: tl.constexpr = GEOMETRY.kernel_height
     KERNEL_WIDTH: tl.constexpr = GEOMETRY.kernel_width
     TAPS: tl.constexpr = KERNEL_HEIGHT * KERNEL_WIDTH
@@ -143,7 +148,7 @@ def gather_patches(
 
 @triton.jit
 def _split_four(values):
-    """(M, 4) -> four tensors (M,)."""
+    """Split (M, 4) into four tensors (M,)."""
     even, odd = tl.split(tl.reshape(values, (values.shape[0], 2, 2)))
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
@@ -152,7 +157,7 @@ def _split_four(values):
 
 @triton.jit
 def _four_pixels(image, offset, stride_c, stride_w, column, width, inside, GEOMETRY: tl.constexpr, T: tl.constexpr):
-    """Pixels column .. column + 3 of the row at ``offset``: 12 tensors (M,) of type T, index 3 * pixel + channel."""
+    """Load pixels column .. column + 3 of the row at ``offset``: 12 tensors (M,), index 3 * pixel + channel."""
     LAYOUT: tl.constexpr = GEOMETRY.layout
     INDEX: tl.constexpr = tl.int64 if GEOMETRY.wide else tl.int32
     lane = tl.arange(0, 4)[None, :]
@@ -195,10 +200,10 @@ def cell_row(
     GEOMETRY: tl.constexpr,
     T: tl.constexpr,
 ):
-    """The differences in cells 2 * group - 2 .. 2 * group + 1 of the cell row ``row``, zero outside the image.
+    """Compute the differences in cells 2 * group - 2 .. 2 * group + 1 of the cell row ``row``; zero outside the image.
 
-    Returns 36 tensors (M,) of type T, index 9 * cell + 3 * pixel + channel; pixel 0 is right of the anchor, 1
-    below it, 2 right below.
+    Returns 36 tensors (M,) of type T with index 9 * cell + 3 * pixel + channel. Pixel 0 is on the right of the anchor,
+    pixel 1 below it, pixel 2 diagonal to it.
     """
     INDEX: tl.constexpr = tl.int64 if GEOMETRY.wide else tl.int32
     inside = inside & (row >= 0) & (2 * row < height)
@@ -223,9 +228,10 @@ def cell_row(
 
 @triton.jit
 def cell_patch(upper, lower, CELL: tl.constexpr, last, PATCH: tl.constexpr):
-    """The patch of the convolution column of cell 1, 2 or 3, from two rows of cells: (M, 32), in weight_index's order.
+    """Compose the patch of the convolution column of cell 1, 2 or 3 from two rows of cells.
 
-    ``last``: (M,), element 27, the first one behind the patch's 27; the rest is zero.
+    Returns (M, 32), in the order of weight_index. ``last`` (M,) becomes element 27, the first after the patch's own 27;
+    the other elements are zero.
     """
     zero = tl.zeros_like(upper[0])
     LEFT: tl.constexpr = 9 * CELL - 9
@@ -244,7 +250,7 @@ def cell_patch(upper, lower, CELL: tl.constexpr, last, PATCH: tl.constexpr):
     for c in tl.static_range(6):
         patch = patch + (lower[HERE + 3 + c],)
     patch = patch + (zero,) * 8
-    for level in tl.static_range(5):  # 32 tensors (M,) to 16 tensors (M, 2) and so on to one (M, 2, 2, 2, 2, 2)
+    for level in tl.static_range(5):  # 32 tensors (M,) become 16 tensors (M, 2), and so on to one (M, 2, 2, 2, 2, 2)
         joined = ()
         for i in tl.static_range(16 >> level):
             joined = joined + (tl.join(patch[i], patch[i + (16 >> level)]),)
@@ -255,7 +261,7 @@ def cell_patch(upper, lower, CELL: tl.constexpr, last, PATCH: tl.constexpr):
 
 @triton.jit
 def tile_positions(tile, height, width, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr):
-    """The image, rows and columns (M,) of a tile of BLOCK_Y x BLOCK_X positions, and whether each is inside."""
+    """Return image, rows and columns (M,) of a tile of BLOCK_Y x BLOCK_X positions, and which of them are inside."""
     across = tl.cdiv(width, BLOCK_X)
     down = tl.cdiv(height, BLOCK_Y)
     m = tl.arange(0, BLOCK_Y * BLOCK_X)
@@ -266,7 +272,7 @@ def tile_positions(tile, height, width, BLOCK_Y: tl.constexpr, BLOCK_X: tl.const
 
 @triton.jit
 def image_start(x, n, stride_n, GEOMETRY: tl.constexpr):
-    """Image n (int64) of x."""
+    """Return the address of image n (int64) of x."""
     offset = n * stride_n
     if GEOMETRY.layout != 0:
         offset = tl.multiple_of(offset, 4)
@@ -275,7 +281,7 @@ def image_start(x, n, stride_n, GEOMETRY: tl.constexpr):
 
 @triton.jit
 def dense_offsets(n, rows, columns, outputs, height, width, channels, CHANNELS_LAST: tl.constexpr):
-    """Offsets (M, O) of positions (M,) times channels (O,) in a dense tensor (N, channels, height, width)."""
+    """Return the offsets (M, O) of positions (M,) and channels (O,) in a dense tensor (N, channels, height, width)."""
     if CHANNELS_LAST:
         start = n * height * (width * channels) + rows.to(tl.int64) * (width * channels) + columns * channels
         return start[:, None] + outputs[None, :]
@@ -286,7 +292,7 @@ def dense_offsets(n, rows, columns, outputs, height, width, channels, CHANNELS_L
 
 @triton.jit
 def channel_offsets(start, outputs, stride_o, UNIT: tl.constexpr):
-    """Offsets (M, O) of channels (O,) behind ``start`` (M,), in units of UNIT; above 1 channels are innermost."""
+    """Return offsets (M, O) of channels (O,) from ``start`` (M,), in units of UNIT. UNIT > 1 means channels_last."""
     if UNIT > 1:
         return (start * UNIT)[:, None] + outputs[None, :]
     else:
@@ -295,7 +301,7 @@ def channel_offsets(start, outputs, stride_o, UNIT: tl.constexpr):
 
 @triton.jit
 def _leading(values):
-    """The leading 8 bits of the significands of ``values`` (float32), as bfloat16 and again as float32."""
+    """Return the leading 8 bits of the significands of ``values`` (float32), as bfloat16 and as float32."""
     bits = values.to(tl.uint32, bitcast=True)
     leading = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     return leading, (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
@@ -303,7 +309,7 @@ def _leading(values):
 
 @triton.jit
 def _split(values):
-    """Three tensors of bfloat16 that add up to ``values`` (float32), the largest first; inf and NaN are in it alone."""
+    """Return three bfloat16 tensors whose sum is ``values`` (float32), the largest first. Only it has inf and NaN."""
     first, taken = _leading(values)
     rest = tl.where(tl.abs(values) < float("inf"), values - taken, 0.0)
     second, taken = _leading(rest)
@@ -313,7 +319,7 @@ def _split(values):
 
 @triton.jit
 def _dot(a, b, total, T: tl.constexpr):
-    if INTERPRETED:  # NumPy has no bfloat16: the interpreter would multiply bit patterns
+    if INTERPRETED:  # NumPy has no bfloat16, so the interpreter would multiply bit patterns
         a = a.to(T)
         b = b.to(T)
     return tl.dot(a, b, total, input_precision="ieee", out_dtype=T)
@@ -321,15 +327,15 @@ def _dot(a, b, total, T: tl.constexpr):
 
 @triton.jit
 def multiply(a, b, T: tl.constexpr, SPLIT: tl.constexpr):
-    """The product a b of type T. Factors of 16 bits are multiplied on tensor cores; with SPLIT those of float32, too.
+    """Compute the product a b of type T. 16-bit factors use tensor cores; with SPLIT, float32 factors use them, too.
 
-    With SPLIT the product is as exact as one in float32: a float32 number is the sum of three bfloat16 numbers, and
-    products of bfloat16 numbers are exact. If both factors are split, three of the nine products are left out: together
-    they are below one rounding.
+    With SPLIT, the product is as exact as in float32: a float32 number is the sum of three bfloat16 numbers, and
+    products of bfloat16 numbers are exact. If both factors are split, three of the nine products are left out, because
+    together they are smaller than one rounding.
     """
     zeros = tl.zeros((a.shape[0], b.shape[1]), T)
     if not SPLIT or b.dtype != tl.float32:
-        if T == tl.float64:  # Triton 3.6 aborts on factors that it can trace to loads of 8 bits: hide the loads
+        if T == tl.float64:  # hides the loads, because Triton 3.6 aborts on factors that come from 8-bit loads
             a = tl.sum(a[:, :, None], 2)
             b = tl.sum(b[:, :, None], 2)
         return _dot(a, b, zeros, T)
@@ -338,8 +344,8 @@ def multiply(a, b, T: tl.constexpr, SPLIT: tl.constexpr):
         b1, b2, b3 = _split(b)
         small = _dot(a2, b2, _dot(a1, b3, _dot(a3, b1, zeros, T), T), T)
         small = _dot(a1, b2, _dot(a2, b1, small, T), T)
-        small = tl.where(tl.abs(small) < float("inf"), small, 0.0)  # inf and NaN are for the largest product alone
+        small = tl.where(tl.abs(small) < float("inf"), small, 0.0)  # only the largest product may have inf and NaN
         return _dot(a1, b1, small, T)
-    else:  # the smallest first: they are lost beside the large ones
+    else:  # the smallest products come first, because they would be lost next to the large ones
         b1, b2, b3 = _split(b)
         return _dot(a, b1, _dot(a, b2, _dot(a, b3, zeros, T), T), T)

@@ -13,10 +13,13 @@ maxima are a third and the patches' way through shared memory, in halves of word
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
-from npr_kernels.backends.triton.launch import kernel
+from npr_kernels import arguments
+from npr_kernels.backends.triton.launch import Tile, kernel, launch
+from npr_kernels.backends.triton.library import CONVOLUTION, operator
 from npr_kernels.backends.triton.patches import (
     cell_patch,
     cell_row,
@@ -26,6 +29,24 @@ from npr_kernels.backends.triton.patches import (
     tile_positions,
     weight_tile,
 )
+from npr_kernels.backends.triton.specialisation import (
+    arithmetic_of,
+    blocks_of,
+    element_block,
+    empty,
+    geometry_of,
+    is_plain,
+    parameters_of,
+    tile_count,
+    tile_of,
+    trimmed,
+)
+
+# One thread a position (fewer share their loads, more repeat them), and as many channels as registers hold. Warp
+# instructions on sm_90 for one pooled position of 64 channels, uint8 to bfloat16: 96 for the stem (143 in tiles of 32
+# channels), 224 with the argmax (193 in tiles of 64, which spill 360 bytes).
+STEM_TILE, ARGMAX_TILE = Tile(128, 64, 4), Tile(128, 32, 4)
+PLAIN_TILE = Tile(128, 16, 4)  # without tensor cores
 
 
 @triton.jit
@@ -111,3 +132,58 @@ def npr_stem_kernel(
     if ARGMAX:
         rounded = best.to(out.dtype.element_ty).to(T)  # a small positive value may become zero
         tl.store(argmax + offsets, tl.where(rounded > 0, place, 9).to(tl.uint8), mask=there)
+
+
+def _pooled_shape(x, weight, stride, padding, grid_size):
+    size = arguments.convolution_output_size(x, weight.shape[2:], stride, padding, grid_size)
+    return (x.shape[0], weight.shape[0], *(arguments.output_size(n, 3, 2, 1) for n in size))
+
+
+def _npr_stem_results(x, weight, bias, stride, padding, grid_size, anchor, scale):
+    return empty(x, _pooled_shape(x, weight, stride, padding, grid_size), weight.dtype, True)
+
+
+def _npr_stem_argmax_results(x, weight, bias, stride, padding, grid_size, anchor, scale):
+    out = _npr_stem_results(x, weight, bias, stride, padding, grid_size, anchor, scale)
+    return out, torch.empty_like(out, dtype=torch.uint8)
+
+
+def _npr_stem(out, *args):
+    _stem(out, None, *args)
+
+
+def _npr_stem_argmax(results, *args):
+    _stem(*results, *args)
+
+
+def _stem(out, argmax, x, weight, bias, stride, padding, grid_size, anchor, scale):
+    if out.numel() == 0:
+        return
+    images, out_channels, rows, columns = out.shape
+    geometry = geometry_of(x, weight.shape[2:], stride, padding, grid_size, anchor, scale)
+    arithmetic = arithmetic_of(x, weight.dtype, anchor)
+    if is_plain(arithmetic):
+        geometry = geometry._replace(paper=False)  # its patches leave too few registers
+    convolution_size = arguments.convolution_output_size(x, weight.shape[2:], stride, padding, grid_size)
+    tile = tile_of(out_channels, arithmetic, STEM_TILE if argmax is None else ARGMAX_TILE, PLAIN_TILE)
+    blocks = blocks_of(tile, columns)
+    grid = (tile_count(images, rows, columns, blocks), triton.cdiv(out_channels, tile.outputs))
+    tensors = (x, *parameters_of(weight, bias, out), out, out if argmax is None else argmax)
+    sizes = (*x.stride(), *trimmed(x, grid_size), *convolution_size, rows, columns, out_channels)
+    launch(
+        npr_stem_kernel, x.device, tile.warps, grid, *tensors, *sizes,
+        GEOMETRY=geometry, HAS_BIAS=bias is not None, ARGMAX=argmax is not None, **arithmetic, **blocks,
+        BLOCK_O=tile.outputs, BLOCK_K=element_block(geometry, arithmetic),
+    )  # fmt: skip
+
+
+operator(
+    f"npr_stem(Tensor x, Tensor weight, Tensor? bias, {CONVOLUTION}) -> Tensor",
+    _npr_stem_results,
+    _npr_stem,
+)
+operator(
+    f"npr_stem_argmax(Tensor x, Tensor weight, Tensor? bias, {CONVOLUTION}) -> (Tensor, Tensor)",
+    _npr_stem_argmax_results,
+    _npr_stem_argmax,
+)

@@ -11,9 +11,15 @@ image (192 KiB) are 0.3 us at 3 TB/s; the nine products are 151 MFLOP, 0.15 to 0
 
 from __future__ import annotations
 
+import torch
+import triton
 import triton.language as tl
 
-from npr_kernels.backends.triton.launch import kernel
+from npr_kernels import arguments
+from npr_kernels.backends.triton.grad_weight import grad_weight_results
+from npr_kernels.backends.triton.launch import kernel, launch
+from npr_kernels.backends.triton.library import CONVOLUTION, operator
+from npr_kernels.backends.triton.partial_sums import add_partials, partials_like, sum_tile
 from npr_kernels.backends.triton.patches import (
     cell_patch,
     cell_row,
@@ -23,6 +29,16 @@ from npr_kernels.backends.triton.patches import (
     multiply,
     tile_positions,
     weight_index,
+)
+from npr_kernels.backends.triton.specialisation import (
+    arithmetic_of,
+    blocks_of,
+    element_block,
+    geometry_of,
+    gradient_strides,
+    is_plain,
+    tile_count,
+    trimmed,
 )
 
 
@@ -101,3 +117,45 @@ def npr_stem_grad_weight_kernel(
     k = tl.where(k < ELEMENTS, weight_index(k, GEOMETRY), k)
     start = (tl.program_id(0).to(tl.int64) * out_channels + outputs) * (ELEMENTS + 1)
     tl.store(partials + (start[None, :] + k[:, None]), total, mask=there)
+
+
+def _stem_grad_weight_results(grad, argmax, x, kernel, stride, padding, grid_size, anchor, scale):
+    products = grad_weight_results(grad, x, kernel, stride, padding, grid_size, anchor, scale)
+    return products, products.new_empty(grad.shape[1])
+
+
+def _stem_grad_weight(results, grad, argmax, x, kernel, stride, padding, grid_size, anchor, scale):
+    products, sums = results
+    geometry = geometry_of(x, kernel, stride, padding, grid_size, anchor, scale)
+    images, out_channels, rows, columns = grad.shape
+    height, width = trimmed(x, grid_size)
+    argmax = argmax.contiguous(memory_format=torch.channels_last)
+    arithmetic = arithmetic_of(x, grad.dtype, anchor)
+    if is_plain(arithmetic):
+        geometry = geometry._replace(paper=False)  # its patches leave too few registers
+    tile = sum_tile(arithmetic, min(out_channels, 32), warps=2)  # gradients and patches fill the registers
+    blocks = blocks_of(tile, columns)
+    count = tile_count(images, rows, columns, blocks)
+    elements = products[0].numel()
+    partials = partials_like(products, tile, count, out_channels, elements + 1)
+    block = element_block(geometry, arithmetic)
+    grid = (len(partials), triton.cdiv(out_channels, tile.outputs), triton.cdiv(elements + 1, block))
+    size = (
+        arguments.output_size(height, kernel[0], stride[0], padding[0]),
+        arguments.output_size(width, kernel[1], stride[1], padding[1]),
+    )
+    strides, unit = gradient_strides(grad)
+    sizes = (*strides, *x.stride(), height, width, *size, rows, columns, out_channels, count)
+    if count:
+        launch(
+            npr_stem_grad_weight_kernel, x.device, tile.warps, grid, grad, argmax, x, partials, *sizes,
+            GEOMETRY=geometry, GRAD_UNIT=unit, **arithmetic, **blocks, BLOCK_O=tile.outputs, BLOCK_K=block,
+        )  # fmt: skip
+    add_partials(partials, products.flatten(1), sums, geometry, square=False)
+
+
+operator(
+    f"npr_stem_grad_weight(Tensor grad, Tensor argmax, Tensor x, int[] kernel, {CONVOLUTION}) -> (Tensor, Tensor)",
+    _stem_grad_weight_results,
+    _stem_grad_weight,
+)

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from npr_kernels import bottleneck
 from npr_kernels.testing import error
-from npr_kernels.trunk import gpu_bottleneck
+from npr_kernels.trunk import cpu_bottleneck, gpu_bottleneck
 from npr_model.detectors.base import IMAGENET_MEAN, IMAGENET_STD
 from npr_model.detectors.npr import NPRDetector
 from npr_model.inference import fused
@@ -136,7 +135,7 @@ def test_inference_in_float32(detector, size, batch):
 @pytest.mark.parametrize("engine", ["fused", "onednn", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_engine_of_the_trunk(detector, monkeypatch, engine, dtype):
-    reason = bottleneck.refusal(dtype, 64)
+    reason = cpu_bottleneck.refusal(dtype, 64)
     if engine == "fused" and reason:
         pytest.skip(reason)
     if engine == "onednn" and not fused.onednn_serves(dtype):
@@ -153,7 +152,7 @@ def test_a_slow_way_says_so(detector, monkeypatch, caplog):
     assert bool(caplog.records) == (fused.trunk_engine(torch.device("cpu"), torch.float32, False) == "torch")
     caplog.clear()
     monkeypatch.setattr(fused, "onednn_serves", lambda dtype: False)
-    monkeypatch.setattr(bottleneck, "refusal", lambda dtype, width: "no such products")
+    monkeypatch.setattr(cpu_bottleneck, "refusal", lambda dtype, width: "no such products")
     freeze(detector, torch.bfloat16)
     assert caplog.messages == ["in bfloat16 the network runs on plain PyTorch, slowly (no such products)"]
 

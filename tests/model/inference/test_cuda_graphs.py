@@ -24,7 +24,7 @@ def mean(x: Tensor) -> Tensor:
 
 
 class Recorded(CudaGraphs):
-    """Captures as a graph would: what is computed later is computed from the memory that was captured."""
+    """Captures like a GPU: a replay computes from the memory of the captured images."""
 
     def __init__(self) -> None:
         super().__init__(mean)
@@ -38,7 +38,7 @@ class Recorded(CudaGraphs):
 
 @pytest.fixture
 def soon(monkeypatch):
-    """Captures at the second coming."""
+    """A size is captured when it comes for the second time."""
     monkeypatch.setattr(cuda_graphs, "UNCAPTURED", 1)
 
 
@@ -49,8 +49,8 @@ def test_a_size_is_captured_when_it_comes_again(soon):
         x = images(*shape, seed=seed)
         results.append((graphs(x), mean(x)))
     assert graphs.captures == [(2, 3, 8, 8), (1, 3, 8, 8)]
-    for found, expected in results:  # all kept till now: no replay may write over an earlier result
-        assert torch.equal(found, expected)
+    for result, expected in results:  # no replay may have overwritten an earlier result
+        assert torch.equal(result, expected)
 
 
 def test_a_copy_captures_its_own_graphs():
@@ -71,7 +71,7 @@ def test_another_layout_is_another_graph(soon):
 
 
 @pytest.mark.parametrize("seen", [1, 1000])
-def test_so_many_graphs_and_no_more(monkeypatch, seen):
+def test_the_number_of_graphs_is_limited(monkeypatch, seen):
     monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
     monkeypatch.setattr(cuda_graphs, "UNCAPTURED", 2)
     monkeypatch.setattr(cuda_graphs, "MOST_SEEN", seen)
@@ -92,7 +92,7 @@ def test_large_and_empty_batches_are_not_captured(soon, monkeypatch):
     assert graphs.captures == [(2, 3, 8, 8)]
 
 
-def test_a_failed_capture_is_logged_once_and_does_without(soon, caplog, monkeypatch):
+def test_after_a_failed_capture_there_are_no_more_graphs(soon, caplog, monkeypatch):
     graphs, x = Recorded(), images(2, 3, 8, 8)
 
     def fail(images: Tensor) -> Captured:
@@ -105,7 +105,7 @@ def test_a_failed_capture_is_logged_once_and_does_without(soon, caplog, monkeypa
 
 
 def test_a_copy_keeps_the_padding_of_rows():
-    """The kernels' widest loads need it; memory that elements share cannot be written to."""
+    """The kernels' widest loads need padded rows. Images whose elements share memory get memory of their own."""
     padded = images(2, 5, 16)[:, :, :15].unflatten(2, (5, 3)).permute(0, 3, 1, 2)
     assert padded.shape == (2, 3, 5, 5) and padded.stride() == (80, 1, 16, 3)
     for x in (padded, padded[1:], images(2, 3, 4, 6), images(2, 4, 6, 3).permute(0, 3, 1, 2)):
@@ -118,7 +118,7 @@ def test_a_copy_keeps_the_padding_of_rows():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_logits_on_a_gpu(cuda, soon, dtype):
-    """The detector, with graphs, of sizes that come in turns, against the network layer by layer in float64."""
+    """The detector with graphs, on alternating sizes, equals the network run layer by layer in float64."""
     detector = make_detector()
     frozen = freeze(detector.to(cuda), dtype)
     exact = make_detector().double()
@@ -131,13 +131,15 @@ def test_logits_on_a_gpu(cuda, soon, dtype):
             kept.append((frozen(x.contiguous(memory_format=layout).to(cuda)), truth))
     assert len(frozen.graphs._captured) == 4
     for logits, truth in kept:
-        assert (logits.cpu() - truth).abs().max() < (0.01 if dtype == torch.float32 else 0.1)  # TF32
+        assert (logits.cpu() - truth).abs().max() < (
+            0.01 if dtype == torch.float32 else 0.1
+        )  # convolutions may use TF32
 
 
 def test_nan_stays_with_its_image_on_a_gpu(cuda, soon):
     frozen = freeze(make_detector().to(cuda))
     x = torch.rand(3, 3, 32, 32)
     x[1, 0, 5, 5] = float("nan")
-    for _ in range(3):  # at once, captured, replayed
+    for _ in range(3):  # run directly, captured, replayed
         assert frozen(x.to(cuda)).isnan().flatten().tolist() == [False, True, False]
     assert len(frozen.graphs._captured) == 1

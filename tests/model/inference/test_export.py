@@ -28,7 +28,7 @@ SHAPES = ((1, 64, 64), (3, 33, 47), (2, 256, 10), (5, 8, 8))
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A file, and the network that is in it."""
+    """An ONNX file and its network."""
     pytest.importorskip("onnx", reason="needs ONNX, npr-kernels[export]")
     pytest.importorskip("onnxscript", reason="needs onnxscript, npr-kernels[export]")
     folder, model = tmp_path_factory.mktemp("onnx"), make_detector()
@@ -53,8 +53,8 @@ def test_plain_operators_are_the_network(grid_size, anchor):
     model = NPRDetector(grid_size=grid_size, anchor=anchor).eval()
     for shape in SHAPES:
         pixels = pictures(*shape)
-        found = PlainDetector(model)(torch.from_numpy(pixels)).numpy()
-        np.testing.assert_allclose(found, expected(model, pixels), rtol=1e-4, atol=1e-4)
+        logits = PlainDetector(model)(torch.from_numpy(pixels)).numpy()
+        np.testing.assert_allclose(logits, expected(model, pixels), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -84,12 +84,12 @@ def test_the_file_says_what_it_is(exported):
     facts = {entry.key: entry.value for entry in model.metadata_props}
     assert facts["model"].startswith("random@")
     assert (facts["view"], facts["threshold"], facts["temperature"]) == ("native", "0.25", "1.5")
-    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}  # nothing that an engine must be taught
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}  # only standard operators
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    """A compiled package, and the network that is in it."""
+    """A compiled package and its network."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         pytest.skip("needs a C++ compiler")
     folder, model = tmp_path_factory.mktemp("package"), make_detector()
@@ -122,7 +122,7 @@ def test_package_gives_our_logits(package):
 
 
 def test_package_runs_without_this_project(package):
-    """But for the kernels: what a server in C++ loads."""
+    """Only the library of kernels is loaded, as in a server in C++."""
     file, model = package
     program = f"""
 import sys, torch, npr_kernels

@@ -1,4 +1,4 @@
-"""Activation steps: measured right, kept in checkpoints, and the detector in int8 near the one in float32."""
+"""Quantisation scales: they are measured right and stored, and int8 logits are close to float32 logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
-from npr_kernels import bottleneck
+from npr_kernels.trunk import cpu_bottleneck
 from npr_model import checkpoints, cli
 from npr_model.checkpoints import CheckpointError, Metadata
 from npr_model.detectors import detector_class
@@ -25,13 +25,13 @@ from npr_model.inference.freeze import freeze
 from npr_model.inference.quantisation import LEVELS
 from tests.model.conftest import make_detector
 
-REASON = bottleneck.refusal(torch.int8, 64)
+REASON = cpu_bottleneck.refusal(torch.int8, 64)
 EXAMPLES = Path(__file__).parents[3] / "examples"
 needs_int8 = pytest.mark.skipif(bool(REASON), reason=str(REASON))
 
 
 def pixels(count: int, height: int = 64, width: int = 48) -> torch.Tensor:
-    """Smooth patches and noise, more or less of it."""
+    """Smooth patches with different amounts of noise."""
     generator = torch.Generator().manual_seed(0)
     smooth = F.interpolate(torch.rand(count, 3, 6, 6, generator=generator), (height, width), mode="bilinear")
     noise = torch.randn(count, 3, height, width, generator=generator) * torch.linspace(0.01, 0.2, count).view(
@@ -47,7 +47,7 @@ def detector():
     return model
 
 
-def test_steps_reach_what_nearly_all_images_reach(detector):
+def test_steps_cover_nearly_all_images(detector):
     batch = pixels(16)
     with torch.no_grad():
         x = detector.layer1[0](F.max_pool2d(F.relu(detector.bn1(detector.conv1(batch))), 3, 2, 1))
@@ -65,8 +65,8 @@ def test_steps_reach_what_nearly_all_images_reach(detector):
 
 
 @needs_int8
-def test_what_goes_further_than_what_was_measured_is_not_cut_off(detector, monkeypatch):
-    """Half as much contrast again: differences of pixels, and with them activations, are as much larger."""
+def test_larger_activations_than_measured_are_not_clipped(detector, monkeypatch):
+    """Images with 1.5 times the contrast have activations that are 1.5 times larger."""
     batch = pixels(24)
     measured = (128 + (batch.float() - 128) / 1.5).round().byte()
     detector.activation_steps = quantisation.measure_steps(detector, measured.split(3))
@@ -83,20 +83,20 @@ def test_what_goes_further_than_what_was_measured_is_not_cut_off(detector, monke
 @needs_int8
 def test_int8_is_near_float32(detector):
     batch = pixels(24)
-    exact, found = freeze(detector, torch.float32)(batch), freeze(detector, torch.int8)(batch)
-    assert found.dtype == torch.float32
-    assert torch.corrcoef(torch.stack([exact.flatten(), found.flatten()]))[0, 1] > 0.95  # of weights drawn by chance
-    assert 0 < (found - exact).abs().max() < 0.05  # of logits near 0.6
+    exact, quantised = freeze(detector, torch.float32)(batch), freeze(detector, torch.int8)(batch)
+    assert quantised.dtype == torch.float32
+    assert torch.corrcoef(torch.stack([exact.flatten(), quantised.flatten()]))[0, 1] > 0.95  # random weights
+    assert 0 < (quantised - exact).abs().max() < 0.05  # the logits are near 0.6
     alone = torch.cat([freeze(detector, torch.int8)(image[None]) for image in batch])
-    torch.testing.assert_close(found, alone, rtol=0, atol=0)
+    torch.testing.assert_close(quantised, alone, rtol=0, atol=0)
 
 
 @needs_int8
 def test_the_bundled_checkpoint_ranks_in_int8_as_in_float32():
     model = checkpoints.load("preview").model
     crops = torch.cat([torch.cat(list(quarters(path))) for path in sorted(EXAMPLES.rglob("*.??g"))])
-    exact, found = (freeze(model, dtype)(crops).flatten() for dtype in (torch.float32, torch.int8))
-    assert len(crops) > 90 and torch.corrcoef(torch.stack([exact, found]))[0, 1] > 0.999
+    exact, quantised = (freeze(model, dtype)(crops).flatten() for dtype in (torch.float32, torch.int8))
+    assert len(crops) > 90 and torch.corrcoef(torch.stack([exact, quantised]))[0, 1] > 0.999
 
 
 def quarters(path: Path) -> Iterator[torch.Tensor]:
@@ -153,12 +153,12 @@ def test_calibrate_then_screen_in_int8(checkpoint, labelled, tmp_path, capsys):
     assert torch.corrcoef(torch.stack(logits))[0, 1] > 0.99 and not torch.equal(*logits)
 
 
-def test_where_int8_cannot_be(detector, monkeypatch):
+def test_where_int8_is_not_supported(detector, monkeypatch):
     with pytest.raises(InputError, match="activation steps"):
         freeze(NPRDetector().eval(), torch.int8) if not REASON else quantisation.block_steps(NPRDetector())
     with pytest.raises(InputError, match="int8 is not supported with compile=True; use float32"):
         freeze(detector, torch.int8, compile=True)
-    monkeypatch.setattr(bottleneck, "refusal", lambda *_: "this processor is too old")
+    monkeypatch.setattr(cpu_bottleneck, "refusal", lambda *_: "this processor is too old")
     with pytest.raises(InputError, match=r"too old.*float32 or bfloat16"):
         freeze(detector, torch.int8)
     with pytest.raises(InputError, match="frank does not support int8"):

@@ -7,10 +7,24 @@ of a 256x256 image), the map in float32 written once and read once (1.5 MiB).
 
 from __future__ import annotations
 
+import triton
 import triton.language as tl
 
-from npr_kernels.backends.triton.launch import kernel
+from npr_kernels.backends.triton.launch import Tile, kernel, launch
+from npr_kernels.backends.triton.library import CONVOLUTION, operator
+from npr_kernels.backends.triton.npr_map import npr_backward_into
 from npr_kernels.backends.triton.patches import channel_factor, channel_offsets, multiply, tile_positions
+from npr_kernels.backends.triton.specialisation import (
+    accumulated,
+    arithmetic_of,
+    blocks_of,
+    empty,
+    geometry_of,
+    gradient_strides,
+    output_block,
+    tile_count,
+    trimmed,
+)
 
 
 @kernel
@@ -72,3 +86,37 @@ def npr_conv2d_grad_map_kernel(
     there = ((i < height) & (j < width))[:, None] & (channels < CHANNELS)[None, :]
     start = ((n * height + i) * width + j) * CHANNELS
     tl.store(out + (start[:, None] + channels[None, :]), total * GEOMETRY.scale, mask=there)
+
+
+def _grad_input_results(grad, x, weight, stride, padding, grid_size, anchor, scale, channels_last):
+    return empty(x, x.shape, x.dtype, channels_last)
+
+
+def _grad_input(out, grad, x, weight, stride, padding, grid_size, anchor, scale, channels_last):
+    geometry = geometry_of(x, weight.shape[2:], stride, padding, grid_size, anchor, scale)
+    height, width = trimmed(x, grid_size)
+    images, out_channels, rows, columns = grad.shape
+    dtype = accumulated(grad, x, weight)
+    gradient = empty(x, (images, x.shape[1], height, width), dtype, True)
+    arithmetic = arithmetic_of(x, weight.dtype, anchor)
+    del arithmetic["PATCH"]
+    tile = Tile(64, output_block(out_channels, 32), 4)
+    size = triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1])
+    blocks = blocks_of(tile, size[1])
+    grid = (tile_count(images, *size, blocks), stride[0] * stride[1], triton.cdiv(x.shape[1], 16))
+    strides, unit = gradient_strides(grad)
+    sizes = (*strides, height, width, rows, columns, out_channels)
+    if gradient.numel():
+        launch(
+            npr_conv2d_grad_map_kernel, x.device, tile.warps, grid, grad, weight.contiguous(), gradient, *sizes,
+            GEOMETRY=geometry, GRAD_UNIT=unit, **arithmetic, **blocks,
+            BLOCK_O=tile.outputs, BLOCK_C=16,
+        )  # fmt: skip
+    npr_backward_into(out, gradient, x, grid_size, anchor, channels_last)
+
+
+operator(
+    f"npr_conv2d_grad_input(Tensor grad, Tensor x, Tensor weight, {CONVOLUTION}, bool channels_last) -> Tensor",
+    _grad_input_results,
+    _grad_input,
+)

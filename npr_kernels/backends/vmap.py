@@ -1,0 +1,46 @@
+"""How ``torch.func.vmap`` maps the operators: in one call where only images are mapped, else one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+IMAGES = frozenset(("x", "grad", "argmax"))  # arguments whose first dimension is the batch
+SUMMED = frozenset(("npr_conv2d_grad_weight", "npr_moments", "npr_stem_grad_weight"))  # their results have no batch
+
+
+def register(operator: torch._ops.OpOverload, library: torch.library.Library | None = None) -> None:
+    """Give ``operator`` a rule for vmap."""
+    names = [argument.name for argument in operator._schema.arguments]
+    results_are_batches = operator._schema.name.partition("::")[2] not in SUMMED
+
+    def rule(info, in_dims, *args):
+        in_dims = [dim if isinstance(dim, int) else None for dim in in_dims]  # of a list argument it is a list of None
+        mapped = {name for name, dim in zip(names, in_dims, strict=True) if dim is not None}
+        args = [arg if dim is None else arg.movedim(dim, 0) for arg, dim in zip(args, in_dims, strict=True)]
+        if results_are_batches and mapped <= IMAGES:
+            results = operator(*_joined(names, args, mapped, info.batch_size))
+            return _each(results, lambda t: t.unflatten(0, (info.batch_size, -1))), _each(results, lambda t: 0)
+        items = [
+            operator(*(arg[i] if name in mapped else arg for name, arg in zip(names, args, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        if isinstance(items[0], Tensor):
+            return torch.stack(items), 0
+        return tuple(map(torch.stack, zip(*items, strict=True))), (0,) * len(items[0])
+
+    torch.library.register_vmap(operator, rule, lib=library)
+
+
+def _joined(names: list[str], args: list, mapped: Collection[str], size: int) -> list:
+    """The arguments with images of all mapped calls in one batch; those that are not mapped are repeated."""
+    return [
+        (arg if name in mapped else arg.expand(size, *arg.shape)).flatten(0, 1) if name in IMAGES else arg
+        for name, arg in zip(names, args, strict=True)
+    ]
+
+
+def _each(results, function):
+    return function(results) if isinstance(results, Tensor) else tuple(map(function, results))

@@ -1,0 +1,40 @@
+"""Statistics of the DCT coefficients of JPEGs, compiled. They have nothing to do with NPR."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from npr_kernels.backends import extension
+
+
+def is_compiled() -> bool:
+    """Return whether the compiled extension is there."""
+    return not extension.FAILURE
+
+
+def coefficient_gaps(
+    pixels: Tensor, steps: Tensor, places: Tensor, shares: Tensor, *, owners: int, blocks: int, bins: int
+) -> Tensor:
+    """Return how empty the gaps in the histograms of a JPEG's coefficients are, for each owner: (owners,) float64.
+
+    There is one histogram for each of the 4x4 lowest luminance coefficients: of its absolute value, in quantisation
+    steps. Observed and expected counts are summed over the gaps of an owner. The result is half the Poisson deviance
+    between the sums if less than a third of the expected count was observed, else 0.
+
+    Args:
+        pixels: (H, W, 3) uint8, contiguous: the decoded JPEG.
+        steps: (4, 4) float32, at least 1: the quantisation steps, (vertical, horizontal).
+        places: (G, 4) int64, one row per gap: the histogram index of the gap, of the values below and above it, and its
+            owner, 0 .. owners - 1.
+        shares: (G,) float64: the weight of the value above in the interpolation.
+        owners: number of owners.
+        blocks: most 8x8 blocks to count, evenly spread over the image.
+        bins: length of a histogram; the last bin also counts all larger magnitudes.
+
+    Raises:
+        RuntimeError: an argument does not have this form, or the extension is not there.
+    """
+    if not is_compiled():
+        raise RuntimeError(f"coefficient_gaps is not available: {extension.FAILURE}")
+    return torch.ops.npr_kernels.coefficient_gaps(pixels, steps, places, shares, owners, blocks, bins)
