@@ -1,4 +1,4 @@
-"""Checks and normal forms of the arguments that all operators share. Every error names the argument and its value."""
+"""Checks the arguments that the operators share and normalises them. Every error names the argument and its value."""
 
 from __future__ import annotations
 
@@ -43,13 +43,14 @@ def _integer(value: object) -> int | None:
 
 
 def check_tensors(**tensors: object) -> None:
+    """Raise TypeError for an argument that is no tensor."""
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
 def check_image(x: Tensor, grid_size: int, edge: str) -> None:
-    """x: (N, C, H, W), uint8 or floating point, of at least one cell; a multiple of grid_size if edge is "error"."""
+    """Require x (N, C, H, W), uint8 or floating point, of at least one cell, and of whole cells if edge is "error"."""
     check_tensors(x=x)
     if x.dim() != 4:
         raise ValueError(f"x must have the shape (N, C, H, W), got {tuple(x.shape)}")
@@ -67,9 +68,9 @@ def check_image(x: Tensor, grid_size: int, edge: str) -> None:
 
 
 def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, any_image_dtype: bool = False) -> None:
-    """weight: (O, C, KH, KW) with x's C, floating point, of x's dtype unless x is uint8; bias: (O,) or None.
+    """Require weight (O, C, KH, KW) with x's channels and, unless x is uint8, x's dtype; and bias (O,) or None.
 
-    ``any_image_dtype``: x may be of any floating dtype, as under autocast.
+    ``any_image_dtype`` allows any floating point dtype for x, as under autocast.
     """
     if weight.dim() != 4:
         raise ValueError(f"weight must have the shape (O, C, KH, KW), got {tuple(weight.shape)}")
@@ -95,9 +96,9 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, any_image_
 def check_batch_norm(
     weight: Tensor, training: bool, running_mean: Tensor | None, running_var: Tensor | None, **parameters: Tensor | None
 ) -> None:
-    """Each (O,) on weight's device and of its dtype, or of float32 where weight's is shorter; or None.
+    """Require tensors (O,) on weight's device, or None. Their dtype is weight's, or float32 if weight's is shorter.
 
-    The running statistics are there both or not at all, and there unless ``training``.
+    Both running statistics must be given, or neither. Without ``training`` they must be given.
     """
     for name, tensor in {**parameters, "running_mean": running_mean, "running_var": running_var}.items():
         if tensor is None:
@@ -159,7 +160,7 @@ def standard_deviations(pixel_std: Sequence[float], channels: int) -> tuple[floa
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
-    """Length of a convolution's or a pooling's output along one dimension."""
+    """Return the length of the output of a convolution or a pooling along one dimension."""
     return (size + 2 * padding - kernel) // stride + 1
 
 
@@ -175,7 +176,7 @@ def convolution_output_size(
 
 
 def check_output_size(x: Tensor, weight: Tensor, padding: tuple[int, int], grid_size: int) -> None:
-    """Refuse a kernel that does not fit into the padded NPR map."""
+    """Raise ValueError if the kernel does not fit into the padded NPR map."""
     height, width = (n - n % grid_size for n in x.shape[-2:])
     if height + 2 * padding[0] < weight.shape[2] or width + 2 * padding[1] < weight.shape[3]:
         raise ValueError(

@@ -1,13 +1,12 @@
-"""Differentiation of the operators, to any order in reverse mode: the ``torch.autograd.Function`` classes.
+"""Makes the operators differentiable, to any order in reverse mode, with ``torch.autograd.Function`` classes.
 
-A backend (:mod:`npr_kernels.backends`) provides plain forward and gradient kernels; these classes make them
-differentiable. The convolution of NPR is linear in the image (except for the anchor "max") and in the weight. So the
-convolution and its two gradients are each other's derivatives, and three kernels serve every order. The fused stem's
-gradient is the convolution's at the positions of the maxima: where a graph of the backward is wanted, it goes through
-those three. With the anchor "max", second derivatives come from the `eager` backend.
+A backend (:mod:`npr_kernels.backends`) has kernels for the operators and their gradients. The convolution of NPR is
+linear in the image (except for the anchor "max") and in the weight. So the convolution and its two gradients are each
+other's derivatives, and three kernels are enough for every order. The gradient of the fused stem is that of the
+convolution at the positions of the maxima. If a graph of the backward pass is needed, it is computed with these three
+kernels. With the anchor "max", second derivatives use the `eager` backend.
 
-Gradients are computed only for the inputs that need them. The `eager` backend also serves forward-mode differentiation:
-the others refuse such calls.
+Gradients are computed only for the inputs that need them. Only the `eager` backend serves forward-mode differentiation.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from npr_kernels.reference import Anchor
 
 
 def npr(x: Tensor, grid_size: int, anchor: Anchor, backend: str) -> Tensor:
-    """The NPR map by the backend of that name, differentiable to x."""
+    """Compute the NPR map with the named backend, differentiable in x."""
     if registry.get(backend).DIFFERENTIABLE or not _recorded(x):
         return registry.get(backend).npr(x, grid_size, anchor)
     return NPR.apply(x, grid_size, anchor, backend)
 
 
 def npr_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, backend: str) -> Tensor:
-    """The convolution by the backend of that name, differentiable to x, weight and bias."""
+    """Compute the convolution with the named backend, differentiable in x, weight and bias."""
     if registry.get(backend).DIFFERENTIABLE or not _recorded(x, weight, bias):
         return registry.get(backend).npr_conv2d(x, weight, bias, convolution)
     return NPRConv2d.apply(x, weight, bias, convolution, backend)
@@ -45,9 +44,10 @@ def npr_stem(
     backend: str,
     dense: str | None,
 ) -> Tensor:
-    """The stem in ``dtype`` by the backend of that name, differentiable to x, weight and bias.
+    """Compute the stem in ``dtype`` with the named backend, differentiable in x, weight and bias.
 
-    ``dense`` serves the gradient to the image, which is as large as the convolution's output. None: none is wanted.
+    ``dense`` names the backend for the gradient of the image, which needs the whole convolution. It is None if this
+    gradient is not needed.
     """
     if registry.get(backend).DIFFERENTIABLE or not _recorded(x, weight, bias) or torch.compiler.is_exporting():
         return registry.get(backend).npr_stem(x, *in_dtype(dtype, weight, bias), convolution)
@@ -57,9 +57,9 @@ def npr_stem(
 def patch_moments(
     x: Tensor, kernel: tuple[int, int], convolution: Convolution, backend: str, dense: str | None
 ) -> tuple[Tensor, Tensor]:
-    """Sums over all output positions of the patches P that the convolution sees, and of P P^T: (K,), (K, K), float64.
+    """Sum the patches P that the convolution sees, and P P^T, over all positions: (K,) and (K, K), float64.
 
-    K = C * KH * KW, in the order of ``weight.flatten(1)``. ``dense`` serves the gradient to the image.
+    K = C * KH * KW, in the order of ``weight.flatten(1)``. ``dense`` names the backend for the gradient of the image.
     """
     if not _recorded(x):
         return registry.get(backend).npr_moments(x, kernel, convolution)
@@ -85,7 +85,7 @@ class NPR(Function):
 
 
 class NPRBackward(Function):
-    """The gradient of NPR to the image. It is linear in ``grad``, and NPR is its derivative."""
+    """The gradient of NPR in the image. It is linear in ``grad``, and its derivative is NPR."""
 
     generate_vmap_rule = True
 
@@ -128,7 +128,7 @@ class NPRConv2d(Function):
 
 
 class NPRConv2dGradInput(Function):
-    """The gradient of the convolution to the image: linear in ``grad`` and in the weight."""
+    """The gradient of the convolution in the image. It is linear in ``grad`` and in the weight."""
 
     generate_vmap_rule = True
 
@@ -143,7 +143,7 @@ class NPRConv2dGradInput(Function):
 
     @staticmethod
     def backward(ctx, image: Tensor):
-        """``image``: the gradient to the result, which has the image's shape."""
+        """``image`` is the gradient of the result, which has the image's shape."""
         grad, weight = ctx.saved_tensors
         needs_grad, _, needs_weight = ctx.needs_input_grad[:3]
         return (
@@ -156,7 +156,7 @@ class NPRConv2dGradInput(Function):
 
 
 class NPRConv2dGradWeight(Function):
-    """The gradient of the convolution to the weight: linear in ``grad`` and in the image."""
+    """The gradient of the convolution in the weight. It is linear in ``grad`` and in the image."""
 
     generate_vmap_rule = True
 
@@ -171,7 +171,7 @@ class NPRConv2dGradWeight(Function):
 
     @staticmethod
     def backward(ctx, weight: Tensor):
-        """``weight``: the gradient to the result, which has the weight's shape."""
+        """``weight`` is the gradient of the result, which has the weight's shape."""
         grad, x = ctx.saved_tensors
         needs_grad, needs_x = ctx.needs_input_grad[:2]
         return (
@@ -184,10 +184,10 @@ class NPRConv2dGradWeight(Function):
 
 
 class NPRStem(Function):
-    """Saves the image and one byte a pooled value: where its window had the maximum. Nothing of the convolution's size.
+    """The stem. For the backward pass it saves the image and one byte per pooled value: the position of the maximum.
 
-    The kernels take ``weight`` and ``bias`` in ``dtype``, the result's; the gradients go to them as they are given, so
-    that parameters folded in a wider type get gradients which have not been rounded.
+    The kernels receive ``weight`` and ``bias`` in ``dtype``, that of the result. Their gradients have the dtypes of the
+    arguments, so they are not rounded if the parameters were folded in a wider type.
     """
 
     generate_vmap_rule = True
@@ -218,7 +218,7 @@ class NPRStem(Function):
         kernel, convolution = tuple(weight.shape[2:]), ctx.convolution
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_bias = None
-        if torch.is_grad_enabled():  # a graph of these gradients is wanted: they are the convolution's at the maxima
+        if torch.is_grad_enabled():  # a graph of these gradients is needed, so compute them with the convolution
             image = x if x.dtype == torch.uint8 else x.to(weight.dtype)
             dense = reference.unpool(grad.to(weight.dtype), argmax, convolution.output_size(x, kernel))
             backend = ctx.dense or _dense_backend(image, weight, convolution, ctx.backend)
@@ -252,7 +252,7 @@ class PatchMoments(Function):
 
     @staticmethod
     def backward(ctx, grad_first: Tensor, grad_second: Tensor):
-        """dP = grad_first + (grad_second + grad_second^T) P at each position: a convolution to K channels."""
+        """Compute dP = grad_first + (grad_second + grad_second^T) P at each position: a convolution to K channels."""
         (x,) = ctx.saved_tensors
         dtype = x.dtype if x.dtype == torch.float64 else torch.float32
         image, shape = x.to(dtype), (grad_first.numel(), x.shape[1], *ctx.kernel)
@@ -265,14 +265,15 @@ class PatchMoments(Function):
 
 
 def in_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Cast tensors to ``dtype``; None stays None."""
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
 def _recorded(*tensors: Tensor | None) -> bool:
-    """Whether gradients to these tensors may be asked for.
+    """Return whether gradients of these tensors may be needed.
 
-    A transform of torch.func hides requires_grad of the tensors that it wraps, and torch has no public name for the
-    question whether one is active.
+    Transforms of torch.func hide requires_grad of the tensors that they wrap. torch has no public function that tells
+    whether a transform is active.
     """
     if not torch.is_grad_enabled():
         return False
@@ -282,7 +283,7 @@ def _recorded(*tensors: Tensor | None) -> bool:
 
 
 def _dense_backend(x: Tensor, weight: Tensor, convolution: Convolution, preferred: str) -> str:
-    """Name of a backend that serves the whole convolution: ``preferred`` if it can."""
+    """Return the name of a backend that serves the whole convolution: ``preferred`` if it can."""
     call = Call.of("npr_conv2d", x, weight.dtype, convolution, weight)
     return preferred if registry.get(preferred).refusal(call) is None else registry.select(call)
 
@@ -290,7 +291,7 @@ def _dense_backend(x: Tensor, weight: Tensor, convolution: Convolution, preferre
 def _npr_backward(grad: Tensor, x: Tensor, grid_size: int, anchor: Anchor, backend: str) -> Tensor:
     if not torch.is_grad_enabled():
         return registry.get(backend).npr_backward(grad, x, grid_size, anchor)
-    if anchor == "max":  # where the maxima are depends on x
+    if anchor == "max":  # the positions of the maxima depend on x
         return eager.npr_backward(grad, x, grid_size, anchor)
     return NPRBackward.apply(grad, x, grid_size, anchor, backend)
 

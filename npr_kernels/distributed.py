@@ -1,4 +1,4 @@
-"""Over all processes of a group: differentiable sums, and the batch norm that they make."""
+"""Differentiable sums over the processes of a group, and a batch norm that uses them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        """Every process's loss depends on every process's share: the gradients are summed as well."""
+        """Sum the gradients, too, because the loss of every process depends on the tensors of all processes."""
         return _Sum.apply(grad.contiguous(), ctx.group), None
 
 
 def sum_over_processes(group: dist.ProcessGroup, *tensors: Tensor) -> list[Tensor]:
-    """The tensors (any shapes, one dtype and device) summed over the group in one exchange. All processes must call."""
+    """Sum tensors (any shapes, one dtype and device) over the group in one exchange. All processes must call it."""
     total = _Sum.apply(torch.cat([tensor.flatten() for tensor in tensors]), group)
     parts = total.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
@@ -38,10 +38,10 @@ def synchronised_batch_norm(
     eps: float,
     group: dist.ProcessGroup,
 ) -> Tensor:
-    """``F.batch_norm`` in training mode over the batches of all processes, on any device, differentiable.
+    """Compute ``F.batch_norm`` in training mode over the batches of all processes, on any device; differentiable.
 
-    All processes must call it. Their batches, (N, C, H, W), may differ in size, and one may be empty. Statistics are in
-    float32 or better. The running statistics are moved in place. Returns the shape and dtype of ``x``.
+    All processes must call it. Their batches (N, C, H, W) may differ in size and may be empty. Statistics are float32
+    or wider. The running statistics are updated in place. The result has the shape and dtype of ``x``.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     count, total = sum_over_processes(group, wide.new_tensor(wide.numel() // wide.shape[1]), wide.sum((0, 2, 3)))

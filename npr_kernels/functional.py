@@ -1,4 +1,4 @@
-"""The public functions: check the arguments, choose a backend, run it."""
+"""The public functions. They check their arguments, choose a backend and run it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from npr_kernels.reference import Anchor
 
 
 def npr(x: Tensor, grid_size: int = 2, anchor: Anchor = 0, *, edge: str = "trim", backend: str | None = None) -> Tensor:
-    """Neighbouring Pixel Relationships: every pixel minus its cell's anchor, per channel (paper, equation 4).
+    """Compute Neighbouring Pixel Relationships: every pixel minus its cell's anchor, per channel (paper, equation 4).
 
     Args:
-        x: (N, C, H, W), any strides; uint8 (raw pixels) or floating point.
-        grid_size: side of a cell in pixels, >= 2; cells are laid from the top-left corner.
-        anchor: index of the anchor pixel in its cell, row-major, 0 .. grid_size**2 - 1 (the paper's w_j is anchor
-            j - 1), or "mean" or "max" of the cell (among equal maxima the first takes the gradient).
-        edge: "trim" leaves out trailing rows and columns that fill no cell; "error" refuses such sizes.
-        backend: name of the backend to use; None chooses one (:func:`which_backend` tells).
+        x: (N, C, H, W) with any strides; uint8 (raw pixels) or floating point.
+        grid_size: Side of a cell in pixels, at least 2. The first cell is in the top-left corner.
+        anchor: Index of the anchor pixel in its cell, row by row, 0 .. grid_size**2 - 1 (the paper's w_j is anchor
+            j - 1); or "mean" or "max" of the cell. The first of equal maxima receives the gradient.
+        edge: "trim" leaves out trailing rows and columns that fill no cell. "error" refuses such sizes.
+        backend: Name of the backend to use. None chooses one; :func:`which_backend` says which.
 
     Returns:
-        (N, C, H', W'), the trimmed size, in x's dtype; float32 for uint8.
+        (N, C, H', W'), trimmed to whole cells, in x's dtype, or float32 for uint8.
 
     Raises:
-        ValueError, TypeError: an argument is out of its range; the message names it.
-        BackendError: the chosen backend cannot serve the call; the message says why.
+        ValueError, TypeError: An argument is not valid; the message names it.
+        BackendError: The chosen backend cannot serve the call; the message says why.
     """
     if has_torch_function_unary(x):
         return handle_torch_function(npr, (x,), x, grid_size, anchor, edge=edge, backend=backend)
@@ -57,25 +57,24 @@ def npr_conv2d(
     edge: str = "trim",
     backend: str | None = None,
 ) -> Tensor:
-    """``conv2d(scale * npr(x), weight, bias, stride, padding)`` without writing the NPR map to memory.
+    """Compute ``conv2d(scale * npr(x), weight, bias, stride, padding)`` without writing the NPR map to memory.
 
     Args:
-        x: (N, C, H, W), any strides; uint8 (raw pixels, exact differences) or weight's dtype.
-        weight: (O, C, KH, KW), floating point. bias: (O,) or None.
-        stride, padding: int or (height, width); padding surrounds the NPR map, not the image, with zeros.
-        grid_size, anchor, edge, backend: as in :func:`npr`.
-        scale: factor on the NPR map, one or one per channel; 2/3 is the authors'.
-        pixel_std: for uint8 images: the standard deviation of each channel for pixels in 0 .. 1. The NPR map is also
-            divided by ``255 * pixel_std[c]``, which equals normalising the image first, as the means cancel. None
-            takes raw pixels as they are. Float images are never changed.
+        x: (N, C, H, W) with any strides; uint8 (raw pixels, exact differences) or weight's dtype. weight: (O, C, KH,
+        KW), floating point. bias: (O,) or None. stride, padding: int or (height, width). Padding surrounds the NPR map,
+        not the image, with zeros. grid_size, anchor, edge, backend: As in :func:`npr`. scale: Factor on the NPR map:
+        one, or one per channel. The authors use 2/3. pixel_std: Standard deviation of each channel for pixels in 0 ..
+        1, for uint8 images. The NPR map is also divided
+            by ``255 * pixel_std[c]``. This equals normalising the image first, because the means cancel. None uses raw
+            pixels. Float images are never changed.
 
     Returns:
-        (N, O, H_out, W_out) in weight's dtype, in the memory format of x. Under autocast weight, bias and a floating
-        point x are cast to the autocast dtype first. Differentiable to x, weight and bias, any number of times in
-        reverse mode; forward mode is served by the backend "eager".
+        (N, O, H_out, W_out) in weight's dtype and x's memory format. Under autocast, weight, bias and a floating point
+        x are cast to the autocast dtype first. The result is differentiable in x, weight and bias, to any order in
+        reverse mode; only the backend "eager" serves forward mode.
 
     Raises:
-        As :func:`npr`.
+        ValueError, TypeError, BackendError: As in :func:`npr`.
     """
     options = _Options(stride, padding, grid_size, anchor, scale, pixel_std, edge, backend)
     if has_torch_function((x, weight, bias)):
@@ -98,14 +97,14 @@ def npr_stem(
     edge: str = "trim",
     backend: str | None = None,
 ) -> Tensor:
-    """``max_pool2d(relu(npr_conv2d(...)), 3, stride=2, padding=1)`` in one pass over the image.
+    """Compute ``max_pool2d(relu(npr_conv2d(...)), 3, stride=2, padding=1)`` in one pass over the image.
 
-    The first layers of the authors' network in evaluation mode, with the batch norm folded into weight and bias by
-    :func:`fold_batch_norm`. Arguments and errors as in :func:`npr_conv2d`.
+    These are the first layers of the authors' network in evaluation mode, if :func:`fold_batch_norm` has folded the
+    batch norm into weight and bias. Arguments and errors are those of :func:`npr_conv2d`.
 
     Returns:
-        (N, O, H_pooled, W_pooled) in weight's dtype; the fused backends return channels_last strides. For backward they
-        keep the image and one byte for each pooled value.
+        (N, O, H_pooled, W_pooled) in weight's dtype. The fused backends return channels_last strides. For the backward
+        pass they store the image and one byte per pooled value.
     """
     options = _Options(stride, padding, grid_size, anchor, scale, pixel_std, edge, backend)
     if has_torch_function((x, weight, bias)):
@@ -139,30 +138,31 @@ def npr_batch_norm_stem(
     process_group: dist.ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """``max_pool2d(relu(batch_norm(npr_conv2d(...))), 3, stride=2, padding=1)``, storing no map between the layers.
+    """Compute ``max_pool2d(relu(batch_norm(npr_conv2d(...))), 3, stride=2, padding=1)`` and store no map in between.
 
-    The first layers of the authors' network, to train them. The batch's statistics come from the moments of the image's
-    patches, and all gradients but the image's from one pass over the pooled gradient, a byte for each pooled value
-    and the image (:mod:`npr_kernels.batch_norm`).
+    These are the first layers of the authors' network, for training. The statistics of the batch come from the moments
+    of the image's patches. All gradients except that of the image come from one pass over the pooled gradient, one byte
+    per pooled value and the image (:mod:`npr_kernels.batch_norm`).
 
     Args:
-        x, weight, bias, stride, padding, grid_size, anchor, scale, pixel_std, edge, backend: as in :func:`npr_conv2d`.
-            With the batch's statistics bias moves nothing but running_mean, and its gradient is exactly zero.
-        gamma, beta: (O,), the batch norm's weight and bias, or None; in weight's dtype, or in float32.
-        running_mean, running_var: (O,), dtypes as gamma; with ``training`` they are updated in place if given.
-        training: normalise by the batch's statistics, else by the running ones.
-        momentum: how far the running statistics move; a tensor of one element also serves (1 / number of batches).
-        eps: added to the variance.
-        process_group: with ``training``, the statistics are those of the batches of all its processes together, which
-            must all call; batches may differ in size or be empty. The gradients to the parameters are each process's
-            share, and sum up to those of the joined batch; only the gradient to the image needs another exchange.
+        x, weight, bias, stride, padding, grid_size, anchor, scale, pixel_std, edge, backend: As in :func:`npr_conv2d`.
+            With batch statistics, bias only changes running_mean, and its gradient is exactly zero.
+        gamma, beta: (O,): weight and bias of the batch norm, or None; in weight's dtype or float32.
+        running_mean, running_var: (O,), with the dtypes of gamma, or None. With ``training`` they are updated in place.
+        training: Normalise with the statistics of the batch; else with the running statistics.
+        momentum: Weight of the batch in the running statistics; a float or a tensor with one element.
+        eps: Number that is added to the variance.
+        process_group: With ``training``, use the statistics of the batches of all its processes. All of them must call.
+            Their batches may differ in size and may be empty. The parameter gradients of a process are its share of the
+            gradients of the joined batch. Only the gradient of the image needs another exchange.
 
     Returns:
-        (N, O, H_pooled, W_pooled) in weight's dtype, under autocast in the autocast dtype; the parameters and a float32
-        image are not rounded to it before the differences are taken.
+        (N, O, H_pooled, W_pooled) in weight's dtype, or in the autocast dtype under autocast. Differences of pixels are
+        computed before the parameters and a float32 image are rounded to it.
 
     Raises:
-        As :func:`npr`; ValueError too if ``training`` with one value per channel.
+        ValueError, TypeError, BackendError: As in :func:`npr`; also ValueError if ``training`` sees only one value per
+            channel.
     """
     options = _Options(stride, padding, grid_size, anchor, scale, pixel_std, edge, backend)
     tensors = x, weight, bias, gamma, beta, running_mean, running_var
@@ -197,19 +197,31 @@ def npr_batch_norm_stem(
     first, second = autograd.patch_moments(x, tuple(weight.shape[2:]), convolution, chosen, dense)
     if process_group is not None:
         first, second, count = sum_over_processes(process_group, first, second, first.new_tensor(count))
-    elif count == 0:  # nothing to normalise, and nothing to learn from
+    elif count == 0:  # an empty batch has no statistics and no gradients
         running_mean, running_var, count = None, None, 1
     mean, variance = batch_norm.batch_statistics(weight, first, second, count)
     batch_norm.update_running_statistics(running_mean, running_var, mean, variance, bias, count, momentum)
     folded, offset = batch_norm.fold(weight.double(), None, mean, variance, gamma, beta, eps)
     if bias is not None:
-        offset = offset + 0 * bias  # it cancels; its gradient is to be zero, not missing
+        offset = offset + 0 * bias  # bias cancels; this makes its gradient zero instead of None
     wide = torch.promote_types(weight.dtype, torch.float32)
     return autograd.npr_stem(x, *autograd.in_dtype(wide, folded, offset), dtype, convolution, chosen, dense)
 
 
 def fold_batch_norm(weight: Tensor, bias: Tensor | None, bn: torch.nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight (O, C, KH, KW) and bias (O,) of the convolution that equals conv + batch norm in evaluation mode."""
+    """Return weight and bias of one convolution that equals a convolution and its batch norm in evaluation mode.
+
+    Args:
+        weight: (O, C, KH, KW).
+        bias: (O,) or None.
+        bn: The batch norm after the convolution. It must have running statistics.
+
+    Returns:
+        Weight (O, C, KH, KW) and bias (O,).
+
+    Raises:
+        ValueError: ``bn`` has no running statistics.
+    """
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError("bn keeps no running statistics (track_running_stats=False); it cannot be folded")
     return batch_norm.fold(weight, bias, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
@@ -226,18 +238,18 @@ def which_backend(
     anchor: Anchor = 0,
     scale: float | Sequence[float] = 2 / 3,
 ) -> registry.Explanation:
-    """Which backend would serve a call now, and why no other: prints as a table of all backends with their reasons.
+    """Return which backend would serve a call now, and why the others would not; it prints as a table.
 
-    Autocast, gradients that are recorded, :func:`use_backend` and the environment count as in the call itself. A GPU
-    backend that was not yet tried on a small case is tried now (:mod:`npr_kernels.backends.proof`).
+    Autocast, recorded gradients, :func:`use_backend` and the environment count as in the call itself. A GPU backend
+    that has not yet passed its self-test is tested now (:mod:`npr_kernels.backends.proof`).
 
     Args:
-        x, weight, stride, padding, grid_size, anchor, scale: as in :func:`npr_conv2d`; without weight it is the call
+        x, weight, stride, padding, grid_size, anchor, scale: As in :func:`npr_conv2d`. Without weight, the call is
             ``npr(x, grid_size, anchor)``.
         operator: "npr_conv2d", "npr_stem" or "npr_batch_norm_stem" (in training mode).
 
     Raises:
-        ValueError, TypeError: as the call itself, and for another operator.
+        ValueError, TypeError: As in the call itself; ValueError also for another operator.
     """
     options = _Options(stride, padding, grid_size, anchor, scale, None, "trim", None)
     if weight is None:
@@ -254,7 +266,7 @@ def which_backend(
 
 
 class _Options(NamedTuple):
-    """The options that the functions on a convolution share, as the caller gave them."""
+    """The options that the convolution functions share, as the caller gave them."""
 
     stride: int | tuple[int, int]
     padding: int | tuple[int, int]
@@ -269,7 +281,7 @@ class _Options(NamedTuple):
 def _prepare(
     operator: str, x: Tensor, weight: Tensor, bias: Tensor | None, options: _Options
 ) -> tuple[Tensor, Tensor, Tensor | None, Convolution, str]:
-    """Return the arguments, checked and in normal form, and the name of the backend that serves them."""
+    """Check the arguments. Return them in normal form, with the name of the backend that serves the call."""
     arguments.check_tensors(x=x, weight=weight)
     x, weight, bias = _autocast(x, weight, bias)
     convolution = _convolution(x, weight, bias, options)
@@ -292,7 +304,7 @@ def _convolution(
 
 
 def _autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
-    """The dtype that autocast asks ``conv2d`` to compute in, None without autocast (float64 is left alone)."""
+    """Return the dtype in which autocast makes ``conv2d`` compute; None without autocast and for float64."""
     device = x.device.type
     if weight.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
         return None
@@ -300,7 +312,7 @@ def _autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Under autocast, what ``conv2d`` would do: everything floating point in the autocast dtype."""
+    """Under autocast, cast floating point arguments to the autocast dtype, as ``conv2d`` does."""
     dtype = _autocast_dtype(x, weight)
     if dtype is None:
         return x, weight, bias
@@ -308,12 +320,12 @@ def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, T
 
 
 def _dense_backend(x: Tensor, weight: Tensor, convolution: Convolution, backend: str | None) -> str | None:
-    """Name of the backend for a stem's gradient to the image, which needs the whole convolution; None if unwanted."""
+    """Return the backend for a stem's image gradient, which needs the whole convolution; None if it is not needed."""
     if not (torch.is_grad_enabled() and x.requires_grad):
         return None
     return registry.select(Call.of("npr_conv2d", x, x.dtype, convolution, weight), backend)
 
 
 def _is_plain(backend: str | None) -> bool:
-    """Whether this is plain PyTorch, which autograd differentiates as it is."""
+    """Return whether this is the plain PyTorch backend, which autograd can differentiate by itself."""
     return backend is not None and registry.get(backend).DIFFERENTIABLE

@@ -1,4 +1,4 @@
-"""Statistics of the DCT coefficients of JPEGs, compiled. They have nothing to do with NPR."""
+"""Compiled statistics of the DCT coefficients of JPEGs. They are independent of NPR."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from npr_kernels.backends import extension
 
 
 def is_compiled() -> bool:
-    """Return whether the compiled extension is there."""
+    """Return whether the compiled extension is loaded."""
     return not extension.FAILURE
 
 
 def coefficient_gaps(
     pixels: Tensor, steps: Tensor, places: Tensor, shares: Tensor, *, owners: int, blocks: int, bins: int
 ) -> Tensor:
-    """Return how empty the gaps in the histograms of a JPEG's coefficients are, for each owner: (owners,) float64.
+    """Return for each owner how empty the gaps in the histograms of a JPEG's coefficients are: (owners,) float64.
 
-    There is one histogram for each of the 4x4 lowest luminance coefficients: of its absolute value, in quantisation
+    There is one histogram for each of the 4x4 lowest luminance coefficients. It counts absolute values, in quantisation
     steps. Observed and expected counts are summed over the gaps of an owner. The result is half the Poisson deviance
     between the sums if less than a third of the expected count was observed, else 0.
 
@@ -29,11 +29,11 @@ def coefficient_gaps(
             owner, 0 .. owners - 1.
         shares: (G,) float64: the weight of the value above in the interpolation.
         owners: number of owners.
-        blocks: most 8x8 blocks to count, evenly spread over the image.
+        blocks: largest number of 8x8 blocks to count, evenly spread over the image.
         bins: length of a histogram; the last bin also counts all larger magnitudes.
 
     Raises:
-        RuntimeError: an argument does not have this form, or the extension is not there.
+        RuntimeError: an argument does not have this form, or the extension is not loaded.
     """
     if not is_compiled():
         raise RuntimeError(f"coefficient_gaps is not available: {extension.FAILURE}")

@@ -1,4 +1,4 @@
-"""Layers: drop-in modules on top of :mod:`npr_kernels.functional`."""
+"""Layers for PyTorch networks, built on :mod:`npr_kernels.functional`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ from npr_kernels.reference import Anchor
 class NPRConv2d(nn.Module):
     """NPR and a 2-d convolution in one pass: (N, C, H, W) -> (N, O, H_out, W_out).
 
-    The function :func:`npr_kernels.npr_conv2d` as a module; its arguments mean the same here. With ``pixel_std`` uint8
-    images are normalised; without it they are taken as they are, in 0 .. 255. Float images are taken as already
-    normalised. Parameters are named ``weight`` (O, C, KH, KW) and ``bias`` (O,) and initialised as in
-    ``torch.nn.Conv2d``. ``kernel_size``: int or (height, width).
+    This is :func:`npr_kernels.npr_conv2d` as a module, with the same arguments. The parameters are ``weight``
+    (O, C, KH, KW) and ``bias`` (O,), initialised as in ``torch.nn.Conv2d``.
+
+    Args:
+        in_channels, out_channels: C and O.
+        kernel_size: int or (height, width).
+        bias: Whether there is a bias.
+        pixel_std: Standard deviation of each channel for pixels in 0 .. 1; uint8 images are normalised with it. None
+            uses raw pixels in 0 .. 255. Float images must be normalised already.
+        stride, padding, grid_size, anchor, scale, edge, backend: As in :func:`npr_kernels.npr_conv2d`.
+        device, dtype: Of the parameters.
     """
 
     def __init__(
@@ -62,7 +69,7 @@ class NPRConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As ``torch.nn.Conv2d``: uniform within one over the square root of the fan-in."""
+        """Initialise the parameters as ``torch.nn.Conv2d``: uniform, at most 1 / sqrt(fan-in) in magnitude."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
             bound = 1 / math.sqrt(self.weight[0].numel())
@@ -85,15 +92,15 @@ class NPRConv2d(nn.Module):
 
 
 def stem_forward(x: Tensor, conv: nn.Module, bn: nn.Module) -> Tensor:
-    """``max_pool2d(relu(bn(conv(x))), 3, 2, 1)``: (N, C, H, W) -> (N, O, H_pooled, W_pooled).
+    """Compute ``max_pool2d(relu(bn(conv(x))), 3, 2, 1)``: (N, C, H, W) -> (N, O, H_pooled, W_pooled).
 
-    One fused pass in evaluation mode, two in training (:func:`npr_kernels.npr_batch_norm_stem`). The batch norm's mode,
-    running statistics and ``momentum`` (None: cumulative) count as in its own forward pass; an ``nn.SyncBatchNorm``
-    takes its statistics over its process group, on any device.
+    It is one fused pass in evaluation mode and two in training (:func:`npr_kernels.npr_batch_norm_stem`). The batch
+    norm's mode, running statistics and ``momentum`` (None: cumulative average) have their usual effect. An
+    ``nn.SyncBatchNorm`` uses the statistics of its process group, on any device.
 
-    The layers run one by one where something would not happen otherwise: where ``conv`` is no :class:`NPRConv2d` or
-    ``bn`` is another normalisation, where one of them has hooks, a parametrisation (pruning, weight or spectral
-    normalisation) or a forward method of its own, and where x is not a plain tensor (tracing by ``torch.fx``).
+    The layers run one by one if fusing them would leave something out: if ``conv`` is no :class:`NPRConv2d`, if ``bn``
+    is another normalisation, if one of them has hooks, a parametrisation (pruning, weight or spectral normalisation) or
+    its own forward method, or if x is not a plain tensor (tracing by ``torch.fx``).
     """
     if has_torch_function_unary(x) or not (_is_fusible(conv) and _is_fusible(bn)):
         return F.max_pool2d(F.relu(bn(conv(x))), 3, stride=2, padding=1)
@@ -112,8 +119,8 @@ def stem_forward(x: Tensor, conv: nn.Module, bn: nn.Module) -> Tensor:
 
 
 def _is_fusible(layer: nn.Module) -> bool:
-    """Whether calling ``layer`` does nothing but what the fused stem does with its parameters and buffers."""
-    if isinstance(layer, nn.SyncBatchNorm):  # subclasses bring it to other devices, as the stem does
+    """Return whether the fused stem does everything that calling ``layer`` would do."""
+    if isinstance(layer, nn.SyncBatchNorm):  # its subclasses only add other devices, which the stem also serves
         plain = True
     else:
         plain = type(layer).forward in (NPRConv2d.forward, nn.BatchNorm2d.forward)
@@ -121,7 +128,7 @@ def _is_fusible(layer: nn.Module) -> bool:
 
 
 def _has_hooks(layer: nn.Module) -> bool:
-    """Whether calling ``layer`` runs hooks: its own, or those registered for all modules."""
+    """Return whether calling ``layer`` runs hooks: its own, or those registered for all modules."""
     own = (
         layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
     )  # fmt: skip
@@ -129,17 +136,17 @@ def _has_hooks(layer: nn.Module) -> bool:
 
 
 def _process_group(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> dist.ProcessGroup | None:
-    """The processes whose batches are normalised together, if there are others."""
+    """Return the processes whose batches are normalised together, or None if each is normalised alone."""
     if not (isinstance(bn, nn.SyncBatchNorm) and bn.training and dist.is_available() and dist.is_initialized()):
         return None
     return bn.process_group or dist.group.WORLD
 
 
 class NPRStem(nn.Module):
-    """NPRConv2d + BatchNorm2d + ReLU + 3x3/2 max-pool: (N, C, H, W) -> (N, O, H_pooled, W_pooled).
+    """NPRConv2d, BatchNorm2d, ReLU and a 3x3 max-pool with stride 2: (N, C, H, W) -> (N, O, H_pooled, W_pooled).
 
-    The first layers of the authors' network as one module, with the arguments of :class:`NPRConv2d` and
-    ``eps`` and ``momentum`` of the batch norm. Sub-modules are named ``conv`` and ``bn``.
+    These are the first layers of the authors' network as one module. The arguments are those of :class:`NPRConv2d`, and
+    ``eps`` and ``momentum`` of the batch norm. The sub-modules are named ``conv`` and ``bn``.
     """
 
     def __init__(
@@ -171,24 +178,29 @@ def replace_first_conv(
     edge: str = "trim",
     backend: str | None = None,
 ) -> nn.Module:
-    """Return a copy of ``model`` whose first ``nn.Conv2d`` is an :class:`NPRConv2d` of the same weights.
+    """Return a copy of ``model`` whose first ``nn.Conv2d`` is an :class:`NPRConv2d` with the same weights.
 
-    The network then sees NPR instead of pixels. The first one is that in registration order; all names under which the
-    model holds it lead to the new layer, which takes over parameters, buffers and hooks. Keywords as in
-    :class:`NPRConv2d`.
+    The network then sees NPR instead of pixels. The first layer is the one that was registered first. Every name under
+    which the model holds this layer then refers to the new layer, which takes over parameters, buffers and hooks.
 
-    Raises ValueError if there is no Conv2d, if the first one has what NPRConv2d lacks (groups, dilation, padding other
-    than zeros, a subclass's or its own forward method), or if the model refers to it other than as a sub-module.
+    Args:
+        model: Any network. It is not changed.
+        grid_size, anchor, scale, pixel_std, edge, backend: As in :class:`NPRConv2d`.
+
+    Raises:
+        ValueError: There is no Conv2d; or the first one has features that NPRConv2d lacks (groups, dilation, another
+            padding mode than zeros, a subclass, its own forward method); or the model cannot be copied, or refers to
+            the layer in another way than as a sub-module.
     """
     try:
         model = copy.deepcopy(model)
-    except RuntimeError as error:  # old weight_norm and spectral_norm keep a tensor that has a graph
+    except RuntimeError as error:  # the old weight_norm and spectral_norm keep a tensor with a graph
         raise ValueError(f"{type(model).__name__} cannot be copied: {error}") from error
     name, old = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), (None, None))
     if old is None:
         raise ValueError(f"{type(model).__name__} has no Conv2d to replace")
     described = f"the first Conv2d ({name or 'the model itself'})"
-    if type(old) is not nn.Conv2d:  # it may pad or rescale in a way of its own
+    if type(old) is not nn.Conv2d:  # a subclass may pad or rescale differently
         raise ValueError(f"{described} is a {type(old).__name__}, not a plain Conv2d")
     if "forward" in vars(old):
         raise ValueError(f"{described} has a forward method of its own")
@@ -201,7 +213,7 @@ def replace_first_conv(
         backend=backend, device="meta",
     )  # fmt: skip
     settings = {key: value for key, value in vars(new).items() if not key.startswith("_")}
-    vars(new).update(vars(old))  # parameters, buffers and hooks, and what a hook keeps as an attribute
+    vars(new).update(vars(old))  # parameters, buffers, hooks, and attributes that hooks use
     vars(new).update({key: value for key, value in settings.items() if key != "training"})
     if not name:
         return new
@@ -216,7 +228,7 @@ def replace_first_conv(
 
 
 def _holds(value: object, module: nn.Module) -> bool:
-    """Whether ``value`` is the module, or a collection or bound method that holds it."""
+    """Return whether ``value`` is the module, or a collection or bound method that holds it."""
     if isinstance(value, dict):
         return any(_holds(item, module) for item in value.values())
     if isinstance(value, list | tuple | set | frozenset):

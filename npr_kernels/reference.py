@@ -1,10 +1,10 @@
 """The specification: Neighbouring Pixel Relationships (NPR) in plain PyTorch.
 
-Tan et al., "Rethinking the Up-Sampling Operations in CNN-based Generative Network for Generalizable Deepfake
-Detection", CVPR 2024, section 3.3, equation 4. Every other backend is right when it agrees with these functions; they
-also serve as the ``eager`` backend, on any device, with every kind of automatic differentiation.
+Source: Tan et al., "Rethinking the Up-Sampling Operations in CNN-based Generative Network for Generalizable Deepfake
+Detection", CVPR 2024, section 3.3, equation 4. These functions define the correct results of all other backends. They
+are also the ``eager`` backend, for any device and every kind of automatic differentiation.
 
-Arguments are taken as valid here; :mod:`npr_kernels.functional` checks them.
+The functions do not check their arguments; :mod:`npr_kernels.functional` does.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ Anchor = int | str
 
 
 def trim(x: Tensor, grid_size: int) -> Tensor:
-    """Leave out the trailing rows and columns that fill no whole cell: (N, C, H, W) -> (N, C, H', W'), a view."""
+    """Return x (N, C, H, W) without the trailing rows and columns that fill no cell: (N, C, H', W'), a view."""
     height, width = x.shape[-2:]
     return x[..., : height - height % grid_size, : width - width % grid_size]
 
 
 def anchors(x: Tensor, grid_size: int, anchor: Anchor) -> Tensor:
-    """The value of each cell's anchor: (N, C, H, W) -> (N, C, H / grid_size, W / grid_size), floating point."""
+    """Return the value of each cell's anchor: (N, C, H, W) -> (N, C, H / grid_size, W / grid_size), floating point."""
     if anchor == "mean":
         return F.avg_pool2d(x, grid_size)
-    if anchor == "max":  # among equals the first in row-major order takes the gradient
+    if anchor == "max":  # the first of equal maxima in row-major order receives the gradient
         return F.max_pool2d(x, grid_size)
     row, column = divmod(anchor, grid_size)
     return x[..., row::grid_size, column::grid_size]
 
 
 def npr(x: Tensor, grid_size: int = 2, anchor: Anchor = 0, dtype: torch.dtype | None = None) -> Tensor:
-    """Every pixel minus its cell's anchor, per channel (equation 4).
+    """Return every pixel minus its cell's anchor, per channel (equation 4).
 
-    x: (N, C, H, W), uint8 or floating point. Returns (N, C, H', W'), H' and W' the largest multiples of grid_size in
-    H and W, in ``dtype`` (default: that of x, float32 for uint8).
+    x is (N, C, H, W), uint8 or floating point. The result is (N, C, H', W') in ``dtype`` (default: that of x, float32
+    for uint8). H' and W' are the largest multiples of grid_size up to H and W.
     """
     dtype = dtype or (x.dtype if x.is_floating_point() else torch.float32)
     x = trim(x, grid_size).to(dtype)
-    if x.shape[0] == 0:  # pooling and interpolation refuse empty batches on some versions
+    if x.shape[0] == 0:  # some versions of torch refuse to pool or interpolate empty batches
         return x.clone()
     return x - F.interpolate(anchors(x, grid_size, anchor), scale_factor=grid_size, mode="nearest")
 
@@ -60,19 +60,19 @@ def npr_conv2d(
     anchor: Anchor = 0,
     scale: Sequence[float] = (2 / 3,),
 ) -> Tensor:
-    """``conv2d(scale * npr(x), weight, bias, stride, padding)``; padding surrounds the NPR map with zeros.
+    """Return ``conv2d(scale * npr(x), weight, bias, stride, padding)``. Padding surrounds the NPR map with zeros.
 
-    x: (N, C, H, W) of weight's dtype, or uint8. weight: (O, C, KH, KW). scale: one factor, or one per channel.
-    Returns (N, O, H_out, W_out) in weight's dtype.
+    x is (N, C, H, W) in weight's dtype, or uint8. weight is (O, C, KH, KW). scale is one factor, or one per channel.
+    The result is (N, O, H_out, W_out) in weight's dtype.
     """
     if len(scale) == 1:
         factors = scale[0]
-    else:  # filled on x's device: a copy from the host would end the capture of a CUDA graph
+    else:  # created on x's device, because a copy from the host would end the capture of a CUDA graph
         factors = torch.cat([x.new_full((1,), factor, dtype=weight.dtype) for factor in scale]).view(1, -1, 1, 1)
     seen = npr(x, grid_size, anchor, weight.dtype) * factors
     if weight.shape[2:] == (1, 1):
-        # The same without a stride: with one, on AVX2, oneDNN's gradient to the weight of a channels_last image of few
-        # channels writes past its memory (github.com/uxlfoundation/oneDNN/issues/6035).
+        # The same convolution without a stride. With a stride, oneDNN's weight gradient writes past the end of its
+        # memory on AVX2, for channels_last images with few channels (github.com/uxlfoundation/oneDNN/issues/6035).
         (height, width), (vertical, horizontal) = padding, stride
         seen = F.pad(seen, (width, width, height, height))[:, :, ::vertical, ::horizontal]
         stride, padding = (1, 1), (0, 0)
@@ -89,10 +89,10 @@ def npr_stem(
     anchor: Anchor = 0,
     scale: Sequence[float] = (2 / 3,),
 ) -> Tensor:
-    """``max_pool2d(relu(npr_conv2d(...)), 3, stride=2, padding=1)``: the first layers of the authors' network.
+    """Return ``max_pool2d(relu(npr_conv2d(...)), 3, stride=2, padding=1)``: the first layers of the authors' network.
 
-    A batch norm in evaluation mode is folded into weight and bias (:func:`npr_kernels.fold_batch_norm`).
-    Returns (N, O, H_pooled, W_pooled) in weight's dtype.
+    A batch norm in evaluation mode must be folded into weight and bias (:func:`npr_kernels.fold_batch_norm`). The
+    result is (N, O, H_pooled, W_pooled) in weight's dtype.
     """
     y = F.relu(npr_conv2d(x, weight, bias, stride, padding, grid_size, anchor, scale))
     return F.max_pool2d(y, 3, stride=2, padding=1)
@@ -111,10 +111,10 @@ def npr_batch_norm_stem(
     *convolution,
     process_group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """``max_pool2d(relu(batch_norm(npr_conv2d(...))), 3, stride=2, padding=1)`` with the batch's own statistics.
+    """Return ``max_pool2d(relu(batch_norm(npr_conv2d(...))), 3, stride=2, padding=1)`` with the batch's statistics.
 
-    The statistics, which also move the running ones by ``momentum``, are those of all processes in ``process_group``.
-    Returns (N, O, H_pooled, W_pooled) in weight's dtype.
+    The statistics are those of all processes in ``process_group``. They also update the running statistics, by
+    ``momentum``. The result is (N, O, H_pooled, W_pooled) in weight's dtype.
     """
     y = npr_conv2d(x, weight, bias, *convolution)
     if process_group is None:
@@ -134,7 +134,7 @@ def npr_moments(
     scale: Sequence[float] = (2 / 3,),
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor]:
-    """The sums over all positions of the patches P that the convolution sees, (K,), and of P P^T, (K, K), in ``dtype``.
+    """Return sums over all positions of the convolution, in ``dtype``: of its patches P, (K,), and of P P^T, (K, K).
 
     K = C * KH * KW, in the order of ``weight.flatten(1)``.
     """
@@ -144,9 +144,10 @@ def npr_moments(
 
 
 def unpool(grad: Tensor, argmax: Tensor, size: tuple[int, int]) -> Tensor:
-    """The gradient at the stem's convolution output, (N, O, *size), from the pooled one and the maxima's positions.
+    """Return the gradient of the convolution's output, (N, O, *size), from that of the pooled output.
 
-    Windows overlap, so every position in the window is added on its own: deterministic on any device.
+    ``argmax`` has the position of the maximum in each window. Windows overlap, so the nine positions are added one
+    after another. This is deterministic on every device.
     """
     (n, channels), (height, width) = grad.shape[:2], grad.shape[2:]
     padded = grad.new_zeros((n, 2 * height + 1, 2 * width + 1, channels)).permute(0, 3, 1, 2)

@@ -1,10 +1,9 @@
-"""What is right: the tolerance rule, and the table of cases that every backend must get right.
+"""The tolerance rule, and the table of test cases for every backend.
 
-For tests, for benchmarks, and for the check of a kernel on the user's machine (:mod:`npr_kernels.backends.proof`).
+Tests, benchmarks and the self-test on the user's machine (:mod:`npr_kernels.backends.proof`) use both.
 
-A fast path is right when its largest error against float64 is no worse than twice that of eager PyTorch in the same
-dtype, plus one rounding of the result. In float64 there is nothing better to compare with, so a few roundings are
-allowed instead.
+A result is correct if its largest error against float64 is at most twice that of eager PyTorch in the same dtype, plus
+one rounding. For float64 results there is no better reference, so a few roundings are allowed.
 """
 
 from __future__ import annotations
@@ -22,10 +21,12 @@ from npr_kernels.backends.base import Convolution
 
 
 def error(result: Tensor, truth: Tensor) -> float:
-    """Largest absolute difference, relative to the largest magnitude of ``truth``; NaN and inf must agree in place.
+    """Return the largest absolute difference, relative to the largest magnitude of ``truth``.
+
+    It is infinite unless NaN and inf are at the same places in both.
 
     Raises:
-        AssertionError: the shapes differ.
+        AssertionError: The shapes differ.
     """
     result, truth = result.detach().double(), truth.detach().double()
     if result.shape != truth.shape:
@@ -40,16 +41,18 @@ def error(result: Tensor, truth: Tensor) -> float:
 
 
 def allowed(eager_error: float, dtype: torch.dtype) -> float:
-    """Largest error a result of ``dtype`` may have where eager PyTorch's, in that dtype, is ``eager_error``."""
+    """Return the largest allowed error of a result of ``dtype``, given eager PyTorch's error in that dtype."""
     roundings = 16 if dtype == torch.float64 else 1
     return 2 * eager_error + roundings * torch.finfo(dtype).eps
 
 
 def assert_close(result: Tensor, eager: Tensor, truth: Tensor) -> None:
-    """``result`` obeys the rule, ``eager`` being PyTorch's result in the same dtype and ``truth`` the float64 one.
+    """Require that ``result`` follows the tolerance rule.
+
+    ``eager`` is PyTorch's result in the same dtype, ``truth`` the float64 result.
 
     Raises:
-        AssertionError: it does not; the message gives its error and the limit.
+        AssertionError: The error is too large; the message has the error and the limit.
     """
     if result.dtype != eager.dtype:
         raise AssertionError(f"dtype {result.dtype} instead of {eager.dtype}")
@@ -59,9 +62,9 @@ def assert_close(result: Tensor, eager: Tensor, truth: Tensor) -> None:
 
 
 def pool_at(argmax: Tensor) -> Callable[[Tensor], Tensor]:
-    """ReLU and pooling as a function of the convolution's output, taking the values at the positions ``argmax``.
+    """Return ReLU and max-pool as a function of the convolution's output that takes the values at ``argmax``.
 
-    Among nearly equal values the choice of a maximum depends on rounding: gradients are compared for the choice made.
+    Which of nearly equal values is the maximum depends on rounding, so gradients are compared for a given choice.
     """
     positive = argmax != 9
     position = argmax.long().where(positive, 4)  # the middle of a window is never outside
@@ -82,7 +85,7 @@ LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded", "permuted", "off
 
 @dataclass(frozen=True)
 class Case:
-    """One call of npr_conv2d or npr_stem; ``dtype`` is the image's."""
+    """One call of npr_conv2d or npr_stem. ``dtype`` is that of the image."""
 
     grid_size: int = 2
     anchor: int | str = 0
@@ -96,7 +99,7 @@ class Case:
     padding: int | tuple[int, int] = 1
     bias: bool = True
     dtype: torch.dtype = torch.float32
-    weight_dtype: torch.dtype | None = None  # None: the image's, float32 for uint8
+    weight_dtype: torch.dtype | None = None  # None: the dtype of the image, or float32 for uint8
     layout: str = "channels_last"
 
     def __str__(self) -> str:
@@ -124,13 +127,13 @@ class Case:
 
     @property
     def convolution(self) -> Convolution:
-        """What the backends' operators take."""
+        """The convolution as the backends' operators take it."""
         stride, padding = arguments.pair("stride", self.stride, 1), arguments.pair("padding", self.padding, 0)
         scale = arguments.scale_factors(self.options["scale"], None, self.channels)
         return Convolution(stride, padding, self.grid_size, self.anchor, scale)
 
     def tensors(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
-        """(x, weight, bias), the same for every call and on every device."""
+        """Return (x, weight, bias), with the same values in every call and on every device."""
         generator = torch.Generator().manual_seed(0)
         shape = (self.batch, self.channels, self.height, self.width)
         x = _laid_out(shape, self.layout, self.dtype, generator)
@@ -141,12 +144,12 @@ class Case:
 
 
 def on(device: torch.device | str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors on ``device``; copies keep their strides, expanded ones too."""
+    """Return the tensors on ``device``. Copies keep their strides, also those of expanded tensors."""
 
     def moved(tensor: Tensor) -> Tensor:
         copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
         shape = [n if stride else 1 for n, stride in zip(tensor.shape, tensor.stride(), strict=True)]
-        once = copy.as_strided(shape, copy.stride())  # every element of an expanded tensor only once
+        once = copy.as_strided(shape, copy.stride())  # every element of an expanded tensor once
         once.copy_(tensor.as_strided(shape, tensor.stride(), tensor.storage_offset()))
         return copy
 
@@ -166,7 +169,7 @@ def _laid_out(shape: tuple, layout: str, dtype: torch.dtype, generator: torch.Ge
         return draw(n, h, w, c).permute(0, 3, 1, 2)
     if layout == "sliced":  # a crop of a larger channels_last image, every second row
         return draw(n, 2 * h + 3, w + 5, c)[:, 2 : 2 * h + 2 : 2, 3 : w + 3].permute(0, 3, 1, 2)
-    if layout == "offset":  # rows of whole words, the first pixel in the middle of one
+    if layout == "offset":  # rows of whole words; the first pixel is in the middle of a word
         return draw(n, h, -(-w // 4) * 4 + 4, c)[:, :, 1 : w + 1].permute(0, 3, 1, 2)
     if layout == "pitched":  # rows padded to whole words
         return draw(n, h, -(-w // 4) * 4 + 4, c)[:, :, :w].permute(0, 3, 1, 2)
@@ -188,7 +191,7 @@ def _table() -> list[Case]:
     cases += [Case(dtype=torch.uint8, weight_dtype=d, out_channels=64) for d in IMAGE_DTYPES[1:]]
     cases += [Case(dtype=d, layout="pitched", width=w) for d in (torch.uint8, torch.float32) for w in (13, 14, 19)]
     cases += [replace(DEFAULT, batch=0, dtype=d) for d in IMAGE_DTYPES]
-    low = {"dtype": torch.uint8, "weight_dtype": torch.bfloat16}  # products in bfloat16, where the processor has them
+    low = {"dtype": torch.uint8, "weight_dtype": torch.bfloat16}  # products in bfloat16, if the processor has them
     cases += [Case(grid_size=g, anchor=a, height=13, width=17, **low) for g, a in GRIDS]
     for dtypes in ({"dtype": torch.uint8}, low, {"dtype": torch.float32}, {"dtype": torch.bfloat16}):
         cases += [Case(**dtypes, height=h, width=w) for h, w in ((2, 2), (2, 9), (3, 2), (5, 5), (6, 7), (33, 66))]
@@ -196,7 +199,7 @@ def _table() -> list[Case]:
         cases += [Case(**dtypes, channels=c, layout=layout) for c in (1, 2, 4, 7) for layout in LAYOUTS[:2]]
         for kernel, stride, padding in (
             ((1, 1), 1, 0),
-            ((1, 1), 2, 0),  # with the paper's anchor every tap sees the anchor: the result is the bias
+            ((1, 1), 2, 0),  # with the paper's anchor, every tap sees the anchor, so the result is the bias
             ((2, 2), 2, 0),
             ((3, 3), 1, 1),
             ((3, 3), 2, 0),

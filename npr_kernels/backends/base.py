@@ -1,4 +1,4 @@
-"""What a backend is: the calls that it may be asked to serve, and the operators that it then provides."""
+"""The interface of a backend: the description of a call, and the operators that a backend provides."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from npr_kernels.reference import Anchor
 
 
 class Convolution(NamedTuple):
-    """How a convolution slides over the NPR map, in normal form: pairs are (height, width).
+    """The options of a convolution of the NPR map. Pairs are (height, width).
 
-    The defaults leave the NPR map as it is: that is the operator ``npr``.
+    The defaults describe the operator ``npr``, which leaves the NPR map as it is.
     """
 
     stride: tuple[int, int] = (1, 1)
@@ -32,10 +32,17 @@ class Convolution(NamedTuple):
 
 @dataclass(frozen=True)
 class Call:
-    """A call without its tensors' sizes: all that decides whether a backend can serve it.
+    """Everything that decides whether a backend can serve a call. The sizes of images do not.
 
-    ``operator``: npr, npr_conv2d, npr_stem or npr_batch_norm_stem. ``dtype``: the weight's, in which the call computes.
-    ``weight_shape``: (O, C, KH, KW), or None where there is no weight, or any would do.
+    Attributes:
+        operator: "npr", "npr_conv2d", "npr_stem" or "npr_batch_norm_stem".
+        device, x_dtype: Those of the image.
+        dtype: That of the weight, in which the call computes.
+        convolution: Stride, padding, cells and scale.
+        weight_shape: (O, C, KH, KW); None without a weight, or if every shape counts as served.
+        channels_last: Memory format of the image.
+        image_gradient, parameter_gradients: Whether a backward pass to the image, or to the parameters, may follow.
+        forward_mode: Whether an input has a tangent of forward-mode differentiation.
     """
 
     operator: str
@@ -44,10 +51,10 @@ class Call:
     dtype: torch.dtype
     convolution: Convolution
     weight_shape: tuple[int, int, int, int] | None = None
-    channels_last: bool = True  # memory format of x
-    image_gradient: bool = False  # whether a backward to the image may follow
-    parameter_gradients: bool = False  # whether one to the parameters may follow
-    forward_mode: bool = False  # whether an input carries a tangent of forward-mode differentiation
+    channels_last: bool = True
+    image_gradient: bool = False
+    parameter_gradients: bool = False
+    forward_mode: bool = False
 
     @classmethod
     def of(
@@ -59,7 +66,7 @@ class Call:
         weight: Tensor | None = None,
         *parameters: Tensor | None,
     ) -> Call:
-        """Describe the call ``operator`` on these tensors."""
+        """Describe a call of ``operator`` with these tensors."""
         recorded, tensors = torch.is_grad_enabled(), (weight, *parameters)
         return cls(
             operator, x.device, x.dtype, dtype, convolution,
@@ -76,11 +83,11 @@ def _has_tangent(tensor: Tensor) -> bool:
 
 
 class StemBackend(Protocol):
-    """Serves the stem (NPR, convolution, bias, ReLU and 3x3/2 max-pool) in one pass, and what its training needs.
+    """Serves the stem (NPR, convolution, bias, ReLU and a 3x3 max-pool with stride 2) and its training.
 
-    The module of a backend has these names as functions. Arguments are checked and in normal form: ``x`` (N, C, H, W),
-    ``weight`` (O, C, KH, KW), ``bias`` (O,) or None. The operators record no gradients, as :mod:`npr_kernels.autograd`
-    does, unless DIFFERENTIABLE says that PyTorch differentiates them as they are.
+    The module of a backend has functions with these names. Their arguments are checked and normalised: ``x`` (N, C, H,
+    W), ``weight`` (O, C, KH, KW), ``bias`` (O,) or None. DIFFERENTIABLE says whether PyTorch can differentiate the
+    operators by itself. If not, :mod:`npr_kernels.autograd` makes them differentiable.
     """
 
     DIFFERENTIABLE: bool
@@ -94,15 +101,18 @@ class StemBackend(Protocol):
     def npr_stem_argmax(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution
     ) -> tuple[Tensor, Tensor]:
-        """Return the pooled values, and each maximum's place in its 3x3 window: 0 .. 8, 9 if it is not positive."""
+        """Return the pooled values and the positions of the maxima in their 3x3 windows.
+
+        A position is 0 .. 8, row by row, or 9 if the maximum is not positive.
+        """
 
     def npr_stem_grad_weight(
         self, grad: Tensor, argmax: Tensor, x: Tensor, kernel: tuple[int, int], convolution: Convolution
     ) -> tuple[Tensor, Tensor]:
-        """Return the stem's gradients to the weight and to the bias, in float32, or float64 for float64 inputs."""
+        """Return the gradients of the stem's weight and bias, in float32, or float64 for float64 inputs."""
 
     def npr_moments(self, x: Tensor, kernel: tuple[int, int], convolution: Convolution) -> tuple[Tensor, Tensor]:
-        """Return the sums of the patches P that the convolution sees and of P P^T: (K,) and (K, K), float64.
+        """Return the sums over all positions of the convolution's patches P and of P P^T: (K,) and (K, K), float64.
 
         K = C * KH * KW, in the order of ``weight.flatten(1)``.
         """
@@ -115,13 +125,13 @@ class Backend(StemBackend, Protocol):
         """Return the NPR map, (N, C, H', W') of the trimmed size."""
 
     def npr_backward(self, grad: Tensor, x: Tensor, grid_size: int, anchor: Anchor) -> Tensor:
-        """Return the gradient to the image, of x's shape and dtype, from that to the NPR map."""
+        """Return the gradient of the image, in x's shape and dtype, from the gradient of the NPR map."""
 
     def npr_conv2d(self, x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
         """Return the convolution of the NPR map, (N, O, OH, OW) in weight's dtype and x's memory format."""
 
     def npr_conv2d_grad_weight(self, grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolution) -> Tensor:
-        """Return the gradient to the weight, of weight's shape and dtype."""
+        """Return the gradient of the weight, in its shape and dtype."""
 
     def npr_conv2d_grad_input(self, grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolution) -> Tensor:
-        """Return the gradient to the image, of x's shape and dtype."""
+        """Return the gradient of the image, in its shape and dtype."""

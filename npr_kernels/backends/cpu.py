@@ -1,4 +1,4 @@
-"""The `cpu` backend: the vectorised C++ kernels under csrc/cpu."""
+"""The `cpu` backend: the vectorised C++ kernels of csrc/cpu."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ def _code(anchor: Anchor) -> int:
 
 
 def _coded(convolution: Convolution) -> tuple:
-    """What the compiled operators take of it, in their order."""
+    """Return the arguments of the compiled operators, in their order."""
     return tuple(convolution._replace(anchor=_code(convolution.anchor)))
 
 
 def _computed(parameter: Tensor | None) -> Tensor | None:
-    """The kernels take parameters in the type they compute in: float64 for float64, float32 for the rest."""
+    """Return a parameter in the type in which the kernels compute: float64 for float64, else float32."""
     if parameter is None:
         return None
     return parameter.to(torch.float64 if parameter.dtype == torch.float64 else torch.float32).contiguous()

@@ -1,6 +1,6 @@
-"""The `cuda` backend: the CUDA C++ kernels under csrc/cuda, for the stem in the network's own geometry.
+"""The `cuda` backend: the CUDA C++ kernels of csrc/cuda, for the stem with the geometry of the authors' network.
 
-Only the stem and what trains it; the map and the convolution as such are for the other backends.
+It serves only the stem and its training. Other backends serve the NPR map and the convolution alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOST_CHANNELS = 128
 
 
 def _missing() -> str | None:
-    """Why there are no CUDA kernels in the extension, None if there are."""
+    """Return why the extension has no CUDA kernels, or None if it has them."""
     if extension.FAILURE:
         return extension.FAILURE
     if torch._C._dispatch_has_kernel_for_dispatch_key("npr_kernels::npr_stem", "CUDA"):
@@ -29,8 +29,8 @@ def _missing() -> str | None:
     return f"the compiled extension has no CUDA kernels: {info.get('cuda') or 'it was built without them'}"
 
 
-MISSING = _missing()  # found once: a graph that is traced may not ask
-ARCHITECTURES = (extension.build_info() or {}).get("CUDA architectures", "")  # by setup.py: "8.0;9.0a;10.0+PTX"
+MISSING = _missing()  # computed at import, because torch.compile cannot trace this function
+ARCHITECTURES = (extension.build_info() or {}).get("CUDA architectures", "")  # from setup.py, e.g. "8.0;9.0a;10.0+PTX"
 
 
 def refusal(call: Call) -> str | None:
@@ -69,7 +69,7 @@ def refusal(call: Call) -> str | None:
 
 @devices.constant
 def _unbuilt(device: torch.device) -> str | None:
-    """Why ``device`` cannot run the extension's code, None if it can."""
+    """Return why ``device`` cannot run the extension's code, or None if it can."""
     capability = devices.capability(device)
     if runs_on(capability, ARCHITECTURES):
         return None
@@ -78,10 +78,11 @@ def _unbuilt(device: torch.device) -> str | None:
 
 
 def runs_on(capability: tuple[int, int], architectures: str) -> bool:
-    """Whether a GPU of ``capability`` runs code for one of ``architectures``, in the form of TORCH_CUDA_ARCH_LIST.
+    """Return whether a GPU of ``capability`` runs code for one of ``architectures`` (as in TORCH_CUDA_ARCH_LIST).
 
-    Machine code runs on its own and later minor versions, with the suffix f as well, with a on its own version alone;
-    PTX on all later versions. Names of architectures are taken to fit: torch knows them, and a launch will tell.
+    Machine code runs on its own version and on later minor versions, also with the suffix f. With the suffix a, it runs
+    on its own version only. PTX runs on all later versions. Architectures with a name count as suitable, because torch
+    knows the names and a launch would fail otherwise.
     """
     for architecture in re.split(r"[;\s]+", architectures):
         match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", architecture)

@@ -1,6 +1,6 @@
-"""The `eager` backend: plain PyTorch on any device. It serves everything, and PyTorch differentiates it in every way.
+"""The `eager` backend: plain PyTorch on any device. It serves every call and every kind of differentiation.
 
-The operators are those of :mod:`npr_kernels.reference`; the gradients are what autograd makes of them.
+The operators are those of :mod:`npr_kernels.reference`. Autograd computes their gradients.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DIFFERENTIABLE = True
 
 
 def refusal(call: Call) -> str | None:
-    """Return None: the reference serves every call that passes the argument checks."""
+    """Return None, because the reference serves every call with valid arguments."""
     return None
 
 
@@ -70,5 +70,5 @@ def npr_moments(x: Tensor, kernel: tuple[int, int], convolution: Convolution) ->
 
 
 def _gradient(function: Callable[[Tensor], Tensor], at: Tensor, grad: Tensor) -> Tensor:
-    """Return the gradient to ``at``, differentiable again to all that ``function`` depends on."""
+    """Return the gradient of ``function`` in ``at``. It can be differentiated again."""
     return torch.func.vjp(function, at)[1](grad)[0]

@@ -1,14 +1,14 @@
-"""A kernel proves itself on the user's machine before the automatic choice takes it.
+"""The self-test of GPU backends on the user's machine, before the automatic choice uses them.
 
-The first automatic use of a GPU backend compares a small case with the reference, by the rule of
-:mod:`npr_kernels.testing`: the same operator, dtypes, geometry, scale and memory format on the same device, with the
-gradients that the call may need. It takes some milliseconds once the kernels are compiled, and compiles those that the
-call needs anyway. The verdict holds for the process. A backend that differs, or whose launch fails, is logged once, and
-the next backend serves such calls.
+The first automatic use of a GPU backend runs a small case and compares it with the reference, by the rule of
+:mod:`npr_kernels.testing`. The case has the operator, dtypes, geometry, scale and memory format of the call, runs on
+the same device, and includes the gradients that the call may need. It takes some milliseconds after compilation, and
+compiles only kernels that the call needs anyway. The result holds for the process. If a backend differs or fails to
+launch, this is logged once, and the next backend serves such calls.
 
-Not compared are explicit choices, calls while a CUDA graph is captured (the check would end the capture; the next call
-outside of one is checked), and any call if NPR_KERNELS_SELF_TEST is 0. While torch.compile or torch.export traces,
-sizes may be symbols, so the geometry of the authors' network is checked instead of the call's.
+There is no test for explicit choices, while a CUDA graph is captured (the test would end the capture; the next call
+outside of a capture is tested), and if NPR_KERNELS_SELF_TEST is 0. While torch.compile or torch.export traces, sizes
+may be symbols, so the geometry of the authors' network is tested instead of that of the call.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from npr_kernels.backends.base import Call, Convolution, StemBackend
 from npr_kernels.testing import Case, allowed, error, on, pool_at
 
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_SELF_TEST"
-PROVED = {"cuda": cuda, "triton": triton}  # not cpu: its kernels depend on no driver, tests prove them
+PROVED = {"cuda": cuda, "triton": triton}  # not cpu, because its kernels depend on no driver
 
-NETWORK = Convolution((2, 2), (1, 1), scale=(2 / 3,))  # with a weight of NETWORK_SHAPE: the authors' network
+NETWORK = Convolution((2, 2), (1, 1), scale=(2 / 3,))  # with NETWORK_SHAPE, that of the authors' network
 NETWORK_SHAPE = (64, 3, 3, 3)
-# Rows and columns of the convolution's result. The CUDA C++ kernels take other ways through strips of whole warpgroups,
-# through several strips, and where a block goes through many rows: there are more than the largest GPU has blocks.
+# Rows and columns of the convolution's result. The CUDA C++ kernels run different code for strips of whole warpgroups,
+# for several strips, and if a block computes many rows, which needs more rows than the largest GPU has blocks.
 SIZES = {"cuda": ((12, 128), (4, 144), (1100, 8))}
-SIZE = 12, 76  # of the others: several tiles and rows
-SLACK = 4  # times the rule's limit: sums in another order must not be refused by chance
-MOST_CHANNELS = 128  # of the result; more would take longer on the CPU and be computed by the same program
+SIZE = 12, 76  # for other backends: several tiles and rows
+SLACK = 4  # factor on the rule's limit, so that another order of sums does not fail by chance
+MOST_CHANNELS = 128  # channels of the result; more would take longer on the CPU and run the same program
 
 _logger = logging.getLogger("npr_kernels")
 _verdicts: dict[tuple[str, Call], str | None] = {}
@@ -49,7 +49,7 @@ _lock = threading.Lock()
 
 
 def failure(name: str, call: Call) -> str | None:
-    """What backend ``name`` got wrong on a small case of ``call``; None if nothing, or if it may not be tried now."""
+    """Return how backend ``name`` fails a small case of ``call``; None if it passes or must not be tested now."""
     if name not in PROVED:
         return None
     if torch.compiler.is_compiling():
@@ -76,7 +76,7 @@ def _failure(name: str, call: Call) -> str | None:
         if key not in _verdicts:
             try:
                 _verdicts[key] = _isolated(call.device, lambda: _difference(name, call))
-            except RuntimeError:  # the memory is full, or the process is ending: the next call tries again
+            except RuntimeError:  # out of memory, or the process is ending; the next call tries again
                 return None
             if _verdicts[key]:
                 _log(name, call, _verdicts[key])
@@ -84,7 +84,7 @@ def _failure(name: str, call: Call) -> str | None:
 
 
 def _without_scale(call: Call) -> Call:
-    """The same for every scale with as many factors: kernels do not depend on their values."""
+    """Return the call without the values of its scale, because kernels depend only on their number."""
     return replace(call, convolution=call.convolution._replace(scale=(1.0,) * len(call.convolution.scale)))
 
 
@@ -96,15 +96,15 @@ def _is_capturing(device: torch.device) -> bool:
 
 
 def _isolated(device: torch.device, work: Callable[[], str | None]) -> str | None:
-    """``work()`` on ``device`` and its current stream, in a thread of its own.
+    """Run ``work()`` on ``device`` and its current stream, in a separate thread.
 
-    A new thread has torch's defaults: gradients are recorded, and neither autocast, inference mode, a default device
-    nor anything else of the caller reaches the operators.
+    A new thread has torch's defaults. Gradients are recorded, and the caller's autocast, inference mode and default
+    device have no effect.
     """
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
     def on_stream() -> str | None:
-        with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():  # it sets the device, too
+        with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():  # this also sets the device
             return work()
 
     with ThreadPoolExecutor(1) as pool:
@@ -122,7 +122,7 @@ def _log(name: str, call: Call, difference: str) -> None:
 
 
 def _difference(name: str, call: Call) -> str | None:
-    """What the backend gets wrong first, None if nothing."""
+    """Return the first error of the backend, or None."""
     try:
         for size in SIZES.get(name, (SIZE,)):
             for function, error_, limit in _errors(PROVED[name], call, size):
@@ -130,13 +130,13 @@ def _difference(name: str, call: Call) -> str | None:
                     return f"on a small case {function} has error {error_:.3g}, at most {SLACK * limit:.3g} is allowed"
     except torch.OutOfMemoryError:
         raise
-    except Exception as exception:  # whatever a compiler, a driver or a wrong shape may raise
+    except Exception as exception:  # any error of a compiler or a driver, or a wrong shape
         return f"a small case failed: {type(exception).__name__}: {(str(exception).strip() or '-').splitlines()[0]}"
     return None
 
 
 def _errors(backend: StemBackend, call: Call, size: tuple[int, int]) -> Iterator[tuple[str, float, float]]:
-    """(function, its error, the largest allowed one) of every function of ``backend`` that the call may need."""
+    """Yield name, error and largest allowed error of every function of ``backend`` that the call may need."""
     case, convolution = _small_case(call, size)
     tensors = case.tensors()
     exact = [t if t is None or t.dtype == torch.uint8 else t.double() for t in tensors]
@@ -150,7 +150,7 @@ def _errors(backend: StemBackend, call: Call, size: tuple[int, int]) -> Iterator
 
 
 def _small_case(call: Call, size: tuple[int, int]) -> tuple[Case, Convolution]:
-    """The case whose convolution gives ``size`` (rows, columns), and the convolution itself."""
+    """Return a case whose convolution has a result of ``size`` (rows, columns), and the convolution."""
     out_channels, channels, *kernel = call.weight_shape or NETWORK_SHAPE
     convolution = (
         call.convolution
@@ -178,7 +178,7 @@ def _compared(function: str, result: Tensor, eager: Tensor, truth: Tensor) -> tu
 
 
 def _gradient(function: Callable, tensors, index: int, grad: Tensor) -> Tensor:
-    """The gradient of ``function(*tensors)`` to its tensor number ``index``."""
+    """Return the gradient of ``function(*tensors)`` in ``tensors[index]``."""
     tensors = list(tensors)
     tensors[index] = tensors[index].detach().requires_grad_()
     out = function(*tensors)
@@ -186,7 +186,7 @@ def _gradient(function: Callable, tensors, index: int, grad: Tensor) -> Tensor:
 
 
 def _random_gradient(like: Tensor) -> Tensor:
-    """Of the dtype and memory format of ``like``, on the CPU."""
+    """Return random numbers with the dtype and memory format of ``like``, on the CPU."""
     grad = torch.randn(like.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return torch.empty_like(like, device="cpu").copy_(grad)
 
@@ -243,7 +243,7 @@ def _stem_errors(backend: StemBackend, call: Call, convolution: Convolution, pla
         def forward(*tensors: Tensor) -> Tensor:
             return pool(reference.npr_conv2d(*tensors, *convolution))
 
-        for index, gradient in enumerate(gradients, start=1):  # to the weight, to the bias
+        for index, gradient in enumerate(gradients, start=1):  # of the weight, then of the bias
             eager, truth = (_gradient(forward, t, index, grad) for t in (tensors, exact))
             yield _compared("npr_stem_grad_weight", gradient.to(eager.dtype), eager, truth)
 

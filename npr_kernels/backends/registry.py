@@ -1,8 +1,8 @@
-"""Which backend serves a call: an argument, then the context manager, then the environment, then automatic choice.
+"""Chooses the backend for a call: by an argument, else the context manager, else the environment, else automatically.
 
-An explicit choice never falls back: what it cannot serve is a :class:`BackendError` with the reason. The automatic
-choice takes the first of ``ORDER`` that can, and that gets a small case right (:mod:`npr_kernels.backends.proof`); when
-only ``eager`` does, that is logged once for each set of reasons.
+An explicit choice never falls back. If it cannot serve the call, a :class:`BackendError` gives the reason. The
+automatic choice is the first backend in ``ORDER`` that can serve the call and passes its self-test
+(:mod:`npr_kernels.backends.proof`). If this is ``eager``, the reasons against the others are logged once.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ ORDER = ("cuda", "triton", "cpu", "eager")
 _BACKENDS: dict[str, Backend] = {"cuda": cuda, "triton": triton, "cpu": cpu, "eager": eager}
 _logger = logging.getLogger("npr_kernels")
 _logged: set[str] = set()
-_context = threading.local()  # of each thread: what use_backend asked for
+_context = threading.local()  # the choice of use_backend, for each thread
 
 
 class BackendError(RuntimeError):
-    """The backend asked for does not exist or cannot serve the call."""
+    """The requested backend does not exist or cannot serve the call."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """``chosen`` serves the call because of ``source``; ``reasons`` maps every backend to why it does not, or None.
+    """Which backend serves a call, and why the others do not.
 
-    ``chosen`` is None where an explicit choice cannot serve: the call itself would raise BackendError.
+    Attributes:
+        chosen: Name of the backend; None if an explicit choice cannot serve the call, which then raises BackendError.
+        source: What made the choice, in words.
+        reasons: For every backend the reason why it cannot serve the call, or None if it can.
     """
 
     chosen: str | None
@@ -50,10 +53,10 @@ class Explanation:
 
 
 def available_backends() -> dict[str, str | None]:
-    """Every backend, in the order of automatic choice, and why it is not available here (None: it is).
+    """Return for every backend why it is not available here, or None if it is, in the order of automatic choice.
 
-    Judged for a plain float32 image on the kind of device that the backend is made for, and an operator that it has;
-    :func:`npr_kernels.which_backend` judges for a call.
+    The answer is for a float32 image on the kind of device that the backend is for, and for an operator that it has.
+    :func:`npr_kernels.which_backend` answers for a given call.
     """
     call = Call("npr_conv2d", torch.device("cpu"), torch.float32, torch.float32, Convolution())
     calls = {
@@ -65,7 +68,7 @@ def available_backends() -> dict[str, str | None]:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within the block every call without a ``backend`` argument uses ``name``, or fails with its reason."""
+    """Make every call in the block without a ``backend`` argument use this backend, or fail with the reason."""
     get(name)
     before = getattr(_context, "name", None)
     _context.name = name
@@ -76,14 +79,14 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def get(name: str) -> Backend:
-    """Return the module of a backend. Raises BackendError if there is none of that name."""
+    """Return the module of a backend. Raises BackendError if there is no backend of this name."""
     if name not in _BACKENDS:
         raise BackendError(f"there is no backend {name!r}; there are {', '.join(ORDER)}")
     return _BACKENDS[name]
 
 
 def select(call: Call, argument: str | None = None) -> str:
-    """Name of the backend that serves ``call``. Raises BackendError if an explicit choice cannot."""
+    """Return the name of the backend that serves ``call``. Raises BackendError if an explicit choice cannot."""
     name, source = _explicit(argument)
     if name is not None:
         reason = get(name).refusal(call)
@@ -101,7 +104,7 @@ def select(call: Call, argument: str | None = None) -> str:
 
 
 def which_backend(call: Call) -> Explanation:
-    """As :func:`select`, with the reasons of all backends."""
+    """Return what :func:`select` chooses, with the reasons of all backends."""
     try:
         chosen = select(call)
     except BackendError:
@@ -110,7 +113,7 @@ def which_backend(call: Call) -> Explanation:
 
 
 def _explicit(argument: str | None) -> tuple[str | None, str]:
-    """The backend asked for, if any, and by what."""
+    """Return the explicitly chosen backend, if any, and what chose it."""
     if argument is not None:
         return argument, "the backend argument"
     name = getattr(_context, "name", None)
@@ -121,7 +124,7 @@ def _explicit(argument: str | None) -> tuple[str | None, str]:
 
 
 def _reason(name: str, call: Call) -> str | None:
-    """Why the automatic choice passes a backend over, None if it does not."""
+    """Return why the automatic choice skips a backend, or None if it does not."""
     return _BACKENDS[name].refusal(call) or proof.failure(name, call)
 
 

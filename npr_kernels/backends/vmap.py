@@ -1,4 +1,4 @@
-"""How ``torch.func.vmap`` maps the operators: in one call where only images are mapped, else one by one."""
+"""Rules for ``torch.func.vmap``: one call of the operator if only images are mapped, else one call per item."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def register(operator: torch._ops.OpOverload, library: torch.library.Library | N
     results_are_batches = operator._schema.name.partition("::")[2] not in SUMMED
 
     def rule(info, in_dims, *args):
-        in_dims = [dim if isinstance(dim, int) else None for dim in in_dims]  # of a list argument it is a list of None
+        in_dims = [dim if isinstance(dim, int) else None for dim in in_dims]  # list arguments have a list of None
         mapped = {name for name, dim in zip(names, in_dims, strict=True) if dim is not None}
         args = [arg if dim is None else arg.movedim(dim, 0) for arg, dim in zip(args, in_dims, strict=True)]
         if results_are_batches and mapped <= IMAGES:
@@ -35,7 +35,7 @@ def register(operator: torch._ops.OpOverload, library: torch.library.Library | N
 
 
 def _joined(names: list[str], args: list, mapped: Collection[str], size: int) -> list:
-    """The arguments with images of all mapped calls in one batch; those that are not mapped are repeated."""
+    """Return the arguments with the images of all mapped calls in one batch; unmapped images are repeated."""
     return [
         (arg if name in mapped else arg.expand(size, *arg.shape)).flatten(0, 1) if name in IMAGES else arg
         for name, arg in zip(names, args, strict=True)
