@@ -148,7 +148,7 @@ def run(blocks: list[FusedBottleneck | QuantisedBottleneck], x: Tensor, averaged
     factors = [factor for block in blocks for factor in (block.factor1, block.factor2, block.factor3, block.factor4)]
     x = x.contiguous(memory_format=torch.channels_last)
     strides = [block.stride for block in blocks]
-    return torch.ops.npr_kernels.trunk.cpu_bottlenecks(x, weights, biases, factors, strides, averaged)
+    return torch.ops.npr_kernels.bottlenecks(x, weights, biases, factors, strides, averaged)
 
 
 def _check_served(dtype: torch.dtype, conv1: Folded) -> None:

@@ -1,8 +1,8 @@
-"""The `triton` backend: kernels for CUDA devices, written in Triton and compiled when they are first used.
+"""The `triton` backend: kernels for CUDA devices, written in Triton and compiled at their first use.
 
 Importing this package imports neither Triton nor a kernel; the first call does. With TRITON_INTERPRET=1 in the
-environment Triton runs kernels on the CPU, operation by operation, and this backend serves CPU tensors instead of CUDA
-ones: slow, and a proof that they are right where there is no GPU.
+environment, Triton's interpreter runs the kernels on the CPU, and this backend serves CPU tensors instead of CUDA
+tensors. That is slow, but it tests the kernels without a GPU.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def npr_stem_grad_weight(
 
 
 def _operators():
-    """torch's operators of this backend; the first call imports Triton and the kernels."""
+    """Return torch's namespace of this backend's operators. The first call imports Triton and the kernels."""
     from npr_kernels.backends.triton import operators  # noqa: F401
 
     return torch.ops.npr_kernels_triton
@@ -92,7 +92,7 @@ def _code(anchor: Anchor) -> int:
 
 
 def _coded(convolution: Convolution) -> tuple:
-    """What the operators take of it, in their order."""
+    """Return the arguments of the operators, in their order."""
     return tuple(convolution._replace(anchor=_code(convolution.anchor)))
 
 

@@ -1,9 +1,10 @@
 """npr_conv2d: NPR and the convolution in one pass over the image.
 
-Memory bound: a 256x256 image in uint8 is 192 KiB in, and 64 channels at 128x128 in bfloat16 are 2 MiB out, so the time
-is the output's (0.7 us at 3 TB/s; 1.4 us in float32). Operations: 2 * 64 * 32 * 128 * 128 = 67 MFLOP an image on tensor
-cores, 0.1 us; float32 takes three times as many from uint8 images and six times from float32 ones. Neighbouring tiles
-share a halo of one cell, which L1 and L2 serve: tiles of one image row follow one another.
+Memory limits the speed. A 256x256 image in uint8 has 192 KiB, and the result, 64 channels of 128x128 in bfloat16, has 2
+MiB. Writing the result takes 0.7 us at 3 TB/s, or 1.4 us in float32. The 2 * 64 * 32 * 128 * 128 = 67 MFLOP per image
+take 0.1 us on tensor cores. float32 results need three times as many for uint8 images and six times for float32 images.
+Neighbouring tiles share a border of one cell, which comes from the L1 and L2 caches, because tiles of one image row run
+one after another.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from npr_kernels.backends.triton.specialisation import (
     trimmed,
 )
 
-# One thread a position (fewer share their loads, more repeat them), and as many channels as registers hold.
+# One thread per position (fewer threads would load more each, more threads would repeat loads), and as many channels as
+# fit into registers.
 CONVOLUTION_TILE = Tile(128, 64, 4)
 PLAIN_TILE = Tile(64, 32, 2)  # without tensor cores
 
@@ -45,7 +47,7 @@ PLAIN_TILE = Tile(64, 32, 2)  # without tensor cores
 def npr_conv2d_kernel(
     x,  # (N, C, H, W), any strides
     weight,  # (O, K), contiguous
-    bias,  # (O,), any tensor where there is none
+    bias,  # (O,), any tensor without HAS_BIAS
     out,  # (N, O, OH, OW), dense
     stride_n,
     stride_c,
@@ -58,17 +60,17 @@ def npr_conv2d_kernel(
     out_channels,
     GEOMETRY: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,  # how out lies in memory
-    T: tl.constexpr,  # of sums
-    PATCH: tl.constexpr,  # of patches in products
-    FACTOR: tl.constexpr,  # of what they are multiplied with
+    CHANNELS_LAST: tl.constexpr,  # memory format of out
+    T: tl.constexpr,  # type of sums
+    PATCH: tl.constexpr,  # type of patches in products
+    FACTOR: tl.constexpr,  # type of weights in products
     SPLIT: tl.constexpr,
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """A tile of positions (pairs of columns in the paper's case) times a block of output channels."""
+    """Compute a tile of positions (pairs of columns in the paper's case) and a block of output channels."""
     outputs = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     if HAS_BIAS:
         offset = tl.load(bias + outputs, mask=outputs < out_channels, other=0.0).to(T)

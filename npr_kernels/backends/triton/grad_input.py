@@ -1,8 +1,9 @@
-"""The gradient of npr_conv2d to the NPR map, a transposed convolution; npr_backward takes it on to the image.
+"""npr_conv2d_grad_input: the gradient of npr_conv2d in the image.
 
-A program has pixels of one residue class modulo the stride: they see the same taps of the kernel, and no tap is
-computed that falls between output positions. Bound by memory: the output's gradient (2 MiB in bfloat16 for 64 channels
-of a 256x256 image), the map in float32 written once and read once (1.5 MiB).
+A transposed convolution gives the gradient in the NPR map, and npr_backward continues to the image. A program has
+pixels of one residue class modulo the stride. They see the same taps of the kernel, so no tap is computed that falls
+between output positions. Memory limits the speed: the gradient of the output has 2 MiB (bfloat16, 64 channels, a
+256x256 image), and the float32 map is written and read once (1.5 MiB).
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def npr_conv2d_grad_map_kernel(
     residue_x = tl.program_id(1) % STRIDE_WIDTH + GEOMETRY.padding_width
     total = tl.zeros((BLOCK_Y * BLOCK_X, BLOCK_C), T)
     for ky in range(residue_y % STRIDE_HEIGHT, KERNEL_HEIGHT, STRIDE_HEIGHT):
-        y = rows + (residue_y - ky) // STRIDE_HEIGHT  # exact; negative numbers too
+        y = rows + (residue_y - ky) // STRIDE_HEIGHT  # an exact division, also for negative numbers
         for kx in range(residue_x % STRIDE_WIDTH, KERNEL_WIDTH, STRIDE_WIDTH):
             x = columns + (residue_x - kx) // STRIDE_WIDTH
             inside = (y >= 0) & (y < out_height) & (x >= 0) & (x < out_width)

@@ -1,8 +1,7 @@
-"""The operators of the `triton` backend, as torch.library operators: schemas, results without data (fakes), launches.
+"""Registers the operators of the `triton` backend with torch.library.
 
-As operators of torch's dispatcher they appear as one node in graphs of torch.compile and torch.export. Each
-kernel's file defines its operators with two functions: one makes the results, which is all that a fake needs, and one
-fills them.
+So each operator is one node in graphs of torch.compile and torch.export. A file with kernels defines its operators with
+two functions. The first creates the empty results; tracing without data needs only this one. The second fills them.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ import torch
 from npr_kernels.backends import vmap
 from npr_kernels.backends.triton.launch import INTERPRETED
 
-CONVOLUTION = "int[] stride, int[] padding, int grid_size, int anchor, float[] scale"  # of schemas
-implementations: dict[str, Callable] = {}  # by the operator's name; torch's dispatcher calls them
+CONVOLUTION = "int[] stride, int[] padding, int grid_size, int anchor, float[] scale"  # part of schemas
+implementations: dict[str, Callable] = {}  # by the name of the operator; torch's dispatcher calls them
 
 _LIBRARY = torch.library.Library("npr_kernels_triton", "DEF")
 
 
 def operator(schema: str, results: Callable, fill: Callable) -> None:
-    """Define an operator that returns ``results(*args)`` after ``fill(results, *args)``."""
+    """Define an operator. ``results(*args)`` creates its results, and ``fill(results, *args)`` fills them."""
     name = schema.partition("(")[0]
 
     def implementation(*args):

@@ -1,11 +1,11 @@
-"""npr_moments: sums of the patches and of their outer products, for batch statistics without a convolution's output.
+"""npr_moments: sums of the patches and of their outer products. The batch-norm statistics follow from them.
 
-The patch is taken with a constant 1 behind it, so that one product P^T P, (K + 1) x (K + 1), holds both. A program adds
-up its tiles: the product of one tile in float32 (exact for uint8 images, whose differences are integers), then into a
-sum in float64. Programs leave partial sums that are added in a fixed order: the result repeats to the bit.
+A constant 1 follows each patch, so that one product P^T P, (K + 1) x (K + 1), has both sums. A program multiplies each
+of its tiles in float32, which is exact for uint8 images because their differences are integers, and adds the products
+in float64. The partial sums of programs are added in a fixed order, so the result is bit-identical in every run.
 
-Bound by reading the image: 192 KiB in uint8 at 256x256, 0.06 us at 3 TB/s; 2 * 32 * 32 * 128 * 128 = 34 MFLOP an
-image are 0.05 us on tensor cores.
+Reading the image limits the speed: 192 KiB (256x256, uint8) take 0.06 us at 3 TB/s. The 2 * 32 * 32 * 128 * 128 =
+34 MFLOP per image take 0.05 us on tensor cores.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from npr_kernels.backends.triton.specialisation import (
 
 @triton.jit
 def _with_one(patch, first, inside, ELEMENTS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The constant 1 as element number ELEMENTS of each patch that is inside."""
+    """Set element number ELEMENTS of each patch that is inside to the constant 1."""
     k = first + tl.arange(0, BLOCK_K)
     return tl.where(inside[:, None] & (k == ELEMENTS)[None, :], 1.0, patch)
 
@@ -67,7 +67,7 @@ def npr_moments_kernel(
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Rows and columns of one block of P^T P over every num_programs-th tile, without scale factors."""
+    """Sum one block of P^T P over every num_programs-th tile, without scale."""
     ELEMENTS: tl.constexpr = GEOMETRY.channels * GEOMETRY.kernel_height * GEOMETRY.kernel_width
     first_row = tl.program_id(1) * BLOCK_K
     first_column = tl.program_id(2) * BLOCK_K
@@ -142,7 +142,7 @@ def _npr_moments(results, x, kernel, stride, padding, grid_size, anchor, scale):
     columns = arguments.output_size(width, kernel[1], stride[1], padding[1])
     across = triton.cdiv(columns, 2) if geometry.paper else columns
     arithmetic = arithmetic_of(x, torch.float32, anchor)
-    arithmetic["SPLIT"] = False  # whole float32 numbers take fewer instructions in this product than their parts
+    arithmetic["SPLIT"] = False  # this product takes fewer instructions without splitting float32 numbers
     del arithmetic["FACTOR"]
     tile = sum_tile(arithmetic, 0)
     blocks = blocks_of(tile, across)

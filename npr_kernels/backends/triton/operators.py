@@ -1,4 +1,4 @@
-"""Importing this module defines every operator of the backend: each of these files defines its own."""
+"""Importing this module defines all operators of the backend. Each of the imported files defines its own."""
 
 from npr_kernels.backends.triton import (  # noqa: F401
     convolution,

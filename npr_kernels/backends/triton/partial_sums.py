@@ -1,6 +1,7 @@
-"""Adds up the partial sums that programs left, in float64 and in a fixed order, and applies the scale of the NPR map.
+"""Adds the partial sums of programs in float64 and in a fixed order, and applies the scale of the NPR map.
 
-A few hundred partial sums of some thousand numbers: a few MiB out of L2, and a microsecond or two.
+There are a few hundred partial sums with some thousand numbers each. Reading these few MiB from the L2 cache takes one
+or two microseconds.
 """
 
 from __future__ import annotations
@@ -13,23 +14,23 @@ from npr_kernels.backends.triton.launch import Tile, kernel, launch
 from npr_kernels.backends.triton.patches import Geometry, channel_factor
 from npr_kernels.backends.triton.specialisation import is_plain, output_block
 
-WARPS = 2112  # of a sum over the batch, whatever the device: 16 on each multiprocessor of an H100 or H200
+WARPS = 2112  # warps of a sum over the batch on every device: 16 per multiprocessor of an H100 or H200
 
 
 @kernel
 def partial_sums_kernel(
     partials,  # (programs, rows, columns), contiguous
     out,  # (rows, K), contiguous
-    last,  # (rows,): of column K, where there is one
+    last,  # (rows,): the sums of column K, with LAST
     programs,
-    partial_rows,  # out has as many, or one less
+    partial_rows,  # number of rows of out, or one more
     GEOMETRY: tl.constexpr,
-    SQUARE: tl.constexpr,  # rows are patch elements too, and scaled like them
-    LAST: tl.constexpr,  # columns = K + 1, else K
+    SQUARE: tl.constexpr,  # whether rows are also patch elements, which are scaled
+    LAST: tl.constexpr,  # whether there are K + 1 columns instead of K
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One row times a block of columns."""
+    """Add a block of columns of one row."""
     ELEMENTS: tl.constexpr = GEOMETRY.channels * GEOMETRY.kernel_height * GEOMETRY.kernel_width
     TAPS: tl.constexpr = GEOMETRY.kernel_height * GEOMETRY.kernel_width
     COLUMNS: tl.constexpr = ELEMENTS + 1 if LAST else ELEMENTS
@@ -52,14 +53,17 @@ def partial_sums_kernel(
 
 
 def sum_tile(arithmetic: dict, out_channels: int, warps: int = 4) -> Tile:
-    """One, on every device: the order of the sum depends on it. Without tensor cores a dot unrolls its positions."""
+    """Return the tile of a sum. It is the same on every device, because the order of the sum depends on it.
+
+    Without tensor cores it is small, because a product then unrolls its positions.
+    """
     if is_plain(arithmetic):
         return Tile(32, output_block(out_channels, 32), 1)
     return Tile(32 * warps, output_block(out_channels, 64), warps)
 
 
 def partials_like(like: Tensor, tile: Tile, tiles: int, *shape: int) -> Tensor:
-    """Uninitialised partial sums, one for each program: the same number on every device."""
+    """Return uninitialised partial sums, one per program. Their number is the same on every device."""
     return like.new_empty((min(tiles, WARPS // tile.warps), *shape))
 
 

@@ -1,4 +1,4 @@
-"""What kernels are compiled for: geometry, arithmetic and tile sizes, chosen by the tensors' types and layouts."""
+"""Chooses what kernels are compiled for from the types and layouts of tensors: geometry, arithmetic and tile sizes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def geometry_of(x: Tensor, kernel, stride, padding, grid_size: int, anchor: int,
 
 
 def _layout(x: Tensor, grid_size: int) -> int:
-    """Whether four neighbouring pixels can be read as aligned vectors of four elements, and how they lie."""
+    """Return the layout of four neighbouring pixels: PACKED or PLANAR if aligned vectors of four can be read."""
     stride_n, stride_c, stride_h, stride_w = x.stride()
     if x.data_ptr() % 16 or (x.shape[3] - x.shape[3] % grid_size) % 4 or stride_n % 4 or stride_h % 4:
         return patches.SCATTERED
@@ -37,10 +37,10 @@ def _layout(x: Tensor, grid_size: int) -> int:
 
 
 def arithmetic_of(x: Tensor, other: torch.dtype, anchor: int) -> dict:
-    """The type T of sums, and those of the factors: of patches, and of what they are multiplied with (of ``other``).
+    """Return the types of sums (T), patches (PATCH) and the other factor of products (FACTOR), of dtype ``other``.
 
-    Float32 factors are split for the tensor cores, and products are as exact as in float32: torch's setting for TF32
-    makes no difference.
+    float32 factors are split for the tensor cores. Products are then as exact as in float32, so torch's TF32 setting
+    has no effect.
     """
     if torch.float64 in (x.dtype, other):
         return {"T": tl.float64, "PATCH": tl.float64, "FACTOR": tl.float64, "SPLIT": False}
@@ -48,17 +48,17 @@ def arithmetic_of(x: Tensor, other: torch.dtype, anchor: int) -> dict:
         return {"T": tl.float32, "PATCH": tl.float32, "FACTOR": tl.float32, "SPLIT": False}
     patch = factor = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(other, tl.float32)
     if factor == tl.float32 and x.dtype == torch.uint8 and anchor != patches.MEAN:
-        patch = tl.bfloat16  # differences are integers of at most 8 bits
+        patch = tl.bfloat16  # differences are integers of up to 8 bits, which bfloat16 holds exactly
     return {"T": tl.float32, "PATCH": patch, "FACTOR": factor, "SPLIT": True}
 
 
 def has_tensor_cores(device: torch.device) -> bool:
-    """Whether Triton uses those of ``device``; without them large tiles would spill their products."""
+    """Return whether Triton uses tensor cores on ``device``. Without them, large tiles would spill registers."""
     return device.type != "cuda" or devices.capability(device) >= (8, 0)
 
 
 def is_plain(arithmetic: dict) -> bool:
-    """Products not on tensor cores, in float32 or float64: with more registers for each."""
+    """Return whether products do not use tensor cores. They are float32 or float64 and need more registers."""
     return arithmetic["PATCH"] in (tl.float32, tl.float64) and not arithmetic["SPLIT"]
 
 
@@ -71,7 +71,7 @@ def trimmed(x: Tensor, grid_size: int) -> tuple[int, int]:
 
 
 def blocks_of(tile: Tile, columns: int) -> dict:
-    """BLOCK_Y x BLOCK_X = positions, as wide as pays: up to 32 columns (one per thread of a warp)."""
+    """Return BLOCK_Y x BLOCK_X = positions, up to 32 columns wide (one per thread of a warp)."""
     across = min(32, tile.positions, triton.next_power_of_2(max(columns, 1)))
     return {"BLOCK_Y": tile.positions // across, "BLOCK_X": across}
 
@@ -81,7 +81,7 @@ def tile_count(images: int, rows: int, columns: int, blocks: dict) -> int:
 
 
 def tile_of(out_channels: int, arithmetic: dict, tile: Tile, plain: Tile) -> Tile:
-    """Products without tensor cores leave no registers for large tiles; the interpreter is fastest with large ones."""
+    """Return ``tile``, or ``plain`` without tensor cores. The interpreter is fastest with a large tile."""
     if INTERPRETED:
         return Tile(256, output_block(out_channels, 64), 8)
     tile = plain if is_plain(arithmetic) else tile
@@ -97,7 +97,7 @@ def element_block(geometry: Geometry, arithmetic: dict) -> int:
 
 
 def gradient_strides(grad: Tensor) -> tuple[list[int], int]:
-    """The strides of ``grad`` and their unit: 16 elements where channels are innermost and begin at multiples of it."""
+    """Return the strides of ``grad`` and their unit: 16 if channels are innermost and aligned to 16, else 1."""
     strides = grad.stride()
     unit = 16 if strides[1] == 1 and not any(strides[dimension] % 16 for dimension in (0, 2, 3)) else 1
     return [stride // unit for stride in strides], unit

@@ -1,14 +1,14 @@
-"""The stem: NPR, convolution, bias, ReLU and 3x3/2 max-pool (padding 1) in one pass, with or without the argmax.
+"""npr_stem: NPR, convolution, bias, ReLU and a 3x3 max-pool with stride 2 in one pass, with or without the argmax.
 
-A tile is BLOCK_Y x BLOCK_X pooled positions. For each of the nine places in the window the convolution is computed for
-the whole tile and the maximum kept, so that no value ever moves between threads; a convolution position belongs to 2.25
-windows on average and is computed for each. Scale and bias follow the maximum: they are monotone (the scale is
-positive).
+A tile is BLOCK_Y x BLOCK_X pooled positions. For each of the nine positions in the window, the convolution is computed
+for the whole tile, and the maximum is kept. So no value moves between threads. A position of the convolution belongs to
+2.25 windows on average and is computed for each of them. Scale and bias are applied after the maximum, which is allowed
+because they are monotone (the scale is positive).
 
-A 256x256 image is 192 KiB of uint8 in and 512 KiB of bfloat16 out, 0.23 us at 3 TB/s; the nine products are 151 MFLOP,
-0.15 to 0.25 us on tensor cores. By the machine code's instruction counts neither is the bound but issuing instructions:
-some 0.6 us an image with blocks of 64 channels and 0.9 us with 32 (patches are made for every block), of which the
-maxima are a third and the patches' way through shared memory, in halves of words, a quarter.
+For a 256x256 image, reading 192 KiB of uint8 and writing 512 KiB of bfloat16 take 0.23 us at 3 TB/s. The nine products
+have 151 MFLOP, which take 0.15 to 0.25 us on tensor cores. According to the machine code, issuing instructions limits
+the speed: about 0.6 us per image with blocks of 64 channels, or 0.9 us with 32, because patches are computed for every
+block. The maxima are a third of it, and moving patches through shared memory in half words is a quarter.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from npr_kernels.backends.triton.specialisation import (
     trimmed,
 )
 
-# One thread a position (fewer share their loads, more repeat them), and as many channels as registers hold. Warp
-# instructions on sm_90 for one pooled position of 64 channels, uint8 to bfloat16: 96 for the stem (143 in tiles of 32
-# channels), 224 with the argmax (193 in tiles of 64, which spill 360 bytes).
+# One thread per position (fewer threads would load more each, more threads would repeat loads), and as many channels as
+# fit into registers. On sm_90, a pooled position of 64 channels, uint8 to bfloat16, takes 96 warp instructions (143 in
+# tiles of 32 channels), or 224 with the argmax (193 in tiles of 64 channels, which spill 360 bytes).
 STEM_TILE, ARGMAX_TILE = Tile(128, 64, 4), Tile(128, 32, 4)
 PLAIN_TILE = Tile(128, 16, 4)  # without tensor cores
 
 
 @triton.jit
 def _maximum(best, place, values, CODE, ARGMAX: tl.constexpr):
-    """The larger of best and values, and its place: the first among equals, NaN above all."""
+    """Return the larger of best and values, and its place. The first of equal values wins; NaN is the largest."""
     if ARGMAX:
         place = tl.where((values > best) | (values != values), CODE, place)
     return tl.maximum(best, values, propagate_nan=tl.PropagateNan.ALL), place
@@ -61,16 +61,16 @@ def _maximum(best, place, values, CODE, ARGMAX: tl.constexpr):
 def npr_stem_kernel(
     x,  # (N, C, H, W), any strides
     weight,  # (O, K), contiguous
-    bias,  # (O,), any tensor where there is none
+    bias,  # (O,), any tensor without HAS_BIAS
     out,  # (N, PH, PW, O), contiguous
-    argmax,  # the same of uint8; any tensor without ARGMAX
+    argmax,  # the same shape in uint8; any tensor without ARGMAX
     stride_n,
     stride_c,
     stride_h,
     stride_w,
     height,
     width,
-    out_height,  # of the convolution
+    out_height,  # size of the convolution's output
     out_width,
     pooled_height,
     pooled_width,
@@ -78,9 +78,9 @@ def npr_stem_kernel(
     GEOMETRY: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ARGMAX: tl.constexpr,
-    T: tl.constexpr,  # of sums
-    PATCH: tl.constexpr,  # of patches in products
-    FACTOR: tl.constexpr,  # of what they are multiplied with
+    T: tl.constexpr,  # type of sums
+    PATCH: tl.constexpr,  # type of patches in products
+    FACTOR: tl.constexpr,  # type of weights in products
     SPLIT: tl.constexpr,
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
@@ -128,7 +128,7 @@ def npr_stem_kernel(
     there = inside[:, None] & (outputs < out_channels)[None, :]
     start = ((n * pooled_height + rows) * pooled_width + columns) * out_channels
     offsets = start[:, None] + outputs[None, :]
-    tl.store(out + offsets, tl.where(best <= 0, 0.0, best), mask=there)  # NaN stays
+    tl.store(out + offsets, tl.where(best <= 0, 0.0, best), mask=there)  # NaN stays NaN
     if ARGMAX:
         rounded = best.to(out.dtype.element_ty).to(T)  # a small positive value may become zero
         tl.store(argmax + offsets, tl.where(rounded > 0, place, 9).to(tl.uint8), mask=there)
@@ -163,7 +163,7 @@ def _stem(out, argmax, x, weight, bias, stride, padding, grid_size, anchor, scal
     geometry = geometry_of(x, weight.shape[2:], stride, padding, grid_size, anchor, scale)
     arithmetic = arithmetic_of(x, weight.dtype, anchor)
     if is_plain(arithmetic):
-        geometry = geometry._replace(paper=False)  # its patches leave too few registers
+        geometry = geometry._replace(paper=False)  # cell_patch would need too many registers
     convolution_size = arguments.convolution_output_size(x, weight.shape[2:], stride, padding, grid_size)
     tile = tile_of(out_channels, arithmetic, STEM_TILE if argmax is None else ARGMAX_TILE, PLAIN_TILE)
     blocks = blocks_of(tile, columns)

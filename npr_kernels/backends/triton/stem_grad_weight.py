@@ -1,12 +1,13 @@
-"""The stem's weight gradient from the pooled gradient and the argmax: nothing of the convolution's size is written.
+"""npr_stem_grad_weight: the stem's gradient in the weight, from the pooled gradient and the argmax.
 
-A tile is BLOCK_Y x BLOCK_X windows, as in the stem itself. For each of the nine places in a window, the gradients whose
-argmax names it are multiplied with the patches there; the others count as zero. So gradient and argmax are read once,
-and a convolution position that is the maximum of several windows needs no sum before the product. Partial sums are
-added in a fixed order: the result repeats to the bit.
+Nothing of the size of the convolution's output is written. A tile is BLOCK_Y x BLOCK_X windows, as in the stem. For
+each of the nine positions in a window, the gradients with this argmax are multiplied by the patches; the others count
+as zero. So gradient and argmax are read once, and a position that is the maximum of several windows needs no sum before
+the product. The partial sums are added in a fixed order, so the result is bit-identical in every run.
 
-Bound by memory: pooled gradient (512 KiB in bfloat16 for 64 channels of a 256x256 image), argmax (256 KiB) and uint8
-image (192 KiB) are 0.3 us at 3 TB/s; the nine products are 151 MFLOP, 0.15 to 0.25 us on tensor cores.
+Memory limits the speed: the pooled gradient (512 KiB in bfloat16 for 64 channels of a 256x256 image), the argmax (256
+KiB) and the uint8 image (192 KiB) take 0.3 us at 3 TB/s. The nine products have 151 MFLOP, which take 0.15 to 0.25 us
+on tensor cores.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def npr_stem_grad_weight_kernel(
     stride_w,
     height,
     width,
-    out_height,  # of the convolution
+    out_height,  # size of the convolution's output
     out_width,
     pooled_height,
     pooled_width,
@@ -75,7 +76,7 @@ def npr_stem_grad_weight_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One block of output channels and patch elements over every num_programs-th tile, without scale factors."""
+    """Sum one block of output channels and patch elements over every num_programs-th tile, without scale."""
     ELEMENTS: tl.constexpr = GEOMETRY.channels * GEOMETRY.kernel_height * GEOMETRY.kernel_width
     outputs = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     first = tl.program_id(2) * BLOCK_K
@@ -132,8 +133,8 @@ def _stem_grad_weight(results, grad, argmax, x, kernel, stride, padding, grid_si
     argmax = argmax.contiguous(memory_format=torch.channels_last)
     arithmetic = arithmetic_of(x, grad.dtype, anchor)
     if is_plain(arithmetic):
-        geometry = geometry._replace(paper=False)  # its patches leave too few registers
-    tile = sum_tile(arithmetic, min(out_channels, 32), warps=2)  # gradients and patches fill the registers
+        geometry = geometry._replace(paper=False)  # cell_patch would need too many registers
+    tile = sum_tile(arithmetic, min(out_channels, 32), warps=2)  # more would not fit into registers
     blocks = blocks_of(tile, columns)
     count = tile_count(images, rows, columns, blocks)
     elements = products[0].numel()
