@@ -32,7 +32,7 @@ def replicates(real: np.ndarray, fake: np.ndarray, threshold: float, count: int 
     above = int((values > threshold).sum())
     random = [np.random.default_rng(zlib.crc32(logits.tobytes())) for logits in (real, fake)]
     sides = (len(real), len(fake))
-    found = np.empty((len(NAMES), count))
+    metrics = np.empty((len(NAMES), count))
     step = max(1, _CHUNK // len(position))
     for first in range(0, count, step):
         last = min(count, first + step)
@@ -44,8 +44,8 @@ def replicates(real: np.ndarray, fake: np.ndarray, threshold: float, count: int 
             starts = np.flatnonzero(np.diff(positions[order], prepend=-1))
             at_value[:, positions[order][starts]] = np.add.reduceat(counts[:, order], starts, axis=1)
             drawn.append(at_value)
-        found[:, first:last] = _measures(*drawn, above)
-    return found
+        metrics[:, first:last] = _measures(drawn[0], drawn[1], above)
+    return metrics
 
 
 def _measures(real: np.ndarray, fake: np.ndarray, above: int) -> np.ndarray:
@@ -66,7 +66,7 @@ def _measures(real: np.ndarray, fake: np.ndarray, above: int) -> np.ndarray:
     return np.stack([accuracy, average_precision, roc_auc])
 
 
-def intervals(found: np.ndarray, confidence: float = CONFIDENCE) -> dict[str, tuple[float, float]]:
+def intervals(replicated: np.ndarray, confidence: float = CONFIDENCE) -> dict[str, tuple[float, float]]:
     """Return the percentile interval of each metric, from (len(NAMES), count) replicates."""
-    edges = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
+    edges = np.quantile(replicated, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
     return {name: (float(low), float(high)) for name, low, high in zip(NAMES, *edges, strict=True)}

@@ -152,11 +152,11 @@ def fit_temperature(reals: Sequence[float], fakes: Sequence[float]) -> float:
     It lies between 1 / MAX_TEMPERATURE and MAX_TEMPERATURE. The loss is convex in 1 / T, so the minimum is unique.
     """
     limit = MAX_TEMPERATURE
-    found = minimize_scalar(
-        lambda inverse: log_loss(reals, fakes, 1 / inverse),
+    reciprocal = minimize_scalar(
+        lambda reciprocal: log_loss(reals, fakes, 1 / reciprocal),
         bounds=(1 / limit, limit),
         method="bounded",
         options={"xatol": 1e-6},
     ).x
-    candidates = (1 / limit, limit, float(found))  # the bounded search stops just before its bounds
-    return 1 / min(candidates, key=lambda inverse: log_loss(reals, fakes, 1 / inverse))
+    candidates = (1 / limit, limit, float(reciprocal))  # the bounded search stops just before its bounds
+    return 1 / min(candidates, key=lambda reciprocal: log_loss(reals, fakes, 1 / reciprocal))

@@ -54,6 +54,7 @@ def score_distinct(
             result.copies += 1
         else:
             contents.add((sample.label, row.sha256))
+            assert row.sha256 is not None and row.logit is not None  # as it has no error
             result.contradictions.add(bytes.fromhex(row.sha256), sample.label, row.source)
             result.scored.append((sample, row.logit))
     return result
@@ -63,7 +64,8 @@ def _decoded_items(samples: Iterable[Sample], max_pixels: int) -> Iterable[Item]
     """Items that give pixels instead of encoded bytes, so that the sha256 in their rows is that of the pixels."""
 
     def load(item: Item) -> DecodedImage:
-        return decode(item.load(), max_pixels=max_pixels)
+        data = item.load()
+        return decode(data, max_pixels=max_pixels) if isinstance(data, bytes) else data
 
     for sample in samples:
         item = file_item(sample.path)

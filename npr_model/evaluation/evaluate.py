@@ -176,6 +176,7 @@ def mean(scores: Iterable[Scores], threshold: float) -> Metrics | None:
     if not complete:
         return None
     average = metrics.mean([metrics.measure(one.labels, one.logits, threshold) for one in complete])
+    assert average is not None  # as all of them are complete
     replicates = np.mean([bootstrap.replicates(one.real, one.fake, threshold) for one in complete], axis=0)
     return replace(average, intervals=bootstrap.intervals(replicates))
 
@@ -207,6 +208,7 @@ class _Treatment:
 
     def _changed(self, item: Item) -> bytes:
         data = item.load()
+        assert isinstance(data, bytes)  # as it is that of a file
         if self.perturbation:
             data = self.perturbation.apply(data)
         if self.equalise:
@@ -226,11 +228,11 @@ class _Composition:
     """File formats and sizes of the scored files, by class."""
 
     def __init__(self) -> None:
-        self._formats = {label: Counter() for label in CLASS_NAMES}
-        self._sizes = {label: Counter() for label in CLASS_NAMES}
+        self._formats: dict[int, Counter[str]] = {label: Counter() for label in CLASS_NAMES}
+        self._sizes: dict[int, Counter[tuple[int | None, int | None]]] = {label: Counter() for label in CLASS_NAMES}
 
     def add(self, label: int, row: Row) -> None:
-        self._formats[label][row.format] += 1
+        self._formats[label][str(row.format)] += 1
         self._sizes[label][(row.width, row.height)] += 1
 
     @property
@@ -279,6 +281,7 @@ def _score(scorer: Scorer, samples: Sequence[Sample], treatment: _Treatment, on_
         if row.error is not None:
             scored.errors[row.source] = row.error
             continue
+        assert row.logit is not None  # as it has no error
         members = by_source[row.source]
         scored.composition.add(members[0].label, row)
         for sample in members:

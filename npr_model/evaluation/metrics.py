@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
 
 RATES = (0.05, 0.01)  # false-positive rates at which detected generated images are counted
@@ -55,7 +57,7 @@ class Metrics:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def measure(labels: Sequence[int], logits: Sequence[float], threshold: float = 0.0) -> Metrics:
+def measure(labels: ArrayLike, logits: ArrayLike, threshold: float = 0.0) -> Metrics:
     """Compute the metrics.
 
     Args:
@@ -101,6 +103,7 @@ def mean(rows: Sequence[Metrics]) -> Metrics | None:
         return math.fsum(getattr(row, name) for row in rows) / len(rows)
 
     names = ("accuracy", "average_precision", "roc_auc", "accuracy_real", "accuracy_fake", "best_accuracy")
+    averages: dict[str, Any] = {name: average(name) for name in names}
     at_rates = []
     for points in zip(*(row.at_rates for row in rows), strict=True):
         accuracy, detected = (
@@ -112,7 +115,7 @@ def mean(rows: Sequence[Metrics]) -> Metrics | None:
         fake=sum(row.fake for row in rows),
         reason=None,
         at_rates=tuple(at_rates),
-        **{name: average(name) for name in names},
+        **averages,
     )
 
 

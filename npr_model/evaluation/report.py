@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from npr_model.errors import InputError
 from npr_model.evaluation import bootstrap, published
@@ -39,11 +40,11 @@ class Report:
     def tables(self, *, brief: bool = False) -> list[Table]:
         """Return one table per set and, for several sets, one over all of them."""
         tables = [evaluation_table(evaluation, self.compare, brief=brief) for evaluation in self.evaluations]
-        return [*tables, self._overall_table()] if self.overall else tables
+        return [*tables, self._overall_table(self.overall)] if self.overall else tables
 
-    def _overall_table(self) -> Table:
+    def _overall_table(self, overall: Metrics) -> Table:
         count = sum(row.reason is None for evaluation in self.evaluations for row in evaluation.generators.values())
-        rows = [("measured", *_cells(self.overall)[2:5])]
+        rows = [("measured", *_cells(overall)[2:5])]
         notes = []
         for method in self.compare:
             if method in published.mean_accuracies():
@@ -177,15 +178,16 @@ def _notes(evaluation: Evaluation, table: int | None, methods: Iterable[str]) ->
 
 
 def _json(report: Report) -> str:
-    values = {"sets": [], "mean": asdict(report.overall) if report.overall else None}
+    sets: list[dict[str, Any]] = []
     for evaluation in report.evaluations:
         table = PROTOCOLS[evaluation.protocol].table if evaluation.protocol else None
-        values["sets"].append(evaluation.as_dict())
-        values["sets"][-1]["published"] = {
+        sets.append(evaluation.as_dict())
+        sets[-1]["published"] = {
             method: {name: asdict(result) for name, result in published.results()[table, method].items()}
             for method in report.compare
             if (table, method) in published.results()
         }
+    values = {"sets": sets, "mean": asdict(report.overall) if report.overall else None}
     return json.dumps(values, indent=2) + "\n"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,16 +20,16 @@ SIGNED = "RdBu_r"
 SHOWN = 98  # percentile of the magnitudes at which a colour scale ends
 
 
-def plot_explanation(pixels: np.ndarray, found: Explanation, folder: Path) -> list[Path]:
+def plot_explanation(pixels: np.ndarray, explanation: Explanation, folder: Path) -> list[Path]:
     """Write npr.png, activation.png, saliency.png and spectrum.png; return their paths.
 
     ``pixels``: the (H, W, 3) uint8 image that was explained.
     """
     figures = {
-        "npr": differences("NPR: each pixel minus its cell's anchor", found.npr, pixels),
-        "activation": activation(pixels, found),
-        "saliency": saliency(pixels, found),
-        "spectrum": spectrum(found),
+        "npr": differences("NPR: each pixel minus its cell's anchor", explanation.npr, pixels),
+        "activation": activation(pixels, explanation),
+        "saliency": saliency(pixels, explanation),
+        "spectrum": spectrum(explanation),
     }
     return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
@@ -54,38 +54,38 @@ def differences(title: str, maps: np.ndarray, pixels: np.ndarray | None = None) 
     return figure
 
 
-def activation(pixels: np.ndarray, found: Explanation) -> Figure:
+def activation(pixels: np.ndarray, explanation: Explanation) -> Figure:
     """Draw the class activation map over the image (Figure 4 of the paper). Red: generated; blue: real."""
     figure, panels = _panels(2, pixels.shape[:2])
-    figure.suptitle(f"Class activation map; its mean is the logit, {found.logit:.3f}", fontsize=10)
+    figure.suptitle(f"Class activation map; its mean is the logit, {explanation.logit:.3f}", fontsize=10)
     _show(panels[0], pixels, "image")
     _show(panels[1], pixels.mean(2), "red: generated, blue: real", cmap="gray", vmin=0, vmax=255)
     height, width = pixels.shape[:2]
-    limit = _limit(found.activation)
-    place = {"extent": (0, width, height, 0), "interpolation": "bilinear", "alpha": 0.55}
-    shown = panels[1].imshow(found.activation, cmap=SIGNED, vmin=-limit, vmax=limit, **place)
+    limit = _limit(explanation.activation)
+    place: dict[str, Any] = {"extent": (0, width, height, 0), "interpolation": "bilinear", "alpha": 0.55}
+    shown = panels[1].imshow(explanation.activation, cmap=SIGNED, vmin=-limit, vmax=limit, **place)
     figure.colorbar(shown, ax=panels, label="logit", shrink=0.8)
     return figure
 
 
-def saliency(pixels: np.ndarray, found: Explanation) -> Figure:
+def saliency(pixels: np.ndarray, explanation: Explanation) -> Figure:
     """Draw the magnitude of the gradient beside the image."""
     figure, panels = _panels(2, pixels.shape[:2])
     figure.suptitle("Saliency: how strongly each pixel changes the logit", fontsize=10)
     _show(panels[0], pixels, "image")
-    shown = _show(panels[1], found.saliency, "gradient", cmap="magma", vmin=0, vmax=_limit(found.saliency))
+    shown = _show(panels[1], explanation.saliency, "gradient", cmap="magma", vmin=0, vmax=_limit(explanation.saliency))
     figure.colorbar(shown, ax=panels, label="change of the logit per grey level", shrink=0.8)
     return figure
 
 
-def spectrum(found: Explanation) -> Figure:
+def spectrum(explanation: Explanation) -> Figure:
     """Draw the power spectrum of the NPR map. Its own cells show at half a cycle per pixel; other peaks are traces."""
     figure, axes = new_figure(5.6, 4.6)
     rows, columns = (
-        (-(side // 2) / side - 0.5 / side, (side - 1) // 2 / side + 0.5 / side) for side in found.spectrum.shape
+        (-(side // 2) / side - 0.5 / side, (side - 1) // 2 / side + 0.5 / side) for side in explanation.spectrum.shape
     )
-    low, high = np.percentile(found.spectrum, (0.5, SHOWN))
-    shown = axes.imshow(found.spectrum, extent=(*columns, *reversed(rows)), cmap="magma", vmin=low, vmax=high)
+    low, high = np.percentile(explanation.spectrum, (0.5, SHOWN))
+    shown = axes.imshow(explanation.spectrum, extent=(*columns, *reversed(rows)), cmap="magma", vmin=low, vmax=high)
     axes.set(xlabel="cycles per pixel, along rows", ylabel="cycles per pixel, along columns")
     axes.set_title("Power spectrum of the NPR map", fontsize=10)
     figure.colorbar(shown, label="dB")
@@ -106,7 +106,7 @@ def _inches(count: int, size: tuple[int, int]) -> tuple[float, float]:
     return 3.4 * count / rows + 1.0, 3.4 * shape * rows + 0.8
 
 
-def _show(axes: Axes, values: np.ndarray, title: str, **options) -> AxesImage:
+def _show(axes: Axes, values: np.ndarray, title: str, **options: Any) -> AxesImage:
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
     return axes.imshow(values, interpolation="nearest", **options)

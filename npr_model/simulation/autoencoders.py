@@ -91,7 +91,8 @@ def _interpolate(layer: nn.Module) -> None:
     """Initialise the up-sampling of the image as plain interpolation, so that training starts near a photograph."""
     conv = next(module for module in layer.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d))
     conv.weight.zero_()
-    conv.bias.zero_()
+    if conv.bias is not None:
+        conv.bias.zero_()
     if isinstance(conv, nn.ConvTranspose2d):
         triangle = torch.tensor([0.5, 1.0, 0.5])
         for channel in range(3):
@@ -192,7 +193,8 @@ def fit(
         torch.manual_seed(seed)
         model, discriminator = Autoencoder(kind, depth), Discriminator()
     for network in (model, discriminator):
-        network.to(crops.device, memory_format=torch.channels_last)
+        # torch's type hints leave memory_format out.
+        network.to(crops.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     judge = torch.optim.Adam(discriminator.parameters(), lr=1e-3, betas=(0.5, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)

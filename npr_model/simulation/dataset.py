@@ -237,12 +237,12 @@ class DatasetWriter:
         real = x
         if self.real_variety:
             real, fake = history.retouch(real, draws), history.retouch(fake, draws)
-        real, fake = to_pixels(real), to_pixels(fake)
+        real_pixels, fake_pixels = to_pixels(real), to_pixels(fake)
         codec = self.codec.draw(random)
         folder = Path(task.part) / kind
         paths = [
             self._write(folder / name, number, image, codec)
-            for name, image in zip(datasets.CLASS_FOLDERS, (real, fake), strict=True)
+            for name, image in zip(datasets.CLASS_FOLDERS, (real_pixels, fake_pixels), strict=True)
         ]
         return Pair(
             number=number,
@@ -255,7 +255,7 @@ class DatasetWriter:
             top=top,
             side=side,
             codec=str(codec),
-            psnr=_psnr(real, fake),
+            psnr=_psnr(real_pixels, fake_pixels),
             **facts,
         )
 
@@ -267,6 +267,7 @@ class DatasetWriter:
                 facts = {"family": generator.family, "up_sampling": generator.up_sampling, "scale": generator.scale}
                 facts |= {"strength": 1.0, "phase_top": 0, "phase_left": 0}
                 return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None], facts
+        assert self.simulator is not None  # as the kind is that of a decoder
         draw = self.simulator.draw(draws, kind)
         decoder = self.simulator.decoders[draw.decoder]
         facts = {"family": "simulated", "up_sampling": kind, "scale": decoder.factor}
@@ -342,5 +343,5 @@ def write_skipped(output: Path, problems: Mapping[str, str]) -> Path:
     with open(path, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["photograph", "reason"])
-        table.writerows(sorted(problems.items(), key=lambda item: natural_key(item[0])))
+        table.writerows((name, problems[name]) for name in sorted(problems, key=natural_key))
     return path

@@ -165,13 +165,13 @@ def choose(names: Sequence[str], taef2: Path | None = None) -> list[Generator]:
     known = catalogue(taef2)
     chosen: dict[str, Generator] = {}
     for name in names:
-        found = {key: generator for key, generator in known.items() if name in (key, generator.family)}
-        if not found:
+        matching = {key: generator for key, generator in known.items() if name in (key, generator.family)}
+        if not matching:
             if name in ("taef2", "taef2/autoencoder"):
                 raise GeneratorError("generator taef2 needs the folder of its weights: use --taef2 FOLDER")
             families = ", ".join(dict.fromkeys(generator.family for generator in known.values()))
             raise GeneratorError(f"unknown generator {name!r}: use a family ({families}, taef2) or FAMILY/MODEL")
-        chosen |= found
+        chosen |= matching
     return list(chosen.values())
 
 

@@ -59,9 +59,10 @@ def enlarge(images: Tensor, generator: torch.Generator, probability: float = 0.2
     if _uniform(generator) >= probability:
         return images
     factor = _uniform(generator, 1.2, 2.5)
-    small = tuple(max(2, round(side / factor)) for side in images.shape[2:])
+    height, width = images.shape[2:]
+    small = max(2, round(height / factor)), max(2, round(width / factor))
     down, up = _choice(KERNELS, generator), _choice(SMOOTH_KERNELS, generator)
-    return resample(resample(images, small, down), images.shape[2:], up).clamp(0, 1)
+    return resample(resample(images, small, down), (height, width), up).clamp(0, 1)
 
 
 def retouch(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -98,5 +99,5 @@ def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) ->
     return low + (high - low) * torch.rand((), generator=generator).item()
 
 
-def _choice(items: tuple, generator: torch.Generator):
+def _choice(items: tuple[str, ...], generator: torch.Generator) -> str:
     return items[int(torch.randint(len(items), (), generator=generator))]

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
@@ -70,7 +71,7 @@ class Simulator(nn.Module):
         if not 0 <= aligned <= 1:
             raise ValueError(f"aligned must be in 0 .. 1, got {aligned}")
         super().__init__()
-        self.decoders = nn.ModuleList(decoders).eval().requires_grad_(False)
+        self.decoders = cast(Any, nn.ModuleList(decoders).eval().requires_grad_(False))  # of Autoencoder
         self.strength, self.aligned = strength, aligned
 
     @property
@@ -101,7 +102,7 @@ class Simulator(nn.Module):
         return Draw(decoder, phase, low + (high - low) * strength)
 
     @torch.no_grad()
-    def apply(self, images: Tensor, draw: Draw) -> Tensor:
+    def apply(self, images: Tensor, draw: Draw) -> Tensor:  # type: ignore[override]  # nn.Module's is not needed
         """Return the fakes of ``images`` for a draw."""
         _check(images)
         x = _to_float(images)
@@ -197,7 +198,7 @@ def load(path: str | os.PathLike) -> Simulator:
         raise SimulatorError(f"decoders {path} cannot be read: {reason(error)}") from error
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise SimulatorError(f"{path} has no decoders that npr simulate saved ({reason(error)})") from error
-    return simulator.to(memory_format=torch.channels_last)
+    return simulator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's hints lack it
 
 
 def _groups(count: int) -> Iterator[slice]:

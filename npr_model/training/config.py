@@ -134,8 +134,8 @@ class TrainConfig:
             and (self.grid_size, self.anchor) != (2, 0),
             f"dtype must be one of {', '.join(DTYPES)}": self.dtype not in DTYPES,
         }
-        for problem, found in problems.items():
-            if found:
+        for problem, applies in problems.items():
+            if applies:
                 name = problem.partition(" ")[0]
                 raise InputError(f"{problem}, not {getattr(self, name)}" if name in FIELDS else problem)
 

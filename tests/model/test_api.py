@@ -205,7 +205,7 @@ def test_images_may_change_after_they_were_taken(detector, tmp_path):
     assert [score.logit for score in detector.score(arrays())] == expected
     assert [score.logit for score in detector.score(pages())] == expected
     Image.fromarray(PIXELS).save(tmp_path / "once.png")
-    scores = list(detector.score([Image.open(tmp_path / "once.png")] * 20))  # decoded by the first that needs it
+    scores = list(detector.score([Image.open(tmp_path / "once.png")] * 20))  # the file is decoded once
     assert [score.error for score in scores] == [None] * 20 and len({score.logit for score in scores}) == 1
 
 

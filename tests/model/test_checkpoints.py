@@ -67,7 +67,7 @@ def test_authors_layout(tmp_path, layout):
     assert loaded.model_id.startswith("NPR@")
 
 
-def test_safetensors_of_others_without_our_metadata(tmp_path):
+def test_safetensors_without_metadata(tmp_path):
     path = tmp_path / "plain.safetensors"
     safetensors.torch.save_file(make_detector().state_dict(), path)
     assert checkpoints.load(path).metadata == Metadata()
@@ -178,7 +178,7 @@ def test_bad_file_is_one_clear_line(tmp_path, name):
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_what_is_no_checkpoint(tmp_path):
+def test_paths_that_are_not_checkpoints(tmp_path):
     with pytest.raises(CheckpointError, match="there is no checkpoint 'nonsense'; bundled: "):
         checkpoints.load("nonsense")
     with pytest.raises(CheckpointError, match="does not exist"):

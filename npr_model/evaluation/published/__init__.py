@@ -20,16 +20,16 @@ class Result:
 
 
 @functools.cache
-def results() -> dict[tuple[int, str], dict[str, Result]]:
+def results() -> dict[tuple[int | None, str], dict[str, Result]]:
     """Tables 1 to 5: by (table, method), the results on each generator and on MEAN."""
-    tables: dict[tuple[int, str], dict[str, Result]] = {}
+    tables: dict[tuple[int | None, str], dict[str, Result]] = {}
     for row in _rows("results.csv"):
         tables.setdefault((int(row["table"]), row["method"]), {})[row["generator"]] = _result(row)
     return tables
 
 
 @functools.cache
-def notes() -> dict[tuple[int, str], str]:
+def notes() -> dict[tuple[int | None, str], str]:
     """Notes on rows of :func:`results`: numbers that cannot be read, contradictions in the paper."""
     return {(int(row["table"]), row["method"]): row["note"] for row in _rows("results.csv") if row["note"]}
 

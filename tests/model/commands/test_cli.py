@@ -70,7 +70,7 @@ def test_screen_mixed_folder(npr, folder, tmp_path, checkpoint, monkeypatch):
     assert set(rows) == {"a.png", "b.JPG", "empty.png", "text.jpg", "tiny.png"}
     assert {name for name, row in rows.items() if row["error"] is None} == {"a.png", "b.JPG"}
     assert "5 images: " in out and "3 failed" in out and "not calibrated" in out
-    assert "1 other files in the folders were skipped" in out
+    assert "skipped: 1 not images" in out
     for name in rows:
         assert f"images/{name}" in out
     assert "error: the file is empty" in out
@@ -372,7 +372,7 @@ def test_a_full_disk_is_no_wrong_usage(npr, folder, tmp_path, checkpoint, monkey
     code, _, err = npr("screen", folder, "-o", tmp_path / "scores.csv", "--checkpoint", checkpoint)
     assert code == terminal.EXIT_FAILED and "scores.csv cannot be written: No space left on device" in err
     assert err.count("\n") == 1
-    code, _, _ = npr("screen", tmp_path / "absent")  # the next command in this process begins anew
+    code, _, _ = npr("screen", tmp_path / "absent")  # the state does not carry over to the next command
     assert code == terminal.EXIT_USAGE
 
 

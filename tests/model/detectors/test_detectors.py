@@ -1,4 +1,4 @@
-"""The other detectors: each against a straightforward computation of its paper's idea, and all of them as one kind."""
+"""The other detectors: each against a direct computation of its paper's method, and all against one interface."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def images(*sizes: tuple[int, int], count: int = 2) -> list[torch.Tensor]:
 
 
 def made(name: str) -> DetectorNetwork:
-    """With weights and statistics that are not the initial ones."""
+    """A detector whose weights and statistics are not the initial ones."""
     torch.manual_seed(0)
     model = detector_class(name)()
     for tensor_name, tensor in model.state_dict().items():
@@ -79,7 +79,7 @@ def test_is_a_detector(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if not detector_class(name).fitted])
 def test_learns(name):
-    """To tell noise from noise that was up-sampled, from one batch that it sees again and again."""
+    """It learns one batch by heart: noise against up-sampled noise."""
     pixels = images((32, 32), count=16)[0]
     pixels[8:] = pixels[8:, :, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3)
     batch = pixels, (torch.arange(16) >= 8).float()[:, None]
@@ -88,7 +88,7 @@ def test_learns(name):
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("name", [name for name in OTHERS if name != "cnndetection"])  # so large that it takes minutes
+@pytest.mark.parametrize("name", [name for name in OTHERS if name != "cnndetection"])  # trains for minutes
 def test_trains_is_resumed_and_compared(name, labelled, tmp_path, capsys):
     """An interrupted run ends with the weights of one that was not."""
     root = labelled(LAYOUT)
@@ -131,7 +131,7 @@ def test_trains_is_resumed_and_compared(name, labelled, tmp_path, capsys):
     assert table.count(f"| {rows[1]['model']} | {rows[1]['detector']} | native | ") == 1
 
 
-def test_unknown_names_and_contradictions(labelled, tmp_path, capsys):
+def test_unknown_and_contradictory_settings_are_refused(labelled, tmp_path, capsys):
     with pytest.raises(InputError, match="unknown detector 'nope': use one of npr, cnndetection"):
         TrainConfig(detector="nope")
     with pytest.raises(InputError, match="grid_size and anchor work with the detector npr only"):
@@ -153,7 +153,7 @@ def test_unknown_names_and_contradictions(labelled, tmp_path, capsys):
         Metadata.from_json(json.dumps(header)).network()
 
 
-def test_metadata_of_older_checkpoints_is_of_npr():
+def test_a_checkpoint_without_a_detector_name_is_npr():
     values = json.loads(Metadata().to_json())
     del values["architecture"]["detector"]
     assert Metadata.from_json(json.dumps(values)).detector == "npr"
@@ -175,7 +175,7 @@ def test_cnndetection_has_the_layout_of_its_authors(tmp_path):
         checkpoints.load(tmp_path / "imagenet.pth")
 
 
-def test_transforms_are_scipys():
+def test_transforms_equal_scipys():
     x = torch.randn(2, 3, 12, 31, dtype=torch.float64)
     expected = scipy.fft.dctn(x.numpy(), axes=(2, 3), norm="ortho")
     np.testing.assert_allclose(dct_2d(x).numpy(), expected, rtol=0, atol=1e-12)
@@ -226,14 +226,14 @@ def test_durall_averages_the_spectrum_over_rings(size):
     present = [ring for ring in range(RINGS) if rings[ring]]
     nearest = [min(present, key=lambda other: abs(other - ring)) for ring in range(RINGS)]
     expected = np.array([np.mean(rings[ring]) for ring in nearest])
-    found = Durall().double().features(pixels)[0].numpy()
-    np.testing.assert_allclose(found, expected - expected[0], rtol=0, atol=1e-9)
+    features = Durall().double().features(pixels)[0].numpy()
+    np.testing.assert_allclose(features, expected - expected[0], rtol=0, atol=1e-9)
 
 
-def test_durall_is_scikit_learns_fit():
+def test_durall_equals_scikit_learns_fit():
     generator = np.random.default_rng(0)
     features = generator.normal(3, 5, (200, RINGS))
-    features[:, 0] = 0  # as the first ring is, always
+    features[:, 0] = 0  # the first ring is always 0
     labels = (features[:, 5] - features[:, 7] + generator.normal(0, 2, 200) > 0).astype(float)
     model = Durall().double()
     model.fit(features, labels)
@@ -263,7 +263,7 @@ def test_f3net_decomposes_an_image_into_bands():
     spectrum = dct_2d(low)
     position = (torch.arange(40).view(-1, 1) / 40 + torch.arange(36) / 36) / 2
     assert spectrum[..., position >= 1 / 16].abs().max() < 1e-12 < spectrum[..., position < 1 / 16].abs().min()
-    torch.nn.init.constant_(decomposition.correction, 100.0)  # squashed to 1
+    torch.nn.init.constant_(decomposition.correction, 100.0)  # tanh maps it to 1
     torch.testing.assert_close(decomposition(x)[:, 9:], 2 * x)
 
 
@@ -272,15 +272,15 @@ def test_f3nets_local_statistics_are_those_of_a_sliding_window(size):
     statistics = LocalFrequencyStatistics()
     torch.nn.init.zeros_(statistics.correction)
     x = torch.rand(1, 3, *size, dtype=torch.float64)
-    found = statistics(x)[0].detach()
-    assert found.shape == (6, (size[0] + 1) // 2, (size[1] + 1) // 2)
+    features = statistics(x)[0].detach()
+    assert features.shape == (6, (size[0] + 1) // 2, (size[1] + 1) // 2)
     luma = np.pad(np.einsum("chw,c->hw", x[0].numpy(), [0.299, 0.587, 0.114]), 5)[1:, 1:]
-    for i in range(found.shape[1]):
-        for j in range(found.shape[2]):
+    for i in range(features.shape[1]):
+        for j in range(features.shape[2]):
             window = np.abs(scipy.fft.dctn(luma[2 * i : 2 * i + 10, 2 * j : 2 * j + 10], norm="ortho"))
             order = np.add.outer(np.arange(10), np.arange(10)) * 6 // 19
             energies = [window[order == band].sum() for band in range(6)]
-            np.testing.assert_allclose(found[:, i, j], np.log10(np.array(energies) + 1e-5), rtol=0, atol=1e-5)
+            np.testing.assert_allclose(features[:, i, j], np.log10(np.array(energies) + 1e-5), rtol=0, atol=1e-5)
 
 
 def test_patchfor_sees_patches_of_43_pixels():

@@ -19,7 +19,7 @@ logits = st.lists(st.integers(-4, 4), min_size=1, max_size=12)  # few values: ti
 @given(logits, logits, st.integers(-5, 5))
 def test_equals_scikit_learn(real, fake, threshold):
     real, fake = np.sort(np.array(real, float)), np.sort(np.array(fake, float))
-    found = bootstrap.replicates(real, fake, threshold, count=8)
+    replicates = bootstrap.replicates(real, fake, threshold, count=8)
     draws = []
     for side in (real, fake):
         random = np.random.default_rng(zlib.crc32(side.tobytes()))
@@ -33,7 +33,7 @@ def test_equals_scikit_learn(real, fake, threshold):
             average_precision_score(labels, scores),
             roc_auc_score(labels, scores),
         ]
-        assert found[:, number] == pytest.approx(expected)
+        assert replicates[:, number] == pytest.approx(expected)
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -45,7 +45,7 @@ def test_chunks_change_nothing(monkeypatch):
 
 
 def test_interval_is_as_wide_as_theory_says():
-    """Of an accuracy: two standard deviations of a binomial share to either side."""
+    """The interval of an accuracy is two standard deviations of a binomial share to either side."""
     random = np.random.default_rng(0)
     real, fake = np.sort(random.normal(size=2000)), np.sort(random.normal(size=2000) + 1)
     low, high = bootstrap.intervals(bootstrap.replicates(real, fake, 0.5))["accuracy"]

@@ -32,7 +32,7 @@ RATES = (0.5, 0.2, 0.1, 0.07, 0.05)
 
 
 def called_generated(values: np.ndarray, k: int) -> float:
-    """Each value in turn is the new photograph and the others are calibrated on: the share above their k-th logit."""
+    """The share of values that exceed the k-th of the others: each in turn is the new photograph."""
     flagged = [value > np.sort(np.delete(values, i))[k - 1] for i, value in enumerate(values)]
     return float(np.mean(flagged))
 
@@ -58,7 +58,7 @@ def test_least_number_of_photographs(rate):
 
 
 @pytest.mark.parametrize(("count", "rate"), [(19, 0.05), (362, 0.05), (362, 0.01), (2000, 0.001)])
-def test_upper_bound_is_that_of_the_binomial_law(count, rate):
+def test_upper_bound_follows_the_binomial_distribution(count, rate):
     """The rate is below u when at least n + 1 - k of n photographs lie in the distribution's top u."""
     upper, above = operating_point(np.arange(count), rate).upper, count + 1 - rank(count, rate)
     log_terms = (
@@ -77,7 +77,7 @@ def test_rate_on_new_photographs():
     measured, kept = [], []
     for _ in range(2000):
         point = operating_point(random.exponential(size=100), 0.05)
-        true = math.exp(-point.threshold)  # the exponential law's tail
+        true = math.exp(-point.threshold)  # tail of the exponential distribution
         measured.append(true)
         kept.append(true <= point.upper)
     assert np.mean(measured) == pytest.approx(5 / 101, abs=0.002)
@@ -88,14 +88,14 @@ def test_rate_on_new_photographs():
 def test_temperature_against_a_grid(scale):
     random = np.random.default_rng(1)
     labels = random.random(4000) < 0.5
-    logits = np.where(labels, 1, -1) + random.normal(0, math.sqrt(2), 4000)  # its own log odds, by construction
+    logits = np.where(labels, 1, -1) + random.normal(0, math.sqrt(2), 4000)  # these logits are the log odds
     reals, fakes = scale * logits[~labels], scale * logits[labels]
-    found = fit_temperature(reals, fakes)
-    assert found == pytest.approx(scale, rel=0.1)
+    fitted = fit_temperature(reals, fakes)
+    assert fitted == pytest.approx(scale, rel=0.1)
     grid = np.geomspace(scale / 4, 4 * scale, 4001)
     losses = [log_loss(reals, fakes, temperature) for temperature in grid]
-    assert found == pytest.approx(grid[np.argmin(losses)], rel=1e-3)
-    assert log_loss(reals, fakes, found) <= min(losses) + 1e-12
+    assert fitted == pytest.approx(grid[np.argmin(losses)], rel=1e-3)
+    assert log_loss(reals, fakes, fitted) <= min(losses) + 1e-12
 
 
 def test_temperature_weighs_the_classes_equally():
@@ -137,7 +137,7 @@ def test_bad_rates(rates):
         calibrate(range(100), rates=rates)
 
 
-def test_useless_logits_are_said_to_be():
+def test_useless_logits_get_a_warning():
     random = np.random.default_rng(0)
     result = calibrate(random.normal(1, 1, 999), random.normal(-1, 1, 99))
     assert any("do not separate generated images" in warning for warning in result.warnings)
@@ -205,7 +205,7 @@ def test_calibrate_then_screen(npr, labelled, tmp_path, uncalibrated):
         rows[rate] = pq.read_table(output).drop_columns("milliseconds").to_pylist()
         verdicts = [row["verdict"] for row in rows[rate] if "0_real" in row["source"]]
         assert verdicts.count("generated") == 121 - rank(120, rate) - 1
-        assert verdicts.count("real") in (rank(120, 0.2), rank(120, 0.2) - 1)  # the edge itself is uncertain
+        assert verdicts.count("real") in (rank(120, 0.2), rank(120, 0.2) - 1)  # a logit on the edge is uncertain
     code, _, _ = npr("screen", root, "-o", tmp_path / "default.parquet", "--checkpoint", calibrated, *exact)
     default = pq.read_table(tmp_path / "default.parquet").drop_columns("milliseconds")
     assert default.to_pylist() == rows[0.05]

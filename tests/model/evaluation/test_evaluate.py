@@ -150,13 +150,13 @@ def test_intervals_hold_the_values(labelled):
         assert set(row.intervals) == {"accuracy", "average_precision", "roc_auc"}
         for name, (low, high) in row.intervals.items():
             assert 0 <= low <= getattr(row, name) <= high <= 1
-    means = [found.intervals["roc_auc"] for found in result.generators.values()]
+    means = [generator.intervals["roc_auc"] for generator in result.generators.values()]
     low, high = result.mean.intervals["roc_auc"]
-    assert high - low < max(high - low for low, high in means)  # an average is firmer than its parts
+    assert high - low < max(high - low for low, high in means)  # a mean varies less than its parts
 
 
 def test_many_images_in_constant_memory(tmp_path):
-    """10,000 images need little beyond their names and logits; their files alone have 120 MB."""
+    """Memory holds the names and logits of 10,000 images, but not their files of 120 MB."""
     data = encoded(noise(64, 64))
     for number in range(10_000):
         folder = tmp_path / f"gan{number % 10}" / ("0_real", "1_fake")[number % 20 // 10]

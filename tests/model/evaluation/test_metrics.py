@@ -61,7 +61,7 @@ def test_thresholds_by_brute_force():
     for point in measured.at_rates:
         assert (reals > point.threshold).mean() <= point.rate
         lower = logits[logits < point.threshold]
-        assert not len(lower) or (reals > lower.max()).mean() > point.rate  # no lower one would do
+        assert not len(lower) or (reals > lower.max()).mean() > point.rate  # no lower threshold keeps the rate
         assert point.detected == pytest.approx((fakes > point.threshold).mean())
         assert point.accuracy == pytest.approx(((logits > point.threshold) == labels).mean())
 

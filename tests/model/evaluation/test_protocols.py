@@ -1,4 +1,4 @@
-"""Every benchmark set on a tree of its authors' exact layout, and on ones that are half there or otherwise named."""
+"""Every benchmark set in its authors' exact layout, in part, and with other folder names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.model.conftest import encoded, noise
 
 CLASSES = ("0_real", "1_fake")
 PROGAN = ("airplane", "bird", "tvmonitor")
-# By protocol: the sub-set's name, and the folders in which its authors ship images of it.
+# By protocol and sub-set: the folders in which the authors publish its images.
 LAYOUTS: dict[str, dict[str, list[str]]] = {
     "forensynths": {
         "ProGAN": [f"progan/{name}/{label}" for name in PROGAN for label in CLASSES],
@@ -112,11 +112,11 @@ def test_finds_every_sub_set(tmp_path, name, place):
     make(root, ["elsewhere/1_fake"])
     if protocol.part:  # its training part is not evaluated on
         make(root, [folder.replace("/val/", "/train/") for folder in all_folders(name)])
-    found = protocols.find(protocol, tmp_path)
-    assert found.missing == () and found.unused == ("elsewhere",)
+    benchmark = protocols.find(protocol, tmp_path)
+    assert benchmark.missing == () and benchmark.unused == ("elsewhere",)
     assert [subset.name for subset in protocol.subsets] == list(LAYOUTS[name])
     for subset, folders in LAYOUTS[name].items():
-        samples = [sample for sample in found.samples if sample.group == subset]
+        samples = [sample for sample in benchmark.samples if sample.group == subset]
         expected = {(root / folder / f"{number}.png", index_of(folder)) for folder in folders for number in range(2)}
         assert {(sample.path, sample.label) for sample in samples} == expected
         assert len(samples) == len(expected)
@@ -127,13 +127,13 @@ def index_of(folder: str) -> int:
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_half_a_set(tmp_path, name):
+def test_a_set_of_which_half_is_missing(tmp_path, name):
     layout = LAYOUTS[name]
     kept = list(layout)[::2]
     make(tmp_path, [folder for subset in kept for folder in layout[subset]])
-    found = protocols.find(PROTOCOLS[name], tmp_path)
-    assert list(found.missing) == list(layout)[1::2]
-    assert list(dict.fromkeys(sample.group for sample in found.samples)) == kept
+    benchmark = protocols.find(PROTOCOLS[name], tmp_path)
+    assert list(benchmark.missing) == list(layout)[1::2]
+    assert list(dict.fromkeys(sample.group for sample in benchmark.samples)) == kept
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_half_a_set(tmp_path, name):
         ("aigcdetectbenchmark", "SDv1.4", "Stable Diffusion v1.4"),
     ],
 )
-def test_names_seen_in_the_wild(tmp_path, name, folder, subset):
+def test_other_names_of_folders(tmp_path, name, folder, subset):
     labels = ("nature", "ai") if name == "genimage" else CLASSES
     make(tmp_path, [f"{folder}/{label}" for label in labels])
     assert {sample.group for sample in protocols.find(PROTOCOLS[name], tmp_path).samples} == {subset}
@@ -160,24 +160,24 @@ def test_names_seen_in_the_wild(tmp_path, name, folder, subset):
 
 def test_own_reals_come_before_borrowed_ones(tmp_path):
     make(tmp_path, ["dalle/0_real", "dalle/1_fake", "laion/0_real"])
-    found = protocols.find(PROTOCOLS["universalfakedetect"], tmp_path)
-    assert {sample.path.parent.parent.name for sample in found.samples} == {"dalle"}
+    benchmark = protocols.find(PROTOCOLS["universalfakedetect"], tmp_path)
+    assert {sample.path.parent.parent.name for sample in benchmark.samples} == {"dalle"}
 
 
 def test_all_of_the_paper(tmp_path):
     for protocol in protocols.choose("paper"):
         make(tmp_path / protocol.title, all_folders(protocol.name))
-    found, absent = protocols.find_all(protocols.choose("paper"), tmp_path)
-    assert absent == [] and sum(len(set(s.group for s in one.samples)) for one in found) == 38
+    sets, absent = protocols.find_all(protocols.choose("paper"), tmp_path)
+    assert absent == [] and sum(len(set(s.group for s in one.samples)) for one in sets) == 38
     chosen = protocols.choose("paper")
     for path in (tmp_path / "Diffusion1kStep").rglob("*.png"):
         path.unlink()
-    found, absent = protocols.find_all(chosen, tmp_path)
-    assert [protocol.name for protocol in absent] == ["diffusion1kstep"] and len(found) == 4
+    sets, absent = protocols.find_all(chosen, tmp_path)
+    assert [protocol.name for protocol in absent] == ["diffusion1kstep"] and len(sets) == 4
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_nothing_there(tmp_path, name):
+def test_a_folder_without_the_set(tmp_path, name):
     make(tmp_path, ["holiday/0_real"])
     with pytest.raises(DatasetError, match=f"has no folder of {PROTOCOLS[name].title}; its sub-sets are"):
         protocols.find(PROTOCOLS[name], tmp_path)

@@ -1,4 +1,4 @@
-"""Explanations: each map against what defines it, and the command's files and errors."""
+"""Explanations: each map against its definition, and the command's files and errors."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ def tensor(pixels: np.ndarray) -> torch.Tensor:
 @pytest.mark.parametrize("size", SIZES)
 def test_maps_of_every_size(size):
     model, pixels = make_detector(), noise(*size)
-    found = explain.explain(model, pixels)
+    explanation = explain.explain(model, pixels)
     even = tuple(side // 2 * 2 for side in size)
-    assert found.npr.shape == (3, *even) and found.saliency.shape == even
-    assert found.activation.shape == tuple(-(-side // 8) for side in even)
-    assert found.spectrum.shape == tuple(min(side, 128) for side in even)
-    assert np.array_equal(found.npr, reference.npr(tensor(pixels))[0].numpy())
-    assert found.logit == pytest.approx(model(tensor(pixels)).item(), rel=1e-4, abs=1e-4)
-    assert found.activation.mean() == pytest.approx(found.logit, rel=1e-4, abs=1e-4)
-    assert all(np.isfinite(values).all() for values in (found.activation, found.saliency, found.spectrum))
+    assert explanation.npr.shape == (3, *even) and explanation.saliency.shape == even
+    assert explanation.activation.shape == tuple(-(-side // 8) for side in even)
+    assert explanation.spectrum.shape == tuple(min(side, 128) for side in even)
+    assert np.array_equal(explanation.npr, reference.npr(tensor(pixels))[0].numpy())
+    assert explanation.logit == pytest.approx(model(tensor(pixels)).item(), rel=1e-4, abs=1e-4)
+    assert explanation.activation.mean() == pytest.approx(explanation.logit, rel=1e-4, abs=1e-4)
+    assert all(
+        np.isfinite(values).all() for values in (explanation.activation, explanation.saliency, explanation.spectrum)
+    )
 
 
 @pytest.mark.parametrize(("grid_size", "anchor"), [(2, 0), (3, 4), (2, "mean"), (2, "max")])
@@ -41,20 +43,20 @@ def test_saliency_is_the_gradient(grid_size, anchor):
     torch.manual_seed(3)
     model = NPRDetector(grid_size=grid_size, anchor=anchor).eval()
     pixels = noise(24, 31, seed=4)
-    found = explain.explain(model, pixels)
+    explanation = explain.explain(model, pixels)
     exact = NPRDetector(grid_size=grid_size, anchor=anchor, backend="eager").double().eval()
     exact.load_state_dict(model.state_dict())
     image = tensor(pixels).double().requires_grad_()
     deviation = torch.tensor(model.pixel_std).view(3, 1, 1)
     (gradient,) = torch.autograd.grad(exact(image / 255 / deviation).sum(), image)
-    height, width = found.saliency.shape
+    height, width = explanation.saliency.shape
     expected = gradient[0].abs().amax(0)[:height, :width].numpy()
-    np.testing.assert_allclose(found.saliency, expected, rtol=1e-3, atol=1e-3 * expected.max())
+    np.testing.assert_allclose(explanation.saliency, expected, rtol=1e-3, atol=1e-3 * expected.max())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
-def test_activation_stands_where_the_evidence_is():
-    """A change in one corner moves the map there and nowhere far from it: layers see at most 100 pixels around."""
+def test_activation_changes_only_near_a_change_of_the_image():
+    """A change in one corner changes the map only near it: a value depends on at most 100 pixels around it."""
     model, pixels = make_detector(), noise(512, 512)
     before = explain.explain(model, pixels).activation
     pixels[:16, :16] = 0
@@ -63,7 +65,7 @@ def test_activation_stands_where_the_evidence_is():
 
 
 def test_spectrum_of_a_wave():
-    """A cosine of amplitude A has power A**2 / 4 a frequency, times what the Hann window keeps, exactly where it is."""
+    """A cosine of amplitude A has the power A**2 / 4 at each of its two frequencies, times the window's gain."""
     rows, columns = np.mgrid[:256, :384]
     wave = 10 * np.cos(2 * np.pi * (16 / 128 * columns - 32 / 128 * rows))[None]
     power = explain.spectrum(wave)
@@ -89,11 +91,11 @@ def test_too_large_for_memory(monkeypatch):
 
 def test_figures_of_odd_shapes(tmp_path):
     for size in ((2, 2), (2, 300), (301, 3)):
-        pixels = np.zeros((*size, 3), np.uint8)  # flat: every scale would be empty
-        found = explain.explain(make_detector(), pixels)
+        pixels = np.zeros((*size, 3), np.uint8)  # a flat image, whose colour scales have no range
+        explanation = explain.explain(make_detector(), pixels)
         for path in [
-            *heat_maps.plot_explanation(pixels, found, tmp_path),
-            heat_maps.plot_difference(found, found, tmp_path),
+            *heat_maps.plot_explanation(pixels, explanation, tmp_path),
+            heat_maps.plot_difference(explanation, explanation, tmp_path),
         ]:
             assert min(Image.open(path).size) > 100
 
@@ -117,7 +119,7 @@ def test_command(images, checkpoint, tmp_path, capsys):
     assert f"logit {values['logit']:.3f}" in out and values["verdict"] in out and "other" not in values
     assert (values["width"], values["height"], values["view"], values["format"]) == (60, 40, "native", "PNG")
     assert np.mean(values["activation"]) == pytest.approx(values["logit"], abs=1e-4)
-    assert values["npr"]["share_of_zeros"] == pytest.approx(0.25, abs=0.01)  # the anchors, and chance
+    assert values["npr"]["share_of_zeros"] == pytest.approx(0.25, abs=0.01)  # anchors are 0, and others by chance
 
     assert cli.main([*arguments, "--other", str(images / "b.png"), "--view", "crop:32"]) == 0
     assert {path.name for path in output.iterdir()} == figures | {"explanation.json", "difference.png"}

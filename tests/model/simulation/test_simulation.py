@@ -1,4 +1,4 @@
-"""Simulated fakes: every kind leaves the trace it is meant to leave; data sets treat both classes alike."""
+"""Simulated fakes: each kind of up-sampling leaves its trace, and data sets treat both classes alike."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture(scope="session")
 def simulator() -> Simulator:
-    """Decoders of every kind and two depths, trained for a moment."""
+    """Briefly trained decoders of every kind and two depths."""
     torch.set_num_threads(1)
     return simulation.fit_simulator(crops(64, 64), depths=(1, 2), steps=25)
 
@@ -89,7 +89,7 @@ def within_cells(images: torch.Tensor) -> float:
     return (energy[..., 0::2].mean() / energy[..., 1::2].mean()).item()
 
 
-def test_photographs_have_none_of_the_traces():
+def test_photographs_have_no_traces():
     images = crops(32, 136, seed=1)
     spectrum = residual_spectrum(images)
     for frequency in [(0.5, 0.5), (0, 0.5), (0.5, 0), (0.25, 0.25)]:
@@ -103,7 +103,7 @@ def test_traces(simulator, kind, depth):
     images = crops(32, 136, seed=1)
     fakes = simulator.apply(images, Draw(number_of(simulator, kind, depth), (0, 0), 1.0))
     before, after = residual_spectrum(images), residual_spectrum(fakes)
-    if kind == "nearest":  # pairs of equal pixels, softened by the convolution behind
+    if kind == "nearest":  # pairs of equal pixels, blurred by the next convolution
         assert within_cells(fakes) < 0.5
     if kind in ("bilinear", "bicubic", "sinc"):  # interpolation leaves nothing at the highest frequencies
         assert highest(after) < 0.1 * highest(before)
@@ -114,7 +114,7 @@ def test_traces(simulator, kind, depth):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_photographs_stay_recognisable(simulator, kind):
+def test_fakes_resemble_their_photographs(simulator, kind):
     assert psnr(simulator.decoders[number_of(simulator, kind, 1)], crops(16, 64, seed=1)) > 22
     assert psnr(simulator.decoders[number_of(simulator, kind, 2)], crops(16, 64, seed=1)) > 18
 
@@ -125,7 +125,7 @@ def test_training_improves(kind):
     assert many > few + 1
 
 
-def test_the_discriminator_tells_soft_images():
+def test_the_discriminator_recognises_soft_images():
     torch.manual_seed(0)
     discriminator = Discriminator()
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3)
@@ -138,7 +138,7 @@ def test_the_discriminator_tells_soft_images():
 
 
 def test_the_discriminator_sharpens(monkeypatch):
-    """The same decoder, trained with it and without: more is left of the highest frequencies."""
+    """A decoder that is trained with it keeps more of the highest frequencies."""
     fine = {}
     for weight in (0.0, 0.05):
         monkeypatch.setattr(autoencoders, "_ADVERSARIAL", weight)
@@ -173,7 +173,7 @@ def test_uint8_and_float_agree(simulator):
 
 
 def test_batches_vary(simulator):
-    """One image many times: groups differ in kind, depth, phase and strength."""
+    """In a batch of one repeated image, groups differ in kind, depth, phase and strength."""
     draws = [simulator.draw(generator) for generator in [seeded()] for _ in range(300)]
     assert {draw.decoder for draw in draws} == set(range(len(simulator.decoders)))
     assert 0.6 <= min(draw.strength for draw in draws) < 0.62 and 0.98 < max(draw.strength for draw in draws) <= 1
@@ -212,7 +212,7 @@ def test_pairs_share_the_history_before_the_decoder_only(simulator):
     images = crops(200, 32)
     real, fake = simulator.pair_batch(images, seeded())
     untouched = (real == images).flatten(1).all(1)
-    assert 0.3 < untouched.float().mean() < 0.75  # 0.8 * 0.85**3 = 0.49 by the probabilities
+    assert 0.3 < untouched.float().mean() < 0.75  # expected: 0.8 * 0.85**3 = 0.49
     assert not (fake == real).flatten(1).all(1).any()
 
 
@@ -233,7 +233,7 @@ def test_simulator_refuses(simulator):
         simulation.fit_simulator(crops(4, 16))
 
 
-def test_decoders_are_kept(simulator, tmp_path):
+def test_decoders_are_saved_and_loaded(simulator, tmp_path):
     path = tmp_path / "decoders.safetensors"
     simulation.save(path, simulator)
     loaded = simulation.load(path)
@@ -267,19 +267,19 @@ def test_bad_decoders_are_one_line(tmp_path, content, message):
 
 @pytest.mark.parametrize("kernel", history.KERNELS)
 @pytest.mark.parametrize("size", [(20, 30), (61, 41), (90, 53)], ids=str)
-def test_resampling_is_pillows(kernel, size):
-    pixels = 80 + noise(50, 40) // 3  # far from the limits, to which Pillow clips between the passes
+def test_resampling_equals_pillows(kernel, size):
+    pixels = 80 + noise(50, 40) // 3  # far from 0 and 255, where Pillow clips between its passes
     expected = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling[kernel.upper()]))
     result = to_pixels(history.resample(to_tensor(pixels), size, kernel))
-    assert np.abs(result.astype(int) - expected).max() <= 1  # as it rounds there, too
+    assert np.abs(result.astype(int) - expected).max() <= 1  # Pillow also rounds between its passes
 
 
-def test_history_does_what_it_says():
+def test_history_changes_the_expected_share_of_images():
     image = crops(1, 64) / 255
     changed = [history.retouch(image, seeded(seed)) for seed in range(60)]
     sharpness = [(x[..., 1:] - x[..., :-1]).square().mean().item() for x in changed]
     plain = (image[..., 1:] - image[..., :-1]).square().mean().item()
-    assert 15 < sum(torch.equal(x, image) for x in changed) < 55  # 0.85**3 = 0.61 of 60
+    assert 15 < sum(torch.equal(x, image) for x in changed) < 55  # expected: 0.85**3 = 0.61 of 60
     assert max(sharpness) > 1.2 * plain and min(sharpness) < 0.9 * plain
     enlarged = [history.enlarge(image, seeded(seed)) for seed in range(60)]
     assert 3 < sum(not torch.equal(x, image) for x in enlarged) < 25
@@ -288,7 +288,7 @@ def test_history_does_what_it_says():
 
 @dataclass(frozen=True)
 class Doubler:
-    """A generator of the plug-in interface: nearest-neighbour enlargement."""
+    """A generator that enlarges by nearest neighbour."""
 
     name: str = "test/doubler"
     family: str = "test"
@@ -302,7 +302,7 @@ class Doubler:
 
 @pytest.fixture
 def photographs(tmp_path) -> list[Photograph]:
-    """Six files of two scenes' pieces: a photograph each."""
+    """Six photographs, pieces of two scenes."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(6):

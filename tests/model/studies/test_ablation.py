@@ -1,4 +1,4 @@
-"""Table 7 as one command: every variant trained and evaluated once, whatever interrupts it."""
+"""The ablation of Table 7: every variant is trained and evaluated once, also after interruptions."""
 
 from __future__ import annotations
 

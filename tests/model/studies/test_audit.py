@@ -1,4 +1,4 @@
-"""What headers tell: exact where an encoder is known, silent where the classes agree."""
+"""The audit reports what headers tell, and nothing where the classes agree."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.model.conftest import encoded, noise
 
 
 def make(root, reals, fakes, group="gan"):
-    """Files of either class, encoded by functions of their number."""
+    """Files of both classes; a function makes each from its number."""
     for folder, make_one, count in (("0_real", *reals), ("1_fake", *fakes)):
         path = root / group / folder
         path.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Perturbed evaluations: each is what a plain evaluation of perturbed files gives, kept as soon as it is done."""
+"""Robustness: each result equals an evaluation of perturbed files, and is saved at once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_equals_an_evaluation_of_perturbed_files(labelled, scorer, tmp_path):
     assert len({point.mean.roc_auc for point in points}) > 1
 
 
-def test_goes_on_where_it_stopped(labelled, scorer, tmp_path):
+def test_continues_after_an_interruption(labelled, scorer, tmp_path):
     samples = collect([labelled(LAYOUT)])
     whole = robustness.measure(scorer, samples, TEXTS, tmp_path / "whole")
 
@@ -50,14 +50,14 @@ def test_goes_on_where_it_stopped(labelled, scorer, tmp_path):
         robustness.measure(scorer, samples, TEXTS, tmp_path / "cut", on_point=stop)
     rows = []
     resumed = robustness.measure(scorer, samples, TEXTS, tmp_path / "cut", on_row=rows.append)
-    assert len(rows) == len(samples)  # of the last perturbation alone
+    assert len(rows) == len(samples)  # the last perturbation only
     assert (tmp_path / "cut/robustness.json").read_text() == (tmp_path / "whole/robustness.json").read_text()
     assert [point.mean.roc_auc for point in resumed] == [point.mean.roc_auc for point in whole]
     again = robustness.measure(scorer, samples, TEXTS[:1], tmp_path / "cut", on_row=rows.append)
     assert len(rows) == len(samples) and robustness.table(again, "").rows == robustness.table(whole[:1], "").rows
 
 
-def test_results_of_others_are_refused(labelled, scorer, tmp_path):
+def test_results_of_another_checkpoint_or_data_set_are_refused(labelled, scorer, tmp_path):
     root = labelled(LAYOUT)
     robustness.measure(scorer, collect([root]), TEXTS[:1], tmp_path)
     Image.open(root / "a/0_real/0.png").resize((20, 20)).save(root / "a/0_real/0.png")

@@ -1,4 +1,4 @@
-"""Augmentations: each does what it says, follows from its random numbers alone, and never asks for the class."""
+"""Augmentations: each does what it says and depends on its random numbers only, not on the class."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def random(seed: int = 0) -> np.random.Generator:
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """(H, W, 3) uint8 that codecs change little: a colourful ramp with a little noise."""
+    """(H, W, 3) uint8, a colour ramp with a little noise, which codecs change little."""
     rows, columns = np.mgrid[:height, :width]
     ramp = np.stack([rows * 200 / height, columns * 200 / width, (rows + columns) * 100 / (height + width)], axis=2)
     return (ramp + random().uniform(0, 20, ramp.shape)).astype(np.uint8)
 
 
-def test_nothing_but_a_crop_at_any_offset():
+def test_without_augmentations_there_is_only_a_crop():
     pixels, places = noise(40, 50), set()
     windows = np.lib.stride_tricks.sliding_window_view(pixels, (24, 24, 3))[:, :, 0]
     for seed in range(40):
@@ -56,7 +56,7 @@ def test_each_augmentation(name):
     crop = augmentation.augment(pixels, config, random(1))
     assert crop.shape == (24, 24, 3) and crop.dtype == np.uint8
     np.testing.assert_array_equal(crop, augmentation.augment(pixels, config, random(1)))
-    if name not in ("resize", "rescale"):  # these take another window
+    if name not in ("resize", "rescale"):  # these use another part of the image
         plain = augmentation.augment(pixels, PLAIN, random(1))
         difference = np.abs(crop.astype(int) - (plain[:, ::-1] if name == "flip" else plain)).mean()
         assert difference == 0 if name == "flip" else 0 < difference < 12
@@ -128,7 +128,7 @@ JPEGS = {
 @pytest.mark.parametrize("name", JPEGS)
 @pytest.mark.parametrize("size", [(64, 80), (70, 91)])
 def test_match_is_the_codec_of_the_partner_on_the_whole_image(tmp_path, name, size):
-    """Cut out and sent through the partner's codec, it is what was cut out of the whole image after that codec."""
+    """The result equals a piece of the whole image after the partner's codec."""
     path = tmp_path / "partner.jpg"
     path.write_bytes(encoded(noise(40, 33, seed=5), "JPEG", **JPEGS[name]))
     partner = augmentation.encoding_of(path)
@@ -137,9 +137,9 @@ def test_match_is_the_codec_of_the_partner_on_the_whole_image(tmp_path, name, si
     whole = decode(encoded(pixels, "JPEG", **JPEGS[name])).pixels
     windows = np.lib.stride_tricks.sliding_window_view(whole, (40, 33, 3))[:, :, 0]
     for seed in range(20):
-        found = match(pixels, partner, random(seed))
-        assert found.shape == (40, 33, 3)
-        assert (windows == found).all(axis=(2, 3, 4)).any()
+        matched = match(pixels, partner, random(seed))
+        assert matched.shape == (40, 33, 3)
+        assert (windows == matched).all(axis=(2, 3, 4)).any()
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "WEBP lossless"])
@@ -149,9 +149,9 @@ def test_a_lossless_partner_only_cuts(tmp_path, format):
     path.write_bytes(encoded(noise(30, 100), format.split()[0], **options))
     assert augmentation.encoding_of(path) == Encoding(100, 30, format=format.split()[0])
     pixels = noise(40, 50)
-    found = match(pixels, augmentation.encoding_of(path), random())
+    matched = match(pixels, augmentation.encoding_of(path), random())
     windows = np.lib.stride_tricks.sliding_window_view(pixels, (30, 50, 3))[:, :, 0]
-    assert found.shape == (30, 50, 3) and (windows == found).all(axis=(2, 3, 4)).any()
+    assert matched.shape == (30, 50, 3) and (windows == matched).all(axis=(2, 3, 4)).any()
 
 
 def test_other_partners(tmp_path):

@@ -55,7 +55,7 @@ def test_fields_that_are_left_out_have_defaults(tmp_path):
     assert config.load_run(tmp_path) == TrainConfig(epochs=3, learning_rate=1.0)
 
 
-def test_recipe_names_no_folder_and_no_machine():
+def test_recipe_holds_no_folder_and_no_machine_setting():
     recipe = TrainConfig(folders=("/home/me",), validation=("/home/me",), workers=9).recipe()
     assert "/home/me" not in json.dumps(recipe) and "workers" not in recipe
     assert recipe["epochs"] == 50 and recipe["betas"] == [0.9, 0.999]
@@ -82,8 +82,8 @@ def test_recipe_names_no_folder_and_no_machine():
     ],
 )
 def test_settings(setting, name, value):
-    found = getattr(TrainConfig(match_classes=False, classes=("x",)).overridden([setting]), name)
-    assert found == value and type(found) is type(value)
+    parsed = getattr(TrainConfig(match_classes=False, classes=("x",)).overridden([setting]), name)
+    assert parsed == value and type(parsed) is type(value)
 
 
 ERRORS = {

@@ -1,4 +1,4 @@
-"""Two processes under torchrun compute what one computes."""
+"""Two processes under torchrun compute the same as one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.mark.parametrize("detector", ["npr", "frank"])  # batch norm with and without parameters
 def test_two_processes_give_the_losses_and_weights_of_one(detector, labelled, tmp_path, capsys):
-    """In float64 to rounding; then `npr train` itself, in float32."""
+    """Steps in float64 agree up to rounding, and `npr train` in float32 approximately."""
     root = labelled({"0_real": 8, "1_fake": 8})
     config = TrainConfig(folders=(str(root),), detector=detector, crop_size=24, batch_size=8, accumulation=2, workers=0)
     path = tmp_path / "config.json"
@@ -65,11 +65,11 @@ def test_batch_norm_is_replaced_with_its_state():
     network.bn1.running_mean.fill_(3)
     copied.bn1.running_mean.fill_(3)
     SyncBatchNorm.replace(network)
-    found = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d | SyncBatchNorm)]
-    assert len(found) == 24 and all(type(module) is SyncBatchNorm for module in found)
+    layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d | SyncBatchNorm)]
+    assert len(layers) == 24 and all(type(module) is SyncBatchNorm for module in layers)
     assert list(network.state_dict()) == list(copied.state_dict())
     x = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    for mode in (True, False):  # of one process, it is the plain one
+    for mode in (True, False):  # with one process it equals nn.BatchNorm2d
         torch.testing.assert_close(network.train(mode)(x), copied.train(mode)(x), rtol=0, atol=0)
 
 

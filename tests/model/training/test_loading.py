@@ -1,4 +1,4 @@
-"""What a training step sees follows from (seed, epoch, position): whatever the processes, workers and interruptions."""
+"""The images of a step depend on (seed, epoch, position) only, not on processes, workers or interruptions."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def test_classes_are_balanced_and_every_sample_is_used():
 
 def test_batches_cut_the_order_and_a_resumed_epoch_has_the_same_ones():
     sampler = batches()
-    found = epoch(sampler, 1)
-    assert [len(draws) for draws in found] == [4] * 5
+    parts = epoch(sampler, 1)
+    assert [len(draws) for draws in parts] == [4] * 5
     order = sampler.order(1)
-    assert joined(found) == [(order[position], 1, position) for position in range(20)]
-    assert epoch(sampler, 1, first_step=3) == found[3:]
+    assert joined(parts) == [(order[position], 1, position) for position in range(20)]
+    assert epoch(sampler, 1, first_step=3) == parts[3:]
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -76,8 +76,8 @@ def test_batches_that_do_not_fit():
 
 @pytest.fixture
 def samples(tmp_path) -> list[Sample]:
-    """Real ones are JPEGs of several sizes, the fake ones PNGs of one size."""
-    found = []
+    """Real images are JPEGs of several sizes, generated ones PNGs of one size."""
+    made = []
     for number in range(4):
         for label, name, size, format in (
             (REAL, f"{number}.jpg", (50 + 7 * number, 60), "JPEG"),
@@ -85,8 +85,8 @@ def samples(tmp_path) -> list[Sample]:
         ):
             path = tmp_path / name
             path.write_bytes(encoded(noise(*size, seed=number + 10 * label), format))
-            found.append(Sample(path, label, "x"))
-    return found
+            made.append(Sample(path, label, "x"))
+    return made
 
 
 def swapped(samples: list[Sample]) -> list[Sample]:
@@ -95,7 +95,7 @@ def swapped(samples: list[Sample]) -> list[Sample]:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_crops_do_not_depend_on_the_class(samples, preset):
-    """With all labels the other way round the pixels are the same."""
+    """Swapping all labels leaves the pixels unchanged."""
     config = replace(PRESETS[preset], crop_size=24, resize=PRESETS[preset].resize and 30)
     for number in range(len(samples)):
         for position in range(4):
@@ -131,7 +131,7 @@ def test_matched_classes_have_one_size_and_one_codec(samples, monkeypatch):
 
 
 def test_loader_gives_the_same_for_any_number_of_workers(samples):
-    found = []
+    runs = []
     for workers in (0, 2):
         config = replace(PRESETS["wild"], crop_size=24, batch_size=4, workers=workers)
         sampler = BalancedBatches([sample.label for sample in samples], config)
@@ -140,15 +140,15 @@ def test_loader_gives_the_same_for_any_number_of_workers(samples):
         for number, first_step in ((0, 0), (1, 0), (1, 1)):
             sampler.start(number, first_step)
             epochs.append(list(loader))
-        found.append(epochs)
+        runs.append(epochs)
         assert loader.waited > 0
         pixels, labels = epochs[0][0]
         assert pixels.shape == (4, 3, 24, 24) and pixels.dtype == torch.uint8
         assert pixels.is_contiguous(memory_format=torch.channels_last)
         assert labels.shape == (4, 1) and labels.dtype == torch.float32
         assert [len(parts) for parts in epochs] == [2, 2, 1]
-        assert torch.equal(epochs[2][0][0], epochs[1][1][0])  # of a resumed epoch the rest
-    for first, second in zip(joined(found[0]), joined(found[1]), strict=True):
+        assert torch.equal(epochs[2][0][0], epochs[1][1][0])  # the rest of a resumed epoch
+    for first, second in zip(joined(runs[0]), joined(runs[1]), strict=True):
         assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
 
 

@@ -124,7 +124,7 @@ def pixels_and_labels(count: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_accumulation_equals_the_large_batch():
-    """Where batch norm allows: with parts whose images, and so whose statistics, are those of the whole batch."""
+    """Each part repeats the batch's images, so that its batch-norm statistics are those of the whole batch."""
     pixels, labels = pixels_and_labels()
     doubled = torch.cat([pixels, pixels]), torch.cat([labels, labels])
     trained = []
@@ -166,7 +166,7 @@ def test_the_rate_decays():
     assert rates == pytest.approx([1.0] * 10 + [0.9] * 10 + [0.81] * 10)
 
 
-def test_bfloat16_computes_in_it_and_keeps_float32_weights():
+def test_bfloat16_autocasts_and_keeps_float32_weights():
     pixels, labels = pixels_and_labels()
     losses = {}
     for dtype in ("float32", "bfloat16"):
@@ -187,7 +187,7 @@ def test_float16_scales_the_loss(cuda):
 
 
 class Killed(Exception):
-    """Stands for a run that ends between two steps."""
+    """Raised to end a run between two steps."""
 
 
 def killed_after(number: int):
@@ -200,7 +200,7 @@ def killed_after(number: int):
 
 @pytest.mark.parametrize("stop", [1, 4, 6, 7, 9])
 def test_a_resumed_run_has_the_losses_and_weights_of_an_unbroken_one(labelled, tmp_path, stop):
-    """Ended before its first save, in the middle of epochs, and between two epochs of three steps each."""
+    """The run ends before its first save, within an epoch, or between epochs; each has three steps."""
     root = labelled({"train/0_real": 12, "train/1_fake": 12, "held/0_real": 2, "held/1_fake": 2})
     config = small(root / "train", validation=(str(root / "held"),), epochs=3, save_steps=2, decay_epochs=2)
     unbroken, resumed, plans = [], [], []
@@ -267,7 +267,7 @@ def test_what_a_resumed_run_may_change(labelled, tmp_path):
     loop.train(longer, run, resume=True)  # nothing left to do
     assert len(history(run)) == 2
 
-    (run / "config.json").write_text(replace(longer, seed=1).to_json())  # by hand
+    (run / "config.json").write_text(replace(longer, seed=1).to_json())  # edited by hand
     with pytest.raises(InputError, match="was trained with seed=100, not 1"):
         loop.train(load_run(run), run, resume=True)
     (root / "0_real" / "3.png").unlink()
@@ -298,7 +298,7 @@ def test_a_failed_write_leaves_the_old_file(labelled, tmp_path, monkeypatch, nam
 
 
 def failing(real_replace, name: str):
-    """os.replace, which fails for the second epoch's file of this name."""
+    """Replacement of os.replace that fails for the second epoch's file of this name."""
     seen = []
 
     def replace_or_fail(source, target):
