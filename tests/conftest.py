@@ -9,11 +9,20 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+GPU_REQUIRED = os.environ.get("NPR_REQUIRE_CUDA") == "1"
+GPU = GPU_REQUIRED or torch.cuda.is_available()  # whether there are tests of a GPU
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several processes share the tests: those marked as a group, which have something slow in common or are slow
-    themselves, stay together and come first, so that no process is left with them in the end."""
+    """Without a GPU a file keeps one of the tests that need one, whose skip tells of the rest.
+
+    Several processes share the tests: those marked as a group, which have something slow in common or are slow
+    themselves, stay together and come first, so that no process is left with them in the end.
+    """
+    if not GPU:
+        on_gpu = {item: item.path for item in items if "cuda" in getattr(item, "fixturenames", ())}
+        shown = {path: item for item, path in reversed(on_gpu.items())}.values()
+        items[:] = [item for item in items if item not in on_gpu or item in shown]
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
@@ -35,10 +44,10 @@ def seeded():
 @pytest.fixture
 def cuda():
     """The GPU; the test is skipped without one, and fails instead where NPR_REQUIRE_CUDA=1 says there must be one."""
-    if not torch.cuda.is_available():
-        if os.environ.get("NPR_REQUIRE_CUDA") == "1":
-            pytest.fail("NPR_REQUIRE_CUDA=1, but torch finds no CUDA device")
-        pytest.skip("no CUDA device")
+    if GPU_REQUIRED and not torch.cuda.is_available():
+        pytest.fail("NPR_REQUIRE_CUDA=1, but torch finds no CUDA device")
+    if not GPU:
+        pytest.skip("no CUDA device for this file's tests of one")
     return torch.device("cuda")
 
 
