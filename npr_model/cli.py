@@ -82,18 +82,27 @@ def main(arguments: list[str] | None = None) -> int:
         terminal.err.print("npr: interrupted")
         return terminal.EXIT_INTERRUPTED
     except InputError as error:
-        return _fail(str(error))
+        return _fail(str(error), error)
     except OSError as error:
-        return _fail(f"{error.filename}: {reason(error)}" if error.filename else reason(error))
+        return _fail(f"{error.filename}: {reason(error)}" if error.filename else reason(error), error)
     except Exception as error:
+        if _is_out_of_memory(error):
+            return _fail(f"out of memory ({reason(error).partition('. ')[0]}); lower the batch size", MemoryError())
         if not _is_backend_error(error):
             raise
-        return _fail(reason(error))
+        return _fail(reason(error), error)
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, error: Exception | None = None) -> int:
     print(f"npr: error: {' '.join(message.split())}", file=sys.stderr)
-    return terminal.error_code()
+    return terminal.error_code(error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out on this machine or on a GPU, asked without importing torch."""
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return on_gpu or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _is_backend_error(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ EXIT_CODES = (
 out = Console()
 err = Console(stderr=True)
 _state = {"work began": False}
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 def start_command() -> None:
@@ -41,9 +43,17 @@ def work_begins() -> None:
     _state["work began"] = True
 
 
-def error_code() -> int:
-    """The exit code of an expected error that is raised now."""
-    return EXIT_FAILED if _state["work began"] else EXIT_USAGE
+def error_code(error: BaseException | None = None) -> int:
+    """The exit code of an expected error that is raised now.
+
+    Before work begins that is EXIT_USAGE, unless this machine is at fault: a full disk, or no memory.
+    """
+    causes = []
+    while error is not None:
+        causes.append(error)
+        error = error.__cause__
+    machine = any(isinstance(one, MemoryError) or getattr(one, "errno", None) in _OF_THE_MACHINE for one in causes)
+    return EXIT_FAILED if machine or _state["work began"] else EXIT_USAGE
 
 
 @contextlib.contextmanager

@@ -5,18 +5,21 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import inspect
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from typing import get_args
+from typing import get_args, get_origin
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from typer.models import OptionInfo
 from typer.testing import CliRunner
 
 from npr_kernels.backends import registry
@@ -364,16 +367,83 @@ def test_unwritable_json_is_one_line(npr, labelled, tmp_path, checkpoint):
     assert code == terminal.EXIT_FAILED and "No such file or directory" in err and err.count("\n") == 1
 
 
-def test_a_full_disk_is_no_wrong_usage(npr, folder, tmp_path, checkpoint, monkeypatch):
-    def full(*arguments, **options):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def full_disk(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", full)
+
+def test_a_full_disk_is_no_wrong_usage(npr, folder, tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr(os, "fsync", full_disk)
     code, _, err = npr("screen", folder, "-o", tmp_path / "scores.csv", "--checkpoint", checkpoint)
     assert code == terminal.EXIT_FAILED and "scores.csv cannot be written: No space left on device" in err
     assert err.count("\n") == 1
     code, _, _ = npr("screen", tmp_path / "absent")  # the state does not carry over to the next command
     assert code == terminal.EXIT_USAGE
+
+
+FULL_DISK = {
+    "train": ("{data}", "-o", "{tmp}/run", "--epochs", 1, "--batch-size", 2, "--crop-size", 16, "--set", "workers=0"),
+    "simulate": ("{data}", "-o", "{tmp}/fakes", "--count", 1, "--crop-size", 32, "--steps", 1, "--kind", "nearest"),
+    "evaluate": ("{data}", "--checkpoint", "{checkpoint}", "-o", "{tmp}/report.json"),
+    "export": ("--checkpoint", "{checkpoint}", "-o", "{tmp}/network.onnx"),
+}
+
+
+@pytest.mark.parametrize("command", FULL_DISK)
+def test_a_full_disk_at_the_first_file_names_the_file(npr, labelled, tmp_path, checkpoint, monkeypatch, command):
+    places = {"data": labelled({"0_real": 2, "1_fake": 2}), "tmp": tmp_path, "checkpoint": checkpoint}
+    monkeypatch.setattr(os, "fsync", full_disk)
+    code, _, err = npr(command, *(str(argument).format_map(places) for argument in FULL_DISK[command]))
+    assert code == terminal.EXIT_FAILED
+    assert re.fullmatch(rf"npr: error: {tmp_path}/\S+: No space left on device\n", err)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ...")]
+)
+def test_no_memory_is_one_line(npr, labelled, tmp_path, monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("npr_model.training.trainer.Trainer.step", fail)
+    root = labelled({"0_real": 2, "1_fake": 2})
+    options = ["--epochs", 1, "--batch-size", 2, "--crop-size", 16, "--set", "workers=0"]
+    code, _, err = npr("train", root, "-o", tmp_path / "run", *options)
+    assert code == terminal.EXIT_FAILED and err.count("\n") == 1
+    assert err.startswith("npr: error: out of memory (") and err.endswith("); lower the batch size\n")
+
+
+def options_of_commands() -> list[tuple[str, inspect.Parameter, object]]:
+    """Every option of every command, as (command, parameter, typer's description)."""
+    described = []
+    for command in itertools.chain.from_iterable(cli.PANELS.values()):
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            described.append((command.__name__, parameter, get_args(parameter.annotation)[-1]))
+    return described
+
+
+def test_options_that_can_be_given_more_than_once_say_so():
+    for command, parameter, option in options_of_commands():
+        kinds = [
+            get_origin(kind)
+            for kind in (get_args(parameter.annotation)[0], *get_args(get_args(parameter.annotation)[0]))
+        ]
+        repeatable = list in kinds and isinstance(option, OptionInfo)
+        assert repeatable == (option.help or "").endswith("Repeatable."), (command, parameter.name)
+
+
+def test_an_option_means_the_same_in_every_command():
+    """-o is the output, a file or a folder; -c a checkpoint. No other option has a short form, but --null."""
+    short = {}
+    for command, parameter, option in options_of_commands():
+        for name in option.param_decls or ():
+            if re.fullmatch("-[a-z0-9]", name):
+                short.setdefault(name, set()).add(parameter.name)
+            if parameter.name == "output":
+                assert option.metavar in ("FILE", "FOLDER", "FILE|FOLDER/"), command
+    assert short.pop("-0", {"null"}) == {"null"} and short == {"-o": {"output"}, "-c": {"checkpoint"}}
+    for name in ("workers", "device", "preset", "view", "seed", "config"):
+        helps = {option.help for command, parameter, option in options_of_commands() if parameter.name == name}
+        assert len(helps) == 1 or (name, len(helps)) == ("device", 2), name  # npr train's default is its config's
 
 
 def test_version(npr):
