@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from npr_model.commands import terminal
+from npr_model.commands import streams, terminal
 from npr_model.commands.ablate import ablate
 from npr_model.commands.audit import audit
 from npr_model.commands.calibrate import calibrate
@@ -48,7 +48,7 @@ PANELS = {
 }
 for panel, commands in PANELS.items():
     for command in commands:
-        app.command(rich_help_panel=panel, help=_reflowed(command.__doc__))(command)
+        app.command(rich_help_panel=panel, help=_reflowed(command.__doc__ or ""))(command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -68,6 +68,16 @@ def npr(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``npr`` and return its exit code. User errors print one line to stderr, never a traceback."""
+    streams.open_streams()
+    code = _run(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return _fail(f"{streams.OUTPUT}: {reason(error)}", error)
+    return code
+
+
+def _run(arguments: list[str] | None) -> int:
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata; wrong pixels are errors
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: they take turns
     usage_error = typer.BadParameter.__base__  # click's, wherever this version of typer keeps it
@@ -94,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str, error: Exception | None = None) -> int:
-    print(f"npr: error: {' '.join(message.split())}", file=sys.stderr)
+    streams.print_error(f"npr: error: {' '.join(message.split())}")
     return terminal.error_code(error)
 
 

@@ -17,6 +17,8 @@ _JPEG_SUFFIXES = (".jfif", ".jpe", ".jpeg", ".jpg")
 _OTHER_SUFFIXES = (".apng", ".avif", ".bmp", ".gif", ".j2k", ".jp2", ".png", ".tga", ".tif", ".tiff", ".webp")
 _NETPBM_SUFFIXES = (".pbm", ".pgm", ".pnm", ".ppm")
 AT_ONCE = 100_000  # entries of a folder that are sorted together
+HIDDEN = "hidden (a leading dot, or in __MACOSX)"
+LEADS_BACK = "links to folders that they lie in"
 T = TypeVar("T")
 IMAGE_SUFFIXES = frozenset((*_JPEG_SUFFIXES, *_NETPBM_SUFFIXES, *_OTHER_SUFFIXES))
 
@@ -42,20 +44,27 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder has a leading dot, or is the folder that macOS adds to archives."""
+    return name == "__MACOSX" or (name.startswith(".") and name not in (".", ".."))
+
+
 def walk_files(
     root: str | os.PathLike,
     *,
     on_error: Callable[[OSError], None],
+    on_skip: Callable[[str, str], None] = lambda path, reason: None,
     within: str | os.PathLike | None = None,
 ) -> Iterator[Path]:
     """Yield the files below ``root``, folder by folder in natural order (:func:`in_natural_order`).
 
-    Hidden entries (a leading dot) are skipped. Links to folders are followed, unless they lead back to a folder on the
-    way to them: then they would never end.
+    Hidden entries (:func:`is_hidden`) are skipped. Links to folders are followed, unless they lead back to a folder on
+    the way to them: then they would never end.
 
     Args:
         root: The folder.
         on_error: Called with the OSError of a folder that cannot be listed.
+        on_skip: Called with each entry that is skipped, and the reason: HIDDEN or LEADS_BACK.
         within: Folder that holds ``root``. Links that lead back to a folder between it and ``root`` are skipped too.
     """
     top = os.fspath(within or root)
@@ -65,13 +74,17 @@ def walk_files(
         below: list[tuple[str, bool]] = []
         try:
             with os.scandir(folder) as entries:
-                visible = (entry for entry in entries if not entry.name.startswith("."))
-                for entry in in_natural_order(visible, lambda entry: entry.name):
+                for entry in in_natural_order(entries, lambda entry: entry.name):
+                    if is_hidden(entry.name):
+                        on_skip(entry.path, HIDDEN)
+                        continue
                     if not is_folder(entry):
                         yield Path(entry.path)
                         continue
                     through_link = linked or entry.is_symlink()
-                    if not (through_link and leads_back(entry.path, top)):
+                    if through_link and leads_back(entry.path, top):
+                        on_skip(entry.path, LEADS_BACK)
+                    else:
                         below.append((entry.path, through_link))
         except OSError as error:
             on_error(error)

@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
+
+from npr_model.commands.streams import StreamConsole
 
 if TYPE_CHECKING:
     from npr_model.datasets import Contradictions, LeftOut
@@ -27,8 +28,8 @@ EXIT_CODES = (
     "3 failed after work had begun (e.g. a full disk), what was written until then is kept; 130 interrupted."
 )
 
-out = Console()
-err = Console(stderr=True)
+out = StreamConsole()
+err = StreamConsole(stderr=True)
 _state = {"work began": False}
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
