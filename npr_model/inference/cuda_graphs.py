@@ -19,9 +19,9 @@ from npr_model.errors import reason
 
 _logger = logging.getLogger("npr_model")
 
-MOST_PIXELS = 2**22  # per batch; in larger ones the launches overlap with the work, and graphs hold their memory
+MOST_PIXELS = 2**22  # per batch; larger batches hide the launches, and graphs hold on to their memory
 MOST_GRAPHS = 32
-UNCAPTURED = 3  # calls with a size before it is captured, as a capture takes longer than some batches
+UNCAPTURED = 3  # calls with a size before it is captured; a capture takes longer than a few batches
 MOST_SEEN = 1024
 
 Network = Callable[[Tensor], Tensor]
@@ -74,7 +74,7 @@ class CudaGraphs:
                 return self._network(images)
             try:
                 captured = self._captured[key] = self._capture(images)
-            except RuntimeError as error:  # not capturable, or no memory: launch the kernels one by one
+            except RuntimeError as error:  # it cannot be captured, or there is no memory: launch the kernels one by one
                 self._failed = True
                 _logger.warning("no CUDA graphs from here on (%s)", reason(error))
                 return self._network(images)
@@ -95,9 +95,9 @@ class CudaGraphs:
 
 
 def _with_its_strides(images: Tensor) -> Tensor:
-    """A copy. Where rows are padded, so that they begin at multiples of some bytes, those of the copy are, too."""
+    """Copy images with their strides, so that padded rows stay padded and rows begin at the same multiples."""
     dimensions = sorted(zip(images.stride(), images.shape, strict=True))
     if any(step * size > above for (step, size), (above, _) in pairwise([(1, 1), *dimensions])):
-        return images.clone(memory_format=torch.preserve_format)  # elements share memory, as those of an expanded image
+        return images.clone(memory_format=torch.preserve_format)  # elements share memory, as in an expanded image
     copied = torch.empty_strided(images.shape, images.stride(), dtype=images.dtype, device=images.device)
     return copied.copy_(images)

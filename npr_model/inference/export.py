@@ -118,8 +118,7 @@ def export_package(checkpoint: LoadedCheckpoint, output: str | os.PathLike, dtyp
     """Write an AOTInductor package (.pt2) with our kernels, for processors like this one.
 
     Input: (batch, 3, height, width) uint8 on the CPU, sides of PACKAGE_SIDE or more. Output: (batch, 1) float32 logits
-        of
-    :class:`InferenceDetector` in ``dtype``. Load it with :func:`load_package`, or in C++ with
+    of :class:`InferenceDetector` in ``dtype``. Load it with :func:`load_package`, or in C++ with
     ``torch::inductor::AOTIModelPackageLoader`` after loading the library of ``npr_kernels``. A batch is scored at once:
     give it about PIXELS_AT_ONCE (:mod:`npr_model.inference.fused`) per thread. The export takes half a minute and a C++
     compiler.
@@ -143,7 +142,7 @@ def export_package(checkpoint: LoadedCheckpoint, output: str | os.PathLike, dtyp
             with (
                 atomic_write(Path(output)) as temporary,
                 tempfile.TemporaryDirectory() as folder,
-                # Two compilations of the same architecture write the same files there.
+                # Two compilations at once would write the same files in torch's cache.
                 FileLock(f"{cache_dir()}/npr-export.lock"),
             ):
                 package = torch._inductor.aoti_compile_and_package(
@@ -152,7 +151,7 @@ def export_package(checkpoint: LoadedCheckpoint, output: str | os.PathLike, dtyp
                     # Round weights to bfloat16 as in this process, instead of keeping them in float32.
                     inductor_configs={"aot_inductor.metadata": facts, "emulate_precision_casts": True},
                 )
-                # A broken package has been written before, unnoticed until it was loaded.
+                # torch has written broken packages without an error, so load this one to be sure.
                 torch._inductor.aoti_load_package(package)
                 shutil.copyfile(package, temporary)
     except InputError:

@@ -1,10 +1,9 @@
-"""The detector frozen for scoring: batch norm folded into the convolutions, channels_last, low precision where it pays.
+"""The NPR detector frozen for scoring: batch norm is folded into the convolutions, and activations are channels_last.
 
-Nothing is compiled at start. On the CPU a residual block is one kernel of ours, or, where there is none or where oneDNN
-uses matrix units, oneDNN's convolutions with bias, ReLU and residual sum fused and their weights laid out beforehand. A
-batch is scored PIXELS_AT_ONCE at a time, so that activations (2 MiB after each block at 256x256) stay in the caches
-from block to block. On a GPU a block is one kernel of ours in bfloat16 or float16, once it has proved itself, and
-what is launched for a small batch is kept as a CUDA graph.
+Nothing is compiled at the start. On a CPU, one of our kernels computes a residual block. Where there is none, or where
+oneDNN uses matrix units, oneDNN's convolutions do, fused with bias, ReLU and residual sum. A batch is scored in parts
+of PIXELS_AT_ONCE, so that activations (2 MiB after each block at 256x256) stay in the caches. On a GPU, one of our
+kernels computes a block in bfloat16 or float16, after a self-test. Small batches run as CUDA graphs.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from npr_model.inference.cuda_graphs import CudaGraphs
 
 _logger = logging.getLogger("npr_model")
 
-PIXELS_AT_ONCE = 2**18  # of images, for each thread of a CPU: the fastest from 128x128 to 1024x1024
+PIXELS_AT_ONCE = 2**18  # pixels per CPU thread; measured to be fastest for images of 128x128 to 1024x1024
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
+    """Return bfloat16 where the hardware multiplies it natively, else float32."""
     if device.type == "cuda":
-        with torch.cuda.device(device):  # it asks the current one
+        with torch.cuda.device(device):  # torch asks the current device
             native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = cpu_capability() == "avx512bf16"
@@ -44,9 +43,9 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 class FoldedConv2d(nn.Module):
-    """A convolution with its batch norm folded in, then optionally + shortcut, then optionally ReLU.
+    """A convolution with its batch norm folded in, an optional residual sum and an optional ReLU.
 
-    ``shortcut`` is given up by the caller: the result may be written over it.
+    The result may overwrite ``shortcut``.
     """
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, dtype: torch.dtype, relu: bool, onednn: bool) -> None:
@@ -55,7 +54,7 @@ class FoldedConv2d(nn.Module):
         _check_finite(weight, bias)
         weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
         self.stride, self.padding, self.relu, self.onednn = conv.stride, conv.padding, relu, onednn
-        if onednn:  # its own blocked layout; chosen for a size, but it serves all (without one it picks slow ones)
+        if onednn:  # oneDNN's blocked layout; without a typical size it chooses a slow one
             typical = (1, weight.shape[1], 64, 64)
             weight = torch.ops.mkldnn._reorder_convolution_weight(weight, self.padding, self.stride, (1, 1), 1, typical)
         self.register_buffer("weight", weight)
@@ -66,7 +65,7 @@ class FoldedConv2d(nn.Module):
             geometry = self.weight, self.bias, self.padding, self.stride, (1, 1), 1
             if shortcut is None:
                 return torch.ops.mkldnn._convolution_pointwise(x, *geometry, "relu" if self.relu else "none", [], "")
-            # Summed into the shortcut's own memory, which is in the cache and which nobody needs afterwards.
+            # The sum overwrites the shortcut, which is in the cache and is not needed any more.
             return torch.ops.mkldnn._convolution_pointwise_.binary(
                 shortcut, x, *geometry, "add", 1.0, "relu" if self.relu else "none", [], ""
             )
@@ -77,7 +76,7 @@ class FoldedConv2d(nn.Module):
 
 
 class FoldedBottleneck(nn.Module):
-    """:class:`npr_model.detectors.resnet.Bottleneck` in evaluation mode, of four or fewer fused operations."""
+    """:class:`npr_model.detectors.resnet.Bottleneck` in evaluation mode, in at most four fused operations."""
 
     def __init__(self, block: Bottleneck, dtype: torch.dtype, onednn: bool) -> None:
         super().__init__()
@@ -96,7 +95,7 @@ class FoldedBottleneck(nn.Module):
 
 
 def folded_layers(block: Bottleneck) -> list[tuple[Tensor, Tensor] | None]:
-    """conv1, conv2, conv3 and the shortcut (None where there is no convolution), each a weight and a bias."""
+    """Return weight and bias of conv1, conv2, conv3 and the shortcut's convolution; None if it has none."""
 
     def fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         folded = fold_batch_norm(conv.weight.detach(), None, bn)
@@ -108,16 +107,16 @@ def folded_layers(block: Bottleneck) -> list[tuple[Tensor, Tensor] | None]:
 
 
 class Average(nn.Module):
-    """(N, C, H, W) to its mean over the pixels, (N, C, 1, 1) float32."""
+    """Mean over the pixels: (N, C, H, W) -> (N, C, 1, 1) float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.float().mean((2, 3), keepdim=True)
 
 
 def fused_trunk(detector: NPRDetector, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Residual blocks and average in evaluation mode, in kernels of ours: one for all on a CPU, one a block on a GPU.
+    """Return the residual blocks and the average in our kernels: one for all blocks on a CPU, one per block on a GPU.
 
-    For int8 all blocks but the first work on 8-bit activations.
+    In int8, all blocks but the first have 8-bit activations.
     """
     if device.type == "cuda":
         blocks = quantisation.blocks(detector).values()
@@ -139,14 +138,19 @@ def fused_trunk(detector: NPRDetector, dtype: torch.dtype, device: torch.device)
 
 
 class InferenceDetector(nn.Module):
-    """(N, 3, H, W), uint8 or normalised floating point, to (N, 1) float32 logits, without gradients.
+    """A frozen copy of ``detector`` on its device: (N, 3, H, W) images to (N, 1) float32 logits, without gradients.
 
-    A frozen copy of ``detector`` on its device. ``dtype``: that of the activations, None for :func:`default_dtype`;
-    the pooled features and the last layer are float32 always. int8 takes a detector with ``activation_steps`` (see
-    :mod:`npr_model.inference.quantisation`) and a CPU with AVX2; the stem and the first block stay in
-    :func:`default_dtype`.
-    ``compile=True`` hands the trunk to ``torch.compile``, which takes about a minute at the first batch of each new
-    size. Raises InputError where int8 cannot be.
+    Images are uint8, or normalised floating point. Use :func:`npr_model.inference.freeze.freeze` for any detector.
+
+    Args:
+        detector: The network to copy.
+        dtype: Type of the activations. Default: :func:`default_dtype`. Pooled features and the last layer are always
+            float32. int8 needs ``activation_steps`` and a CPU with AVX2; the stem and the first block then stay in
+            :func:`default_dtype`.
+        compile: Compile the residual blocks with ``torch.compile``, about a minute at the first batch of each size.
+
+    Raises:
+        InputError: int8 is not supported here.
     """
 
     @torch.no_grad()  # folded weights would carry the graph of their gradients, and could not be copied
@@ -154,14 +158,15 @@ class InferenceDetector(nn.Module):
         super().__init__()
         device = detector.conv1.weight.device
         trunk_dtype = dtype or default_dtype(device)
-        self.dtype = default_dtype(device) if trunk_dtype == torch.int8 else trunk_dtype  # of what the stem gives
+        self.dtype = default_dtype(device) if trunk_dtype == torch.int8 else trunk_dtype  # of the stem's output
         self.pixels_at_once = PIXELS_AT_ONCE * torch.get_num_threads() if device.type == "cpu" else sys.maxsize
         self.conv1 = copy.deepcopy(detector.conv1)
         weight, bias = fold_batch_norm(detector.conv1.weight.detach(), None, detector.bn1)
         _check_finite(weight, bias)
         self.register_buffer("stem_weight", weight)
-        # Of the scale of pixels the kernel is left a power of two: with all of it, weights would be rounded a second
-        # time, which nearly doubled the error of bfloat16's logits.
+        # The scale of raw pixels is folded into the weights, except for a power of two, which the kernel applies.
+        # If the kernel applied all of it, it would round the weights again, and bfloat16 logits would have nearly
+        # twice the error.
         scale = scale_factors(self.conv1.scale, self.conv1.pixel_std, 3)
         self.pixel_scale = 2.0 ** math.frexp(scale[0])[1]
         rest = torch.tensor(scale, dtype=torch.float64, device=device) / self.pixel_scale
@@ -190,20 +195,20 @@ class InferenceDetector(nn.Module):
         return torch.cat([run(part) for part in split_by_pixels(images, self.pixels_at_once)])
 
     def stem(self, images: Tensor) -> Tensor:
-        """The first layers alone: (N, 3, H, W) to (N, 64, H / 4, W / 4) of ``self.dtype``."""
+        """Run the stem: (N, 3, H, W) -> (N, 64, H / 4, W / 4) in ``self.dtype``."""
         options = self.conv1.options
-        if images.is_floating_point():  # subtracted in float32: rounding comes after the differences, not before
+        if images.is_floating_point():  # differences are taken in float32 and rounded afterwards
             return npr_stem(images.float(), self.stem_weight.float(), self.stem_bias.float(), **options).to(self.dtype)
         options |= {"scale": self.pixel_scale, "pixel_std": None}
         return npr_stem(images, self.pixel_weight, self.stem_bias.to(self.dtype), **options)
 
     def score(self, images: Tensor) -> Tensor:
-        """All ``images`` at once."""
+        """Score all ``images`` at once; returns (N, 1) float32 logits."""
         x = self.stem(images)
-        # oneDNN's ReLU would make zeros of NaN, which pixels cannot be.
+        # oneDNN's ReLU turns NaN into 0. Only floating point images can have NaN.
         broken = ~x.isfinite().flatten(1).all(1, keepdim=True) if images.is_floating_point() else None
         features = self.trunk(x).flatten(1)
-        # Not F.linear, whose sums come in another order for another number of images: a logit is the image's alone.
+        # F.linear adds in an order that depends on the number of images; a logit must not depend on other images.
         if self.engine == "fused" and features.is_cuda:
             products = gpu_bottleneck.dot(features, self.head_weight[0])[:, None]
         else:
@@ -223,8 +228,10 @@ def _check_finite(*folded: Tensor) -> None:
 
 
 def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool) -> str:
-    """What runs the residual blocks: "fused" (our kernel), "onednn" or "torch" (plain, or compiled). Raises InputError
-    where nothing runs them in int8."""
+    """Return what runs the residual blocks: "fused" (our kernels), "onednn", or "torch" (plain or compiled).
+
+    Raises InputError if int8 is not supported here.
+    """
     if dtype == torch.int8:
         why = "with compile=True" if compile else f"on {device.type}" if device.type != "cpu" else None
         if why is None and (missing := cpu_bottleneck.refusal(dtype, 64)):
