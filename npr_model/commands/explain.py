@@ -11,7 +11,7 @@ import typer
 
 from npr_model.commands.options import folder_option, scoring_options
 from npr_model.commands.terminal import out, print_paths, work_begins
-from npr_model.errors import InputError, reason
+from npr_model.errors import InputError
 from npr_model.files import readable_name
 from npr_model.screening.options import ScoringOptions
 
@@ -90,15 +90,14 @@ def _require_equal_sizes(pictures: list[np.ndarray]) -> None:
 
 def _read(path: Path, view: View, grid_size: int) -> tuple[DecodedImage, np.ndarray]:
     """A file's image, and the pixels of it that the network sees."""
-    from npr_model.imaging.decode import ImageError, decode
+    from npr_model import datasets
+    from npr_model.imaging.decode import ImageError
 
     try:
-        decoded = decode(path.read_bytes())
+        decoded = datasets.read(path)
         return decoded, view.apply(decoded.pixels, grid_size)
     except ImageError as error:
-        raise InputError(f"{path}: {error}") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {reason(error)}") from error
+        raise InputError(f"{readable_name(path)}: {error}") from error
 
 
 def _describe(decoded: DecodedImage, explanation: Explanation, loaded: LoadedCheckpoint, view: View) -> dict:

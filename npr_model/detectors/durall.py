@@ -11,10 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from npr_model.detectors.base import PixelNetwork
+from npr_model.detectors.base import LUMA, PixelNetwork
 
 RINGS = 88  # length of the authors' spectra
-_LUMA = (0.299, 0.587, 0.114)
 _EPSILON = 1e-8  # the authors' value, far below the spectrum of any 8-bit image
 
 
@@ -37,7 +36,7 @@ class Durall(PixelNetwork):
         """(N, 3, H, W) -> (N, RINGS) spectra."""
         with torch.autocast(images.device.type, enabled=False):  # the logarithm needs full precision
             pixels = self.unit_pixels(images)
-            luma = torch.einsum("nchw,c->nhw", pixels, pixels.new_tensor(_LUMA))
+            luma = torch.einsum("nchw,c->nhw", pixels, pixels.new_tensor(LUMA))
             decibels = 20 * torch.log10(torch.fft.fft2(luma).abs() + _EPSILON)
             rings, counts = (torch.from_numpy(array).to(luma.device) for array in _rings(*luma.shape[1:]))
             sums = decibels.new_zeros(len(luma), len(counts)).index_add_(1, rings, decibels.flatten(1))

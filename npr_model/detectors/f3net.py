@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npr_model.detectors.base import PixelNetwork
+from npr_model.detectors.base import LUMA, PixelNetwork
 from npr_model.detectors.frequency import EPSILON, dct_2d, dct_matrix, inverse_dct_2d
 from npr_model.detectors.resnet import resnet_stage
 
 _BANDS = ((0, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1), (0, 1))  # low, middle, high, all; as shares of the spectrum
-_LUMA = (0.299, 0.587, 0.114)
 
 
 class FrequencyAwareDecomposition(nn.Module):
@@ -52,7 +51,7 @@ class LocalFrequencyStatistics(nn.Module):
         self.correction = nn.Parameter(torch.randn(bands, window**2) * 0.1)
 
     def forward(self, images: Tensor) -> Tensor:
-        luma = torch.einsum("nchw,c->nhw", images, images.new_tensor(_LUMA)).unsqueeze(1)
+        luma = torch.einsum("nchw,c->nhw", images, images.new_tensor(LUMA)).unsqueeze(1)
         before = self.window // 2 - 1
         height, width = luma.shape[2:]
         luma = F.pad(

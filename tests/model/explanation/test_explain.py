@@ -132,7 +132,7 @@ def test_command(images, checkpoint, tmp_path, capsys):
     ("arguments", "message"),
     [
         (("bad.png",), "bad.png: not an image"),
-        (("absent.png",), "absent.png cannot be read: No such file"),
+        (("absent.png",), "absent.png: the file cannot be read (No such file"),
         (("a.png", "--other", "c.png"), "the images are 60x40 and 60x30 pixels; --other needs equal sizes"),
         (("a.png", "--view", "crop"), "unknown view 'crop'"),
         (("a.png", "--backend", "none"), "none"),
