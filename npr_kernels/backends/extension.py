@@ -38,5 +38,5 @@ def _load() -> str | None:
 
 
 FAILURE = _load()
-# What is wrong with an explicit choice of the instruction set. It fails calls instead of making them slow.
+# The error of an invalid NPR_KERNELS_CPU_CAPABILITY. CPU calls then fail instead of running slowly on plain PyTorch.
 MISCONFIGURED = FAILURE if FAILURE and "NPR_KERNELS_CPU_CAPABILITY is" in FAILURE else None
