@@ -1,6 +1,12 @@
-"""Times against every peer a user could pick instead, after parity, with the machine's measured peaks beside them.
+"""Times beside those of every peer that a user could pick instead, and beside the machine's measured peaks.
 
-``python -m benchmarks.ops`` and ``python -m benchmarks.model`` compare in interleaved rounds;
-``python -m benchmarks.kernels`` times the kernels of a GPU one by one; ``benchmarks.device`` does all that needs a GPU;
-``pytest benchmarks --benchmark-only`` tracks the same operator cases from commit to commit.
+``python -m benchmarks.X --json FILE`` measures and writes ``{"machine": {...}, "rows": [{...}, ...]}``. X is one of
+
+- ops: the fused operators; kernels: the GPU kernels one by one; trunk: the residual blocks on a GPU
+- model: the detector; train: a training step, and training from files; precision: what bfloat16 and int8 cost
+- screening: files to rows; scaling: a model of that time; memory: the most memory; cluster: Ray
+- report: no measurement; it writes the tables of README and docs/performance.md from benchmarks/results
+- device: plans of steps for a machine with a GPU, called by scripts/gpu_*.sh
+
+``pytest benchmarks --benchmark-only`` tracks the operator cases from commit to commit.
 """

@@ -6,7 +6,7 @@ image. Rates leave out the first half of the rows: starting workers is paid once
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import statistics
 import tempfile
@@ -21,15 +21,11 @@ import torch
 import typer
 from ray.cluster_utils import Cluster
 from ray.data import DataContext
-from rich.console import Console
 from torch import Tensor
 
-from benchmarks import command, machine
-from benchmarks.harness import OURS
-from benchmarks.memory import make_tars
-from benchmarks.model import random_detector
-from benchmarks.screening import make_files
-from npr_model.checkpoints import LoadedCheckpoint, Metadata
+from benchmarks import command
+from benchmarks.inputs import as_checkpoint, make_files, make_tars, random_detector
+from benchmarks.rows import OURS, unjudged
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.screening.parts import Finished
 from npr_model.screening.ray_engine import RayEngine
@@ -51,12 +47,12 @@ class FixedCost(DetectorNetwork):
         return torch.zeros(len(x), 1)
 
 
-def maker(model: DetectorNetwork) -> partial[Scorer]:
-    return partial(Scorer, LoadedCheckpoint(model, Metadata(), "0" * 64, Path("random")))
+def scorer_maker(model: DetectorNetwork) -> partial[Scorer]:
+    return partial(Scorer, as_checkpoint(model))
 
 
 def rate(rows: Iterator[Row], count: int) -> float:
-    """Rows a second after the first half of them. Raises RuntimeError unless there are ``count`` without error."""
+    """Return the rows per second after the first half. Raises RuntimeError unless ``count`` rows have no error."""
     times = []
     for row in rows:
         if row.error is not None:
@@ -66,6 +62,8 @@ def rate(rows: Iterator[Row], count: int) -> float:
         raise RuntimeError(f"{len(times)} rows of {count} images")
     began = times[count // 2]
     after = sum(moment > began + SAME_MOMENT for moment in times)  # rows of one block come together
+    if not after:
+        raise RuntimeError(f"{count} images are too few to measure a rate: use more --images")
     return after / (times[-1] - began)
 
 
@@ -74,68 +72,64 @@ def on_ray(make_scorer: partial[Scorer], sources: Sources, count: int) -> float:
     return rate(engine.score(sources, make_scorer(device="cpu").decoder, Finished()), count)
 
 
-def one_machine(folder: Path, count: int) -> tuple[float, float]:
-    """Rates of the engines ray and local on JPEG files of 256x256, medians of ROUNDS in turn."""
+def engines(folder: Path, count: int) -> dict[str, float]:
+    """Return the rates of the engines ray and local on JPEG files of 256x256, medians of ROUNDS in turn."""
     sources = Sources(make_files(folder, "JPEG", 256, count))
-    make_scorer = maker(random_detector())
+    make_scorer = scorer_maker(random_detector())
+    rates: dict[str, list[float]] = {"engine ray": [], "engine local": []}
+    with ray_cluster():
+        for _ in range(ROUNDS):
+            rates["engine local"].append(rate(make_scorer(device="cpu").score(sources), count))
+            rates["engine ray"].append(on_ray(make_scorer, sources, count))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def nodes(folder: Path, count: int) -> dict[str, float]:
+    """Return the rates of two nodes and of one, with FixedCost on tars of tiny images."""
+    make_tars(folder, count, images_per_tar=50)
+    sources, make_scorer = Sources([f"{folder}/*.tar"]), scorer_maker(FixedCost())
+    with ray_cluster() as cluster:
+        one = on_ray(make_scorer, sources, count)
+        cluster.add_node(num_cpus=CORES)
+        cluster.wait_for_nodes()
+        two = on_ray(make_scorer, sources, count)
+    return {"two nodes": two, "one node": one}
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[Cluster]:
+    """A cluster of one node on this machine."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CORES})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    found: list[tuple[float, float]] = []
-    for _ in range(ROUNDS):
-        local = rate(make_scorer(device="cpu").score(sources), count)
-        found.append((on_ray(make_scorer, sources, count), local))
-    stop(cluster)
-    ours, local = zip(*found, strict=True)
-    return statistics.median(ours), statistics.median(local)
-
-
-def nodes(folder: Path, count: int) -> tuple[float, float]:
-    """Rates of two nodes and of one with FixedCost, on tars of tiny images."""
-    make_tars(folder, count, images_a_tar=50)
-    sources, make_scorer, found = Sources([f"{folder}/*.tar"]), maker(FixedCost()), []
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CORES})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    for number in (1, 2):
-        if number == 2:
-            cluster.add_node(num_cpus=CORES)
-            cluster.wait_for_nodes()
-        found.append(on_ray(make_scorer, sources, count))
-    stop(cluster)
-    return found[1], found[0]
-
-
-def stop(cluster: Cluster) -> None:
-    ray.shutdown()
-    cluster.shutdown()
+    try:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def main(
     json_file: command.JsonFile = None,
-    images: Annotated[int, typer.Option(min=512, help="Of each run.")] = 3000,
+    images: Annotated[
+        int, typer.Option(min=512, help="Images per run; runs of nodes take three times as many.")
+    ] = 3000,
 ) -> None:
-    """Fails if an image has no row, or one with an error."""
-    command.checked_json(json_file)
+    """Compare Ray with one process, and two nodes with one; fail if an image has no row or one with an error."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     DataContext.get_current().enable_progress_bars = False
-    console, rows = Console(), []
-    cases = (
-        (one_machine, images, "JPEG files of 256x256", "engine ray", "engine local"),
-        (nodes, 3 * images, f"images of {1000 * SECONDS_AN_IMAGE:.0f} ms each", "two nodes", "one node"),
-    )
-    for measure, count, what, ours, other in cases:
-        case = f"screening {count} {what}"
-        with tempfile.TemporaryDirectory() as name:
-            rates = measure(Path(name), count)
-        ratio = rates[0] / rates[1]
-        for contender, value in zip((ours, other), rates, strict=True):
-            console.print(f"{case}, {contender}: {value:.1f} images/s", highlight=False)
-            row = {"case": case, "contender": f"{OURS}, {contender}", "median_ms": 1000 * count / value}
-            row |= {"images_per_second": value, "ratio_to_reference": value / rates[1], "parity": "not judged"}
-            rows.append(row)
-        console.print(f"{ours} against {other}: {ratio:.2f}", highlight=False)
-    if json_file:
-        content = {"machine": machine.describe(torch.device("cpu")), "rows": rows}
-        json_file.write_text(json.dumps(content, indent=1) + "\n")
+    results = command.start(torch.device("cpu"), json_file)
+    for measure, count, name in (
+        (engines, images, "JPEG files of 256x256"),
+        (nodes, 3 * images, f"images of {1000 * SECONDS_AN_IMAGE:.0f} ms each"),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            rates = measure(Path(folder), count)
+        case = f"screening {count} {name}"
+        results.add(
+            [unjudged(case, f"{OURS}, {contender}", count / value, count) for contender, value in rates.items()]
+        )
+        (first, value), (second, other) = rates.items()
+        results.console.print(f"{first}: {value / other:.2f} times the rate of {second}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What both commands share: options, the errors of bad ones, and how a run begins and ends."""
+"""What the commands share: options, errors for bad ones, and how a run begins."""
 
 from __future__ import annotations
 
@@ -6,29 +6,15 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import torch
 import typer
 from rich.console import Console
 
-from benchmarks import machine
-from benchmarks.harness import Benchmark, report
-
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write machine and rows here as well.")]
-Seconds = Annotated[float, typer.Option(min=0, help="Time to spend on the rounds of each case.")]
-
-
-def chosen(only: str, names: Sequence[str], what: str) -> set[str]:
-    """Those of ``names`` in which the regular expression ``only`` is found; refuses one that is none, or finds none."""
-    try:
-        found = {name for name in names if re.search(only, name)}
-    except re.error as failure:
-        refuse(f"--only {only!r} is no regular expression: {failure}")
-    if not found:
-        refuse(f"--only {only!r} matches none of the {len(names)} {what}, such as {names[0]!r}")
-    return found
+from benchmarks import harness, machine
+from benchmarks.harness import Benchmark
+from benchmarks.rows import Results, earlier_rows
 
 
 def refuse(message: str) -> NoReturn:
@@ -37,27 +23,63 @@ def refuse(message: str) -> NoReturn:
     raise typer.Exit(2)
 
 
-def checked_device(name: str) -> torch.device:
-    if name not in ("cpu", "cuda"):
-        refuse(f"--device must be cpu or cuda, got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        refuse(f"--device cuda: torch {torch.__version__} finds no CUDA device; use --device cpu")
-    return torch.device(name)
+def writable(file: Path | None) -> Path | None:
+    """Return the path of a results file. Refuses, before the run, one that could not be written after it."""
+    if file is not None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.open("a").close()
+        except OSError as failure:
+            refuse(f"--json {file}: {failure.strerror}")
+    return file
 
 
-def checked_json(file: Path | None) -> None:
-    """Refuse before the run what could not be written after it."""
-    if file is None:
-        return
+DeviceName = Literal["cpu", "cuda"]
+Device = Annotated[DeviceName, typer.Option(help="Device to run on.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE", callback=writable, show_default=False, help="Write machine and rows to FILE."
+    ),
+]
+Seconds = Annotated[float, typer.Option(min=0, help="Time for the rounds of each case.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images per batch.")]
+Size = Annotated[int, typer.Option(min=4, help="Height and width of an image.")]
+Workers = Annotated[int, typer.Option(min=0, help="Decoding workers (0: one per core, at most 16).")]
+Only = Annotated[
+    str,
+    typer.Option(
+        metavar="REGEX", show_default=False, help="Run only the cases whose name matches; FILE keeps the others."
+    ),
+]
+OnlyContenders = Annotated[
+    str, typer.Option(metavar="REGEX", show_default=False, help="Run only eager and the contenders that match.")
+]
+
+
+def matching(only: str, names: Sequence[str], what: str) -> set[str]:
+    """Return the ``names`` that the regular expression ``only`` matches somewhere. Refuses one that matches none."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.open("a").close()
-    except OSError as failure:
-        refuse(f"--json {file}: {failure.strerror}")
+        matches = {name for name in names if re.search(only, name)}
+    except re.error as failure:
+        refuse(f"--only {only!r} is no regular expression: {failure}")
+    if not matches:
+        refuse(f"--only {only!r} matches none of the {len(names)} {what}, such as {names[0]!r}")
+    return matches
 
 
-def finish(benchmarks: Iterable[Benchmark], device: torch.device, seconds: float, json_file: Path | None) -> NoReturn:
-    """Measure the machine, run the benchmarks, report; exit code 1 if a parity of ours is red."""
+def available(device: DeviceName) -> torch.device:
+    """Return the device. Refuses a GPU that torch does not see."""
+    if device == "cuda" and not torch.cuda.is_available():
+        refuse(f"--device cuda: torch {torch.__version__} finds no CUDA device; use --device cpu")
+    return torch.device(device)
+
+
+def start(device: torch.device, json_file: Path | None, only: str = "") -> Results:
+    """Measure the machine, print it, and return where the rows go.
+
+    ``only``: if it is not empty, the rows of other cases in the file are kept, provided they come from such a machine.
+    """
     console = Console(width=None if sys.stdout.isatty() else 160)
     torch.manual_seed(0)
     described = machine.describe(device)
@@ -76,4 +98,14 @@ def finish(benchmarks: Iterable[Benchmark], device: torch.device, seconds: float
             f"[yellow]load average {described['load_average_before']:.1f} before the start: other programs share the "
             "processor, so peaks are too low and times too long"
         )
-    raise typer.Exit(report(benchmarks, described, device, seconds, json_file, console))
+    return Results(described, json_file, console, earlier_rows(json_file, described) if only else ())
+
+
+def measure_all(
+    benchmarks: Iterable[Benchmark], device: torch.device, seconds: float, json_file: Path | None, only: str = ""
+) -> NoReturn:
+    """Run the benchmarks on a freshly measured machine, and end with exit code 1 if a result of ours is wrong."""
+    results = start(device, json_file, only)
+    for benchmark in benchmarks:
+        harness.measure(benchmark, results, device, seconds)
+    raise typer.Exit(results.exit_code())

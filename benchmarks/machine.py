@@ -1,4 +1,4 @@
-"""The machine in words, and what it can do at most, measured: arithmetic in float32, bfloat16 and int8, and copying."""
+"""The machine: what it is, and its measured peaks of arithmetic in float32, bfloat16 and int8, and of copying."""
 
 from __future__ import annotations
 
@@ -20,27 +20,16 @@ from benchmarks.timing import by_wall_clock
 from npr_kernels import info
 
 SOURCE = Path(__file__).with_name("microkernels.c")
-INSTRUCTION_SETS = (
-    *(
-        "avx2",
-        "fma",
-        "f16c",
-        "avx512f",
-        "avx512bw",
-        "avx512_vnni",
-        "avx512_bf16",
-        "avx512_fp16",
-        "amx_bf16",
-        "amx_int8",
-    ),
-    *("asimd", "bf16", "i8mm", "sve", "sve2"),
-)
+INSTRUCTION_SETS = [
+    *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_bf16", "amx_int8", "asimd", "bf16", "i8mm", "sve", "sve2"),
+]
 MATRIX_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}  # more than any cache holds
 
 
 def describe(device: torch.device) -> dict:
-    """Description and measured peaks of ``device``, as plain JSON types. Takes some seconds."""
+    """Return description and measured peaks of the machine as plain JSON types. Takes some seconds."""
     known = info.collect()
     result = {
         "device": device.type,
@@ -58,7 +47,7 @@ def describe(device: torch.device) -> dict:
 
 
 def peaks(device: torch.device) -> dict:
-    """The most operations a second and the fastest copy found, each with how it was found."""
+    """Return the measured peaks: operations per second, with the method that reached them, and copy bandwidth."""
     micro = _microkernels() if device.type == "cpu" else {}
     fma = {"torch.mm float32": _matrix_peak(torch.float32, device)}
     bf16 = {}
@@ -68,21 +57,21 @@ def peaks(device: torch.device) -> dict:
         fma["micro-kernel of fused multiply-adds"] = _threaded_peak(micro["fma_chains"])
     if "bf16_dot_chains" in micro:
         bf16["micro-kernel of bfloat16 dot products"] = _threaded_peak(micro["bf16_dot_chains"])
-    found = {"fma_peak": _best(fma), "copy_bandwidth_gb_s": _copy_bandwidth(device)}
+    result = {"fma_peak": _best(fma), "copy_bandwidth_gb_s": _copy_bandwidth(device)}
     if bf16:
-        found["bf16_peak"] = _best(bf16)
+        result["bf16_peak"] = _best(bf16)
     if "int8_dot_chains" in micro:
-        found["int8_peak"] = _best({"micro-kernel of int8 dot products": _threaded_peak(micro["int8_dot_chains"])})
-    return found
+        result["int8_peak"] = _best({"micro-kernel of int8 dot products": _threaded_peak(micro["int8_dot_chains"])})
+    return result
 
 
-def _best(found: dict[str, float]) -> dict:
-    method = max(found, key=found.get)
-    return {"gflops": found[method], "method": method, "all": found}
+def _best(gflops: dict[str, float]) -> dict:
+    method = max(gflops, key=gflops.get)
+    return {"gflops": gflops[method], "method": method, "all": gflops}
 
 
 def _processor() -> dict:
-    """Model, cores, instruction sets and caches, as far as the system tells."""
+    """Return model, cores, instruction sets and caches, as far as the system tells."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
@@ -99,7 +88,7 @@ def _processor() -> dict:
 
 
 def _microkernels() -> dict[str, Callable]:
-    """The functions of microkernels.c that this processor has; none without a C compiler."""
+    """Return the functions of microkernels.c that this processor can run; none without a C compiler."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         return {}
@@ -121,7 +110,7 @@ def _microkernels() -> dict[str, Callable]:
 
 
 def _threaded_peak(function: Callable) -> float:
-    """Billion operations a second of a micro-kernel, on as many threads as torch uses: ctypes lets go of the lock."""
+    """Return the GFLOP/s of a micro-kernel on as many threads as torch uses. ctypes releases Python's lock."""
     threads = torch.get_num_threads()
 
     def work(rounds: int) -> float:
@@ -137,7 +126,7 @@ def _threaded_peak(function: Callable) -> float:
 
 
 def _matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of torch.mm, the best of some sizes."""
+    """Return the GFLOP/s of torch.mm, the best of some sizes."""
     best = 0.0
     for size in MATRIX_SIZES[device.type]:
         a, b = torch.randn(2, size, size, device=device).to(dtype)
@@ -148,7 +137,7 @@ def _matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _copy_bandwidth(device: torch.device) -> float:
-    """GB/s read plus written by Tensor.copy_."""
+    """Return the GB/s that Tensor.copy_ reads and writes together."""
     count = COPIED_BYTES[device.type]
     source = torch.randint(256, (count,), dtype=torch.uint8, device=device)  # zeros may be faster
     target = torch.empty_like(source).copy_(source)

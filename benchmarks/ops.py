@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from benchmarks import cases, command, training
+from benchmarks import command, operator_cases, training_stem_cases
 
 TABLES = {
-    "cpu": [*cases.TABLE, *training.TABLE],
-    "cuda": [*cases.GPU_TABLE, *training.GPU_TABLE],
+    "cpu": [*operator_cases.TABLE, *training_stem_cases.TABLE],
+    "cuda": [*operator_cases.GPU_TABLE, *training_stem_cases.GPU_TABLE],
 }
 
 
@@ -18,14 +16,14 @@ def main(
     device: command.Device = "cpu",
     json_file: command.JsonFile = None,
     seconds: command.Seconds = 4.0,
-    only: Annotated[str, typer.Option(metavar="REGEX", help="Run only the cases whose name has a match.")] = "",
+    only: command.Only = "",
 ) -> None:
-    """Stem, convolution and training stem: times, ratios to eager, shares of the measured peaks."""
-    target = command.checked_device(device)
-    table = TABLES[target.type]
-    chosen = command.chosen(only, [str(case) for case in table], "cases")
-    command.checked_json(json_file)
-    command.finish((case.benchmark(target) for case in table if str(case) in chosen), target, seconds, json_file)
+    """Time the inference stem, npr_conv2d and the training stem; fail if a result of ours is wrong."""
+    target = command.available(device)
+    table = TABLES[device]
+    chosen = command.matching(only, [str(case) for case in table], "cases")
+    benchmarks = (case.benchmark(target) for case in table if str(case) in chosen)
+    command.measure_all(benchmarks, target, seconds, json_file, only)
 
 
 if __name__ == "__main__":

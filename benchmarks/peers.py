@@ -1,4 +1,4 @@
-"""What a user could build without us, as well as it can be built."""
+"""Peers: what a user could build without this project, as fast as we could make it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from npr_kernels.reference import Anchor, trim
 from npr_model.detectors.base import IMAGENET_MEAN, IMAGENET_STD
 from npr_model.detectors.npr import NPRDetector
 
-# --- NPR + 3x3/2 convolution as one 4x4/2 convolution on the image ---
+# ---- NPR + 3x3/2 convolution as one 4x4/2 convolution on the image
 
 
 def compose(weight: Tensor, anchor: Anchor = 0, scale: Sequence[float] = (2 / 3,)) -> Tensor:
-    """Weights of the one convolution that equals NPR (grid_size 2) and a 3x3 one: (O, C, 3, 3) -> (O, C, 4, 4).
+    """Return the weights of one convolution that equals NPR (grid_size 2) and a 3x3 one: (O, C, 3, 3) -> (O, C, 4, 4).
 
     Output row o sees NPR rows 2o - 1 .. 2o + 1, which two cell rows make, image rows 2o - 2 .. 2o + 1: the kernel
     grows by a row above and a column to the left. Every cell's weights then also weigh its anchor, negatively. NPR
@@ -43,7 +43,7 @@ def compose(weight: Tensor, anchor: Anchor = 0, scale: Sequence[float] = (2 / 3,
 
 
 def composed_conv2d(x: Tensor, composed: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``npr_conv2d`` of stride 2 and padding 1 by :func:`compose`'s weights, channels_last: (N, O, H / 2, W / 2).
+    """Compute ``npr_conv2d`` of stride 2 and padding 1 with :func:`compose`'s weights: (N, O, H / 2, W / 2).
 
     A whole cell of zeros above and to the left pads the NPR map with zeros exactly: a constant cell's NPR is zero.
     Below and to the right the even image needs no padding. (The convolution's own would pad all four sides.)
@@ -67,7 +67,7 @@ class Composed(nn.Module):
         return F.max_pool2d(F.relu(y), 3, 2, 1) if self.pool else y
 
 
-# --- the authors' layers, one after another ---
+# ---- the authors' layers, one after another
 
 
 class AuthorsStem(nn.Module):
@@ -109,11 +109,11 @@ class AuthorsDetector(nn.Module):
         return self.fc1(F.adaptive_avg_pool2d(x, (1, 1)).flatten(1))
 
 
-# --- engines ---
+# ---- engines
 
 
 def compiled(function: Callable, device: torch.device, *, frozen: bool = False) -> Callable:
-    """torch.compile of the whole graph for one size, on a GPU with max-autotune.
+    """Return torch.compile of the whole graph for one size, on a GPU with max-autotune.
 
     ``frozen`` also folds and lays out the weights beforehand.
     """
@@ -122,7 +122,7 @@ def compiled(function: Callable, device: torch.device, *, frozen: bool = False) 
 
 
 def onnx_runtime(onnx_file: bytes, pixels: Tensor) -> Callable[[], Tensor]:
-    """ONNX Runtime on :func:`exported`'s model, with as many threads as torch uses."""
+    """Return a call of ONNX Runtime on :func:`exported`'s model, with as many threads as torch uses."""
     onnxruntime = _optional("onnxruntime", pixels.device)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -137,8 +137,10 @@ def onnx_runtime(onnx_file: bytes, pixels: Tensor) -> Callable[[], Tensor]:
 
 
 def quantised(onnx_file: bytes, pixels: Tensor) -> bytes:
-    """:func:`exported`'s model with 8-bit convolutions, by ONNX Runtime's own static quantisation: a scale for each
-    channel of the weights and one for each tensor of activations, measured on ``pixels``. OpenVINO reads it, too.
+    """Return :func:`exported`'s model with 8-bit convolutions, by ONNX Runtime's static quantisation.
+
+    It has a scale for each channel of the weights and one for each tensor of activations, measured on ``pixels``.
+    OpenVINO reads it, too.
     """
     quantization = _optional("onnxruntime.quantization", pixels.device)
     shape_inference = _optional("onnxruntime.quantization.shape_inference", pixels.device)
@@ -166,7 +168,7 @@ def quantised(onnx_file: bytes, pixels: Tensor) -> bytes:
 
 
 def openvino(onnx_file: bytes, pixels: Tensor, precision: str) -> Callable[[], Tensor]:
-    """OpenVINO on :func:`exported`'s model; ``precision`` is its hint: f32 or bf16."""
+    """Return a call of OpenVINO on :func:`exported`'s model; ``precision``, f32 or bf16, is a hint."""
     engine = _optional("openvino", pixels.device)
     core = engine.Core()
     properties = {
@@ -190,11 +192,11 @@ def _optional(name: str, device: torch.device) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as failure:
-        raise Unavailable("not installed: pip install 'npr-kernels[benchmark]'") from failure
+        raise Unavailable("not installed: pip install --group benchmark") from failure
 
 
 def exported(model: nn.Module, pixels: Tensor) -> bytes:
-    """The ONNX file of ``model``, normalisation included, for exactly this shape of uint8 ``pixels``."""
+    """Return the ONNX file of ``model``, normalisation included, for exactly this shape of uint8 ``pixels``."""
     for name in ("onnx", "onnxscript"):
         _optional(name, pixels.device)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

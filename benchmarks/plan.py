@@ -1,4 +1,4 @@
-"""Steps on a machine that is ours for minutes: each has its limit, and nothing that it started outlives it."""
+"""Plans of steps for a machine rented for minutes. Each step has a time limit, and no process of it outlives it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.harness import unfinished, write_json
+from benchmarks.rows import unfinished, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG, RESULTS = "log.txt", "results.json"
@@ -27,10 +27,14 @@ KILLING = 10.0  # seconds at most until all processes of a step are gone
 class Step:
     """A program with its arguments, run in the repository's root.
 
-    ``limit``: seconds that it may take; ``least``: it is not begun with fewer left. ``after``: steps that must have
-    passed. ``environment``: added to that of the plan. ``json``: it takes ``--json FILE`` and writes
-    ``{"machine", "rows"}`` there, after every row; what it has written counts, however it ends. ``counters``: reads
-    counters from its output.
+    Attributes:
+        limit: Seconds that it may take.
+        least: Seconds that must be left of the plan, or the step is skipped.
+        after: Names of steps that must have passed, or the step is skipped.
+        environment: Variables, added to the plan's.
+        json: Whether it takes ``--json FILE`` and writes {"machine", "rows"} there after every row. What it has written
+            counts, however it ends.
+        counters: Reads a profiler's counters from its output.
     """
 
     name: str
@@ -44,12 +48,15 @@ class Step:
 
 
 def run_plan(steps: Sequence[Step], seconds: float, folder: Path, environment: Mapping[str, str] | None = None) -> int:
-    """Run ``steps``, one after another, in ``seconds`` altogether. Exit code: 1 if one failed, else 0.
+    """Run ``steps`` one after another, in ``seconds`` altogether; return 1 if one failed, else 0.
 
-    ``environment`` is added to this process's. SIGTERM ends the step that runs, and then the process, with exit code
-    143.
-    Into ``folder`` go LOG, all output, and RESULTS, written anew after every step: {"machine", "steps": {name:
-    {"outcome", "seconds", "last_line"}}, "rows", "counters"}. An outcome begins with "passed", "failed" or "skipped".
+    SIGTERM ends the running step, and then this process with exit code 143.
+
+    Args:
+        folder: Gets LOG, with all output, and RESULTS, which is written anew after every step: {"machine", "steps":
+            {name: {"outcome", "seconds", "last_line"}}, "rows", "counters"}. An outcome begins with "passed", "failed"
+            or "skipped".
+        environment: Variables, added to those of this process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / LOG
@@ -95,14 +102,14 @@ def _last_line(output: str) -> str:
 
 
 def _line(row: Mapping) -> str:
-    """A row of a benchmark on one line of the screen."""
+    """Return a row of a benchmark as one line of text."""
     numbers = (("median_ms", "{:.4f} ms"), ("ratio_to_reference", "{:.2f} x"), ("share_of_bandwidth", "{:.0%}"))
     cells = (form.format(row[key]) if row.get(key) is not None else "" for key, form in numbers)
     return f"  {row['case']:48} {row['contender']:16} {' '.join(f'{c:>12}' for c in cells)}  {row.get('parity', '')}"
 
 
-def _refusal(step: Step, left: float, done: Mapping[str, dict]) -> str | None:
-    """Why ``step`` is not begun, None if it is."""
+def _reason_to_skip(step: Step, left: float, done: Mapping[str, dict]) -> str | None:
+    """Return why ``step`` is skipped, None if it is run."""
     for name in step.after:
         if not done[name]["outcome"].startswith("passed"):
             return f"it needs {name}, which did not pass"
@@ -116,7 +123,7 @@ def _refusal(step: Step, left: float, done: Mapping[str, dict]) -> str | None:
 def _run(
     step: Step, left: float, done: Mapping[str, dict], environment: Mapping[str, str], log: Path, part: Path
 ) -> tuple[str, str]:
-    """(outcome, output) of a step, begun with so many seconds ``left``, after what is ``done``."""
+    """Run a step with so many seconds ``left``; return its outcome and output. ``done``: results of earlier steps."""
     mark, limit = uuid.uuid4().hex, min(step.limit, left)
     command = [*step.command, "--json", str(part)] if step.json else list(step.command)
     variables = "".join(f"{name}={value} " for name, value in step.environment.items())
@@ -124,7 +131,7 @@ def _run(
         output.write(f"\n===== {step.name}: {variables}{' '.join(command)}\n\n".encode())
         output.flush()
         begin = output.tell()
-        reason = _refusal(step, left, done)
+        reason = _reason_to_skip(step, left, done)
         if reason:
             outcome = f"skipped: {reason}"
         else:
@@ -153,15 +160,15 @@ def _run(
 
 
 def _end(process: subprocess.Popen, mark: str) -> list[int]:
-    """Kill a step's process group and all that carries its mark, in whatever session; returns what did not die."""
+    """Kill a step's process group and every process with its mark; return the ids of those that did not die."""
     deadline = time.monotonic() + KILLING
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    while found := list(_marked(mark)):  # again: a process may start another before it is killed
+    while alive := list(_marked(mark)):  # again: a process may start another before it is killed
         if time.monotonic() > deadline:
-            return found
-        for pid in found:
+            return alive
+        for pid in alive:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
@@ -169,7 +176,7 @@ def _end(process: subprocess.Popen, mark: str) -> list[int]:
 
 
 def _marked(mark: str) -> Iterator[int]:
-    """Processes with ``mark`` in their environment. That of a process which has ended is empty."""
+    """Return the processes with ``mark`` in their environment, which is empty for a process that has ended."""
     wanted = f"{MARK}={mark}".encode()
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):

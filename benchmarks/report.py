@@ -1,49 +1,39 @@
 """``python -m benchmarks.report``: writes the tables of README and docs/performance.md, and plots, from the results.
 
-A document marks the place of a table with ``<!-- table FILE: CASE -->`` and ``<!-- end -->``. FILE is a JSON file in
-benchmarks/results, CASE one of its cases. ``<!-- table FILE: CASE [ms, x eager] -->`` shows these columns only. A link
-to ``benchmarks/results/FILE.svg`` makes a plot of all cases of FILE.json.
+A document marks the place of a table with a comment, and its end with ``<!-- end -->``. FILE is a JSON file in
+benchmarks/results.
+
+- ``<!-- table FILE: CASE -->``: one case, a row per contender. ``<!-- table FILE: CASE [ms, x eager] -->`` shows these
+  columns only.
+- ``<!-- comparison FILE [ms] -->``: all cases, a row per case and a column per contender, with the values of one column
+  and in brackets the ratios to the reference. ``<!-- comparison FILE: REGEX [ms] -->``: the cases with a match only.
+
+A link to ``benchmarks/results/FILE.svg`` makes a plot of all cases of FILE.json.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from benchmarks.command import refuse
-from benchmarks.harness import OURS
+from benchmarks.rows import COLUMNS, OURS, REFERENCE, Column, cells, filled_columns, three_digits
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 PLOT = re.compile(r"benchmarks/results/([\w.-]+)\.svg\)")
 MARK = re.compile(
-    r"(<!-- table (?P<file>\S+): (?P<case>.+?)(?: \[(?P<columns>.+?)\])? -->\n).*?(?P<end><!-- end -->)", re.DOTALL
+    r"(?P<mark><!-- (?P<kind>table|comparison) (?P<file>[^\s:]+)(?:: (?P<case>.+?))?(?: \[(?P<columns>.+?)\])? -->\n)"
+    r".*?(?P<end><!-- end -->)",
+    re.DOTALL,
 )
-COLUMNS = {  # title: key of the row, factor, format
-    "ms": ("median_ms", 1, "{:.3g}"),
-    "us an image": ("microseconds_an_image", 1, "{:.3g}"),
-    "images/s": ("images_per_second", 1, "{:.3g}"),
-    "x eager": ("ratio_to_reference", 1, "{:.1f}"),
-    "of FMA peak": ("share_of_fma_peak", 100, "{:.0f} %"),
-    "of bf16 peak": ("share_of_bf16_peak", 100, "{:.0f} %"),
-    "of int8 peak": ("share_of_int8_peak", 100, "{:.0f} %"),
-    "of bandwidth": ("share_of_bandwidth", 100, "{:.0f} %"),
-    "most MiB": ("peak_mib", 1, "{:.0f}"),
-    "waiting for data": ("waiting", 100, "{:.1f} %"),
-    "rank correlation": ("rank_correlation", 1, "{:.5f}"),
-    "RMS difference": ("rms_difference", 1, "{:.3f}"),
-    "ROC AUC": ("roc_auc", 1, "{:.4f}"),
-    "average precision": ("average_precision", 1, "{:.4f}"),
-    "on paper, ms": ("predicted_ms", 1, "{:.3g}"),
-    "simulated, ms": ("simulated_ms", 1, "{:.3g}"),
-    "days": ("days", 1, "{:.3g}"),
-}
+DOCUMENTED = [title for title, column in COLUMNS.items() if column.documented]
 
 
 class UnknownTable(Exception):
@@ -51,33 +41,49 @@ class UnknownTable(Exception):
 
 
 def load(name: str) -> dict[str, list[dict]]:
-    """The measured rows of a result file by case, the fastest first."""
+    """Return the measured rows of a result file by case, the fastest first."""
     path = RESULTS / name
     if not path.is_file():
         raise UnknownTable(f"a document has a table from benchmarks/results/{name}, which does not exist")
     cases: dict[str, list[dict]] = {}
     for row in json.loads(path.read_text())["rows"]:
-        if any(_has(row, key) for key, *_ in COLUMNS.values()):
+        if filled_columns([row], DOCUMENTED):
             cases.setdefault(row["case"], []).append(row)
     return {case: sorted(rows, key=lambda row: row["median_ms"] or 0) for case, rows in cases.items()}
 
 
-def _has(row: dict, key: str) -> bool:
-    return row.get(key) is not None
+def table(case: str, rows: Sequence[dict], titles: Sequence[str]) -> str:
+    """Return a case's name and its Markdown table, without columns that no row fills. Our contenders are bold."""
+    columns = filled_columns(rows, titles)
+    lines = [["contender", *columns]]
+    lines += [[_name(row["contender"]), *cells(row, columns)] for row in rows]
+    return f"**{case}**\n\n{_markdown(lines)}"
 
 
-def table(rows: list[dict], titles: Collection[str] = COLUMNS) -> str:
-    """A Markdown table with the columns ``titles``, without those that no row fills. Our contenders are bold."""
-    columns = {
-        title: column
-        for title, column in COLUMNS.items()
-        if title in titles and any(_has(row, column[0]) for row in rows)
-    }
-    lines = [["contender", *columns], ["---"] * (1 + len(columns))]
-    for row in rows:
-        name = f"**{row['contender']}**" if row["contender"].startswith(OURS) else row["contender"]
-        cells = [form.format(row[key] * factor) if _has(row, key) else "" for key, factor, form in columns.values()]
-        lines.append([name, *cells])
+def comparison(cases: Mapping[str, Sequence[dict]], title: str) -> str:
+    """Return a Markdown table with a row per case and a column per contender, ours first and the reference last."""
+    column = COLUMNS[title]
+    names = dict.fromkeys(row["contender"] for rows in cases.values() for row in rows)
+    names = sorted(names, key=lambda name: (not name.startswith(OURS), name == REFERENCE))
+    lines = [[f"{title} (x {REFERENCE})", *map(_name, names)]]
+    for case, rows in cases.items():
+        values = {row["contender"]: _with_ratio(row, column) for row in rows}
+        lines.append([case, *(values.get(name, "") for name in names)])
+    return _markdown(lines)
+
+
+def _with_ratio(row: dict, column: Column) -> str:
+    value, ratio = cells(row, {"value": column, "ratio": COLUMNS["x eager"]})
+    return f"{value} ({ratio})" if ratio and row["contender"] != REFERENCE else value
+
+
+def _name(contender: str) -> str:
+    return f"**{contender}**" if contender.startswith(OURS) else contender
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    """Return a table whose first line is its head."""
+    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -85,19 +91,25 @@ def filled(text: str) -> str:
     """Return ``text`` with the current results in every marked table."""
 
     def replace(match: re.Match) -> str:
-        cases = load(match["file"])
-        if match["case"] not in cases:
-            raise UnknownTable(f"benchmarks/results/{match['file']} has no case {match['case']!r}")
-        titles = match["columns"].split(", ") if match["columns"] else list(COLUMNS)
+        file, case, cases = match["file"], match["case"] or "", load(match["file"])
+        titles = match["columns"].split(", ") if match["columns"] else DOCUMENTED
         if unknown := set(titles) - set(COLUMNS):
-            raise UnknownTable(f"a table of {match['file']} names the unknown column {min(unknown)!r}")
-        return f"{match[1]}**{match['case']}**\n\n{table(cases[match['case']], titles)}{match['end']}"
+            raise UnknownTable(f"a table of {file} names the unknown column {min(unknown)!r}")
+        if match["kind"] == "comparison":
+            shown = {name: rows for name, rows in cases.items() if re.search(case, name)}
+            drawn = comparison(shown, titles[0])
+        else:
+            shown = {name: rows for name, rows in cases.items() if name == case}
+            drawn = "".join(table(name, rows, titles) for name, rows in shown.items())
+        if not shown:
+            raise UnknownTable(f"benchmarks/results/{file} has no case {case!r}")
+        return f"{match['mark']}{drawn}{match['end']}"
 
     return MARK.sub(replace, text)
 
 
 def plot(name: str) -> Path:
-    """Bars of the times of every case of a result file, ours in colour: an SVG beside it."""
+    """Draw the times of every case of a result file as bars, ours in colour; return the path of the SVG beside it."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -113,7 +125,7 @@ def plot(name: str) -> Path:
         names, times = [row["contender"] for row in rows], [row["median_ms"] for row in rows]
         colours = ["tab:orange" if contender.startswith(OURS) else "tab:gray" for contender in names]
         bars = axis.barh(names, times, color=colours)
-        axis.bar_label(bars, [f" {value:.3g} ms" for value in times], fontsize=8)
+        axis.bar_label(bars, [f" {three_digits(value)} ms" for value in times], fontsize=8)
         axis.invert_yaxis()
         axis.margins(x=0.15)
         axis.set_title(case, loc="left", fontsize=9, fontweight="bold")
@@ -127,7 +139,9 @@ def plot(name: str) -> Path:
 
 
 def main(
-    check: Annotated[bool, typer.Option(help="Change nothing; exit code 1 if a table is not up to date.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit code 1 if a table is not up to date.")
+    ] = False,
 ) -> None:
     """Write the tables of README and docs/performance.md and the plots from the results."""
     before = {document: document.read_text() for document in DOCUMENTS}

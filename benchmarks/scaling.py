@@ -1,19 +1,17 @@
-"""``python -m benchmarks.scaling``: where the time of screening goes, as a model, and what a billion images cost.
+"""``python -m benchmarks.scaling``: a model of the time that screening takes, and what a billion images cost by it.
 
-Each part (decoding, on a GPU the copy, the stem, the trunk) takes so long a call and so long a pixel. Both are fitted
-to the parts, timed alone at several sizes and batches, and what the model says of whole runs is compared with whole
-runs. On the CPU decoding and network share the cores; on a GPU they run side by side, and the slower one counts. From
-the fit, on paper (:func:`seconds_an_image`) and by simulation of a run (:func:`simulate`), come the costs of machines
-whose cores are as fast as these.
+Each part (decoding, the copy to a GPU, the stem, the trunk) takes a fixed time per call and a time per pixel. Both are
+fitted to times of the parts alone at several sizes and batches. The model's predictions are compared with whole runs.
+On a CPU decoding and network share the cores; with a GPU they run side by side, and the slower one counts. Two
+predictions for machines whose cores are as fast as these follow from the fit: on paper (:func:`seconds_an_image`), and
+by simulating a run (:func:`simulate`).
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import os
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,16 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 from scipy.optimize import nnls
 
-from benchmarks import command, machine
-from benchmarks.harness import OURS
-from benchmarks.model import random_detector, random_pixels
-from benchmarks.screening import make_files
+from benchmarks import command
+from benchmarks.inputs import as_checkpoint, make_files, random_detector, random_pixels
+from benchmarks.rows import OURS, unjudged
 from benchmarks.timing import Timer, interleave
-from npr_model.checkpoints import LoadedCheckpoint, Metadata
 from npr_model.imaging.decode import decode
 from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import split_by_pixels
@@ -44,7 +38,7 @@ SHAPES = {  # (batch, side) that the parts are timed at
     "cuda": [(batch, 256) for batch in (1, 4, 16, 64, 256)] + [(64, 128), (64, 512), (16, 1024)],
 }
 FILES = {128: 192, 256: 96, 512: 32, 1024: 16}  # JPEG files of whole runs, by side
-WORKERS = {512: (1, 4)}  # decoding threads of more whole runs; otherwise one for each core, up to MOST_WORKERS
+WORKERS = {512: (1, 4)}  # decoding threads of additional whole runs; the others have one per core, up to MOST_WORKERS
 MOST_WORKERS = 16
 IMAGES = 10**9
 MACHINES = (2, 16, 64)  # cores
@@ -53,7 +47,7 @@ SIMULATED = 2_000  # images of a simulated run
 
 @dataclass(frozen=True)
 class Line:
-    """Seconds: so many a call, and so many a million pixels."""
+    """A time in seconds: a fixed one per call, and one per million pixels."""
 
     call: float
     megapixel: float
@@ -63,7 +57,7 @@ class Line:
 
 
 def fit(megapixels: Sequence[float], seconds: Sequence[float]) -> Line:
-    """The line whose relative errors have the least sum of squares, neither part of it negative."""
+    """Return the line whose relative errors have the least sum of squares, neither part of it negative."""
     weights = 1 / np.array(seconds)
     terms = np.stack([np.ones(len(seconds)), np.array(megapixels)], 1)
     (call, megapixel), _ = nnls(terms * weights[:, None], np.ones(len(seconds)))
@@ -74,7 +68,7 @@ def fit(megapixels: Sequence[float], seconds: Sequence[float]) -> Line:
 class Model:
     """Seconds of decoding one image on one core, and of copying and scoring one batch.
 
-    ``cores`` are those that the network was timed on; 0: it runs on a GPU, and takes none.
+    ``cores``: how many the network was timed on; 0 if it runs on a GPU.
     """
 
     decode: Line
@@ -89,24 +83,24 @@ class Model:
 
 
 def seconds_an_image(model: Model, side: int, cores: int) -> float:
-    """On paper: the work over the cores, or of decoding and a GPU's network the slower one."""
+    """Return the seconds per image on paper: the work divided by the cores; with a GPU the slower of the two halves."""
     decode, network = model.decode(side**2 / 1e6) / cores, model.network(BATCH, side) / BATCH
     return decode + network * model.cores / cores if model.cores else max(decode, network)
 
 
 def simulate(model: Model, side: int, cores: int, workers: int = 0, count: int = SIMULATED) -> float:
-    """Seconds an image of a run of ``count`` that decodes on ``workers`` threads, at most two batches ahead.
+    """Return the seconds per image of a simulated run of ``count`` images.
 
-    ``workers`` 0: one for each core, up to MOST_WORKERS. The network's threads, one for each core, and those that
-    decode have equal shares of the cores; decoding takes up to half as long again or half as long as the model says,
-    in a fixed order.
+    ``workers`` threads (0: one per core, up to MOST_WORKERS) decode at most two batches ahead. They and the network's
+    threads, one per core, have equal shares of the cores. Decoding an image takes 0.5 to 1.5 times as long as the model
+    says, the same in every simulation.
     """
     workers = workers or min(MOST_WORKERS, cores)
     ahead = 2 * max(BATCH, workers)
     spread = np.random.default_rng(0).uniform(0.5, 1.5, count)
     work = model.decode(side**2 / 1e6) * spread
     batch_work = model.network(BATCH, side) * model.cores  # seconds of one core
-    decoding: dict[int, float] = {}  # what is left to do of each image, in seconds of a core
+    decoding: dict[int, float] = {}  # work left on each image, in seconds of a core
     begun = decoded = scored = 0
     scoring, now = None, 0.0
     while scored < count:
@@ -117,7 +111,7 @@ def simulate(model: Model, side: int, cores: int, workers: int = 0, count: int =
         if scoring is None and decoded - scored >= size:
             scoring = batch_work * size / BATCH if model.cores else model.network(BATCH, side) * size / BATCH
         threads = len(decoding) + (cores if scoring is not None and model.cores else 0)
-        speed = min(1.0, cores / threads) if threads else 1.0  # of each thread
+        speed = min(1.0, cores / threads) if threads else 1.0  # share of a core that each thread has
         network_speed = speed * cores if model.cores else 1.0
         step = min(
             [left / speed for left in decoding.values()] + ([] if scoring is None else [scoring / network_speed])
@@ -136,8 +130,11 @@ def simulate(model: Model, side: int, cores: int, workers: int = 0, count: int =
 
 
 def time_parts(device: torch.device, folder: Path, seconds: float) -> dict[tuple[str, int, int], float]:
-    """Median seconds of a call by part, batch and side: "decode" of one JPEG file of quality 90 on one core, "network",
-    "stem" and, to a GPU, "copy" of a batch."""
+    """Return the median seconds of a call by (part, batch, side).
+
+    The parts are "decode" (one JPEG file of quality 90 on one core) and, for batches, "network", "stem" and on a GPU
+    "copy".
+    """
     frozen = freeze(random_detector().to(device))
 
     @torch.inference_mode()
@@ -165,21 +162,21 @@ def medians(calls: dict, device: torch.device, seconds: float) -> dict:
 
 
 def fit_model(times: dict[tuple[str, int, int], float], cores: int) -> Model:
-    """The model of :func:`time_parts`; the trunk is what the network takes beside its stem."""
+    """Fit the model to times of :func:`time_parts`; the trunk is the network without its stem."""
 
     def line(part: str, less: str = "") -> Line:
         of_part = [key for key in times if key[0] == part]
         if not of_part:
             return Line(0, 0)
-        found = [times[key] - times.get((less, *key[1:]), 0) for key in of_part]
-        return fit([batch * side**2 / 1e6 for _, batch, side in of_part], found)
+        seconds = [times[key] - times.get((less, *key[1:]), 0) for key in of_part]
+        return fit([batch * side**2 / 1e6 for _, batch, side in of_part], seconds)
 
     return Model(line("decode"), line("copy"), line("stem"), line("network", less="stem"), cores)
 
 
 def time_runs(device: torch.device, folder: Path, seconds: float) -> dict[tuple[int, int], float]:
-    """Median seconds an image of whole runs, from files on disk to rows, by side and workers (0: the default)."""
-    loaded = LoadedCheckpoint(random_detector(), Metadata(), "0" * 64, Path("random"))
+    """Return the median seconds per image of whole runs, by (side, workers); workers 0: the default."""
+    loaded = as_checkpoint(random_detector())
 
     def run(scorer: Scorer, paths: list[Path]) -> None:
         failed = [row.error for row in scorer.score(Sources(paths)) if row.error is not None]
@@ -197,51 +194,33 @@ def time_runs(device: torch.device, folder: Path, seconds: float) -> dict[tuple[
 
 
 def rows_of(times: dict[tuple[str, int, int], float], runs: dict[tuple[int, int], float], model: Model) -> list[dict]:
-    """The report: parts and whole runs beside what the model says of them, and what IMAGES cost."""
+    """Return the report: parts and whole runs beside the model's predictions, and what IMAGES cost."""
     rows: list[dict] = []
-
-    def add(case: str, contender: str, seconds: float | None, count: int, **more: float) -> None:
-        timed = {"median_ms": seconds and 1e3 * seconds, "images_per_second": seconds and count / seconds}
-        rows.append({"case": case, "contender": contender} | timed | {"ratio_to_reference": None} | more)
-
     lines = {"decode": model.decode, "copy": model.copy, "stem": model.stem}
     for (part, batch, side), seconds in times.items():
         megapixels = batch * side**2 / 1e6
         fitted = lines[part](megapixels) if part in lines else model.stem(megapixels) + model.trunk(megapixels)
-        add(f"scaling, {part}", f"{batch}x{side}x{side}", seconds, batch, predicted_ms=1e3 * fitted)
+        row = unjudged(f"scaling, {part}", f"{batch}x{side}x{side}", seconds, batch, predicted_ms=1e3 * fitted)
+        rows.append(row)
     cores = torch.get_num_threads() if model.cores else min(MOST_WORKERS, os.cpu_count() or 1)
     for (side, workers), seconds in runs.items():
-        paper, simulated = seconds_an_image(model, side, cores), simulate(model, side, cores, workers)
-        ahead = {"predicted_ms": 1e3 * paper, "simulated_ms": 1e3 * simulated}
         threads = f", {workers} worker{'s' * (workers > 1)}" if workers else ""
-        add("scaling, whole runs, an image", f"{OURS}, {side}x{side}{threads}", seconds, 1, **ahead)
+        name = f"{OURS}, {side}x{side}{threads}"
+        predicted = _predictions(model, side, cores, workers)
+        rows.append(unjudged("scaling, whole runs, an image", name, seconds, 1, **predicted))
     device = "" if model.cores else " and a GPU as here"
     for cores in MACHINES:
         for side in FILES:
-            paper, simulated = seconds_an_image(model, side, cores), simulate(model, side, cores)
-            cost = {"predicted_ms": 1e3 * paper, "simulated_ms": 1e3 * simulated, "days": IMAGES * simulated / 86_400}
-            add(f"scaling, {IMAGES:,} images", f"{cores} cores{device}, {side}x{side}", None, 1, **cost)
+            predicted = _predictions(model, side, cores)
+            days = IMAGES * predicted["simulated_ms"] / 1e3 / 86_400
+            name = f"{cores} cores{device}, {side}x{side}"
+            rows.append(unjudged(f"scaling, {IMAGES:,} images", name, **predicted, days=days))
     return rows
 
 
-COLUMNS = {  # title: key of the row, format
-    "ms": ("median_ms", ".3g"),
-    "images/s": ("images_per_second", ".3g"),
-    "on paper, ms": ("predicted_ms", ".3g"),
-    "simulated, ms": ("simulated_ms", ".3g"),
-    "days": ("days", ".3g"),
-}
-
-
-def table(case: str, rows: list[dict]) -> Table:
-    """The rows of one case; columns that none fills are left out."""
-    columns = {title: column for title, column in COLUMNS.items() if any(row.get(column[0]) for row in rows)}
-    result = Table("", *columns, title=case, title_justify="left")
-    for row in rows:
-        result.add_row(
-            row["contender"], *(f"{row[key]:{form}}" if row.get(key) else "" for key, form in columns.values())
-        )
-    return result
+def _predictions(model: Model, side: int, cores: int, workers: int = 0) -> dict[str, float]:
+    simulated = simulate(model, side, cores, workers)
+    return {"predicted_ms": 1e3 * seconds_an_image(model, side, cores), "simulated_ms": 1e3 * simulated}
 
 
 def main(
@@ -249,24 +228,23 @@ def main(
     json_file: command.JsonFile = None,
     seconds: command.Seconds = 90.0,
 ) -> None:
-    """Time the parts of screening and whole runs, fit the model, and say what a billion images cost."""
-    target = command.checked_device(device)
-    command.checked_json(json_file)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    described = machine.describe(target)
-    with tempfile.TemporaryDirectory() as name:
-        times = time_parts(target, Path(name), seconds)
-        runs = time_runs(target, Path(name), seconds)
-    model = fit_model(times, torch.get_num_threads() if target.type == "cpu" else 0)
+    """Time the parts of screening and whole runs, fit the model, and predict the time of a billion images."""
+    target = command.available(device)
+    results = command.start(target, json_file)
+    with tempfile.TemporaryDirectory() as folder:
+        times = time_parts(target, Path(folder), seconds)
+        runs = time_runs(target, Path(folder), seconds)
+    model = fit_model(times, torch.get_num_threads() if device == "cpu" else 0)
     for part in ("decode", "copy", "stem", "trunk"):
         line = getattr(model, part)
         if line.megapixel:
-            console.print(f"{part}: {1e3 * line.call:.3g} ms a call + {1e3 * line.megapixel:.3g} ms a million pixels")
+            results.console.print(
+                f"{part}: {1e3 * line.call:.3g} ms per call + {1e3 * line.megapixel:.3g} ms per million pixels"
+            )
+    results.content["model"] = asdict(model)
     rows = rows_of(times, runs, model)
     for case in dict.fromkeys(row["case"] for row in rows):
-        console.print(table(case, [row for row in rows if row["case"] == case]))
-    if json_file:
-        json_file.write_text(json.dumps({"machine": described, "model": asdict(model), "rows": rows}, indent=1) + "\n")
+        results.add([row for row in rows if row["case"] == case])
 
 
 if __name__ == "__main__":

@@ -1,38 +1,34 @@
 """``python -m benchmarks.screening``: files on disk to rows, against decoding or the network alone, and a plain loop.
 
-End to end can be no faster than the slower of its two halves; the share of that is what the runner loses. With zeros in
-the network's place the runner, which reads, hashes, decodes, describes and gathers, shows how fast it could feed a GPU.
-The reference is what the authors' code does: Pillow in a DataLoader's workers, and the network in plain PyTorch.
+The reference is what the authors' code does: Pillow in a DataLoader's workers, and the network in plain PyTorch. A
+whole run can be no faster than the slower of decoding and network; the share of that which it reaches is what screening
+loses. Without its network, screening reads, hashes, decodes, describes and gathers: that is how fast it could feed a
+GPU.
 """
 
 from __future__ import annotations
 
-import functools
-import json
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
 import typer
 from PIL import Image
-from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks import command, machine, peers
-from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, run, table
-from benchmarks.model import FLOAT32_LIMIT, needed_flops, random_detector, random_pixels
-from npr_kernels.testing import allowed, error
-from npr_model.checkpoints import LoadedCheckpoint, Metadata
+from benchmarks import command, peers
+from benchmarks.harness import Benchmark, Contender, run
+from benchmarks.inputs import as_checkpoint, make_files, random_detector
+from benchmarks.model import LogitJudge, Network, needed_flops
+from benchmarks.parity import Parity
+from benchmarks.rows import OURS, REFERENCE, Results
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.detectors.npr import NPRDetector
 from npr_model.imaging.decode import decode
-from npr_model.imaging.encode import encode_jpeg, encode_png, encode_webp
 from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import default_dtype
 from npr_model.screening.runner import Scorer
@@ -41,12 +37,16 @@ from npr_model.screening.sources import Sources
 CASES = (("JPEG", 256, 64), ("JPEG", 512, 32), ("JPEG", 1024, 16), ("PNG", 512, 32), ("WEBP", 512, 32))
 BATCH = {"cpu": 8, "cuda": 64}
 MORE_FILES = {"cpu": 1, "cuda": 32}  # times as many
+MOST_WORKERS = 16
+JUDGED = 16  # images whose logits are compared with float64, which takes its time
 DECODING, NETWORK = f"{OURS}, decoding alone", f"{OURS}, network alone"
 WITHOUT_NETWORK = f"{OURS}, without the network"
+PARTS = (DECODING, WITHOUT_NETWORK, NETWORK)  # of a run; a ratio to the whole plain loop would mean nothing
+OPERATIONS = ("gflops", "share_of_fma_peak", "share_of_bf16_peak")
 
 
 class Zeros(DetectorNetwork):
-    """Scores nothing."""
+    """Gives every image the logit 0."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros(len(x), 1, device=x.device)
@@ -66,171 +66,143 @@ class PlainFiles(Dataset):
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def make_files(folder: Path, format: str, size: int, count: int) -> list[Path]:
-    """Different images of smooth patches and noise: JPEG and WebP of quality 90."""
-    encode = {
-        "JPEG": functools.partial(encode_jpeg, quality=90),
-        "WEBP": functools.partial(encode_webp, quality=90),
-        "PNG": encode_png,
-    }[format]
-    paths = []
-    for number, pixels in enumerate(random_pixels(count, size).permute(0, 2, 3, 1).numpy()):
-        paths.append(folder / f"{number:04}.{format.lower()}")
-        paths[-1].write_bytes(encode(pixels))
-    return paths
+class Job:
+    """Screening of equally large files, whole and in parts."""
+
+    def __init__(self, detector: NPRDetector, paths: Sequence[Path], workers: int, device: torch.device) -> None:
+        self.paths, self.workers, self.device = paths, workers, device
+        self.detector, self.dtype = detector.to(device), default_dtype(device)
+        self.batch_size = BATCH[device.type]
+        self.decoded = np.stack([np.array(Image.open(path).convert("RGB")) for path in paths])
+        self.pixels = torch.from_numpy(self.decoded).permute(0, 3, 1, 2)
+        self._judge_logits = LogitJudge(self.detector, self.pixels[:JUDGED], device)
+
+    # Each of these builds a call. Its result is the logits in the order of the files; of decoding alone it is the
+    # pixels, and without the network the sizes of the images.
+
+    def plain_loop(self) -> Callable[[], Tensor]:
+        network = peers.AuthorsDetector(self.detector).to(self.device)
+        options = {"batch_size": self.batch_size, "num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
+        return lambda: self._logits(network, DataLoader(PlainFiles(self.paths), **options))
+
+    def end_to_end(self, dtype: torch.dtype) -> Callable[[], Tensor]:
+        scorer = self._scorer(self.detector, dtype)
+
+        def call() -> Tensor:
+            logits = {row.source: row.logit for row in scorer.score(Sources(self.paths))}
+            return torch.tensor([[logits[str(path)]] for path in self.paths])
+
+        return call
+
+    def without_network(self) -> Callable[[], list[tuple[int, int]]]:
+        scorer = self._scorer(Zeros(), self.dtype)
+        return lambda: [(row.height, row.width) for row in scorer.score(Sources(self.paths)) if row.error is None]
+
+    def decoding(self) -> Callable[[], list[np.ndarray]]:
+        def read(path: Path) -> np.ndarray:
+            return decode(path.read_bytes()).pixels
+
+        def call() -> list[np.ndarray]:
+            with ThreadPoolExecutor(self.workers) as pool:
+                return list(pool.map(read, self.paths))
+
+        return call
+
+    def network(self) -> Callable[[], Tensor]:
+        frozen = freeze(self.detector, self.dtype)
+        pixels = self.pixels.pin_memory() if self.device.type == "cuda" else self.pixels
+        batches = pixels.split(self.batch_size)
+        return lambda: self._logits(frozen, batches)
+
+    def judge(self, result: Tensor | list, dtype: torch.dtype) -> Parity:
+        """Judge logits by the rule; count the images whose pixels or sizes are wrong."""
+        if isinstance(result, Tensor):
+            return self._judge_logits(result[:JUDGED], dtype)
+        sizes = [self.decoded.shape[1:3]] * len(self.paths)
+        expected = self.decoded if isinstance(result[0], np.ndarray) else sizes
+        wrong = sum(not np.array_equal(*pair) for pair in zip(result, expected, strict=False))
+        return Parity(float(wrong + abs(len(result) - len(expected))), 0.0)
+
+    def _logits(self, network: Network, batches: Sequence[Tensor] | DataLoader) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([network(batch.to(self.device, non_blocking=True)) for batch in batches]).cpu()
+
+    def _scorer(self, network: DetectorNetwork, dtype: torch.dtype) -> Scorer:
+        options = {"batch_size": self.batch_size, "workers": self.workers, "dtype": dtype, "device": self.device}
+        return Scorer(as_checkpoint(network), **options)
 
 
 def benchmark(
     detector: NPRDetector, format: str, paths: Sequence[Path], workers: int, device: torch.device
 ) -> Benchmark:
-    """All files once: the logits in the order of ``paths``, or for decoding alone the pixels."""
-    decoded = np.stack([np.array(Image.open(path).convert("RGB")) for path in paths])
-    pixels = torch.from_numpy(decoded).permute(0, 3, 1, 2)
-    detector, dtype = detector.to(device), default_dtype(device)
-    wide, plain, low = (
-        peers.AuthorsDetector(detector, computed_in).to(device) for computed_in in (torch.float64, torch.float32, dtype)
-    )
-
-    def logits(network: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Tensor:
-        with torch.inference_mode():
-            return torch.cat([network(batch.to(device, non_blocking=True)) for batch in batches]).cpu()
-
-    batch_size = BATCH[device.type]
-    parts = (pixels.pin_memory() if device.type == "cuda" else pixels).split(batch_size)
-    truth = logits(wide, pixels[:16].split(2))  # float64 takes its time
-    largest = truth.abs().max().item()
-    limits = {
-        computed_in: allowed(error(logits(network, pixels[:16].split(8)), truth), computed_in) * largest
-        for computed_in, network in ((dtype, low), (torch.float32, plain))
-    }
-    limits[torch.float32] = max(FLOAT32_LIMIT, limits[torch.float32])
-
-    def judge(result: Tensor | list, computed_in: torch.dtype) -> Parity:
-        """Of logits, of all pixels, or of what the rows say of the sizes."""
-        if isinstance(result, list):
-            expected = decoded if isinstance(result[0], np.ndarray) else [decoded.shape[1:3]] * len(paths)
-            wrong = sum(not np.array_equal(*pair) for pair in zip(result, expected, strict=False))
-            return Parity(float(wrong + abs(len(result) - len(expected))), 0.0)
-        return Parity(error(result[: len(truth)], truth) * largest, limits[computed_in])
-
-    def plain_loop() -> Callable[[], Tensor]:
-        network = peers.AuthorsDetector(detector).to(device)
-        options = {"batch_size": batch_size, "num_workers": workers, "pin_memory": device.type == "cuda"}
-        return lambda: logits(network, DataLoader(PlainFiles(paths), **options))
-
-    def end_to_end(computed_in: torch.dtype) -> Callable[[], Tensor]:
-        scorer = made_scorer(detector, computed_in)
-
-        def call() -> Tensor:
-            found = {row.source: row.logit for row in scorer.score(Sources(paths))}
-            return torch.tensor([[found[str(path)]] for path in paths])
-
-        return call
-
-    def without_network() -> Callable[[], list[tuple[int, int]]]:
-        scorer = made_scorer(Zeros(), dtype)
-        return lambda: [(row.height, row.width) for row in scorer.score(Sources(paths)) if row.error is None]
-
-    def made_scorer(network: nn.Module, computed_in: torch.dtype) -> Scorer:
-        loaded = LoadedCheckpoint(network, Metadata(), "0" * 64, Path("random"))
-        return Scorer(loaded, batch_size=batch_size, workers=workers, dtype=computed_in, device=device)
-
-    def decoding() -> Callable[[], list[np.ndarray]]:
-        def read(path: Path) -> np.ndarray:
-            return decode(path.read_bytes()).pixels
-
-        def call() -> list[np.ndarray]:
-            with ThreadPoolExecutor(workers) as pool:
-                return list(pool.map(read, paths))
-
-        return call
-
-    def network() -> Callable[[], Tensor]:
-        frozen = freeze(detector, dtype)
-        return lambda: logits(frozen, parts)
-
+    """The case: all files once."""
+    job = Job(detector, paths, workers, device)
+    height, width = job.decoded.shape[1:3]
     contenders = [
-        Contender(REFERENCE, plain_loop),
-        Contender(OURS, lambda: end_to_end(dtype), dtype),
-        Contender(f"{OURS} float32", lambda: end_to_end(torch.float32)),
-        Contender(DECODING, decoding),
-        Contender(WITHOUT_NETWORK, without_network),
-        Contender(NETWORK, network, dtype),
+        Contender(REFERENCE, job.plain_loop),
+        Contender(OURS, lambda: job.end_to_end(job.dtype), job.dtype),
+        Contender(f"{OURS} float32", lambda: job.end_to_end(torch.float32)),
+        Contender(DECODING, job.decoding),
+        Contender(WITHOUT_NETWORK, job.without_network),
+        Contender(NETWORK, job.network, job.dtype),
     ]
-    name = f"screening {len(paths)} {format} files of {decoded.shape[2]}x{decoded.shape[1]}"
-    flops = needed_flops(peers.AuthorsDetector(detector).to(device), pixels[:1].to(device))
-    return Benchmark(name, contenders, judge, len(paths) * flops)
+    flops = needed_flops(peers.AuthorsDetector(job.detector).to(device), job.pixels[:1].to(device))
+    return Benchmark(
+        f"screening {len(paths)} {format} files of {width}x{height}", contenders, job.judge, len(paths) * flops
+    )
 
 
 def with_rates(rows: list[dict], count: int) -> list[dict]:
-    """``rows`` of a case with images a second, and of end to end the share of the slower half's."""
+    """Add images per second to the ``rows`` of a case, and the shares that whole runs reach of their parts."""
     for row in rows:
         if row["median_ms"]:
             row["images_per_second"] = count / row["median_ms"] * 1e3
+        if row["contender"] in PARTS:
+            row["ratio_to_reference"] = None
         if row["contender"] in (DECODING, WITHOUT_NETWORK):  # which do none of the operations
-            row.update({name: None for name in ("gflops", "share_of_fma_peak", "share_of_bf16_peak") if name in row})
-    rates = {row["contender"]: row.get("images_per_second") for row in rows}
+            row.update({key: None for key in OPERATIONS if key in row})
+    by_name = {row["contender"]: row for row in rows}
+    rates = {name: row.get("images_per_second") for name, row in by_name.items()}
     if rates[OURS] and rates[DECODING] and rates[NETWORK]:
-        next(row for row in rows if row["contender"] == OURS)["share_of_slower_half"] = rates[OURS] / min(
-            rates[DECODING], rates[NETWORK]
-        )
+        by_name[OURS]["share_of_slower_half"] = rates[OURS] / min(rates[DECODING], rates[NETWORK])
     if rates[DECODING] and rates[WITHOUT_NETWORK]:
-        next(row for row in rows if row["contender"] == WITHOUT_NETWORK)["share_of_decoding"] = (
-            rates[WITHOUT_NETWORK] / rates[DECODING]
-        )
+        by_name[WITHOUT_NETWORK]["share_of_decoding"] = rates[WITHOUT_NETWORK] / rates[DECODING]
     return rows
 
 
-def earlier_rows(json_file: Path | None, described: dict) -> list[dict]:
-    """Of a file that this kind of machine wrote."""
-    try:
-        found = json.loads(json_file.read_text()) if json_file else {}
-    except ValueError:  # empty, or of something else
-        return []
-    same = ("cpu", "cpu_capability", "threads", "gpu")
-    before = found.get("machine", {})
-    return found["rows"] if all(before.get(name) == described.get(name) for name in same) and before else []
+def print_shares(results: Results, rows: list[dict]) -> None:
+    for row in rows:
+        if "share_of_slower_half" in row:
+            results.console.print(f"whole run: {row['share_of_slower_half']:.0%} of the slower of decoding and network")
+        if "share_of_decoding" in row:
+            results.console.print(f"without the network: {row['share_of_decoding']:.0%} of decoding alone")
 
 
 def main(
     device: command.Device = "cpu",
     json_file: command.JsonFile = None,
     seconds: command.Seconds = 30.0,
-    workers: Annotated[int, typer.Option(min=0, help="Decoding threads, and the plain loop's processes.")] = 0,
-    only: Annotated[
-        str, typer.Option(help="Cases whose name has this in it, as in JPEG or 512; others stay in FILE as they are.")
-    ] = "",
+    workers: command.Workers = 0,
+    only: command.Only = "",
 ) -> None:
-    """Screening end to end; fails if a logit or a pixel of ours is wrong."""
-    target = command.checked_device(device)
-    command.checked_json(json_file)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    described, rows, red = machine.describe(target), [], False
-    earlier = earlier_rows(json_file, described)
+    """Time screening from files to rows; fail if a logit or a pixel of ours is wrong. Case names: "JPEG 256"."""
+    target = command.available(device)
+    names = [f"{format} {size}" for format, size, _ in CASES]
+    chosen = command.matching(only, names, "cases")
+    results = command.start(target, json_file, only)
     detector = random_detector()
-    workers = workers or min(16, described["cores"])
-    for format, size, count in CASES:
-        if only not in f"{format} {size}":
+    workers = workers or min(MOST_WORKERS, results.machine["cores"])
+    for name, (format, size, count) in zip(names, CASES, strict=True):
+        if name not in chosen:
             continue
-        with tempfile.TemporaryDirectory() as name:
-            count *= MORE_FILES[target.type]
-            paths = make_files(Path(name), format, size, count)
+        with tempfile.TemporaryDirectory() as folder:
+            count *= MORE_FILES[device]
+            paths = make_files(Path(folder), format, size, count)
             case = benchmark(detector, format, paths, workers, target)
-            new = with_rates(run(case, described, target, seconds), count)
-        console.print(table(new))
-        for row in new:
-            if "share_of_slower_half" in row:
-                console.print(f"end to end: {row['share_of_slower_half']:.0%} of the slower of decoding and network")
-            if "share_of_decoding" in row:
-                console.print(f"without the network: {row['share_of_decoding']:.0%} of decoding alone")
-            red |= row["parity"] == "red"
-        rows += new
-        if json_file:
-            kept = [row for row in earlier if row["case"] not in {row["case"] for row in rows}]
-            json_file.write_text(json.dumps({"machine": described, "rows": rows + kept}, indent=1) + "\n")
-    if not rows:
-        command.refuse(f"--only {only}: no case has that in its name")
-    raise typer.Exit(1 if red else 0)
+            rows = with_rates(run(case, results.machine, target, seconds, results.save), count)
+        results.add(rows)
+        print_shares(results, rows)
+    raise typer.Exit(results.exit_code())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How long a call takes: launched from Python or, on a GPU, replayed as a CUDA graph.
 
-A small GPU kernel takes less time than Python needs to launch it, so what a loop in Python measures is Python. A graph
-holds one call for each set of inputs, in turn: no call finds its input, or the lines it writes, in the GPU's cache.
+A small GPU kernel takes less time than Python needs to launch it, so a loop in Python would measure Python. A graph
+holds one call per set of inputs, in turn, so that no call meets its inputs or its results in the GPU's cache.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ WARM_UP = 2  # launches of each call before a capture, which must meet nothing t
 
 
 class Timer:
-    """Times ``calls``: the same work, once for each set of inputs.
+    """Times ``calls``: the same work, once per set of inputs.
 
-    ``captured``: nothing but work on ``device`` is to be timed, so a CUDA graph of the calls is replayed. A call that
-    cannot be captured is launched from Python; ``note`` then says why. Without ``captured`` the wall clock decides.
+    With ``captured`` only work on ``device`` is timed: on a GPU a CUDA graph of the calls is replayed. If they cannot
+    be captured, they are launched from Python, and ``note`` says why. Without ``captured`` the wall clock is read.
+
+    Attributes:
+        first: Seconds per call of the first measurement.
+        note: Why no graph is replayed; empty if one is, or none was wanted.
     """
 
     def __init__(self, calls: Sequence[Call], device: torch.device, captured: bool = False) -> None:
@@ -46,8 +50,8 @@ class Timer:
         self._repeats = max(1, round(SHORTEST_BURST / (self.first * len(calls))))
 
     def burst(self) -> float:
-        """Seconds a call, measured over SHORTEST_BURST or more."""
-        self._launch()  # or it would pay for the caches, and the spinning threads, of the contender before it
+        """Return the seconds per call, measured over SHORTEST_BURST or more."""
+        self._launch()  # untimed: the contender before this one left its own data in the caches, and spinning threads
         return self._burst(self._repeats)
 
     def _burst(self, repeats: int) -> float:
@@ -60,7 +64,7 @@ class Timer:
 
 
 def graph_of(calls: Sequence[Call]) -> Call:
-    """Capture ``calls``, one after another, in one CUDA graph; returns what replays it."""
+    """Capture ``calls``, one after another, in one CUDA graph; return what replays it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -80,7 +84,7 @@ def graph_of(calls: Sequence[Call]) -> Call:
 
 
 def recover(stream: torch.cuda.Stream) -> None:
-    """Undo what a failed capture leaves: its own stream is the current one, and the random generator refuses to draw.
+    """Undo what a failed capture leaves: its stream stays the current one, and the random generator refuses to draw.
 
     ``stream`` was the current one before. A capture that succeeds sets the generator free.
     """
@@ -91,7 +95,7 @@ def recover(stream: torch.cuda.Stream) -> None:
 
 
 def by_events(launch: Call, repeats: int, device: torch.device) -> float:
-    """Seconds a launch by the GPU's own clock, over ``repeats`` of them."""
+    """Return the seconds per launch by the GPU's own clock, over ``repeats`` launches."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     start.record()
@@ -103,7 +107,7 @@ def by_events(launch: Call, repeats: int, device: torch.device) -> float:
 
 
 def by_wall_clock(launch: Call, repeats: int, device: torch.device) -> float:
-    """Seconds a launch, over ``repeats`` of them."""
+    """Return the seconds per launch, over ``repeats`` launches."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(repeats):
@@ -113,7 +117,7 @@ def by_wall_clock(launch: Call, repeats: int, device: torch.device) -> float:
 
 
 def interleave(timers: Mapping[str, Timer], seconds: float) -> dict[str, list[float]]:
-    """Seconds a call of each, round by round; every round times each once, starting with another one."""
+    """Return the seconds per call of each timer by round. A round times each once, and begins with the next one."""
     names = list(timers)
     times: dict[str, list[float]] = {name: [] for name in names}
     deadline = time.perf_counter() + seconds

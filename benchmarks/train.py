@@ -1,30 +1,32 @@
-"""``python -m benchmarks.train``: one training step of the detector, and the share of it spent waiting for data."""
+"""``python -m benchmarks.train``: one training step of the detector, then training from JPEG files.
+
+A loader is fast enough if the steps hardly wait for it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import command, machine, peers
-from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, report
-from benchmarks.model import random_pixels
+from benchmarks import command, harness, parity, peers
+from benchmarks.harness import Benchmark, Contender
+from benchmarks.inputs import random_pixels
+from benchmarks.parity import Parity
+from benchmarks.rows import OURS, REFERENCE, unjudged
 from benchmarks.timing import synchronize
 from npr_kernels.testing import allowed, error
 from npr_model import datasets
@@ -38,6 +40,7 @@ from npr_model.training.loading import BalancedBatches, Loader
 from npr_model.training.loop import find_images
 from npr_model.training.trainer import Trainer
 
+F32, BF16 = torch.float32, torch.bfloat16
 FILES = 256  # JPEGs that the loader reads
 WARM_UP = 4  # steps before the waiting is measured: the workers have begun by then
 
@@ -51,7 +54,7 @@ class Evidence:
 
 
 def evidence(network: nn.Module, pixels: Tensor, labels: Tensor, autocast: bool) -> Evidence:
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=autocast):
+    with torch.autocast(pixels.device.type, BF16, enabled=autocast):
         logits = network(pixels)
     losses = F.binary_cross_entropy_with_logits(logits.to(labels.dtype), labels, reduction="none")
     losses.mean().backward()
@@ -60,15 +63,15 @@ def evidence(network: nn.Module, pixels: Tensor, labels: Tensor, autocast: bool)
     return Evidence(losses.detach().double(), gradients)
 
 
-def distances(found: Evidence, truth: Evidence) -> tuple[float, float]:
-    """Of the losses the largest error, of the gradients the length of theirs; relative."""
-    gradients = (found.gradients - truth.gradients).norm() / truth.gradients.norm()
-    return error(found.losses, truth.losses), gradients.item()
+def distances(measured: Evidence, truth: Evidence) -> list[float]:
+    """Return the largest error of a loss and the length of the gradients' error, both relative."""
+    gradients = (measured.gradients - truth.gradients).norm() / truth.gradients.norm()
+    return [error(measured.losses, truth.losses), gradients.item()]
 
 
 @contextlib.contextmanager
 def peak_memory(device: torch.device, details: dict[str, float]) -> Iterator[None]:
-    """Notes what the block allocates at most on a GPU, on top of weights, optimizer and batch."""
+    """Note what the block allocates at most on a GPU, on top of weights, optimizer and batch."""
     if device.type != "cuda":
         yield
         return
@@ -78,27 +81,30 @@ def peak_memory(device: torch.device, details: dict[str, float]) -> Iterator[Non
     details["peak_mib"] = (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def benchmark(batch_size: int, size: int, device: torch.device) -> Benchmark:
-    """Forward, backward and Adam on a batch of uint8 images, from the same weights for every contender."""
-    pixels = random_pixels(batch_size, size).to(device)
-    decoded = pixels.contiguous(memory_format=torch.channels_last)  # as decoders give them
-    labels = (torch.arange(batch_size, device=device)[:, None] % 2).float()
-    f32, bf16 = torch.float32, torch.bfloat16
+class Step:
+    """Forward, backward and Adam on one batch of uint8 images, from the same weights for every contender."""
 
-    def eager(dtype: torch.dtype, channels_last: bool = False) -> tuple[nn.Module, Callable[[], Tensor]]:
-        """The authors' layers in plain PyTorch; ``dtype`` bfloat16 is autocast."""
+    def __init__(self, batch_size: int, size: int, device: torch.device) -> None:
+        self.device = device
+        self.pixels = random_pixels(batch_size, size).to(device)
+        self.decoded = self.pixels.contiguous(memory_format=torch.channels_last)  # as decoders give them
+        self.labels = (torch.arange(batch_size, device=device)[:, None] % 2).float()
+        self.limits = functools.cache(self._limits)
+
+    def eager(self, dtype: torch.dtype, channels_last: bool = False) -> tuple[nn.Module, Callable[[], Tensor]]:
+        """Return the authors' layers in plain PyTorch, and a step of them; ``dtype`` bfloat16 is autocast."""
         torch.manual_seed(0)
-        wide = torch.float64 if dtype == torch.float64 else f32
-        network = peers.AuthorsDetector(Metadata().network().to(device), wide).train().requires_grad_(True)
+        wide = torch.float64 if dtype == torch.float64 else F32
+        network = peers.AuthorsDetector(Metadata().network().to(self.device), wide).train().requires_grad_(True)
         if channels_last:
             network.to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-4)
-        batch, wanted = decoded if channels_last else pixels, labels.to(wide)
+        batch, labels = self.decoded if channels_last else self.pixels, self.labels.to(wide)
 
         def step() -> Tensor:
-            with torch.autocast(device.type, bf16, enabled=dtype == bf16):
+            with torch.autocast(self.device.type, BF16, enabled=dtype == BF16):
                 logits = network(batch)
-            loss = F.binary_cross_entropy_with_logits(logits.to(wide), wanted)
+            loss = F.binary_cross_entropy_with_logits(logits.to(wide), labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -106,75 +112,89 @@ def benchmark(batch_size: int, size: int, device: torch.device) -> Benchmark:
 
         return network, step
 
-    def ours(dtype: torch.dtype) -> tuple[nn.Module, Callable[[], Tensor]]:
-        config = TrainConfig(batch_size=batch_size, seed=0, dtype="bfloat16" if dtype == bf16 else "float32")
-        trainer = Trainer(config, Process(device))
-        return trainer.network, lambda: trainer.step(iter([(decoded, labels)]))
+    def ours(self, dtype: torch.dtype) -> tuple[nn.Module, Callable[[], object]]:
+        """Return the network of a trainer, and a step of it."""
+        batch_size = len(self.pixels)
+        config = TrainConfig(batch_size=batch_size, seed=0, dtype="bfloat16" if dtype == BF16 else "float32")
+        trainer = Trainer(config, Process(self.device))
+        return trainer.network, lambda: trainer.step(iter([(self.decoded, self.labels)]))
 
-    def judged(network: nn.Module, dtype: torch.dtype) -> Evidence:
-        return evidence(network, decoded, labels.to(next(network.parameters()).dtype), dtype == bf16)
+    def evidence(self, network: nn.Module, dtype: torch.dtype) -> Evidence:
+        labels = self.labels.to(next(network.parameters()).dtype)
+        return evidence(network, self.decoded, labels, dtype == BF16)
 
-    @functools.cache
-    def limits(dtype: torch.dtype) -> list[float]:
-        """Eager's distances, the larger of two: as it is, and with weights that differ by a rounding.
+    @functools.cached_property
+    def truth(self) -> Evidence:
+        return self.evidence(self.eager(torch.float64)[0], torch.float64)
+
+    def _limits(self, dtype: torch.dtype) -> list[float]:
+        """Return the allowed distances, from the larger of two of eager's: as it is, and with weights rounded anew.
 
         An activation near 0 that rounding turns off moves the gradients by a jump, so one run alone may be lucky.
         """
-        found = [distances(judged(eager(dtype)[0], dtype), truth)]
-        network = eager(dtype)[0]
+        plain = distances(self.evidence(self.eager(dtype)[0], dtype), self.truth)
+        network = self.eager(dtype)[0]
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.mul_(1 + torch.finfo(dtype).eps * torch.randn_like(parameter))
-        found.append(distances(judged(network, dtype), truth))
-        return [allowed(max(pair), dtype) for pair in zip(*found, strict=True)]
+        moved = distances(self.evidence(network, dtype), self.truth)
+        return [allowed(max(pair), dtype) for pair in zip(plain, moved, strict=True)]
 
-    def judge(result: tuple[Evidence, dict[str, float]], dtype: torch.dtype) -> Parity:
-        found, details = result
-        pairs = list(zip(distances(found, truth), limits(dtype), strict=True))
-        details = details | {"loss_error": pairs[0][0], "gradient_error": pairs[1][0]}
-        return Parity(*max(pairs, key=lambda pair: pair[0] / pair[1]), details)
+    def judge(self, result: tuple[Evidence, dict[str, float]], dtype: torch.dtype) -> Parity:
+        measured, details = result
+        errors = distances(measured, self.truth)
+        details = details | dict(zip(("loss_error", "gradient_error"), errors, strict=True))
+        return parity.worst(errors, self.limits(dtype), details)
 
-    def contender(name: str, make: Callable[[], tuple[nn.Module, Callable]], dtype: torch.dtype) -> Contender:
+    def contender(
+        self, name: str, make: Callable[[], tuple[nn.Module, Callable[[], object]]], dtype: torch.dtype
+    ) -> Contender:
         def build() -> Callable[[], tuple[Evidence, dict[str, float]]]:
             network, step = make()
-            found, details = judged(network, dtype), {}
+            measured, details = self.evidence(network, dtype), {}
             step()  # the optimizer's state is made
-            with peak_memory(device, details):
+            with peak_memory(self.device, details):
                 step()
 
             def call() -> tuple[Evidence, dict[str, float]]:
                 step()
-                return found, details
+                return measured, details
 
             return call
 
         return Contender(name, build, dtype)
 
-    truth = judged(eager(torch.float64)[0], torch.float64)
+
+def benchmark(batch_size: int, size: int, device: torch.device) -> Benchmark:
+    """The case: a training step on ``batch_size`` images of size x size."""
+    step = Step(batch_size, size, device)
     contenders = [
-        contender(REFERENCE, lambda: eager(f32), f32),
-        contender("eager bfloat16", lambda: eager(bf16), bf16),
-        contender("eager bfloat16, channels_last", lambda: eager(bf16, channels_last=True), bf16),
-        contender(f"{OURS} float32", lambda: ours(f32), f32),
-        contender(f"{OURS} bfloat16", lambda: ours(bf16), bf16),
+        step.contender(REFERENCE, lambda: step.eager(F32), F32),
+        step.contender("eager bfloat16", lambda: step.eager(BF16), BF16),
+        step.contender("eager bfloat16, channels_last", lambda: step.eager(BF16, channels_last=True), BF16),
+        step.contender(f"{OURS} float32", lambda: step.ours(F32), F32),
+        step.contender(f"{OURS} bfloat16", lambda: step.ours(BF16), BF16),
     ]
     with FlopCounterMode(display=False) as counter:
-        eager(f32)[1]()
+        step.eager(F32)[1]()
     name = f"training step, uint8 -> weights, {batch_size}x3x{size}x{size}"
-    return Benchmark(name, contenders, judge, counter.get_total_flops())
+    return Benchmark(name, contenders, step.judge, counter.get_total_flops())
 
 
-def make_files(folder: Path, photos: Path | None, size: int) -> None:
-    """FILES JPEGs of size x size in 0_real and 1_fake: crops of ``photos``, or smooth patches and noise."""
+# ---- from files
+
+
+def make_dataset(folder: Path, photos: Path | None, size: int) -> None:
+    """Write FILES JPEGs of size x size into 0_real and 1_fake: crops of ``photos``, or smooth patches and noise."""
     if photos is None:
         crops = list(random_pixels(FILES, size).permute(0, 2, 3, 1).numpy())
     else:
-        found = datasets.find_reals(photos)
+        photographs = datasets.find_reals(photos)
         random = np.random.default_rng(0)
-        chosen = sorted(random.choice(len(found), FILES, replace=len(found) < FILES).tolist())
+        chosen = sorted(random.choice(len(photographs), FILES, replace=len(photographs) < FILES).tolist())
         crops = []
         for number in chosen:
-            pixels = tile(datasets.read(found[number].path).pixels, size)
+            pixels = tile(datasets.read(photographs[number].path).pixels, size)
             top, left = (random.integers(side - size + 1) for side in pixels.shape[:2])
             crops.append(pixels[top : top + size, left : left + size])
     for number, pixels in enumerate(crops):
@@ -183,10 +203,13 @@ def make_files(folder: Path, photos: Path | None, size: int) -> None:
         path.write_bytes(encode_jpeg(pixels, 90))
 
 
-def loading(batch_size: int, size: int, workers: int, device: torch.device, photos: Path | None, seconds: float):
-    """Rows of the loader on its own, and of steps that wait for it."""
+def loading(
+    batch_size: int, size: int, workers: int, device: torch.device, photos: Path | None, seconds: float
+) -> Iterator[dict]:
+    """Return rows of the loader alone, and of training steps that wait for it."""
+    case = f"training from {size}x{size} JPEGs, {workers} workers, batches of {batch_size}"
     with tempfile.TemporaryDirectory() as name:
-        make_files(Path(name), photos, size)
+        make_dataset(Path(name), photos, size)
         for dtype in ("float32", "bfloat16"):
             config = TrainConfig(folders=(name,), batch_size=batch_size, crop_size=size, workers=workers, dtype=dtype)
             samples = find_images(config).samples
@@ -198,18 +221,17 @@ def loading(batch_size: int, size: int, workers: int, device: torch.device, phot
                     batches.start(epoch)
                     yield from loader
 
-            case = f"training from {size}x{size} JPEGs, {workers} workers, batches of {batch_size}"
             if dtype == "float32":
                 times, _ = _timed(parts(), next, loader, device, seconds / 4)
-                yield _row(case, "loader alone", times, batch_size)
+                yield unjudged(case, "loader alone", median(times), batch_size, rounds=len(times))
             times, waiting = _timed(parts(), trainer.step, loader, device, seconds)
-            yield _row(case, f"{OURS} {dtype}", times, batch_size) | {"waiting": waiting}
+            yield unjudged(case, f"{OURS} {dtype}", median(times), batch_size, rounds=len(times), waiting=waiting)
 
 
 def _timed(
     parts: Iterator, step: Callable[[Iterator], object], loader: Loader, device: torch.device, seconds: float
 ) -> tuple[list[float], float]:
-    """Seconds of each step, and the share of all of them spent waiting for data."""
+    """Return the seconds of each step, and the share of their sum spent waiting for data."""
     for _ in range(WARM_UP):
         step(parts)
     synchronize(device)
@@ -222,43 +244,33 @@ def _timed(
     return times, loader.waited / (time.perf_counter() - began)
 
 
-def _row(case: str, contender: str, times: list[float], batch_size: int) -> dict:
-    median = statistics.median(times)
-    row = {"case": case, "contender": contender, "median_ms": 1e3 * median, "ratio_to_reference": None}
-    return row | {"parity": "not judged", "rounds": len(times), "images_per_second": batch_size / median}
-
-
 def main(
     device: command.Device = "cpu",
     json_file: command.JsonFile = None,
     seconds: command.Seconds = 60.0,
-    batch: Annotated[int, typer.Option(min=2, help="Images in a batch.")] = 32,
-    size: Annotated[int, typer.Option(min=8, help="Height and width of an image.")] = 224,
+    batch: Annotated[int, typer.Option(min=2, help="Images per batch.")] = 32,
+    size: command.Size = 224,
     workers: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = 2,
-    photos: Annotated[Path | None, typer.Option(metavar="DIR", help="Photographs to cut the JPEGs from.")] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", show_default=False, help="Photographs to cut the JPEGs from, instead of noise."),
+    ] = None,
 ) -> None:
-    """A training step against eager PyTorch, then training from files; fails if our losses or gradients are wrong."""
-    target = command.checked_device(device)
-    command.checked_json(json_file)
+    """Compare a training step with eager PyTorch, then train from files; fail if our losses or gradients are wrong."""
+    target = command.available(device)
     try:
         if photos is not None:
             datasets.find_reals(photos)
     except InputError as failure:
         command.refuse(f"--photos: {failure}")
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    described = machine.describe(target)
-    code = report([benchmark(batch, size, target)], described, target, seconds, json_file, console)
-    rows = []
+    results = command.start(target, json_file)
+    harness.measure(benchmark(batch, size, target), results, target, seconds)
+    rows: list[dict] = []
     for row in loading(batch, size, workers, target, photos, seconds / 6):
-        waiting = f", {row['waiting']:.1%} of the time waiting for data" if "waiting" in row else ""
-        times = f"{row['median_ms']:.1f} ms, {row['images_per_second']:.0f} images/s"
-        console.print(f"{row['case']}: {row['contender']} {times}{waiting}", soft_wrap=True)
         rows.append(row)
-    if json_file is not None:
-        content = json.loads(json_file.read_text())
-        content["rows"] += rows
-        json_file.write_text(json.dumps(content, indent=1) + "\n")
-    raise typer.Exit(code)
+        results.save(rows)
+    results.add(rows)
+    raise typer.Exit(results.exit_code())
 
 
 if __name__ == "__main__":

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import command
-from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, Unavailable
-from benchmarks.model import random_detector
-from npr_kernels.testing import allowed, error
+from benchmarks.harness import Benchmark, Contender, Unavailable
+from benchmarks.inputs import DTYPE_NAMES, random_detector
+from benchmarks.parity import judge_by_rule
+from benchmarks.rows import OURS, REFERENCE
 from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck
 from npr_model.detectors.npr import NPRDetector
 from npr_model.inference.fused import folded_layers
 
-Blocks = list[tuple[list, int]]  # of each block its folded layers and its stride, as FusedBottlenecks takes them
-JUDGED = 3  # images of a batch, whose results are compared: the first, the last and one between
+Blocks = list[tuple[list, int]]  # folded layers and stride of each block, as FusedBottlenecks takes them
+JUDGED = 3  # images of a batch whose results are compared: the first, the last and one between
 PROFILED = 5  # calls
 AT_ONCE = (8, 16, 32)  # images whose results a GPU's cache may hold from block to block
 
@@ -54,7 +55,7 @@ class CudnnFused(Plain):
 
 
 class InParts(nn.Module):
-    """``build()`` on so many images after another, in the same memory."""
+    """The module that ``build`` makes, on ``images`` images at a time."""
 
     def __init__(self, images: int, build: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class InParts(nn.Module):
 
 
 def in_dtype(blocks: Blocks, dtype: torch.dtype, device: torch.device) -> Blocks:
-    """Weights in ``dtype``, channels_last."""
+    """Return the blocks with weights in ``dtype``, channels_last."""
 
     def convert(parameter: Tensor) -> Tensor:
         format_ = torch.channels_last if parameter.dim() == 4 else torch.contiguous_format
@@ -82,25 +83,40 @@ def benchmark(
     """The case: ``blocks`` on ``x``, (N, C, H, W) of ``dtype``, channels_last."""
     judged = torch.linspace(0, len(x) - 1, min(JUDGED, len(x))).long().to(device)
 
-    @functools.cache
+    def plain(dtype: torch.dtype) -> nn.Module:
+        return Plain(in_dtype(blocks, dtype, device), averaged)
+
     @torch.inference_mode()
-    def truth() -> Tensor:
-        return Plain(in_dtype(blocks, torch.float64, device), averaged)(x[judged].double())
+    def eager(dtype: torch.dtype) -> tuple[Tensor]:
+        return (plain(dtype)(x[judged].to(dtype)),)
 
-    @functools.cache
-    @torch.inference_mode()
-    def eager_error() -> float:
-        return error(Plain(in_dtype(blocks, dtype, device), averaged)(x[judged]), truth())
+    judge_values = judge_by_rule(lambda: eager(torch.float64), eager)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        result = plain(dtype)(x[:1])
+    return Benchmark(
+        f"{name}, {'x'.join(map(str, x.shape))} {DTYPE_NAMES[dtype]}",
+        [
+            Contender(contender, functools.partial(calling, build, x), dtype)
+            for contender, build in builders(blocks, averaged, dtype, device).items()
+        ],
+        lambda result, dtype: judge_values((result[judged],), dtype),
+        flops=counter.get_total_flops() * len(x),
+        bytes=x.nbytes + result.nbytes * len(x),
+        captured=True,
+        images=len(x),
+    )
 
-    def judge(result: Tensor, dtype: torch.dtype) -> Parity:
-        return Parity(error(result[judged], truth()), allowed(eager_error(), dtype))
 
-    def running(build: Callable[[], nn.Module]) -> Callable[[], Callable[[], Tensor]]:
-        def prepare() -> Callable[[], Tensor]:
-            module = build()
-            return torch.inference_mode()(lambda: module(x))
+def calling(build: Callable[[], nn.Module], x: Tensor) -> Callable[[], Tensor]:
+    """Build a module, and return a call of it."""
+    module = build()
+    return torch.inference_mode()(lambda: module(x))
 
-        return prepare
+
+def builders(
+    blocks: Blocks, averaged: bool, dtype: torch.dtype, device: torch.device
+) -> dict[str, Callable[[], nn.Module]]:
+    """Return what builds each contender's module, by name."""
 
     def fused(hopper: bool) -> nn.Module:
         reason = gpu_bottleneck.refusal(dtype, device) or (hopper and hopper_bottleneck.refusal(dtype, device))
@@ -116,33 +132,23 @@ def benchmark(
             raise Unavailable("cuDNN needs a CUDA device")
         return CudnnFused(in_dtype(blocks, dtype, device), averaged)
 
-    contenders = [
-        Contender(REFERENCE, running(lambda: Plain(in_dtype(blocks, dtype, device), averaged)), dtype),
-        Contender("cuDNN fused", running(cudnn_fused), dtype),
-        Contender(f"{OURS} Triton", running(lambda: fused(hopper=False)), dtype),
-        Contender(f"{OURS} CUDA C++", running(lambda: fused(hopper=True)), dtype),
-    ]
+    made = {
+        REFERENCE: lambda: Plain(in_dtype(blocks, dtype, device), averaged),
+        "cuDNN fused": cudnn_fused,
+        f"{OURS} Triton": lambda: fused(hopper=False),
+        f"{OURS} CUDA C++": lambda: fused(hopper=True),
+    }
     if averaged:
         for images in AT_ONCE:
             build = functools.partial(InParts, images, lambda: fused(hopper=True))
-            contenders.append(Contender(f"{OURS} CUDA C++, {images} images at a time", running(build), dtype))
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        result = Plain(in_dtype(blocks, dtype, device), averaged)(x[:1])
-    return Benchmark(
-        f"{name}, {'x'.join(map(str, x.shape))} {str(dtype).removeprefix('torch.')}",
-        contenders,
-        judge,
-        flops=counter.get_total_flops() * len(x),
-        bytes=x.nbytes + result.nbytes * len(x),
-        captured=True,
-        images=len(x),
-    )
+            made[f"{OURS} CUDA C++, {images} images at a time"] = build
+    return made
 
 
 def cases(
     detector: NPRDetector, batch: int, size: int, dtype: torch.dtype, device: torch.device, only: str
 ) -> list[tuple[str, Callable[[], Benchmark]]]:
-    """Name and maker of every case: the trunk of the detector for images of size x size, then each block."""
+    """Return name and maker of every case: the trunk of the detector for images of size x size, then each block."""
     names = [f"layer{stage}.{i}" for stage in (1, 2) for i in range(len(getattr(detector, f"layer{stage}")))]
     blocks = [
         (folded_layers(detector.get_submodule(name)), detector.get_submodule(name).conv2.stride[0]) for name in names
@@ -161,12 +167,12 @@ def cases(
     for name, block in zip(names, blocks, strict=True):
         made.append((name, functools.partial(make, name, [block], False, pixels)))
         pixels = -(-pixels // block[1])
-    chosen = command.chosen(only, [name for name, _ in made], "cases")
+    chosen = command.matching(only, [name for name, _ in made], "cases")
     return [(name, maker) for name, maker in made if name in chosen]
 
 
 def print_kernels(contender: Contender, images: int) -> None:
-    """Microseconds an image of each kernel on a GPU, in the order of launches, the median of some calls."""
+    """Print the microseconds per image of each kernel on a GPU, in the order of launches, the median of some calls."""
     try:
         call = contender.build()
     except Unavailable as reason:
@@ -189,22 +195,22 @@ def main(
     device: command.Device = "cuda",
     json_file: command.JsonFile = None,
     seconds: command.Seconds = 4.0,
-    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 256,
-    size: Annotated[int, typer.Option(min=4, help="Height and width of the image before the stem.")] = 256,
-    only: Annotated[str, typer.Option(metavar="REGEX", help="Run only the cases whose name has a match.")] = "",
+    batch: command.Batch = 256,
+    size: command.Size = 256,
+    only: command.Only = "",
     kernels: Annotated[bool, typer.Option("--kernels", help="Print the time of each of our kernels instead.")] = False,
 ) -> None:
-    """Residual blocks in bfloat16: cuDNN's convolutions, cuDNN's fused ones and ours; fails if ours are wrong."""
-    target = command.checked_device(device)
-    command.checked_json(json_file)
+    """Compare our residual blocks in bfloat16 with cuDNN's convolutions, plain and fused; fail if ours are wrong."""
+    target = command.available(device)
+    detector, dtype = random_detector().to(target), torch.bfloat16
     if kernels:
-        (_, maker), *_ = cases(random_detector().to(target), batch, size, torch.bfloat16, target, "^trunk$")
+        ((_, maker),) = cases(detector, batch, size, dtype, target, "^trunk$")
         for contender in maker().contenders:
             if contender.name in (f"{OURS} Triton", f"{OURS} CUDA C++"):
                 print_kernels(contender, batch)
         return
-    made = cases(random_detector().to(target), batch, size, torch.bfloat16, target, only)
-    command.finish((maker() for _, maker in made), target, seconds, json_file)
+    made = cases(detector, batch, size, dtype, target, only)
+    command.measure_all((maker() for _, maker in made), target, seconds, json_file, only)
 
 
 if __name__ == "__main__":

@@ -12,19 +12,21 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import command, harness, kernels, machine, model, ops, peers, scaling, screening, train, trunk
+from benchmarks import command, harness, inputs, kernels, machine, model, ops, peers, scaling, screening, train, trunk
 from benchmarks import report as readme
-from benchmarks.cases import OperatorCase
-from benchmarks.harness import OURS, REFERENCE, Benchmark, Contender, Parity, Unavailable, is_peer, report
-from benchmarks.training import TrainingCase
-from npr_kernels import reference
-from npr_kernels.backends import extension
+from benchmarks.harness import Benchmark, Contender, Unavailable
+from benchmarks.operator_cases import OperatorCase
+from benchmarks.parity import Parity
+from benchmarks.rows import OURS, REFERENCE, Results, earlier_rows, is_peer, unjudged
+from benchmarks.training_stem_cases import TrainingStemCase
+from npr_kernels import available_backends, reference
 from npr_kernels.testing import error
 from npr_model.detectors.npr import NPRDetector
 from tests.conftest import ROOT
 from tests.model.conftest import encoded, noise
 
 CPU = torch.device("cpu")
+NOT_COMPILED = available_backends()["cpu"]  # why there is no backend cpu; None if there is one
 PEAKS = {"fma_peak": {"gflops": 1.0}, "bf16_peak": {"gflops": 1.0}, "copy_bandwidth_gb_s": 1.0}
 
 
@@ -38,15 +40,15 @@ def test_composed_convolution_is_exact(anchor, size):
     bias = torch.randn(8, generator=generator, dtype=torch.float64)
     for x, scale in ((image, (2 / 3,)), (pixels, (0.1, 0.2, 0.3))):
         expected = reference.npr_conv2d(x, weight, bias, anchor=anchor, scale=scale)
-        found = peers.composed_conv2d(x, peers.compose(weight, anchor, scale), bias)
-        assert error(found, expected) < 1e-13
+        composed = peers.composed_conv2d(x, peers.compose(weight, anchor, scale), bias)
+        assert error(composed, expected) < 1e-13
         grad = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
-        gradients = [torch.autograd.grad(y, weight, grad)[0] for y in (found, expected)]
+        gradients = [torch.autograd.grad(y, weight, grad)[0] for y in (composed, expected)]
         assert error(*gradients) < 1e-13
 
 
 def test_authors_layers_are_the_detector():
-    detector, pixels = model.random_detector(), model.random_pixels(2, 33)
+    detector, pixels = inputs.random_detector(), inputs.random_pixels(2, 33)
     with torch.no_grad():
         truth = NPRDetector().double().eval()
         truth.load_state_dict(detector.state_dict())
@@ -56,7 +58,7 @@ def test_authors_layers_are_the_detector():
 
 def test_residual_blocks_are_judged_each_and_together():
     """Their inputs follow from one another; what needs a GPU says so."""
-    made = trunk.cases(model.random_detector(), 2, 32, torch.bfloat16, CPU, "trunk|layer1.2|layer2.[01]")
+    made = trunk.cases(inputs.random_detector(), 2, 32, torch.bfloat16, CPU, "trunk|layer1.2|layer2.[01]")
     names = []
     for name, maker in made:
         rows = harness.run(maker(), PEAKS, CPU, seconds=0)
@@ -72,8 +74,8 @@ def test_residual_blocks_are_judged_each_and_together():
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_screening_judges_logits_and_pixels(format, tmp_path):
-    paths = screening.make_files(tmp_path, format, 32, 10)
-    case = screening.benchmark(model.random_detector(), format, paths, 1, CPU)
+    paths = inputs.make_files(tmp_path, format, 32, 10)
+    case = screening.benchmark(inputs.random_detector(), format, paths, 1, CPU)
     for contender in case.contenders:
         parity = case.judge(contender.build()(), contender.dtype)
         assert parity.green, contender.name
@@ -89,9 +91,9 @@ def test_screening_judges_logits_and_pixels(format, tmp_path):
     assert rows[screening.WITHOUT_NETWORK]["share_of_decoding"] == pytest.approx(5 / 8)
 
 
-def test_screening_keeps_the_cases_that_are_not_run_again(tmp_path):
+def test_a_file_keeps_the_cases_that_are_not_run_again(tmp_path):
     file, here = tmp_path / "screening.json", {"cpu": "some", "cpu_capability": "avx2", "threads": 2}
-    assert screening.earlier_rows(None, here) == []
+    assert earlier_rows(None, here) == []
     for text, expected in (
         ("", []),
         (json.dumps({"machine": here, "rows": [{"case": "a"}]}), [{"case": "a"}]),
@@ -99,7 +101,11 @@ def test_screening_keeps_the_cases_that_are_not_run_again(tmp_path):
         (json.dumps({"machine": here | {"gpu": "some"}, "rows": [{"case": "a"}]}), []),
     ):
         file.write_text(text)
-        assert screening.earlier_rows(file, here) == expected
+        assert earlier_rows(file, here) == expected
+    results = Results(here, file, Console(quiet=True), earlier=[unjudged("a", "ours", 1.0), unjudged("b", "ours", 1.0)])
+    results.add([unjudged("b", "ours", 2.0)])
+    cases = [(row["case"], row["median_ms"]) for row in json.loads(file.read_text())["rows"]]
+    assert cases == [("b", 2000.0), ("a", 1000.0)]
 
 
 def test_training_step_judges_losses_and_gradients():
@@ -107,9 +113,9 @@ def test_training_step_judges_losses_and_gradients():
     contenders = {contender.name: contender for contender in case.contenders}
     for name in ("eager", "ours float32", "ours bfloat16"):
         assert case.judge(contenders[name].build()(), contenders[name].dtype).green, name
-    found, details = contenders["ours float32"].build()()
-    for wrong in ({"losses": found.losses * 1.001}, {"gradients": found.gradients * 1.2}):
-        assert not case.judge((dataclasses.replace(found, **wrong), details), torch.float32).green
+    right, details = contenders["ours float32"].build()()
+    for wrong in ({"losses": right.losses * 1.001}, {"gradients": right.gradients * 1.2}):
+        assert not case.judge((dataclasses.replace(right, **wrong), details), torch.float32).green
 
 
 def test_training_from_files_measures_the_waiting(tmp_path, monkeypatch):
@@ -132,7 +138,9 @@ def benchmark_of(**contenders) -> Benchmark:
 def reported(benchmark: Benchmark, tmp_path) -> tuple[int, dict[str, dict], str]:
     """Exit code, the JSON's rows by contender, and what was printed."""
     file, console = tmp_path / "report.json", Console(record=True, width=200)
-    code = report([benchmark], PEAKS, CPU, 0, file, console)
+    results = Results(PEAKS, file, console)
+    harness.measure(benchmark, results, CPU, 0)
+    code = results.exit_code()
     return code, {row["contender"]: row for row in json.loads(file.read_text())["rows"]}, console.export_text()
 
 
@@ -143,7 +151,7 @@ def test_right_contenders_get_times_and_ratios(tmp_path):
     ours = rows["ours fast"]
     assert ours["parity"] == "green" and ours["median_ms"] > 0
     assert ours["ratio_to_reference"] == pytest.approx(rows["eager"]["median_ms"] / ours["median_ms"])
-    assert f"{ours['ratio_to_reference']:.2f}" in printed
+    assert f"{ours['ratio_to_reference']:.1f}" in printed
 
 
 @pytest.mark.parametrize("wrong", [1.2, float("nan"), float("inf")])
@@ -201,9 +209,9 @@ def test_missing_engines_say_what_to_install(monkeypatch):
         OperatorCase("stem", torch.uint8, torch.bfloat16, batch=1, size=16),
         OperatorCase("conv", torch.float32, torch.float32, batch=1, size=16, gradients="wbx"),
         OperatorCase("conv", torch.bfloat16, torch.bfloat16, batch=2, size=16, channels_last=False, gradients="wb"),
-        TrainingCase(torch.uint8, torch.float32, batch=2, size=32),
-        TrainingCase(torch.uint8, torch.bfloat16, batch=2, size=32),
-        TrainingCase(torch.float32, torch.float32, batch=2, size=32),
+        TrainingStemCase(torch.uint8, torch.float32, batch=2, size=32),
+        TrainingStemCase(torch.uint8, torch.bfloat16, batch=2, size=32),
+        TrainingStemCase(torch.float32, torch.float32, batch=2, size=32),
     ],
     ids=str,
 )
@@ -212,7 +220,7 @@ def test_report_of_a_small_case(tmp_path, case):
     quick = [contender for contender in benchmark.contenders if "compile" not in contender.name]
     code, rows, _ = reported(dataclasses.replace(benchmark, contenders=quick), tmp_path)
     assert code == 0
-    ours = {f"{OURS} {name}" for name in ("cpu",) if not extension.FAILURE}
+    ours = {f"{OURS} {name}" for name in ("cpu",) if not NOT_COMPILED}
     assert {REFERENCE, "composed 4x4"} | ours <= set(rows)
     for name, row in rows.items():
         assert {"case", "contender", "median_ms", "ratio_to_reference", "parity"} <= set(row)
@@ -227,7 +235,7 @@ def test_kernels_are_judged_and_timed_on_inputs_in_turn(tmp_path, case):
     benchmark = case.benchmark(CPU)
     code, rows, _ = reported(benchmark, tmp_path)
     assert code == 0 and REFERENCE in rows
-    assert extension.FAILURE or f"{OURS} cpu" in rows
+    assert NOT_COMPILED or f"{OURS} cpu" in rows
     for row in rows.values():
         assert row["parity"] == "green" and row["median_ms"] > 0 and row["bytes"] == case.bytes
         assert row["microseconds_an_image"] == pytest.approx(row["median_ms"] * 1e3 / 3)
@@ -236,7 +244,7 @@ def test_kernels_are_judged_and_timed_on_inputs_in_turn(tmp_path, case):
         assert not any(map(torch.equal, first, second)), "the same input twice"
 
 
-@pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
+@pytest.mark.skipif(bool(NOT_COMPILED), reason=str(NOT_COMPILED))
 @pytest.mark.parametrize("operator", kernels.TITLES)
 def test_kernels_that_are_wrong_are_red(operator, monkeypatch):
     monkeypatch.setattr(kernels, "PIECE", 2)  # so that the last image is judged in a piece of its own
@@ -276,7 +284,8 @@ def test_machine_description(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "COPIED_BYTES", {"cpu": 2**20})
     monkeypatch.setattr(machine, "MATRIX_SIZES", {"cpu": (64,)})
     described = machine.describe(CPU)
-    report([benchmark_of(eager=lambda: 1.0)], described, CPU, 0, tmp_path / "report.json", Console(quiet=True))
+    results = Results(described, tmp_path / "report.json", Console(quiet=True))
+    harness.measure(benchmark_of(eager=lambda: 1.0), results, CPU, 0)
     assert json.loads((tmp_path / "report.json").read_text())["machine"] == described
     assert described["threads"] == torch.get_num_threads() and described["torch"] == torch.__version__
     assert described["copy_bandwidth_gb_s"] > 0
@@ -284,7 +293,7 @@ def test_machine_description(tmp_path, monkeypatch):
         assert peak["gflops"] == max(peak["all"].values()) == peak["all"][peak["method"]] > 0
 
 
-@pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
+@pytest.mark.skipif(bool(NOT_COMPILED), reason=str(NOT_COMPILED))
 def test_gate_sees_a_wrong_kernel(tmp_path, monkeypatch):
     """One weight wrong by 1 % is red, with the tolerance of a real case."""
     right, ours = OperatorCase._ours, f"{OURS} cpu"
@@ -318,12 +327,11 @@ def refused(capsys, call) -> str:
 def test_usage_errors_are_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "file").touch()
-    assert "no CUDA device" in refused(capsys, lambda: command.checked_device("cuda"))
-    assert "'tpu'" in refused(capsys, lambda: command.checked_device("tpu"))
+    assert "no CUDA device" in refused(capsys, lambda: command.available("cuda"))
     assert "regular expression" in refused(capsys, lambda: ops.main(only="("))
     assert "matches none" in refused(capsys, lambda: ops.main(only="no such case"))
     assert "contenders, such as 'eager'" in refused(capsys, lambda: model.main(only="no such engine"))
-    assert "file" in refused(capsys, lambda: command.checked_json(tmp_path / "file" / "below.json"))
+    assert "file" in refused(capsys, lambda: command.writable(tmp_path / "file" / "below.json"))
     assert "does not exist" in refused(capsys, lambda: model.main(checkpoint=str(tmp_path / "none.safetensors")))
 
 
@@ -334,10 +342,27 @@ def test_documents_show_the_committed_results(document):
     assert readme.filled(text) == text, "run python -m benchmarks.report"
 
 
+def test_comparison_has_a_row_per_case(tmp_path, monkeypatch):
+    times = {"case a": {"eager": 12.0, "ours": 1.5, "peer": 3.0}, "case b": {"eager": 2000.0}, "other": {"eager": 1.0}}
+    rows = [
+        unjudged(case, name, time / 1e3) | {"ratio_to_reference": contenders["eager"] / time}
+        for case, contenders in times.items()
+        for name, time in contenders.items()
+    ]
+    (tmp_path / "some.json").write_text(json.dumps({"machine": {}, "rows": rows}))
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    head = ["| ms (x eager) | **ours** | peer | eager |", "| --- | --- | --- | --- |"]
+    lines = ["| case a | 1.5 (8.0) | 3 (4.0) | 12 |", "| case b |  |  | 2,000 |", "| other |  |  | 1 |"]
+    for mark, shown in (("some.json: ^case [ms]", lines[:2]), ("some.json [ms]", lines)):
+        expected = [f"<!-- comparison {mark} -->", *head, *shown, "<!-- end -->"]
+        assert readme.filled(f"<!-- comparison {mark} -->\n<!-- end -->") == "\n".join(expected)
+
+
 def test_readme_cannot_ask_for_what_was_not_measured():
     for mark, message in (
         ("<!-- table nowhere.json: case -->\n<!-- end -->", "nowhere.json, which does not exist"),
         ("<!-- table cpu-model.json: no such case -->\n<!-- end -->", "has no case 'no such case'"),
+        ("<!-- comparison cpu-model.json: no such case [ms] -->\n<!-- end -->", "has no case 'no such case'"),
         (
             "<!-- table cpu-model.json: detector, uint8 -> logits, 8x3x256x256 [ms, hours] -->\n<!-- end -->",
             "unknown column 'hours'",
