@@ -36,6 +36,7 @@ template <typename T>
 inline void repeat_anchor(const T* __restrict row, int64_t column, const Grid& grid, T* __restrict anchors) {
   const int64_t channels = grid.channels, count = grid.width * channels;
   int64_t cell = 0;
+#ifndef __clang__  // which has no shuffle by a mask that is known only at run time
   if (channels == 3 && grid.size == 2) {  // two cells per shuffle; the next store overwrites lanes 12 .. 15
     using Index = typename IntegerOfSize<sizeof(T)>::type;
     typedef T Lanes __attribute__((vector_size(16 * sizeof(T)), aligned(alignof(T)), may_alias));
@@ -48,6 +49,7 @@ inline void repeat_anchor(const T* __restrict row, int64_t column, const Grid& g
       *reinterpret_cast<Lanes*>(anchors + cell * 6) = __builtin_shuffle(lanes, mask);
     }
   }
+#endif
   for (; cell < grid.cell_columns(); ++cell)
     for (int64_t i = 0; i < grid.size; ++i)
       for (int64_t c = 0; c < channels; ++c)
