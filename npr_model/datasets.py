@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npr_model.errors import InputError, reason
-from npr_model.files import is_folder, is_image_name, leads_back, natural_key, readable_name, walk_files
+from npr_model.files import is_folder, is_hidden, is_image_name, leads_back, natural_key, readable_name, walk_files
 from npr_model.imaging.decode import DecodedImage, ImageError, decode
 from npr_model.imaging.headers import header_size
 from npr_model.imaging.views import check_cell
@@ -46,7 +46,7 @@ class Sample:
 class LeftOut(dict[str, str]):
     """The files of a data set that are not used: the reason by name.
 
-    As text, one line that counts them; empty if there are none.
+    As text, one line that counts them and names the first with each reason; empty if there are none.
     """
 
     def add(self, path: Path, why: str) -> None:
@@ -56,9 +56,12 @@ class LeftOut(dict[str, str]):
         by_reason: dict[str, list[str]] = {}
         for name, why in self.items():
             by_reason.setdefault(why, []).append(name)
-        reasons = (f"{len(names)} {why} (e.g. {names[0]})" for why, names in by_reason.items())
+        groups = []
+        for why, names in by_reason.items():
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            groups.append(f"{names[0]}{others} ({why})")
         count = "1 file was" if len(self) == 1 else f"{len(self)} files were"
-        return f"{count} left out: {'; '.join(reasons)}" if self else ""
+        return f"{count} left out: {', '.join(groups)}" if self else ""
 
 
 def find_samples(
@@ -180,7 +183,7 @@ def _class_folders(
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.name.startswith("."):
+                    if is_hidden(entry.name):
                         continue
                     if not is_folder(entry):
                         if is_image_name(entry.name):

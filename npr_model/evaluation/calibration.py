@@ -106,7 +106,8 @@ def require_enough(count: int, rates: Sequence[float], uncertain_rate: float) ->
             raise CalibrationError(f"a false-positive rate must lie between 0 and 1, got {rate:g}")
     least = min(map(needed, rates))
     if count < least:
-        raise CalibrationError(f"{count} different photographs are too few to calibrate; at least {least} are needed")
+        given = "1 photograph is" if count == 1 else f"{count} different photographs are"
+        raise CalibrationError(f"{given} too few to calibrate; at least {least} are needed")
 
 
 def needed(rate: float) -> int:

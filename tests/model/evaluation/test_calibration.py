@@ -244,7 +244,7 @@ def test_copies_of_a_photograph_count_once(npr, tmp_path, uncalibrated):
     for number in range(1, 30):
         (photos / f"{number}.png").unlink()
     code, out, err = npr("calibrate", uncalibrated, photos, "-o", tmp_path / "other.safetensors")
-    assert code != 0 and "122 copies" in out and "1 different photographs are too few to calibrate" in err
+    assert code != 0 and "122 copies" in out and "1 photograph is too few to calibrate" in err
     assert not (tmp_path / "other.safetensors").exists()
 
 
@@ -254,7 +254,7 @@ def test_a_photograph_that_is_also_given_as_generated(npr, labelled, uncalibrate
     (root / "photos/notes.txt").write_text("taken in June")
     code, _, err = npr("calibrate", uncalibrated, root / "photos", "--fake", root / "fakes")
     assert code == 0 and "1 file is in both classes, so one of the labels is wrong" in err
-    assert "1 file was left out: 1 not an image" in err and "notes.txt" in err
+    assert "1 file was left out: " in err and "notes.txt (not an image" in err
 
 
 def test_output_view_and_separate_fakes(npr, labelled, tmp_path, uncalibrated):

@@ -524,7 +524,7 @@ def test_command(npr, photographs, tmp_path):
     code, out, err = npr("simulate", folder, *second, "--no-real-variety", *options)
     assert code == terminal.EXIT_FAILED_INPUTS and "training" not in out and "bad.jpg: " in out
     assert "from 6 photographs" in out and "1 photographs were skipped" in out
-    assert err.count("\n") == 1 and "npr: warning: 1 file was left out: 1 not an image" in err
+    assert err.count("\n") == 1 and "npr: warning: 1 file was left out: " in err
     assert {sample.group for sample in datasets.find_samples(tmp_path / "b")} == {"subpixel"}
     assert "bad.jpg" in (tmp_path / "b" / "skipped.csv").read_text()
     code, _, err = npr("simulate", folder, *second, *options)
