@@ -21,14 +21,14 @@ def interpreted(test: Callable) -> Callable | None:
     return test if INTERPRETED else None
 
 
-def run_under_interpreter(file: str) -> None:
+def run_under_interpreter(file: str, **environment: str) -> None:
     """Run the tests of ``file`` under the interpreter; fails if one does, or if none ran."""
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", **environment},
     )
     assert result.returncode == 0, result.stdout[-4000:]
     assert " passed" in result.stdout

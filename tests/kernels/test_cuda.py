@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import npr_kernels
-from npr_kernels import arguments, reference
+from npr_kernels import reference
 from npr_kernels.backends import cuda as backend
 from npr_kernels.testing import Case, assert_close, error, on
 from tests.kernels.test_cuda_emulated import CASES, convolution, exact, patches, windows
@@ -21,8 +21,7 @@ def device(cuda):
 
 
 def call(case: Case, device: torch.device):
-    scale = arguments.scale_factors(case.options["scale"], 3)
-    return on(device, *case.tensors()), convolution(case.anchor, scale)
+    return on(device, *case.tensors()), case.convolution
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -39,11 +38,11 @@ def test_stem(case: Case, device):
 def test_what_trains_the_stem(case: Case, device):
     """The argmax, the gradients behind it and the moments, each against float64."""
     (x, weight, bias), options = call(case, device)
-    pooled, argmax = backend.npr_stem_argmax(x, weight, bias, *options)
-    assert torch.equal(pooled, backend.npr_stem(x, weight, bias, *options))
+    pooled, argmax = backend.npr_stem_argmax(x, weight, bias, options)
+    assert torch.equal(pooled, backend.npr_stem(x, weight, bias, options))
     grad = torch.randn(pooled.shape, device=device).to(weight.dtype)
-    gradients = backend.npr_stem_grad_weight(grad, argmax, x, (3, 3), *options)
-    moments = backend.npr_moments(x, (3, 3), *options)
+    gradients = backend.npr_stem_grad_weight(grad, argmax, x, (3, 3), options)
+    moments = backend.npr_moments(x, (3, 3), options)
 
     x, weight, bias, pooled, argmax, grad = (
         None if t is None else t.cpu() for t in (x, weight, bias, pooled, argmax, grad)
@@ -55,7 +54,7 @@ def test_what_trains_the_stem(case: Case, device):
         lost = (y.amax(4).clamp_min(0) - y.gather(4, chosen)[..., 0]) * positive
         assert lost.max() <= 4 * torch.finfo(weight.dtype).eps * pooled.double().max()
 
-    seen = patches(x, case.anchor, options[-1], torch.float64 if x.dtype == torch.uint8 else x.dtype)
+    seen = patches(x, case.anchor, options.scale, torch.float64 if x.dtype == torch.uint8 else x.dtype)
     parameter = torch.zeros(weight.shape, dtype=torch.float64, requires_grad=True)
     y = torch.einsum("ok,nkl->nol", parameter.flatten(1), seen).unflatten(2, [n // 2 for n in x.shape[2:]])
     dz = grad.double() * positive
@@ -90,9 +89,9 @@ def test_repeats_to_the_bit_on_any_stream(device):
     (x, weight, bias), options = call(LARGE, device)
 
     def everything(image):
-        pooled, argmax = backend.npr_stem_argmax(image, weight, bias, *options)
-        gradients = backend.npr_stem_grad_weight(pooled, argmax, image, (3, 3), *options)
-        return pooled, argmax, *gradients, *backend.npr_moments(image, (3, 3), *options)
+        pooled, argmax = backend.npr_stem_argmax(image, weight, bias, options)
+        gradients = backend.npr_stem_grad_weight(pooled, argmax, image, (3, 3), options)
+        return pooled, argmax, *gradients, *backend.npr_moments(image, (3, 3), options)
 
     expected = everything(x)
     torch.cuda.synchronize()
@@ -107,18 +106,18 @@ def test_repeats_to_the_bit_on_any_stream(device):
 def test_graph_capture(device):
     (x, weight, bias), options = call(LARGE, device)
     image = torch.zeros_like(x)
-    backend.npr_stem(image, weight, bias, *options)
+    backend.npr_stem(image, weight, bias, options)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        pooled, argmax = backend.npr_stem_argmax(image, weight, bias, *options)
-        products, _ = backend.npr_stem_grad_weight(pooled, argmax, image, (3, 3), *options)
-        first, _ = backend.npr_moments(image, (3, 3), *options)
+        pooled, argmax = backend.npr_stem_argmax(image, weight, bias, options)
+        products, _ = backend.npr_stem_grad_weight(pooled, argmax, image, (3, 3), options)
+        first, _ = backend.npr_moments(image, (3, 3), options)
     image.copy_(x)
     graph.replay()
-    expected, positions = backend.npr_stem_argmax(x, weight, bias, *options)
+    expected, positions = backend.npr_stem_argmax(x, weight, bias, options)
     assert torch.equal(pooled, expected) and torch.equal(argmax, positions)
-    assert torch.equal(products, backend.npr_stem_grad_weight(expected, positions, x, (3, 3), *options)[0])
-    assert torch.equal(first, backend.npr_moments(x, (3, 3), *options)[0])
+    assert torch.equal(products, backend.npr_stem_grad_weight(expected, positions, x, (3, 3), options)[0])
+    assert torch.equal(first, backend.npr_moments(x, (3, 3), options)[0])
 
 
 def test_second_device(device):
@@ -126,11 +125,11 @@ def test_second_device(device):
         pytest.skip("needs two GPUs")
     (x, weight, bias), options = call(LARGE, torch.device("cuda", 1))
     with torch.cuda.device(0):
-        pooled = backend.npr_stem(x, weight, bias, *options)
-        first, _ = backend.npr_moments(x, (3, 3), *options)
+        pooled = backend.npr_stem(x, weight, bias, options)
+        first, _ = backend.npr_moments(x, (3, 3), options)
     assert pooled.device == first.device == x.device
     (x, weight, bias), _ = call(LARGE, torch.device("cuda", 0))
-    assert torch.equal(pooled.cpu(), backend.npr_stem(x, weight, bias, *options).cpu())
+    assert torch.equal(pooled.cpu(), backend.npr_stem(x, weight, bias, options).cpu())
 
 
 @pytest.mark.parametrize("mode", ["default", "max-autotune"])
@@ -154,9 +153,9 @@ def test_more_than_2_to_the_31_elements(device):
     x = x.permute(0, 3, 1, 2)
     _, weight, bias = on(device, *Case(out_channels=64, dtype=torch.bfloat16).tensors())
     options = convolution(0, (0.01,))
-    pooled, argmax = backend.npr_stem_argmax(x, weight, bias, *options)
+    pooled, argmax = backend.npr_stem_argmax(x, weight, bias, options)
     assert pooled.numel() > 2**31 and x.numel() > 2**31
-    expected, positions = backend.npr_stem_argmax(x[-3:], weight, bias, *options)
+    expected, positions = backend.npr_stem_argmax(x[-3:], weight, bias, options)
     assert torch.equal(pooled[-3:], expected) and torch.equal(argmax[-3:], positions)
     grad = (
         torch.zeros((), dtype=torch.bfloat16, device=device)
@@ -165,6 +164,6 @@ def test_more_than_2_to_the_31_elements(device):
     )
     del pooled
     grad[-3:] = expected
-    products, _ = backend.npr_stem_grad_weight(grad, argmax, x, (3, 3), *options)
-    alone, _ = backend.npr_stem_grad_weight(expected, positions, x[-3:], (3, 3), *options)
+    products, _ = backend.npr_stem_grad_weight(grad, argmax, x, (3, 3), options)
+    alone, _ = backend.npr_stem_grad_weight(expected, positions, x[-3:], (3, 3), options)
     assert error(products, alone) < 1e-6

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from npr_kernels.testing import allowed, error
 from npr_kernels.trunk import hopper_bottleneck
-from tests.kernels.test_cuda_emulated import Emulation, emulation, poisoned  # noqa: F401
+from tests.kernels.emulation import Emulation, poisoned
 
 CPU = torch.device("cpu")
 KINDS = sorted(hopper_bottleneck.KINDS)
@@ -19,7 +19,7 @@ SIZES = [(1, 8, 8), (2, 9, 17), (3, 16, 31), (1, 1, 1), (7, 5, 16)]  # batch, he
 
 
 def run_emulated(
-    emulation: Emulation,  # noqa: F811
+    emulation: Emulation,
     middle: Tensor,
     x: Tensor,
     weights: Tensor,
@@ -111,13 +111,13 @@ def check(results: tuple[Tensor, Tensor], truths: list[Tensor], eagers: list[Ten
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_emulated(kind, size, emulation):  # noqa: F811
+def test_emulated(kind, size, emulation):
     arguments, truths, eagers = case(kind, size)
     check(run_emulated(emulation, *arguments), truths, eagers, kind[3])
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_results_do_not_depend_on_how_the_work_is_shared(kind, emulation):  # noqa: F811
+def test_results_do_not_depend_on_how_the_work_is_shared(kind, emulation):
     """Nor on the order of warps: more and fewer blocks, in other orders, and each image alone, to the bit."""
     arguments, *_ = case(kind, (5, 9, 17))
     try:
@@ -134,7 +134,7 @@ def test_results_do_not_depend_on_how_the_work_is_shared(kind, emulation):  # no
         emulation.configure(3)
 
 
-def test_nan_stays_with_its_pixels(emulation):  # noqa: F811
+def test_nan_stays_with_its_pixels(emulation):
     (middle, x, *rest), *_ = case((64, 1, 0, 1, 64), (1, 16, 16))
     x[0, 3, 12, 5] = float("nan")
     y, next_middle = run_emulated(emulation, middle, x, *rest)

@@ -13,7 +13,6 @@ from npr_kernels.trunk.gpu_bottleneck import FusedBottlenecks, composed, dot
 from npr_model.inference.fused import folded_layers
 from tests.kernels.interpreter import INTERPRETED, interpreted, run_under_interpreter
 from tests.kernels.test_bottleneck import layers
-from tests.kernels.test_cuda_emulated import emulation  # noqa: F401
 from tests.kernels.test_hopper_bottleneck import run_emulated
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -65,8 +64,8 @@ def check(blocks: list, shape: tuple[int, int, int], dtype: torch.dtype, device:
     tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9),
     reason="the interpreter of older versions does not run on NumPy 2.4",
 )
-def test_under_the_interpreter():
-    run_under_interpreter(__file__)
+def test_under_the_interpreter(emulation_library):
+    run_under_interpreter(__file__, NPR_EMULATION_LIBRARY=str(emulation_library))
 
 
 @interpreted
@@ -116,7 +115,7 @@ def test_results_are_an_images_own_on_a_gpu(cuda):
 
 
 @interpreted
-def test_hopper_serves_the_detectors_blocks(emulation, monkeypatch):  # noqa: F811
+def test_hopper_serves_the_detectors_blocks(emulation, monkeypatch):
     """All seven go to the CUDA kernel, which is emulated: first convolution and mean are Triton's."""
     calls = []
 
