@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str] | None) -> int:
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata; wrong pixels are errors
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: they take turns
-    usage_error = typer.BadParameter.__base__  # click's, wherever this version of typer keeps it
+    usage_error: Any = typer.BadParameter.__base__  # click's, wherever this version of typer keeps it
     terminal.start_command()
     try:
         return app(arguments, standalone_mode=False) or 0

@@ -294,20 +294,23 @@ def inspect_samples(
         try:
             decoded = read(sample.path)
             check_cell(decoded.pixels, grid_size)
-            return decoded.format, decoded.decoder
+            return str(decoded.format), str(decoded.decoder)
         except ImageError as error:
             return f"{readable_name(sample.path)}: {error}"
 
-    results = []
+    results: list[tuple[str, str]] = []
+    problems: list[str] = []
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for result in pool.map(format_and_decoder, samples):
-            results.append(result)
+            if isinstance(result, str):
+                problems.append(result)
+            else:
+                results.append(result)
             on_read(1)
-    problems = [result for result in results if isinstance(result, str)]
     if problems:
         shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
         raise DatasetError(f"{len(problems)} of {len(samples)} images cannot be used; repair or remove them: {shown}")
-    formats = {name: Counter() for name in CLASS_FOLDERS}
+    formats: dict[str, Counter[str]] = {name: Counter() for name in CLASS_FOLDERS}
     names = {label: name for name, label in CLASS_FOLDERS.items()}
     for sample, (format, _) in zip(samples, results, strict=True):
         formats[names[sample.label]][format] += 1

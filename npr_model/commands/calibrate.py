@@ -173,7 +173,7 @@ def _print_calibration(result: Result, scores: DistinctScores) -> None:
         table.add_column(column, justify="right", overflow="fold")
     for point in calibration.points:
         shares = {name: sum(x > point.threshold for x in logits) / len(logits) for name, logits in sources.items()}
-        worst = max(shares, key=shares.get)
+        worst = max(shares, key=shares.__getitem__)
         table.add_row(
             f"{100 * point.rate:g} %",
             f"{point.threshold:.3f}",

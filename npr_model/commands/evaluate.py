@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict, cast
 
 import typer
 
@@ -71,7 +71,7 @@ def evaluate(
         ),
     ] = None,
     compare: Annotated[
-        list[Method] | None,
+        list[Method] | None,  # type: ignore[valid-type]  # choice() makes the class
         typer.Option(
             help="With --benchmark, also show the paper's numbers of this method (default: NPR). Repeatable.",
             show_default=False,
@@ -105,7 +105,8 @@ def evaluate(
         evaluations = _on_benchmarks(benchmark, folders, real, options, changes)
     else:
         evaluations = [_on_folders(folders, real, options, changes)]
-    methods = tuple(method.value for method in compare) if compare else ("NPR",) if benchmark else ()
+    named = cast("list[Enum]", compare)
+    methods = tuple(method.value for method in named) if named else ("NPR",) if benchmark else ()
     report = Report(tuple(evaluations), methods)
     for table in report.tables(brief=True):
         print_table(table)
@@ -121,9 +122,7 @@ def evaluate(
         raise typer.Exit(EXIT_FAILED_INPUTS)
 
 
-def _on_folders(
-    folders: list[Path], real: list[Path] | None, options: ScoringOptions, changes: Mapping[str, Perturbation | None]
-) -> Evaluation:
+def _on_folders(folders: list[Path], real: list[Path] | None, options: ScoringOptions, changes: Changes) -> Evaluation:
     """Evaluate on labelled folders, with the checkpoint's threshold."""
     from npr_model.datasets import LeftOut
     from npr_model.evaluation.evaluate import collect, evaluate
@@ -141,7 +140,7 @@ def _on_benchmarks(
     folders: list[Path],
     real: list[Path] | None,
     options: ScoringOptions,
-    changes: Mapping[str, Perturbation | None],
+    changes: Changes,
 ) -> list[Evaluation]:
     """Evaluate on each set of a benchmark as its published numbers were measured: its view, a probability of 0.5."""
     from npr_model.evaluation.evaluate import evaluate, require_classes
@@ -159,8 +158,8 @@ def _on_benchmarks(
         for one, own in zip(sets, samples, strict=True):
             viewing = scorer if options.view else scorer.with_view(View.parse(one.protocol.view))
             evaluation = evaluate(viewing, own, threshold=0.0, on_row=lambda row: advance(1), **changes)
-            facts = {"missing": one.missing, "unused": one.unused, "left_out": one.left_out}
-            evaluations.append(replace(evaluation, protocol=one.protocol.name, **facts))
+            about = replace(evaluation, protocol=one.protocol.name, missing=one.missing, unused=one.unused)
+            evaluations.append(replace(about, left_out=one.left_out))
     return evaluations
 
 
@@ -188,7 +187,14 @@ def _warn_of_view(scorer: Scorer, view: str | None, protocol: Protocol) -> None:
         )
 
 
-def parsed_changes(equalise: str | None, perturb: str | None) -> dict[str, Perturbation | None]:
+class Changes(TypedDict):
+    """What is done to images before they are scored."""
+
+    equalise: Perturbation | None
+    perturbation: Perturbation | None
+
+
+def parsed_changes(equalise: str | None, perturb: str | None) -> Changes:
     """--equalise and --perturb as the arguments of :func:`npr_model.evaluation.evaluate.evaluate`."""
     from npr_model.imaging import perturbations
 

@@ -51,12 +51,13 @@ def explain(
     require_matplotlib()
 
     from npr_model import checkpoints
+    from npr_model.detectors.npr import NPRDetector
     from npr_model.explanation import heat_maps
     from npr_model.explanation.explain import explain
     from npr_model.files import write_text
 
     loaded = checkpoints.load(options.checkpoint, backend=options.backend)
-    if loaded.metadata.detector != "npr":
+    if not isinstance(loaded.model, NPRDetector):
         raise InputError(
             f"checkpoint {options.checkpoint} is a {loaded.metadata.detector} detector; only npr has NPR maps to show"
         )
@@ -70,7 +71,7 @@ def explain(
     work_begins()
     written = heat_maps.plot_explanation(pictures[0][1], explanations[0], output)
     if other:
-        written.append(heat_maps.plot_difference(*explanations, output))
+        written.append(heat_maps.plot_difference(explanations[0], explanations[1], output))
     values = [
         {"source": readable_name(path)} | _describe(decoded, explanation, loaded, view)
         for path, (decoded, _), explanation in zip(paths, pictures, explanations, strict=True)

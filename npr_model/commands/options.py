@@ -30,7 +30,8 @@ Benchmark = Literal[
 
 def choice(name: str, values: tuple[str, ...]) -> type[Enum]:
     """Return the allowed values of a repeatable option. ``--help`` lists them, and other values are usage errors."""
-    return Enum(name, [(value, value) for value in values], type=str)
+    make: Any = Enum  # a type checker wants the values spelled out
+    return make(name, [(value, value) for value in values], type=str)
 
 
 def report_option(*suffixes: str) -> Any:
@@ -147,7 +148,7 @@ def scoring_options(*names: str, **defaults: Any) -> Callable[[Callable], Callab
 
     ``defaults`` replace those of ScoringOptions, also for fields that are not options of the command.
     """
-    standard = {field.name: field.default for field in fields(ScoringOptions)} | defaults
+    standard: dict[str, Any] = {field.name: field.default for field in fields(ScoringOptions)} | defaults
 
     def decorate(command: Callable) -> Callable:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "options"]
@@ -162,7 +163,7 @@ def scoring_options(*names: str, **defaults: Any) -> Callable[[Callable], Callab
             return command(**values, options=ScoringOptions(**chosen))
 
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + added
-        run.__signature__ = inspect.Signature(parameters)
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect reads it
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         del run.__wrapped__
         return run

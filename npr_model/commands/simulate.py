@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,10 +39,8 @@ def simulate(
     output: Annotated[Path, folder_option("Write the data set to this new folder.")],
     count: Annotated[int, typer.Option(min=1, help="Number of pairs, each with a real image and a fake of it.")] = 2000,
     kind: Annotated[
-        list[Kind] | None,
-        typer.Option(
-            help="How simulated decoders up-sample (default: all but none). Repeatable.", show_default=False
-        ),
+        list[Kind] | None,  # type: ignore[valid-type]  # choice() makes the class
+        typer.Option(help="How simulated decoders up-sample (default: all but none). Repeatable.", show_default=False),
     ] = None,
     generator: Annotated[
         list[str] | None,
@@ -133,7 +132,7 @@ def simulate(
         raise typer.Exit(EXIT_FAILED_INPUTS)
 
 
-def _kinds(kind: list[Kind] | None) -> list[str]:
+def _kinds(kind: list[Enum] | None) -> list[str]:
     """The chosen ways of up-sampling; empty for "none"."""
     from npr_model.simulation.autoencoders import KINDS
 

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleDimensions
 
@@ -38,7 +38,7 @@ class StreamConsole(Console):
         isatty = getattr(self.file, "isatty", lambda: False)
         return isatty()
 
-    def print(self, *objects: object, **options: object) -> None:
+    def print(self, *objects: Any, **options: Any) -> None:
         """As rich's, except that standard error is given up if it cannot be written."""
         try:
             super().print(*objects, **options)
@@ -50,7 +50,7 @@ class StreamConsole(Console):
     def on_broken_pipe(self) -> None:
         """Print no more. The command goes on: what it does is more than what it prints."""
         self.quiet = True
-        _discard(self.file)
+        _discard(cast(TextIO, self.file))
 
 
 class _Output(io.TextIOWrapper):
@@ -81,7 +81,7 @@ def open_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open as long as the program runs
-    if sys.stdout is sys.__stdout__:
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout = _Output(
             sys.stdout.buffer,
             sys.stdout.encoding,

@@ -85,12 +85,12 @@ def train(
     if print_config:
         print(chosen.to_json(), end="")
         return
-    if resume is None and output is None:
+    run_folder = resume or output
+    if run_folder is None:
         raise InputError("Missing option '--output' / '-o': a new folder for the checkpoints")
 
     from npr_model.training.loop import train as run
 
-    run_folder = resume or output
     with saying_how_to_continue(f"npr train --resume {run_folder} continues"), TrainingProgress() as progress:
         checkpoint = run(chosen, run_folder, resume=resume is not None, callbacks=progress.callbacks)
     if progress.started:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from npr_model.commands.terminal import err, out, warn, warn_of_data, work_begins
 
@@ -24,7 +24,7 @@ class TrainingProgress:
         columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
         columns += [TextColumn("{task.fields[note]}"), TimeElapsedColumn()]
         self._bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
-        self._task = None
+        self._task: TaskID | None = None
         self._began = 0.0
         self._first_step = 0
         self.started = False
@@ -43,16 +43,16 @@ class TrainingProgress:
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
-    def _show(self, what: str, total: int, done: int = 0) -> None:
+    def _show(self, what: str, total: int, done: int = 0) -> TaskID:
         """Show a new bar instead of the last one."""
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(what, total=total, completed=done, note="")
+        return self._task
 
     def _read(self, count: int, total: int) -> None:
-        if self._task is None:
-            self._show("reading all images once", total)
-        self._bar.advance(self._task, count)
+        task = self._show("reading all images once", total) if self._task is None else self._task
+        self._bar.advance(task, count)
 
     def _start(self, plan: Plan) -> None:
         work_begins()
@@ -64,7 +64,8 @@ class TrainingProgress:
     def _step(self, step: Step) -> None:
         rate = (step.number - self._first_step) * step.images / (time.perf_counter() - self._began)
         note = f"steps  loss {step.loss:.4f}  {rate:.1f} images/s  {step.waiting:.0%} waiting for data"
-        self._bar.update(self._task, completed=step.number, note=note)
+        if self._task is not None:
+            self._bar.update(self._task, completed=step.number, note=note)
 
 
 def _print_plan(plan: Plan) -> None:
@@ -89,7 +90,7 @@ def _print_epoch(epoch: Epoch) -> None:
         f"epoch {epoch.number}: loss {epoch.loss:.4f}, accuracy {100 * epoch.accuracy:.1f}, {epoch.rate:.1f} images/s, "
         f"{epoch.waiting:.0%} of the time waiting for data"
     )
-    if epoch.score is not None:
-        mean = epoch.validation.mean
+    mean = epoch.validation.mean if epoch.validation else None
+    if mean is not None and mean.accuracy is not None and epoch.score is not None:
         text += f"; validation accuracy {100 * mean.accuracy:.1f}, average precision {100 * epoch.score:.1f}"
     out.print(text, soft_wrap=True, highlight=False)

@@ -5,8 +5,12 @@ Each is a :class:`npr_model.detectors.base.DetectorNetwork`. Importing this pack
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
 from npr_model.errors import InputError
+
+if TYPE_CHECKING:
+    from npr_model.detectors.base import DetectorNetwork
 
 _CLASSES = {
     "npr": "npr_model.detectors.npr:NPRDetector",
@@ -26,7 +30,7 @@ def require(name: str) -> str:
     return name
 
 
-def detector_class(name: str) -> type:
+def detector_class(name: str) -> type[DetectorNetwork]:
     """Return the class of one of NAMES. Raises InputError for any other name."""
     module, _, attribute = _CLASSES[require(name)].partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -51,6 +51,9 @@ class DetectorNetwork(nn.Module):
 class PixelNetwork(DetectorNetwork):
     """A detector that reads pixel values, where NPR reads only differences between them."""
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         constants = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}

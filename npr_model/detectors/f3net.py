@@ -39,6 +39,9 @@ class LocalFrequencyStatistics(nn.Module):
     (N, 3, H, W) -> (N, bands, ceil(H / 2), ceil(W / 2)).
     """
 
+    basis: Tensor
+    member: Tensor
+
     def __init__(self, window: int = 10, bands: int = 6) -> None:
         super().__init__()
         rows = dct_matrix(window, torch.empty(0))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class NPRDetector(DetectorNetwork):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @property
-    def grid_size(self) -> int:
+    def grid_size(self) -> int:  # type: ignore[override]  # cannot be set
         return self.conv1.grid_size
 
     @property
@@ -66,7 +67,7 @@ class NPRDetector(DetectorNetwork):
         return self.conv1.scale
 
     @property
-    def pixel_std(self) -> tuple[float, ...]:
+    def pixel_std(self) -> tuple[float, ...] | None:
         return self.conv1.pixel_std
 
     @property
@@ -89,14 +90,14 @@ class NPRDetector(DetectorNetwork):
 
 def blocks(detector: NPRDetector) -> dict[str, Bottleneck]:
     """Return the residual blocks in order, by their names in the state dict."""
-    stages = {"layer1": detector.layer1, "layer2": detector.layer2}
+    stages: dict[str, Iterable[Any]] = {"layer1": detector.layer1, "layer2": detector.layer2}
     return {f"{stage}.{i}": block for stage, layers in stages.items() for i, block in enumerate(layers)}
 
 
 def expected_steps(detector: NPRDetector) -> dict[str, int]:
     """Return the names of the quantisation scales (``BLOCK.first``, ``.second``, ``.out``) and their channel counts."""
     names = list(blocks(detector))
-    sizes = {}
+    sizes: dict[str, int] = {}
     for name, block in blocks(detector).items():
         if name != names[0]:
             sizes |= {f"{name}.first": block.conv1.out_channels, f"{name}.second": block.conv2.out_channels}

@@ -35,16 +35,15 @@ class Codec:
         if text == "png":
             return cls()
         if found and (ranges or found[3] is None):
-            low = int(found[2])
-            codec = cls(found[1], low, int(found[3] or low))
-            if 1 <= codec.low <= codec.high <= 100:
-                return codec
+            low, high = int(found[2]), int(found[3] or found[2])
+            if 1 <= low <= high <= 100:
+                return cls(found[1], low, high)
         with_range = ", jpeg:LOW-HIGH or webp:LOW-HIGH" if ranges else ""
         raise InputError(f"unknown codec {text!r}: use png, jpeg:Q, webp:Q{with_range} with a quality of 1 to 100")
 
     def draw(self, random: np.random.Generator) -> Codec:
         """Return this codec with one quality drawn from its range."""
-        if self.low == self.high:
+        if self.low is None or self.high is None or self.low == self.high:
             return self
         quality = int(random.integers(self.low, self.high + 1))
         return Codec(self.name, quality, quality)

@@ -36,9 +36,9 @@ def decode(data: bytes) -> np.ndarray:
     from nvidia import nvimgcodec
 
     if not hasattr(_decoders, "decoder"):
-        kinds, device = (nvimgcodec.HW_GPU_ONLY, nvimgcodec.GPU_ONLY, nvimgcodec.HYBRID_CPU_GPU), {}
+        kinds, device = [nvimgcodec.HW_GPU_ONLY, nvimgcodec.GPU_ONLY, nvimgcodec.HYBRID_CPU_GPU], {}
         if not torch.cuda.is_available():
-            kinds, device = (nvimgcodec.CPU_ONLY,), {"device_id": nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY}
+            kinds, device = [nvimgcodec.CPU_ONLY], {"device_id": nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY}
         _decoders.decoder = nvimgcodec.Decoder(
             backends=[nvimgcodec.Backend(kind) for kind in kinds],
             max_num_cpu_threads=1,

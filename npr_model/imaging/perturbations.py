@@ -67,7 +67,7 @@ class Step:
             values = tuple(float(part) for part in rest.split(",") if rest)
         except ValueError:
             values = (math.nan,)
-        allowed = {
+        allowed: dict[str, Callable[..., bool]] = {
             "resize": lambda factor: 0.05 <= factor <= 20,
             "blur": lambda sigma: 0 < sigma <= 100,
             "offset": lambda rows, columns: {rows, columns} <= set(range(64)),
@@ -127,7 +127,7 @@ def codec(text: str) -> Perturbation:
 
 def _decode(data: bytes, decoder: str | None) -> np.ndarray:
     decoded = decode(data)
-    if decoder is None or not decoded.decoder.startswith("simplejpeg"):  # Pillow also decodes CMYK and the like
+    if decoder is None or not (decoded.decoder or "").startswith("simplejpeg"):  # Pillow also decodes CMYK and the like
         return decoded.pixels
     if decoder == "nvimagecodec":
         return nvimagecodec.decode(data)

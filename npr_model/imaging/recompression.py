@@ -50,8 +50,9 @@ def gaps(pixels: np.ndarray, table: Sequence[int]) -> np.ndarray:
     search = _search(tuple(table))
     if jpeg.is_compiled():
         image = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+        steps, places, shares = map(torch.from_numpy, search)
         counts = {"owners": OWNERS, "blocks": MOST_BLOCKS, "bins": BINS}
-        deviance = jpeg.coefficient_gaps(image, *map(torch.from_numpy, search), **counts).numpy()
+        deviance = jpeg.coefficient_gaps(image, steps, places, shares, **counts).numpy()
     else:
         deviance = plain_deviance(pixels, search)
     return deviance.reshape(len(FREQUENCIES), CANDIDATES).max(1)
@@ -121,6 +122,6 @@ def _search(table: tuple[int, ...]) -> Search:
                 if below * step > earlier / 2:  # interpolation is poor between 0 and the first multiple
                     for number in range(below + 1, above):
                         owner = frequency * CANDIDATES + candidate
-                        places.append((first + number, first + below, first + above, owner))
+                        places.append((first + number, first + int(below), first + int(above), owner))
                         shares.append((number - below) / (above - below))
     return Search(steps.astype(np.float32), np.array(places, np.int64).reshape(-1, 4), np.array(shares, np.float64))

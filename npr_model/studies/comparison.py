@@ -29,7 +29,8 @@ def table(entries: Sequence[Entry]) -> Table:
     for entry in entries:
         evaluation = entry.evaluation
         cells = [percent(evaluation.generators[name].roc_auc) for name in first.generators]
-        cells += [interval(evaluation.mean, name) for name in ("accuracy", "average_precision", "roc_auc")]
+        names = ("accuracy", "average_precision", "roc_auc")
+        cells += [interval(evaluation.mean, name) if evaluation.mean else percent(None) for name in names]
         rows.append((evaluation.model, entry.detector, evaluation.view, *cells))
     notes = [
         f"Columns of generators show the ROC AUC. Accuracy is at the logit {first.threshold:g}. In percent, means with "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from npr_model.figures import new_figure, save
 from npr_model.studies.robustness import UNCHANGED, Point, axis_values
@@ -20,12 +21,13 @@ def plot_robustness(points: Sequence[Point], families: Mapping[str, Sequence[str
         places = values if values is not None else list(range(len(texts)))
         unchanged = by_text[UNCHANGED]
         for number, name in enumerate(unchanged.generators):
-            if unchanged.generators[name].roc_auc is None:
+            level = unchanged.generators[name].roc_auc
+            if level is None:
                 continue
             areas = [by_text[text].generators[name].roc_auc or math.nan for text in texts]
-            marker = {"marker": "o", "markersize": 3, "linestyle": "-" if values else ""}
+            marker: dict[str, Any] = {"marker": "o", "markersize": 3, "linestyle": "-" if values else ""}
             axes.plot(places, [100 * area for area in areas], label=name, color=f"C{number}", **marker)
-            axes.axhline(100 * unchanged.generators[name].roc_auc, color=f"C{number}", linewidth=0.8, linestyle=":")
+            axes.axhline(100 * level, color=f"C{number}", linewidth=0.8, linestyle=":")
         if values is None:
             axes.set_xticks(places, texts, rotation=20, ha="right", fontsize=8)
         elif values[0] > values[-1]:

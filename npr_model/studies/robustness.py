@@ -84,7 +84,7 @@ def table(points: Sequence[Point], note: str) -> Table:
                 *(percent(point.generators[name].roc_auc) for name in generators),
                 percent(mean.roc_auc),
                 percent(mean.average_precision),
-                percent(1 - mean.accuracy_real),
+                percent(None if mean.accuracy_real is None else 1 - mean.accuracy_real),
                 percent(mean.accuracy_fake),
             )
         )

@@ -101,8 +101,10 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or x.device.type != "cpu" or not dist.is_initialized():
             return super().forward(x)
+        assert self.num_batches_tracked is not None  # as running statistics are kept
         self.num_batches_tracked.add_(1)
         group = self.process_group or dist.group.WORLD
+        assert group is not None  # as the processes are connected
         momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
         running = self.running_mean, self.running_var
         return synchronised_batch_norm(x, *running, self.weight, self.bias, momentum, self.eps, group)
@@ -112,7 +114,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         """Replace every ``nn.BatchNorm2d`` inside ``module`` by this class; parameters and buffers are kept."""
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
-                device = child.running_mean.device
+                device = next(child.buffers()).device
                 new = cls(child.num_features, child.eps, child.momentum, child.affine, device=device)
                 new._parameters, new._buffers = child._parameters, child._buffers
                 setattr(module, name, new.train(child.training))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ class Fitter:
 
     def __init__(self, config: TrainConfig, process: Process, crops: int) -> None:
         self.config, self.process = config, process
-        self.network: DetectorNetwork = detector_class(config.detector)().to(process.device).eval()
+        # A DetectorNetwork that is ``fitted``: it has fc, features() and fit().
+        self.network = cast(Any, detector_class(config.detector)().to(process.device).eval())
         bytes_each = 4 * self.network.fc.in_features
         if process.size > 1:
             raise InputError(f"the detector {config.detector} is fitted in one process: run it without torchrun")

@@ -67,8 +67,8 @@ class BalancedBatches(Sampler):
     """
 
     def __init__(self, labels: Sequence[int], config: TrainConfig, rank: int = 0, size: int = 1) -> None:
-        labels = np.asarray(labels)
-        self.classes = [np.flatnonzero(labels == label) for label in (datasets.REAL, datasets.FAKE)]
+        array = np.asarray(labels)
+        self.classes = [np.flatnonzero(array == label) for label in (datasets.REAL, datasets.FAKE)]
         self.draws = max(map(len, self.classes))
         self.config, self.rank, self.size = config, rank, size
         self.steps = 2 * self.draws // config.batch_size

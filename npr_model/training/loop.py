@@ -16,6 +16,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from npr_model import checkpoints
 from npr_model.checkpoints import Metadata
 from npr_model.datasets import DatasetError, Inspection, LeftOut, Sample, find_samples, require_both_classes
@@ -246,12 +248,13 @@ class _Session:
         A step is yielded while the next one is running, so that a GPU never waits for its loss to be read.
         """
         run, loader, batches = self.run, self.loader, self.loader.batches
-        began, parts, unread = time.perf_counter() - run.seconds, iter(loader), deque()
+        unread: deque[tuple[int, Tensor]] = deque()
+        began, parts = time.perf_counter() - run.seconds, iter(loader)
         loader.waited = run.waited
 
         def read() -> Step:
-            number, loss = unread.popleft()
-            if not math.isfinite(loss := loss.item()):
+            number, unread_loss = unread.popleft()
+            if not math.isfinite(loss := unread_loss.item()):
                 raise InputError(f"the loss became {loss} in step {number}; try a lower learning_rate")
             return Step(number, batches.config.batch_size, loss, run.waited / run.seconds)
 

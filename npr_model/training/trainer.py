@@ -25,11 +25,11 @@ class Trainer:
     def __init__(self, config: TrainConfig, process: Process) -> None:
         self.config, self.process, device = config, process, process.device
         torch.manual_seed(config.seed)
-        architecture = {"detector": config.detector, "grid_size": config.grid_size, "anchor": config.anchor}
-        self.network = Metadata(**architecture).network()
+        self.network = Metadata(detector=config.detector, grid_size=config.grid_size, anchor=config.anchor).network()
         if process.size > 1:
             SyncBatchNorm.replace(self.network)
-        self.network.to(device, memory_format=torch.channels_last).train()
+        # torch's type hints leave memory_format out.
+        self.network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
@@ -65,7 +65,8 @@ class Trainer:
             right = ((logits.mean(1, keepdim=True) > 0) == (labels > 0)).sum()
             count = torch.full_like(right, len(labels))
             sums += torch.stack([loss.detach().double() * len(labels), right.double(), count.double()])
-        self.process.average(parameter.grad for parameter in self.network.parameters())
+        gradients = (parameter.grad for parameter in self.network.parameters())
+        self.process.average(gradient for gradient in gradients if gradient is not None)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
