@@ -156,9 +156,9 @@ def test_intervals_hold_the_values(labelled):
 
 
 def test_many_images_in_constant_memory(tmp_path):
-    """Memory holds the names and logits of 10,000 images, but not their files of 120 MB."""
+    """Memory holds the names and logits of 4,000 images, but not their files of 50 MB."""
     data = encoded(noise(64, 64))
-    for number in range(10_000):
+    for number in range(4000):
         folder = tmp_path / f"gan{number % 10}" / ("0_real", "1_fake")[number % 20 // 10]
         folder.mkdir(parents=True, exist_ok=True)
         if number < 20:
@@ -166,10 +166,10 @@ def test_many_images_in_constant_memory(tmp_path):
         else:
             os.link(folder / "0.png", folder / f"{number}.png")
     samples = collect([tmp_path])
-    assert len(samples) == 10_000
+    assert len(samples) == 4000
     tracemalloc.start()
     result = evaluate(Coin(), samples)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20 * 2**20
-    assert result.mean.real == 5000 and 0.4 < result.mean.roc_auc < 0.6
+    assert result.mean.real == 2000 and 0.4 < result.mean.roc_auc < 0.6
