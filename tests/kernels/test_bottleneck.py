@@ -154,7 +154,7 @@ def test_opcheck():
     weights, biases = [fused.weight1, fused.weight2, fused.weight3], [fused.bias1, fused.bias2, fused.bias3]
     for averaged in (False, True):
         arguments = x, weights, biases, [torch.empty(0)] * 4, [2], averaged
-        torch.library.opcheck(torch.ops.npr_kernels.trunk.cpu_bottlenecks, arguments)
+        torch.library.opcheck(torch.ops.npr_kernels.bottlenecks, arguments)
     torch.library.opcheck(torch.ops.npr_kernels.pack_weights, (torch.randn(64, 8), torch.float32))
     assert torch.equal(torch.compile(fused, fullgraph=True)(x), fused(x))
 
@@ -184,7 +184,7 @@ def test_the_operator_refuses_what_would_read_foreign_memory(change, message):
         "averaged": False,
     }
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.npr_kernels.trunk.cpu_bottlenecks(**(call | change))
+        torch.ops.npr_kernels.bottlenecks(**(call | change))
 
 
 def test_what_it_cannot_serve_is_said():

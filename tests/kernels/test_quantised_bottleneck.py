@@ -229,6 +229,6 @@ def test_wrong_chains_are_refused():
         weights = [
             weight for block in (as_bytes(64), quantised) for weight in (block.weight1, block.weight2, block.weight3)
         ]
-        torch.ops.npr_kernels.trunk.cpu_bottlenecks(
+        torch.ops.npr_kernels.bottlenecks(
             x.contiguous(memory_format=torch.channels_last), weights, [torch.zeros(64)] * 6, [], [1, 1], False
         )
