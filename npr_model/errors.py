@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class InputError(Exception):
     """Base of all expected errors. The message is one line: what is wrong, which file or argument, what to do."""
@@ -14,5 +16,5 @@ def reason(error: BaseException) -> str:
     """Return an exception as one line for the middle of a message: an OSError's own words, else its text or type."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
+    text = re.sub(r"<(\S+) object at 0x[0-9a-f]+>", r"\1", str(error))  # a memory address helps nobody
+    return " ".join(text.split()) or type(error).__name__

@@ -2,49 +2,52 @@
 
 The detector reads traces that a decoder or converter could create or remove. So there is one rule for each case:
 
-- EXIF orientation is not applied: rotation by 90 degrees moves the cells.
+- EXIF orientation is not applied, in no format: rotation by 90 degrees moves the cells.
 - Alpha is dropped, never blended, also in palettes. Hidden colours are used as stored.
 - Palette, grey, black-and-white, CMYK, YCbCr and Lab become RGB by Pillow's ``convert("RGB")``. Embedded colour
   profiles are ignored.
 - 16-bit samples keep their high byte (``value >> 8``). 32-bit and float pixels have no agreed range: they are errors.
-- The first frame of an animation, or page of a document, is used.
-- Truncated and damaged files are errors. Pixels that a decoder made up are never scored.
+- The first frame of an animation, or page of a document, is used. It must cover the whole image.
+- Pixels that a decoder made up are never scored: truncated and damaged files are errors. What counts are the pixels. A
+  file without its end marker is decoded if the data of all pixels is there; a file with one is an error if it is not.
+- The content tells the format, not the name of the file.
 
-Plain 8-bit grey, YCbCr and RGB JPEGs are decoded by simplejpeg, which is faster; its pixels equal Pillow's bit for bit
-(tested). Everything else is decoded by Pillow.
+:mod:`npr_model.imaging.formats` checks that the data is complete. Then simplejpeg decodes plain 8-bit grey, YCbCr and
+RGB JPEGs, which is faster; its pixels equal Pillow's bit for bit (tested). Pillow decodes everything else.
 """
 
 from __future__ import annotations
 
 import io
-import threading
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 import PIL
 import simplejpeg
 from PIL import Image
 
-from npr_model.errors import InputError, reason
+from npr_model.errors import reason
+from npr_model.imaging import pillow
+from npr_model.imaging.errors import ImageError, check_size
+from npr_model.imaging.formats import bmp, gif, jpeg, jpeg2000, netpbm, png, tiff, webp
+from npr_model.imaging.formats.signatures import format_of
 from npr_model.imaging.limits import MAX_PIXELS
 
-# Refused are formats for which Pillow calls other programs (EPS runs Ghostscript) and those without photographs.
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+__all__ = ["DecodedImage", "ImageError", "check_size", "decode", "from_pillow"]
+
+# Each returns versions of a file, for Pillow. The file is whole if they decode to the same pixels.
+_WHOLE = {
+    "BMP": bmp.whole,
+    "GIF": gif.whole,
+    "JPEG2000": jpeg2000.whole,
+    "PNG": png.whole,
+    "PPM": netpbm.whole,
+    "TIFF": tiff.whole,
+    "WEBP": webp.whole,
+}
+_WEAK_SIGNATURES = ("BMP", "PPM", "TGA")  # text may begin like them
 _SIMPLEJPEG = f"simplejpeg {simplejpeg.__version__}"
 _PILLOW = f"pillow {PIL.__version__}"
-_open_lock = threading.Lock()
-
-
-class ImageError(InputError):
-    """An image that cannot be decoded or viewed. The message does not name the file.
-
-    ``code``: empty, not_an_image, unsupported, damaged, too_large or too_small.
-    """
-
-    def __init__(self, message: str, code: str = "damaged") -> None:
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -71,83 +74,47 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     """Decode by the rules above. Raises ImageError; more than ``max_pixels`` pixels are refused before decoding."""
     if not data:
         raise ImageError("the file is empty", "empty")
-    if data[:3] == b"\xff\xd8\xff":
-        pixels = _decode_jpeg(data, max_pixels)
-        if pixels is not None:
-            return DecodedImage(pixels, "JPEG", _SIMPLEJPEG)
-    return _decode_pillow(data, max_pixels)
+    format = format_of(data)
+    versions: tuple[bytes, ...] = (data,)
+    if format == "JPEG":
+        decoded = jpeg.decode(data, max_pixels)
+        if isinstance(decoded, np.ndarray):
+            return DecodedImage(decoded, format, _SIMPLEJPEG)
+        versions = decoded
+    elif format in _WHOLE:
+        versions = _WHOLE[format](data, max_pixels)
+    pixels = _decode_pillow(versions[0], format, max_pixels)
+    for version in versions[1:]:
+        if not np.array_equal(_decode_pillow(version, format, max_pixels), pixels):
+            raise ImageError("the image is truncated: the data of its last pixels is missing")
+    return DecodedImage(pixels, format, _PILLOW)
 
 
-def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
-    """Pixels of a plain JPEG; None if Pillow must decode it: CMYK, 12 bit, unusual sampling, bad header."""
+def _decode_pillow(data: bytes, format: str, max_pixels: int) -> np.ndarray:
     try:
-        height, width, colourspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    if colourspace not in ("YCbCr", "RGB", "Gray"):
-        return None
-    check_size(width, height, max_pixels)
-    try:
-        return simplejpeg.decode_jpeg(data)
-    except ValueError as error:
-        # Pillow silently makes up the missing pixels if the damaged file has an end marker.
-        if "premature end" in str(error).lower() or "corrupt" in str(error).lower():
-            raise ImageError(f"the JPEG is truncated or damaged ({reason(error)})") from error
-        return None
-
-
-def _decode_pillow(data: bytes, max_pixels: int) -> DecodedImage:
-    try:
-        with open_image(io.BytesIO(data)) as image:
+        with pillow.settings(), pillow.open_image(io.BytesIO(data), format) as image:
             check_size(image.width, image.height, max_pixels)
-            name = image.format
-            pixels = np.array(_to_rgb(image))
+            return pillow.rgb_pixels(image, format)
     except ImageError:
         raise
+    except MemoryError as error:  # Pillow raises it for very long rows, too
+        raise ImageError("the image does not fit into memory", "too_large") from error
     except PIL.UnidentifiedImageError as error:
-        raise ImageError("not an image, or an unsupported format", "not_an_image") from error
+        if format in _WEAK_SIGNATURES:
+            raise ImageError("not an image, or an unsupported format", "not_an_image") from error
+        raise ImageError(f"the {format} file is damaged, or of a kind that is not supported") from error
     except Exception as error:  # a damaged file can make Pillow's readers raise anything
         raise ImageError(f"the image is truncated, damaged or not supported ({reason(error)})") from error
-    return DecodedImage(pixels, name, _PILLOW)
 
 
 def from_pillow(image: Image.Image) -> DecodedImage:
     """Convert the current frame of an open Pillow image by the rules above. Raises ImageError."""
     try:
-        return DecodedImage(np.array(_to_rgb(image)), image.format, _PILLOW)
+        with pillow.settings():
+            return DecodedImage(pillow.rgb_pixels(image, image.format), image.format, _PILLOW)
     except ImageError:
         raise
+    except MemoryError as error:  # Pillow raises it for very long rows, too
+        raise ImageError("the image does not fit into memory", "too_large") from error
     except Exception as error:  # Pillow decodes only now, and can raise anything
         raise ImageError(f"the image is truncated, damaged or not supported ({reason(error)})") from error
-
-
-def open_image(file: BinaryIO) -> Image.Image:
-    """Open without Pillow's own pixel limit, which warns or raises; the caller checks ours before decoding."""
-    Image.init()
-    with _open_lock:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert the first frame to RGB by the rules above."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ImageError(
-            f"pixels of mode {image.mode!r} (32 bits) have no agreed range; convert the file to 8 bits", "unsupported"
-        )
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours; converting directly makes Pillow warn
-    return image.convert("RGB")
-
-
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raise ImageError for an image without pixels, or with more than ``max_pixels``."""
-    if width < 1 or height < 1:
-        raise ImageError(f"the image has no pixels ({width}x{height})")
-    if width * height > max_pixels:
-        raise ImageError(f"the image has {width}x{height} pixels, more than the limit of {max_pixels}", "too_large")

@@ -32,12 +32,17 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def encoded_as(pixels: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """Return (H, W, 3) uint8 after another file's codec: its JPEG tables and subsampling, or WebP at quality 80."""
+    """Return (H, W, 3) uint8 after another file's codec: its JPEG tables and subsampling, or WebP at quality 80.
+
+    JPEGs without chroma count as 4:4:4. Pillow writes 4:4:4, 4:2:2 and 4:2:0; other subsampling becomes 4:2:0.
+    """
     if encoding.lossy_webp:
         return decode(encode_webp(pixels, 80)).pixels
     if encoding.quantization is None:
         return pixels
     buffer = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    image.save(buffer, "JPEG", qtables=encoding.quantization, subsampling=encoding.subsampling)
+    sampling = encoding.subsampling or "4:4:4"
+    sampling = sampling if sampling in ("4:4:4", "4:2:2") else "4:2:0"
+    image.save(buffer, "JPEG", qtables=encoding.quantization, subsampling=sampling)
     return decode(buffer.getvalue()).pixels

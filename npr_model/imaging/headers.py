@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import PIL
-from PIL import JpegImagePlugin
 
 from npr_model.errors import reason
-from npr_model.imaging.decode import ImageError, check_size, open_image
+from npr_model.imaging import pillow
+from npr_model.imaging.errors import ImageError, check_size
+from npr_model.imaging.formats import jpeg, png, tiff
+from npr_model.imaging.formats.signatures import LENGTH, format_of
 from npr_model.imaging.limits import MAX_PIXELS
 
-_SUBSAMPLING = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # by Pillow's numbers; others are rare
+_JPEG_HEADER = 2**18  # bytes that hold nearly all JPEG headers
 
 
 @dataclass(frozen=True)
@@ -22,10 +27,11 @@ class Encoding:
 
     Attributes:
         width, height: In pixels.
-        quantization: Two tables of a JPEG (luma, chroma) in Pillow's order; None for other formats.
-        subsampling: Chroma of a JPEG, such as "4:2:0".
+        quantization: Two tables of a JPEG (luma, chroma), each 64 numbers row by row; None for other formats.
+        subsampling: Chroma of a JPEG, such as "4:2:0"; None where there is none: grey, RGB and CMYK. Sampling without a
+            name is written with the factors of all components, such as "3x1,1x1,1x1".
         lossy_webp: Whether it is a lossy WebP, whose quality the header does not tell.
-        format: As Pillow names it; MPO counts as JPEG.
+        format: As Pillow names it.
     """
 
     width: int
@@ -38,30 +44,61 @@ class Encoding:
 
 def read_encoding(file: str | os.PathLike | bytes) -> Encoding:
     """Read the header of a file, given as path or bytes. Raises ImageError."""
-    try:
-        with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as file, open_image(file) as image:
-            if image.format in ("JPEG", "MPO"):
-                tables = [tuple(image.quantization[number]) for number in sorted(image.quantization)][:2]
-                subsampling = _SUBSAMPLING.get(JpegImagePlugin.get_sampling(image), "4:4:4")
-                return Encoding(image.width, image.height, (tables[0], tables[-1]), subsampling, format="JPEG")
-            file.seek(0)
-            lossy_webp = image.format == "WEBP" and b"VP8 " in file.read(2**16)
-            return Encoding(image.width, image.height, lossy_webp=lossy_webp, format=image.format)
-    except Exception as error:  # a damaged file can make Pillow's readers raise anything
-        raise ImageError(f"the header cannot be read ({reason(error)})") from error
+    with _readable(file) as (opened, format):
+        if format == "JPEG":
+            header = _jpeg_header(opened)
+            return Encoding(header.width, header.height, header.quantization, header.subsampling, format=format)
+        width, height = _size(opened, format)
+        opened.seek(0)
+        lossy_webp = format == "WEBP" and b"VP8 " in opened.read(2**16)
+        return Encoding(width, height, lossy_webp=lossy_webp, format=format)
 
 
 def header_size(path: str | os.PathLike) -> tuple[int, int]:
     """Return the (width, height) in a file's header. Raises ImageError."""
+    with _readable(path) as (opened, format):
+        if format == "JPEG":
+            header = _jpeg_header(opened)
+            width, height = header.width, header.height
+        else:
+            width, height = _size(opened, format)
+        check_size(width, height, MAX_PIXELS)
+        return width, height
+
+
+@contextmanager
+def _readable(file: str | os.PathLike | bytes) -> Iterator[tuple[BinaryIO, str]]:
+    """Open a file and tell its format; everything that goes wrong inside becomes an ImageError."""
     try:
-        with open(path, "rb") as file, open_image(file) as image:
-            check_size(image.width, image.height, MAX_PIXELS)
-            return image.size
+        with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as opened:
+            format = format_of(opened.read(LENGTH))
+            opened.seek(0)
+            yield opened, format
     except ImageError:
         raise
     except PIL.UnidentifiedImageError as error:
         raise ImageError("not an image, or an unsupported format", "not_an_image") from error
     except OSError as error:
         raise ImageError(f"the file cannot be read ({reason(error)})") from error
-    except Exception as error:  # as above
+    except Exception as error:  # a damaged file can make Pillow's readers raise anything
         raise ImageError(f"the image is damaged or not supported ({reason(error)})") from error
+
+
+def _jpeg_header(file: BinaryIO) -> jpeg.Header:
+    data = file.read(_JPEG_HEADER)
+    try:
+        return jpeg.read_header(data)
+    except ImageError:
+        rest = file.read()
+        if not rest:
+            raise
+        return jpeg.read_header(data + rest)
+
+
+def _size(file: BinaryIO, format: str) -> tuple[int, int]:
+    if format == "PNG":  # Pillow would read all its text first
+        return png.read_size(file.read(LENGTH))
+    if format == "TIFF":  # Pillow would turn it by its orientation tag
+        return tiff.read_size(file.read())
+    with pillow.settings(), pillow.open_image(file, format) as image:
+        return image.size
