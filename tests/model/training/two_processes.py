@@ -1,6 +1,6 @@
 """What test_distributed.py runs under torchrun: training steps in float64, then `npr train`.
 
-Usage: two_processes.py OUTPUT.pt CONFIG.json ARGUMENT...   (arguments of npr train)
+Usage: two_processes.py FOLDER...   (each has a config.json; two.pt and the run two are written beside it)
 """
 
 from __future__ import annotations
@@ -34,12 +34,20 @@ def float64_steps(chosen: config.TrainConfig) -> dict:
         }
 
 
+def train(folder: Path, output: str) -> int:
+    """Return the exit code of `npr train` with the folder's config.json, in batches that are not accumulated."""
+    options = ["--config", f"{folder}/config.json", "--set", "accumulation=1", "--epochs", "2", "--device", "cpu"]
+    return cli.main(["train", *options, "-o", f"{folder}/{output}"])
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")  # one group for both parts
-    result = float64_steps(config.load(Path(sys.argv[2])))
-    if result["network"] is not None:
-        torch.save(result, sys.argv[1])
-    status = cli.main(["train", *sys.argv[3:]])
+    torch.distributed.init_process_group("gloo")  # one group for everything
+    status = 0
+    for folder in map(Path, sys.argv[1:]):
+        result = float64_steps(config.load(folder / "config.json"))
+        if result["network"] is not None:
+            torch.save(result, folder / "two.pt")
+        status = status or train(folder, "two")
     torch.distributed.destroy_process_group()  # its threads must have ended before the interpreter does
     sys.exit(status)
