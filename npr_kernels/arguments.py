@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,29 +17,27 @@ EDGES = ("trim", "error")
 
 def grid(grid_size: int, anchor: Anchor) -> tuple[int, Anchor]:
     """Return grid_size, an int >= 2, and anchor, an int in 0 .. grid_size**2 - 1, or "mean" or "max"."""
-    given, grid_size = grid_size, _integer(grid_size)
-    if grid_size is None:
-        raise TypeError(f"grid_size must be an int, got {given!r}")
-    if grid_size < 2:
-        raise ValueError(f"grid_size must be at least 2 (a cell of one pixel has no neighbours), got {grid_size}")
+    size = _integer(grid_size)
+    if size is None:
+        raise TypeError(f"grid_size must be an int, got {grid_size!r}")
+    if size < 2:
+        raise ValueError(f"grid_size must be at least 2 (a cell of one pixel has no neighbours), got {size}")
     if isinstance(anchor, str):
         if anchor not in ("mean", "max"):
             raise ValueError(f'anchor must be an index, "mean" or "max", got {anchor!r}')
-        return grid_size, anchor
-    given, anchor = anchor, _integer(anchor)
-    if anchor is None:
-        raise TypeError(f'anchor must be an index, "mean" or "max", got {given!r}')
-    if not 0 <= anchor < grid_size**2:
-        raise ValueError(
-            f"anchor must be in 0 .. {grid_size**2 - 1} (row-major in a cell of grid_size {grid_size}), got {anchor}"
-        )
-    return grid_size, anchor
+        return size, anchor
+    index = _integer(anchor)
+    if index is None:
+        raise TypeError(f'anchor must be an index, "mean" or "max", got {anchor!r}')
+    if not 0 <= index < size**2:
+        raise ValueError(f"anchor must be in 0 .. {size**2 - 1} (row-major in a cell of grid_size {size}), got {index}")
+    return size, index
 
 
-def _integer(value: object) -> int | None:
+def _integer(value: Any) -> int | None:
     """Return an integer of any kind, such as NumPy's, as an int; None for anything else."""
     if isinstance(value, int | torch.SymInt):
-        return None if isinstance(value, bool) else value
+        return None if isinstance(value, bool) else cast(int, value)
     return operator.index(value) if hasattr(value, "__index__") and not isinstance(value, Tensor) else None
 
 
@@ -117,13 +116,9 @@ def check_batch_norm(
 
 def pair(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int]:
     """Return an int or a pair of ints as a pair (height, width), each at least ``minimum``."""
-    one = _integer(value)
-    if one is not None:
-        first = second = one
-    elif isinstance(value, Iterable) and not isinstance(value, str) and len(given := tuple(value)) == 2:
+    first, second = _integer(value), _integer(value)
+    if first is None and isinstance(value, Iterable) and not isinstance(value, str) and len(given := tuple(value)) == 2:
         first, second = map(_integer, given)
-    else:
-        first = second = None
     if first is None or second is None or first < minimum or second < minimum:
         raise ValueError(f"{name} must be an int or a pair of ints of at least {minimum}, got {value!r}")
     return first, second

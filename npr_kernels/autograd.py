@@ -11,6 +11,8 @@ Gradients are computed only for the inputs that need them. Only the `eager` back
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -19,6 +21,8 @@ from npr_kernels import reference
 from npr_kernels.backends import eager, registry
 from npr_kernels.backends.base import Call, Convolution
 from npr_kernels.reference import Anchor
+
+Gradients = tuple[Tensor | None, ...]  # one for each argument of forward
 
 
 def npr(x: Tensor, grid_size: int, anchor: Anchor, backend: str) -> Tensor:
@@ -74,12 +78,12 @@ class NPR(Function):
         return registry.get(backend).npr(x, grid_size, anchor)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         x, ctx.grid_size, ctx.anchor, ctx.backend = inputs
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
         (x,) = ctx.saved_tensors
         return _npr_backward(grad, x, ctx.grid_size, ctx.anchor, ctx.backend), None, None, None
 
@@ -94,11 +98,11 @@ class NPRBackward(Function):
         return registry.get(backend).npr_backward(grad, x, grid_size, anchor)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         _, _, ctx.grid_size, ctx.anchor, ctx.backend = inputs
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
         return npr(grad, ctx.grid_size, ctx.anchor, ctx.backend), None, None, None, None
 
 
@@ -110,12 +114,12 @@ class NPRConv2d(Function):
         return registry.get(backend).npr_conv2d(x, weight, bias, convolution)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         x, weight, _, ctx.convolution, ctx.backend = inputs
         ctx.save_for_backward(x, weight)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         return (
@@ -137,12 +141,12 @@ class NPRConv2dGradInput(Function):
         return registry.get(backend).npr_conv2d_grad_input(grad, x, weight, convolution)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         grad, _, weight, ctx.convolution, ctx.backend = inputs
         ctx.save_for_backward(grad, weight)
 
     @staticmethod
-    def backward(ctx, image: Tensor):
+    def backward(ctx: Any, image: Tensor) -> Gradients:
         """``image`` is the gradient of the result, which has the image's shape."""
         grad, weight = ctx.saved_tensors
         needs_grad, _, needs_weight = ctx.needs_input_grad[:3]
@@ -165,12 +169,12 @@ class NPRConv2dGradWeight(Function):
         return registry.get(backend).npr_conv2d_grad_weight(grad, x, weight, convolution)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         grad, x, _, ctx.convolution, ctx.backend = inputs
         ctx.save_for_backward(grad, x)
 
     @staticmethod
-    def backward(ctx, weight: Tensor):
+    def backward(ctx: Any, weight: Tensor) -> Gradients:
         """``weight`` is the gradient of the result, which has the weight's shape."""
         grad, x = ctx.saved_tensors
         needs_grad, needs_x = ctx.needs_input_grad[:2]
@@ -205,7 +209,7 @@ class NPRStem(Function):
         return registry.get(backend).npr_stem_argmax(x, *in_dtype(dtype, weight, bias), convolution)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         x, weight, bias, _, ctx.convolution, ctx.backend, ctx.dense = inputs
         _, argmax = output
         ctx.mark_non_differentiable(argmax)
@@ -213,7 +217,7 @@ class NPRStem(Function):
         ctx.bias_dtype = None if bias is None else bias.dtype
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _):
+    def backward(ctx: Any, grad: Tensor, _: None) -> Gradients:
         x, weight, argmax = ctx.saved_tensors
         kernel, convolution = tuple(weight.shape[2:]), ctx.convolution
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -246,12 +250,12 @@ class PatchMoments(Function):
         return registry.get(backend).npr_moments(x, kernel, convolution)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         x, ctx.kernel, ctx.convolution, ctx.backend, ctx.dense = inputs
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx, grad_first: Tensor, grad_second: Tensor):
+    def backward(ctx: Any, grad_first: Tensor, grad_second: Tensor) -> Gradients:
         """Compute dP = grad_first + (grad_second + grad_second^T) P at each position: a convolution to K channels."""
         (x,) = ctx.saved_tensors
         dtype = x.dtype if x.dtype == torch.float64 else torch.float32
@@ -264,9 +268,9 @@ class PatchMoments(Function):
         return grad.to(x.dtype), None, None, None, None
 
 
-def in_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
-    """Cast tensors to ``dtype``; None stays None."""
-    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+def in_dtype(dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Cast both to ``dtype``; None stays None."""
+    return weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _recorded(*tensors: Tensor | None) -> bool:

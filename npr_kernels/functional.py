@@ -111,7 +111,7 @@ def npr_stem(
         return handle_torch_function(npr_stem, (x, weight, bias), x, weight, bias, **options._asdict())
     x, weight, bias, convolution, chosen = _prepare("npr_stem", x, weight, bias, options)
     dense = _dense_backend(x, weight, convolution, backend)
-    if _is_plain(dense):
+    if dense is not None and _is_plain(dense):
         chosen = dense
     return autograd.npr_stem(x, weight, bias, weight.dtype, convolution, chosen, dense)
 
@@ -174,14 +174,16 @@ def npr_batch_norm_stem(
     arguments.check_tensors(x=x, weight=weight)
     if not training:
         arguments.check_batch_norm(weight, training, running_mean, running_var, gamma=gamma, beta=beta)
+        assert running_mean is not None and running_var is not None  # as was checked
         folded = batch_norm.fold(weight, bias, running_mean, running_var, gamma, beta, eps)
         return npr_stem(x, *autograd.in_dtype(weight.dtype, *folded), **options._asdict())
     autocast = _autocast_dtype(x, weight)
     dtype = autocast or weight.dtype
     convolution = _convolution(x, weight, bias, options, any_image_dtype=autocast is not None)
     arguments.check_batch_norm(weight, training, running_mean, running_var, gamma=gamma, beta=beta)
-    shape = (x.shape[0], weight.shape[0], *convolution.output_size(x, weight.shape[2:]))
-    count = shape[0] * shape[2] * shape[3]
+    kernel = weight.shape[2], weight.shape[3]
+    shape = (x.shape[0], weight.shape[0], *convolution.output_size(x, kernel))
+    count: int | Tensor = shape[0] * shape[2] * shape[3]
     if process_group is not None and dist.get_world_size(process_group) == 1:
         process_group = None
     if process_group is None and count == 1:
@@ -194,18 +196,18 @@ def npr_batch_norm_stem(
             *_autocast(x, weight, bias), gamma, beta, running_mean, running_var, momentum, eps, *convolution,
             process_group=process_group,
         )  # fmt: skip
-    first, second = autograd.patch_moments(x, tuple(weight.shape[2:]), convolution, chosen, dense)
+    first, second = autograd.patch_moments(x, kernel, convolution, chosen, dense)
     if process_group is not None:
         first, second, count = sum_over_processes(process_group, first, second, first.new_tensor(count))
     elif count == 0:  # an empty batch has no statistics and no gradients
         running_mean, running_var, count = None, None, 1
     mean, variance = batch_norm.batch_statistics(weight, first, second, count)
     batch_norm.update_running_statistics(running_mean, running_var, mean, variance, bias, count, momentum)
-    folded, offset = batch_norm.fold(weight.double(), None, mean, variance, gamma, beta, eps)
+    kernels, offset = batch_norm.fold(weight.double(), None, mean, variance, gamma, beta, eps)
     if bias is not None:
         offset = offset + 0 * bias  # bias cancels; this makes its gradient zero instead of None
     wide = torch.promote_types(weight.dtype, torch.float32)
-    return autograd.npr_stem(x, *autograd.in_dtype(wide, folded, offset), dtype, convolution, chosen, dense)
+    return autograd.npr_stem(x, *autograd.in_dtype(wide, kernels, offset), dtype, convolution, chosen, dense)
 
 
 def fold_batch_norm(weight: Tensor, bias: Tensor | None, bn: torch.nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -104,7 +105,12 @@ def stem_forward(x: Tensor, conv: nn.Module, bn: nn.Module) -> Tensor:
     """
     if has_torch_function_unary(x) or not (_is_fusible(conv) and _is_fusible(bn)):
         return F.max_pool2d(F.relu(bn(conv(x))), 3, stride=2, padding=1)
-    momentum, tracked = bn.momentum or 0.0, bn.training and bn.track_running_stats
+    return _fused_stem(x, cast(NPRConv2d, conv), cast(nn.BatchNorm2d, bn))
+
+
+def _fused_stem(x: Tensor, conv: NPRConv2d, bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> Tensor:
+    momentum: float | Tensor = bn.momentum or 0.0
+    tracked = bn.training and bn.track_running_stats
     if tracked and bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(1)
         if bn.momentum is None:
@@ -157,12 +163,12 @@ class NPRStem(nn.Module):
         *,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.conv = NPRConv2d(in_channels, out_channels, kernel_size, **options)
-        device_dtype = {"device": self.conv.weight.device, "dtype": self.conv.weight.dtype}
-        self.bn = nn.BatchNorm2d(out_channels, eps, momentum, **device_dtype)
+        weight = self.conv.weight
+        self.bn = nn.BatchNorm2d(out_channels, eps, momentum, device=weight.device, dtype=weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return stem_forward(x, self.conv, self.bn)
@@ -207,8 +213,9 @@ def replace_first_conv(
     for attribute, wanted in (("groups", 1), ("dilation", (1, 1)), ("padding_mode", "zeros")):
         if getattr(old, attribute) != wanted:
             raise ValueError(f"{described} has {attribute}={getattr(old, attribute)!r}")
+    kernel, stride = cast(tuple[int, int], old.kernel_size), cast(tuple[int, int], old.stride)
     new = NPRConv2d(
-        old.in_channels, old.out_channels, old.kernel_size, stride=old.stride, padding=_symmetric_padding(old),
+        old.in_channels, old.out_channels, kernel, stride=stride, padding=_symmetric_padding(old),
         bias=old.bias is not None, grid_size=grid_size, anchor=anchor, scale=scale, pixel_std=pixel_std, edge=edge,
         backend=backend, device="meta",
     )  # fmt: skip
@@ -243,4 +250,4 @@ def _symmetric_padding(conv: nn.Conv2d) -> tuple[int, int]:
         if any(k % 2 == 0 for k in conv.kernel_size):
             raise ValueError(f'the first Conv2d has padding="same" with an even kernel of {conv.kernel_size}')
         return conv.kernel_size[0] // 2, conv.kernel_size[1] // 2
-    return conv.padding
+    return cast(tuple[int, int], conv.padding)

@@ -10,6 +10,7 @@ The functions do not check their arguments; :mod:`npr_kernels.functional` does.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -33,7 +34,7 @@ def anchors(x: Tensor, grid_size: int, anchor: Anchor) -> Tensor:
         return F.avg_pool2d(x, grid_size)
     if anchor == "max":  # the first of equal maxima in row-major order receives the gradient
         return F.max_pool2d(x, grid_size)
-    row, column = divmod(anchor, grid_size)
+    row, column = divmod(cast(int, anchor), grid_size)
     return x[..., row::grid_size, column::grid_size]
 
 
@@ -66,7 +67,7 @@ def npr_conv2d(
     The result is (N, O, H_out, W_out) in weight's dtype.
     """
     if len(scale) == 1:
-        factors = scale[0]
+        factors: float | Tensor = scale[0]
     else:  # created on x's device, because a copy from the host would end the capture of a CUDA graph
         factors = torch.cat([x.new_full((1,), factor, dtype=weight.dtype) for factor in scale]).view(1, -1, 1, 1)
     seen = npr(x, grid_size, anchor, weight.dtype) * factors
@@ -108,7 +109,7 @@ def npr_batch_norm_stem(
     running_var: Tensor | None,
     momentum: float | Tensor,
     eps: float,
-    *convolution,
+    *convolution: Any,
     process_group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Return ``max_pool2d(relu(batch_norm(npr_conv2d(...))), 3, stride=2, padding=1)`` with the batch's statistics.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -140,7 +141,8 @@ class Case:
         weight = torch.randn(self.out_channels, self.channels, *self.kernel, generator=generator, dtype=torch.float64)
         bias = torch.randn(self.out_channels, generator=generator, dtype=torch.float64)
         dtype = self.parameter_dtype
-        return on(device, x, weight.to(dtype), bias.to(dtype) if self.bias else None)
+        placed = on(device, x, weight.to(dtype), bias.to(dtype) if self.bias else None)
+        return cast(tuple[Tensor, Tensor, Tensor | None], placed)
 
 
 def on(device: torch.device | str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -191,9 +193,13 @@ def _table() -> list[Case]:
     cases += [Case(dtype=torch.uint8, weight_dtype=d, out_channels=64) for d in IMAGE_DTYPES[1:]]
     cases += [Case(dtype=d, layout="pitched", width=w) for d in (torch.uint8, torch.float32) for w in (13, 14, 19)]
     cases += [replace(DEFAULT, batch=0, dtype=d) for d in IMAGE_DTYPES]
-    low = {"dtype": torch.uint8, "weight_dtype": torch.bfloat16}  # products in bfloat16, if the processor has them
+    low: dict[str, Any] = {
+        "dtype": torch.uint8,
+        "weight_dtype": torch.bfloat16,
+    }  # products in bfloat16, if the processor has them
     cases += [Case(grid_size=g, anchor=a, height=13, width=17, **low) for g, a in GRIDS]
-    for dtypes in ({"dtype": torch.uint8}, low, {"dtype": torch.float32}, {"dtype": torch.bfloat16}):
+    several: list[dict[str, Any]] = [{"dtype": torch.uint8}, low, {"dtype": torch.float32}, {"dtype": torch.bfloat16}]
+    for dtypes in several:
         cases += [Case(**dtypes, height=h, width=w) for h, w in ((2, 2), (2, 9), (3, 2), (5, 5), (6, 7), (33, 66))]
         cases += [Case(**dtypes, out_channels=o, bias=False) for o in (1, 15, 33, 64, 65, 130)]
         cases += [Case(**dtypes, channels=c, layout=layout) for c in (1, 2, 4, 7) for layout in LAYOUTS[:2]]

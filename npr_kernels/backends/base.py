@@ -50,7 +50,7 @@ class Call:
     x_dtype: torch.dtype
     dtype: torch.dtype
     convolution: Convolution
-    weight_shape: tuple[int, int, int, int] | None = None
+    weight_shape: tuple[int, ...] | None = None
     channels_last: bool = True
     image_gradient: bool = False
     parameter_gradients: bool = False

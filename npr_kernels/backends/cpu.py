@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from npr_kernels.backends.base import Call, Convolution
 from npr_kernels.reference import Anchor
 
 DIFFERENTIABLE = False
+Pair = tuple[int, int]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _ANCHOR_CODES = {"mean": -1, "max": -2}  # as in csrc/common/geometry.h
@@ -75,7 +78,7 @@ def npr_stem_grad_weight(
 
 
 def _code(anchor: Anchor) -> int:
-    return _ANCHOR_CODES.get(anchor, anchor)
+    return _ANCHOR_CODES[anchor] if isinstance(anchor, str) else anchor
 
 
 def _coded(convolution: Convolution) -> tuple:
@@ -96,50 +99,56 @@ if not extension.FAILURE:
         return torch.channels_last if channels_last else torch.contiguous_format
 
     @torch.library.register_fake("npr_kernels::npr")
-    def _(x, grid_size, anchor):
+    def _(x: Tensor, grid_size: int, anchor: int) -> Tensor:
         height, width = (n - n % grid_size for n in x.shape[-2:])
         dtype = x.dtype if x.is_floating_point() else torch.float32
         return x.new_empty((*x.shape[:2], height, width), dtype=dtype)
 
     @torch.library.register_fake("npr_kernels::npr_backward")
-    def _(grad, x, grid_size, anchor):
+    def _(grad: Tensor, x: Tensor, *cells: Any) -> Tensor:
         return x.new_empty(x.shape)
 
     @torch.library.register_fake("npr_kernels::npr_conv2d")
-    def _(x, weight, bias, stride, padding, grid_size, anchor, scale, dtype, channels_last):
+    def _(
+        x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, grid_size: int, anchor: int,
+        scale: list[float], dtype: torch.dtype, channels_last: bool,
+    ) -> Tensor:  # fmt: skip
         size = arguments.convolution_output_size(x, weight.shape[2:], stride, padding, grid_size)
         shape = (x.shape[0], weight.shape[0], *size)
         return x.new_empty(shape, dtype=dtype).contiguous(memory_format=_strides(channels_last))
 
     @torch.library.register_fake("npr_kernels::npr_conv2d_grad_weight")
-    def _(grad, x, kernel, stride, padding, grid_size, anchor, scale):
+    def _(grad: Tensor, x: Tensor, kernel: Pair, *convolution: Any) -> Tensor:
         dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
         return x.new_empty((grad.shape[1], x.shape[1], *kernel), dtype=dtype)
 
     @torch.library.register_fake("npr_kernels::npr_conv2d_grad_input")
-    def _(grad, x, weight, stride, padding, grid_size, anchor, scale):
+    def _(grad: Tensor, x: Tensor, weight: Tensor, *convolution: Any) -> Tensor:
         return x.new_empty(x.shape)
 
     @torch.library.register_fake("npr_kernels::npr_stem")
-    def fake_stem(x, weight, bias, stride, padding, grid_size, anchor, scale, dtype):
+    def fake_stem(
+        x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, grid_size: int, anchor: int,
+        scale: list[float], dtype: torch.dtype,
+    ) -> Tensor:  # fmt: skip
         size = arguments.convolution_output_size(x, weight.shape[2:], stride, padding, grid_size)
         pooled = (arguments.output_size(n, 3, 2, 1) for n in size)
         shape = (x.shape[0], weight.shape[0], *pooled)
         return x.new_empty(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
     @torch.library.register_fake("npr_kernels::npr_stem_argmax")
-    def _(*args):
+    def _(*args: Any) -> tuple[Tensor, Tensor]:
         pooled = fake_stem(*args)
         return pooled, torch.empty_like(pooled, dtype=torch.uint8)
 
     @torch.library.register_fake("npr_kernels::npr_stem_grad_weight")
-    def _(grad, argmax, x, kernel, stride, padding, grid_size, anchor, scale):
+    def _(grad: Tensor, argmax: Tensor, x: Tensor, kernel: Pair, *convolution: Any) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
         shape = (grad.shape[1], x.shape[1], *kernel)
         return x.new_empty(shape, dtype=dtype), x.new_empty(shape[:1], dtype=dtype)
 
     @torch.library.register_fake("npr_kernels::npr_moments")
-    def _(x, kernel, stride, padding, grid_size, anchor, scale):
+    def _(x: Tensor, kernel: Pair, *convolution: Any) -> tuple[Tensor, Tensor]:
         size = x.shape[1] * kernel[0] * kernel[1]
         return x.new_empty(size, dtype=torch.float64), x.new_empty((size, size), dtype=torch.float64)
 

@@ -16,7 +16,7 @@ def constant(function: F) -> F:
 
     ``torch.compiler.assume_constant_result`` does the same, but imports the compiler. Arguments must be constants, too.
     """
-    function._dynamo_marked_constant = True
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 

@@ -18,17 +18,21 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from npr_kernels import reference
 from npr_kernels.backends import cuda, devices, triton
-from npr_kernels.backends.base import Call, Convolution, StemBackend
+from npr_kernels.backends.base import Backend, Call, Convolution, StemBackend
 from npr_kernels.testing import Case, allowed, error, on, pool_at
+
+Tensors = tuple[Tensor, Tensor, Tensor | None]  # image, weight, bias
+Errors = Iterator[tuple[str, float, float]]  # name of a function, its error, and the largest that is allowed
 
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_SELF_TEST"
 PROVED = {"cuda": cuda, "triton": triton}  # not cpu, because its kernels depend on no driver
@@ -59,8 +63,16 @@ def failure(name: str, call: Call) -> str | None:
 
 
 @devices.constant
-def _failure_while_traced(name, operator, device, x_dtype, dtype, image_gradient, parameter_gradients):
-    gradients = {"image_gradient": image_gradient, "parameter_gradients": parameter_gradients}
+def _failure_while_traced(
+    name: str,
+    operator: str,
+    device: torch.device,
+    x_dtype: torch.dtype,
+    dtype: torch.dtype,
+    image_gradient: bool,
+    parameter_gradients: bool,
+) -> str | None:
+    gradients: dict[str, Any] = {"image_gradient": image_gradient, "parameter_gradients": parameter_gradients}
     if operator == "npr":
         return _failure(name, Call(operator, device, x_dtype, dtype, Convolution(), **gradients))
     return _failure(name, Call(operator, device, x_dtype, dtype, NETWORK, NETWORK_SHAPE, **gradients))
@@ -78,8 +90,9 @@ def _failure(name: str, call: Call) -> str | None:
                 _verdicts[key] = _isolated(call.device, lambda: _difference(name, call))
             except RuntimeError:  # out of memory, or the process is ending; the next call tries again
                 return None
-            if _verdicts[key]:
-                _log(name, call, _verdicts[key])
+            difference = _verdicts[key]
+            if difference:
+                _log(name, call, difference)
         return _verdicts[key]
 
 
@@ -135,18 +148,18 @@ def _difference(name: str, call: Call) -> str | None:
     return None
 
 
-def _errors(backend: StemBackend, call: Call, size: tuple[int, int]) -> Iterator[tuple[str, float, float]]:
+def _errors(backend: Any, call: Call, size: tuple[int, int]) -> Errors:
     """Yield name, error and largest allowed error of every function of ``backend`` that the call may need."""
     case, convolution = _small_case(call, size)
     tensors = case.tensors()
-    exact = [t if t is None or t.dtype == torch.uint8 else t.double() for t in tensors]
-    x, weight, bias = on(call.device, *tensors)
+    exact = cast(Tensors, tuple(t if t is None or t.dtype == torch.uint8 else t.double() for t in tensors))
+    placed = cast(Tensors, on(call.device, *tensors))
     if call.operator == "npr":
-        yield from _npr_errors(backend, call, x, tensors[0], exact[0])
+        yield from _npr_errors(backend, call, placed[0], tensors[0], exact[0])
     elif call.operator == "npr_conv2d":
-        yield from _convolution_errors(backend, call, convolution, (x, weight, bias), tensors, exact)
+        yield from _convolution_errors(backend, call, convolution, placed, tensors, exact)
     else:
-        yield from _stem_errors(backend, call, convolution, (x, weight, bias), tensors, exact)
+        yield from _stem_errors(backend, call, convolution, placed, tensors, exact)
 
 
 def _small_case(call: Call, size: tuple[int, int]) -> tuple[Case, Convolution]:
@@ -164,7 +177,7 @@ def _small_case(call: Call, size: tuple[int, int]) -> tuple[Case, Convolution]:
     ]
     case = Case(
         grid_size=convolution.grid_size, anchor=convolution.anchor, height=sides[0], width=sides[1], channels=channels,
-        out_channels=min(out_channels, MOST_CHANNELS), kernel=tuple(kernel), stride=convolution.stride,
+        out_channels=min(out_channels, MOST_CHANNELS), kernel=(kernel[0], kernel[1]), stride=convolution.stride,
         padding=convolution.padding, dtype=call.x_dtype, weight_dtype=call.dtype,
         layout="channels_last" if call.channels_last else "contiguous",
     )  # fmt: skip
@@ -177,12 +190,12 @@ def _compared(function: str, result: Tensor, eager: Tensor, truth: Tensor) -> tu
     return function, error(result.cpu(), truth), allowed(error(eager, truth), eager.dtype)
 
 
-def _gradient(function: Callable, tensors, index: int, grad: Tensor) -> Tensor:
+def _gradient(function: Callable[..., Tensor], tensors: Sequence[Tensor | None], index: int, grad: Tensor) -> Tensor:
     """Return the gradient of ``function(*tensors)`` in ``tensors[index]``."""
-    tensors = list(tensors)
-    tensors[index] = tensors[index].detach().requires_grad_()
-    out = function(*tensors)
-    return torch.autograd.grad(out, tensors[index], grad.to(out.dtype))[0]
+    arguments: list[Any] = list(tensors)
+    arguments[index] = arguments[index].detach().requires_grad_()
+    out = function(*arguments)
+    return torch.autograd.grad(out, arguments[index], grad.to(out.dtype))[0]
 
 
 def _random_gradient(like: Tensor) -> Tensor:
@@ -191,7 +204,7 @@ def _random_gradient(like: Tensor) -> Tensor:
     return torch.empty_like(like, device="cpu").copy_(grad)
 
 
-def _npr_errors(backend, call: Call, x: Tensor, image: Tensor, exact: Tensor):
+def _npr_errors(backend: Backend, call: Call, x: Tensor, image: Tensor, exact: Tensor) -> Errors:
     grid = call.convolution.grid_size, call.convolution.anchor
     result, eager = backend.npr(x, *grid), reference.npr(image, *grid)
     yield _compared("npr", result, eager, reference.npr(exact, *grid, torch.float64))
@@ -201,9 +214,11 @@ def _npr_errors(backend, call: Call, x: Tensor, image: Tensor, exact: Tensor):
         yield _compared("npr_backward", backend.npr_backward(grad.to(x.device), x, *grid), eager, truth)
 
 
-def _convolution_errors(backend, call: Call, convolution: Convolution, placed, tensors, exact):
-    def forward(*tensors: Tensor) -> Tensor:
-        return reference.npr_conv2d(*tensors, *convolution)
+def _convolution_errors(
+    backend: Backend, call: Call, convolution: Convolution, placed: Tensors, tensors: Tensors, exact: Tensors
+) -> Errors:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return reference.npr_conv2d(x, weight, bias, *convolution)
 
     result = backend.npr_conv2d(*placed, convolution)
     yield _compared("npr_conv2d", result, forward(*tensors), forward(*exact))
@@ -219,12 +234,14 @@ def _convolution_errors(backend, call: Call, convolution: Convolution, placed, t
             yield _compared(function, gradient, eager, truth)
 
 
-def _stem_errors(backend: StemBackend, call: Call, convolution: Convolution, placed, tensors, exact):
+def _stem_errors(
+    backend: StemBackend, call: Call, convolution: Convolution, placed: Tensors, tensors: Tensors, exact: Tensors
+) -> Errors:
     x, weight, _ = placed
-    kernel = tuple(weight.shape[2:])
+    kernel = weight.shape[2], weight.shape[3]
     if call.operator == "npr_batch_norm_stem":
         yield from _moments_errors(backend, kernel, convolution, x, tensors[0])
-    eager, truth = (reference.npr_stem(*t, *convolution) for t in (tensors, exact))
+    eager, truth = (reference.npr_stem(t[0], t[1], t[2], *convolution) for t in (tensors, exact))
     if not (call.image_gradient or call.parameter_gradients):
         yield _compared("npr_stem", backend.npr_stem(*placed, convolution), eager, truth)
         return
@@ -234,21 +251,23 @@ def _stem_errors(backend: StemBackend, call: Call, convolution: Convolution, pla
     if positions.max() > 9 or not torch.equal(positions < 9, pooled.cpu() > 0):
         raise ValueError("npr_stem_argmax gives no position to positive values, or one to others")
     pool = pool_at(positions)
-    chosen = pool(reference.npr_conv2d(*exact, *convolution))
+    chosen = pool(reference.npr_conv2d(exact[0], exact[1], exact[2], *convolution))
     yield "npr_stem_argmax", error(chosen, truth), allowed(error(eager, truth), eager.dtype)
     if call.parameter_gradients:
         grad = _random_gradient(pooled)
         gradients = backend.npr_stem_grad_weight(grad.to(x.device), argmax, x, kernel, convolution)
 
-        def forward(*tensors: Tensor) -> Tensor:
-            return pool(reference.npr_conv2d(*tensors, *convolution))
+        def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return pool(reference.npr_conv2d(x, weight, bias, *convolution))
 
         for index, gradient in enumerate(gradients, start=1):  # of the weight, then of the bias
             eager, truth = (_gradient(forward, t, index, grad) for t in (tensors, exact))
             yield _compared("npr_stem_grad_weight", gradient.to(eager.dtype), eager, truth)
 
 
-def _moments_errors(backend: StemBackend, kernel: tuple[int, int], convolution: Convolution, x: Tensor, image: Tensor):
+def _moments_errors(
+    backend: StemBackend, kernel: tuple[int, int], convolution: Convolution, x: Tensor, image: Tensor
+) -> Errors:
     wide = torch.promote_types(image.dtype, torch.float32) if image.is_floating_point() else torch.float32
     moments = (
         backend.npr_moments(x, kernel, convolution),

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 
@@ -22,7 +23,8 @@ from npr_kernels.backends.base import Backend, Call, Convolution
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_BACKEND"
 ORDER = ("cuda", "triton", "cpu", "eager")
 
-_BACKENDS: dict[str, Backend] = {"cuda": cuda, "triton": triton, "cpu": cpu, "eager": eager}
+# `cuda` serves the stem only; its refusal() says so.
+_BACKENDS: dict[str, Backend] = {"cuda": cast(Backend, cuda), "triton": triton, "cpu": cpu, "eager": eager}
 _logger = logging.getLogger("npr_kernels")
 _logged: set[str] = set()
 _context = threading.local()  # the choice of use_backend, for each thread
@@ -87,12 +89,12 @@ def get(name: str) -> Backend:
 
 def select(call: Call, argument: str | None = None) -> str:
     """Return the name of the backend that serves ``call``. Raises BackendError if an explicit choice cannot."""
-    name, source = _explicit(argument)
-    if name is not None:
-        reason = get(name).refusal(call)
+    wanted, source = _explicit(argument)
+    if wanted is not None:
+        reason = get(wanted).refusal(call)
         if reason:
-            raise BackendError(f"backend {name!r} (chosen by {source}) cannot serve {call.operator}: {reason}")
-        return name
+            raise BackendError(f"backend {wanted!r} (chosen by {source}) cannot serve {call.operator}: {reason}")
+        return wanted
     if extension.MISCONFIGURED and call.device.type == "cpu":
         raise BackendError(extension.MISCONFIGURED)
     for name in ORDER:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,10 @@ def register(operator: torch._ops.OpOverload, library: torch.library.Library | N
     names = [argument.name for argument in operator._schema.arguments]
     results_are_batches = operator._schema.name.partition("::")[2] not in SUMMED
 
-    def rule(info, in_dims, *args):
-        in_dims = [dim if isinstance(dim, int) else None for dim in in_dims]  # list arguments have a list of None
-        mapped = {name for name, dim in zip(names, in_dims, strict=True) if dim is not None}
-        args = [arg if dim is None else arg.movedim(dim, 0) for arg, dim in zip(args, in_dims, strict=True)]
+    def rule(info: Any, in_dims: Sequence[Any], *given: Any) -> tuple[Any, Any]:
+        dims = [dim if isinstance(dim, int) else None for dim in in_dims]  # list arguments have a list of None
+        mapped = {name for name, dim in zip(names, dims, strict=True) if dim is not None}
+        args = [arg if dim is None else arg.movedim(dim, 0) for arg, dim in zip(given, dims, strict=True)]
         if results_are_batches and mapped <= IMAGES:
             results = operator(*_joined(names, args, mapped, info.batch_size))
             return _each(results, lambda t: t.unflatten(0, (info.batch_size, -1))), _each(results, lambda t: 0)
@@ -42,5 +43,5 @@ def _joined(names: list[str], args: list, mapped: Collection[str], size: int) ->
     ]
 
 
-def _each(results, function):
+def _each(results: Any, function: Callable[[Tensor], Any]) -> Any:
     return function(results) if isinstance(results, Tensor) else tuple(map(function, results))

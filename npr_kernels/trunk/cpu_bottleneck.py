@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +139,7 @@ class FusedBottlenecks(nn.Sequential):
         self.averaged = averaged
 
     def forward(self, x: Tensor) -> Tensor:
-        return run(list(self), x, self.averaged)
+        return run(cast(list[FusedBottleneck | QuantisedBottleneck], list(self)), x, self.averaged)
 
 
 def run(blocks: list[FusedBottleneck | QuantisedBottleneck], x: Tensor, averaged: bool = False) -> Tensor:
@@ -234,11 +235,14 @@ def refusal(dtype: torch.dtype, width: int) -> str | None:
 if not extension.FAILURE:
 
     @torch.library.register_fake("npr_kernels::pack_weights")
-    def _(weight, dtype):
+    def _(weight: Tensor, dtype: torch.dtype) -> Tensor:
         return weight.new_empty(weight.numel(), dtype=dtype)
 
     @torch.library.register_fake("npr_kernels::bottlenecks")
-    def _(x, weights, biases, factors, strides, averaged):
+    def _(
+        x: Tensor, weights: list[Tensor], biases: list[Tensor], factors: list[Tensor], strides: list[int],
+        averaged: bool,
+    ) -> Tensor:  # fmt: skip
         if averaged:
             return x.new_empty((x.shape[0], biases[-1].shape[0], 1, 1), dtype=torch.float32)
         height, width = x.shape[-2:]

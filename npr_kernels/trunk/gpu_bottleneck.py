@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from npr_kernels.backends.devices import capability
 from npr_kernels.trunk import hopper_bottleneck
 
 Folded = tuple[Tensor, Tensor]  # weight (O, C, KH, KW) and bias (O,) of a convolution, see fold_batch_norm
+Layers = tuple[Folded, Folded, Folded, Folded | None]  # three convolutions, and that of the shortcut if it has one
 
 DTYPES = (torch.bfloat16, torch.float16)
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -44,6 +46,15 @@ class FusedBottleneck(nn.Module):
         stride: 1 or 2.
         dtype: Type of the weights.
     """
+
+    weight1: Tensor
+    weight2: Tensor
+    weight3: Tensor
+    weight_shortcut: Tensor
+    bias1: Tensor
+    bias2: Tensor
+    bias3: Tensor
+    packed: Tensor | None
 
     def __init__(
         self,
@@ -85,13 +96,13 @@ class FusedBottlenecks(nn.Module):
 
     def __init__(
         self,
-        blocks: Sequence[tuple[Sequence[Folded | None], int]],
+        blocks: Sequence[tuple[Layers, int]],
         dtype: torch.dtype,
         averaged: bool = False,
         hopper: bool = False,
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(FusedBottleneck(*layers, stride, dtype) for layers, stride in blocks)
+        self.blocks = cast(Any, nn.ModuleList(FusedBottleneck(*layers, stride, dtype) for layers, stride in blocks))
         self.dtype, self.averaged = dtype, averaged
         for i, (block, behind) in enumerate(self._pairs()):
             for channels in (block.inputs, block.middle, block.outputs):
@@ -165,7 +176,7 @@ def _pointwise(block: FusedBottleneck, x: Tensor) -> Tensor:
 
 def _bottleneck(
     block: FusedBottleneck, behind: FusedBottleneck | None, middle: Tensor, x: Tensor, x_stride: int, kept: int
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Any]:
     """Compute the rest of a block after its first convolution, and the first convolution of the next block, in Triton.
 
     The results are those of :func:`npr_kernels.trunk.hopper_bottleneck.run`.
@@ -257,14 +268,14 @@ def _block_of_outputs(middle: int, device: torch.device) -> int:
     return 64 if middle > 64 and roomy else 32
 
 
-def _index(elements: int):
+def _index(elements: int) -> Any:
     """Return the Triton type for offsets in an image with so many elements."""
     import triton.language as tl
 
     return tl.int32 if elements < 2**31 else tl.int64
 
 
-def _launch(kernel, batch: int, pixels: int, arguments: tuple, **constants) -> None:
+def _launch(kernel: Any, batch: int, pixels: int, arguments: tuple, **constants: Any) -> None:
     programs = batch * -(-pixels // PIXELS)
     if programs > GRID_LIMIT:
         raise ValueError(f"the batch is too large for one launch: {programs} tiles, at most {GRID_LIMIT} are possible")
@@ -273,10 +284,11 @@ def _launch(kernel, batch: int, pixels: int, arguments: tuple, **constants) -> N
         kernel[programs,](*arguments, **constants, M=PIXELS, BLOCK_K=BLOCK_K, **options)
 
 
-def composed(x: Tensor, blocks: Sequence[tuple[Sequence[Folded | None], int]], averaged: bool = False) -> Tensor:
+def composed(x: Tensor, blocks: Sequence[tuple[Layers, int]], averaged: bool = False) -> Tensor:
     """Compute the same as :class:`FusedBottlenecks` with torch's convolutions in x's dtype: the reference."""
     for layers, stride in blocks:
-        conv1, conv2, conv3, shortcut = (None if one is None else tuple(p.to(x) for p in one) for one in layers)
+        conv1, conv2, conv3 = ((weight.to(x), bias.to(x)) for weight, bias in layers[:3])
+        shortcut = layers[3] and (layers[3][0].to(x), layers[3][1].to(x))
         y = F.relu(F.conv2d(x, *conv1))
         y = F.conv2d(F.relu(F.conv2d(y, *conv2, stride, 1)), *conv3)
         x = F.relu(y + (x if shortcut is None else F.conv2d(x, *shortcut, stride)))
@@ -341,10 +353,10 @@ def fault(dtype: torch.dtype, device: torch.device, hopper: bool) -> str | None:
         weight = randn(outputs, inputs, kernel, kernel) * (inputs * kernel**2) ** -0.5
         return weight.to(device, dtype), randn(outputs).to(device, dtype)
 
-    blocks = []
+    blocks: list[tuple[Layers, int]] = []
     for inputs, middle, stride in DETECTOR:
         shortcut = None if inputs == 4 * middle else draw(inputs, 4 * middle)
-        blocks.append(([draw(inputs, middle), draw(middle, middle, 3), draw(middle, 4 * middle), shortcut], stride))
+        blocks.append(((draw(inputs, middle), draw(middle, middle, 3), draw(middle, 4 * middle), shortcut), stride))
     x = randn(2, 64, 19, 30).relu().to(device, dtype)
     try:
         with torch.inference_mode():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def npr_stem_grad_weight(
     return _operators().npr_stem_grad_weight(grad, argmax, x, kernel, *_coded(convolution))
 
 
-def _operators():
+def _operators() -> Any:
     """Return torch's namespace of this backend's operators. The first call imports Triton and the kernels."""
     from npr_kernels.backends.triton import operators  # noqa: F401
 
@@ -88,7 +89,7 @@ def _operators():
 
 
 def _code(anchor: Anchor) -> int:
-    return _ANCHOR_CODES.get(anchor, anchor)
+    return _ANCHOR_CODES[anchor] if isinstance(anchor, str) else anchor
 
 
 def _coded(convolution: Convolution) -> tuple:

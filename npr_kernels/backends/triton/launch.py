@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -35,7 +35,9 @@ class Tile(NamedTuple):
     warps: int
 
 
-def launch(kernel, device: torch.device, warps: int, grid: tuple[int, ...], *arguments, **constants) -> None:
+def launch(
+    kernel: Any, device: torch.device, warps: int, grid: tuple[int, ...], *arguments: Any, **constants: Any
+) -> None:
     """Run ``kernel`` on ``device`` with ``warps`` warps per program. Raises ValueError if the grid is too large."""
     if grid[0] > GRID_LIMIT:
         raise ValueError(f"x is too large for one launch: {grid[0]} tiles, at most {GRID_LIMIT} are possible")

@@ -7,6 +7,7 @@ two functions. The first creates the empty results; tracing without data needs o
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ def operator(schema: str, results: Callable, fill: Callable) -> None:
     """Define an operator. ``results(*args)`` creates its results, and ``fill(results, *args)`` fills them."""
     name = schema.partition("(")[0]
 
-    def implementation(*args):
+    def implementation(*args: Any) -> Any:
         made = results(*args)
         fill(made, *args)
         return made

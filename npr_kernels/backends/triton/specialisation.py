@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -12,8 +14,12 @@ from npr_kernels.backends.triton import patches
 from npr_kernels.backends.triton.launch import INTERPRETED, Tile
 from npr_kernels.backends.triton.patches import Geometry
 
+Pair = tuple[int, int]  # (height, width)
 
-def geometry_of(x: Tensor, kernel, stride, padding, grid_size: int, anchor: int, scale) -> Geometry:
+
+def geometry_of(
+    x: Tensor, kernel: Pair, stride: Pair, padding: Pair, grid_size: int, anchor: int, scale: Sequence[float]
+) -> Geometry:
     channels = x.shape[1]
     paper = (channels, *kernel, *stride, *padding, grid_size, anchor) == (3, 3, 3, 2, 2, 1, 1, 2, 0)
     largest = max(map(abs, scale)) or 1.0
