@@ -15,6 +15,7 @@ demo: .venv/installed  ## screen the example images with the bundled checkpoint
 test: .venv/tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 bench: .venv/benchmarks  ## every table of docs/performance.md that needs nothing but this machine; an hour
