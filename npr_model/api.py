@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ class Detector:
         return self._scorer.verdict_caveat
 
     @overload
-    def score(self, images: ImageInput) -> Score: ...
+    def score(self, images: ImageInput) -> Score: ...  # type: ignore[overload-overlap]  # str iterates over str
 
     @overload
     def score(self, images: Iterable[ImageInput]) -> Iterator[Score]: ...
@@ -111,8 +111,8 @@ class Detector:
                 scores of the images before it come first. So they do if the iterable itself raises an exception.
         """
         if not _is_single(images):
-            return self._scores(images)
-        item, name = _item(images)
+            return self._scores(cast(Iterable[ImageInput], images))
+        item, name = _item(cast(ImageInput, images))
         (row,) = self._scorer.score_in_order([item])
         if row.error is not None:
             raise InputError(f"{name}: {row.error}")
@@ -195,7 +195,9 @@ def screen(
     output: str | os.PathLike,
     *,
     files_from: str | None = None,
+    null: bool = False,
     column: str | None = None,
+    retry_failed: bool = False,
     engine: str = "local",
     actors: int = 0,
     on_row: Callable[[Row], None] = lambda row: None,
@@ -208,7 +210,9 @@ def screen(
         output: A file that ends in .parquet, .csv or .jsonl, or a folder that ends in "/" for Parquet parts. The same
             call continues a run into a folder that was interrupted.
         files_from: A file that lists more sources, one per line.
+        null: Whether NUL bytes separate the names in ``files_from``.
         column: Parquet column that holds the encoded images. Default: the only binary column.
+        retry_failed: Whether to score again what has a row with an error in the output folder.
         engine: "local", or "ray" for a Ray cluster.
         actors: Ray workers that run the network; 0 for one per GPU, or one per node without GPUs.
         on_row: Called with each :class:`npr_model.screening.rows.Row` after it was written.
@@ -216,15 +220,22 @@ def screen(
             backend, false_positive_rate, batch_size, workers, max_pixels, cache.
 
     Returns:
-        Counts of the rows written by this call: ``failed``, ``scored``, and ``verdicts`` by name.
+        Counts of this call: ``failed`` and ``scored`` rows, ``verdicts`` by name, files that were ``skipped`` by
+        reason, and inputs that already had rows in the folder (``kept``, of which ``kept_failed`` have an error).
 
     Raises:
-        InputError: A source, an option or the output cannot be used. An image that cannot be scored is a row with an
-            error.
+        InputError: A source, an option or the output cannot be used, or there is nothing to screen. An image that
+            cannot be scored is a row with an error.
     """
     paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    listed = Sources(paths, files_from=files_from, column=column)
-    run = Screening(listed, os.fspath(output), ScoringOptions(**options), engine=engine, actors=actors)
+    run = Screening(
+        Sources(paths, files_from=files_from, null=null, column=column),
+        os.fspath(output),
+        ScoringOptions(**options),
+        retry_failed=retry_failed,
+        engine=engine,
+        actors=actors,
+    )
     with contextlib.closing(iter(run)) as rows:
         for row in rows:
             on_row(row)

@@ -1,4 +1,4 @@
-"""Images inside tar, zip and Parquet files, read as streams and never unpacked to disk.
+"""Images inside tar, zip and Parquet files, which are never unpacked to disk.
 
 A member is named "ARCHIVE::MEMBER". A bad member is one failed item. A damaged archive yields everything before the
 damage, then one failed item.
@@ -6,31 +6,25 @@ damage, then one failed item.
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
-import lzma
-import tarfile
-import zipfile
+import functools
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from npr_model.errors import InputError, reason
-from npr_model.files import is_image_name
-from npr_model.screening.items import MAX_BYTES, Item, failing, in_memory, too_large
+from npr_model.screening.compression import CHUNK
+from npr_model.screening.content import HEAD_BYTES, archive_kind
+from npr_model.screening.items import Item, Skip, failing
+from npr_model.screening.parquet import parquet_items
+from npr_model.screening.tars import tar_items
+from npr_model.screening.zips import zip_items
 
-_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-_ROWS_AT_ONCE = 16
-
-Skip = Callable[[str], None]
+_TAR_SUFFIXES = (".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-def is_archive(name: str) -> bool:
-    """Return whether :class:`Archive` reads a file, by its suffix in any case."""
+def is_archive_name(name: str) -> bool:
+    """Return whether a file is an archive by its suffix, in any case."""
     return _path(name).endswith((*_TAR_SUFFIXES, ".zip", ".parquet"))
 
 
@@ -42,7 +36,7 @@ def _path(name: str) -> str:
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive, which is read from its start each time.
+    """An archive, which is read from its start each time. Its content tells its kind, else its suffix.
 
     Attributes:
         name: What members are named after.
@@ -55,124 +49,39 @@ class Archive:
     column: str | None = None
 
     def items(self, skip: Skip) -> Iterator[Item]:
-        """Yield its images. ``skip`` is called with each member that has no image suffix."""
-        path = _path(self.name)
-        read = _zip if path.endswith(".zip") else _tar
+        """Yield its images. ``skip`` is called with each member that is skipped."""
         try:
-            with self.opened() as file:
-                if path.endswith(".parquet"):
-                    yield from _parquet(file, self.name, self.column)
-                else:
-                    yield from read(file, self.name, skip)
-        except (InputError, FileNotFoundError) as error:
-            yield failing(self.name, reason(error))
+            file = self.opened()
+        except OSError as error:
+            yield failing(self.name, f"the archive cannot be opened: {reason(error)}")
+            return
+        try:
+            with file:
+                yield from self._read(file, skip)
+        except InputError as error:
+            yield failing(self.name, str(error))
         except Exception as error:  # a damaged archive can make its readers raise anything
             yield failing(self.name, f"the archive is truncated or damaged ({reason(error)})")
 
-
-def _tar(file: BinaryIO, name: str, skip: Skip) -> Iterator[Item]:
-    with _unpacked(file) as unpacked, _Tar.open(fileobj=unpacked, mode="r|", tarinfo=_Member) as archive:  # no seeking
-        for member in archive:
-            archive.members.clear()  # tarfile would keep them all
-            source = f"{name}::{_readable(member.name)}"
-            if member.isdir():
-                continue
-            if not is_image_name(member.name):
-                skip(source)
-            elif member.issym() or member.islnk():
-                yield failing(source, f"it is a link to {_readable(member.linkname)}; links in a tar are not followed")
-            elif not member.isfile():
-                yield failing(source, "it is not a regular file")
-            elif member.size > MAX_BYTES:
-                yield failing(source, too_large(member.size))
-            else:
-                data = archive.extractfile(member).read()
-                if len(data) < member.size:
-                    raise EOFError(f"{_readable(member.name)} has {len(data)} of {member.size} bytes")
-                yield in_memory(source, data)
-        if not archive.has_end:
-            raise EOFError("the end mark is missing")
+    def _read(self, file: BinaryIO, skip: Skip) -> Iterator[Item]:
+        head = file.read(HEAD_BYTES)
+        kind = archive_kind(head) or _path(self.name).rpartition(".")[2]
+        if kind == "zip":
+            _rewind(file)
+            yield from zip_items(file, self.name, skip)
+        elif kind == "parquet":
+            _rewind(file)
+            yield from parquet_items(file, self.name, self.column, skip)
+        else:
+            pieces = iter(functools.partial(file.read, CHUNK), b"")
+            yield from tar_items(itertools.chain([head], pieces), self.name, skip)
 
 
-def _unpacked(file: BinaryIO) -> BinaryIO:
-    """Return the decompressed content of ``file``, by its first bytes, also of several concatenated streams."""
-    buffered = file if hasattr(file, "peek") else io.BufferedReader(file)
-    first = buffered.peek(6)
-    for magic, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
-        if first.startswith(magic):
-            return opened(buffered)
-    return buffered
-
-
-class _Tar(tarfile.TarFile):
-    has_end = False
-
-
-class _Member(tarfile.TarInfo):
-    """Notices the end mark: without it, a tar truncated between two members would look complete."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
-            archive.has_end = True
-            raise
-
-
-def _zip(file: BinaryIO, name: str, skip: Skip) -> Iterator[Item]:
-    with zipfile.ZipFile(file) as archive:
-        for member in archive.infolist():
-            source = f"{name}::{_readable(member.filename)}"
-            if member.is_dir():
-                continue
-            if not is_image_name(member.filename):
-                skip(source)
-                continue
-            try:
-                with archive.open(member) as opened:
-                    data = opened.read(MAX_BYTES + 1)  # the size in the header may be wrong
-            except Exception as error:  # checksum, password, unknown method: later members may be fine
-                yield failing(source, f"the file in the archive cannot be read ({reason(error)})")
-                continue
-            if len(data) > MAX_BYTES:
-                yield failing(source, f"it unpacks to more than the limit of {MAX_BYTES} bytes")
-            else:
-                yield in_memory(source, data)
-
-
-def _parquet(file: BinaryIO, name: str, column: str | None) -> Iterator[Item]:
-    table = pq.ParquetFile(file)
-    chosen = column or _column_of_bytes(table.schema_arrow, name)
-    if chosen not in table.schema_arrow.names:
-        raise InputError(f"{name} has no column {chosen!r}; it has: {', '.join(table.schema_arrow.names)}")
-    row = 0
-    for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[chosen]):
-        for value in batch.column(0):
-            data = value.as_py()
-            data = data.get("bytes") if isinstance(data, dict) else data
-            source, row = f"{name}::{row}", row + 1
-            if isinstance(data, bytes):
-                yield in_memory(source, data)
-            else:
-                yield failing(source, f"the column {chosen} has no image bytes in this row")
-
-
-def _column_of_bytes(schema: pa.Schema, name: str) -> str:
-    """Return the only binary column, or struct column with a binary field "bytes" (as in data sets on hubs)."""
-
-    def holds_bytes(kind: pa.DataType) -> bool:
-        if pa.types.is_struct(kind):
-            return any(field.name == "bytes" and holds_bytes(field.type) for field in kind)
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-    found = [field.name for field in schema if holds_bytes(field.type)]
-    if len(found) != 1:
-        several = f"several binary columns ({', '.join(found)}): choose one with --column"
-        raise InputError(f"{name} has {several if found else 'no binary column'}")
-    return found[0]
-
-
-def _readable(name: str) -> str:
-    """Return a member's name as valid UTF-8 text; tar keeps other bytes as surrogates."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def _rewind(file: BinaryIO) -> None:
+    try:
+        file.seek(0)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "zip and Parquet files are not read from start to end, and this server sends no parts of files: "
+            "download the file first"
+        ) from error

@@ -58,7 +58,7 @@ class Decoder:
                 decoded = self._decoded(data)
                 row = _describe(row, data, decoded, self.grid_size)
                 pixels = self.view.apply(decoded.pixels, self.grid_size)
-                if self.view.kind == "resize" and self.view.size < min(decoded.width, decoded.height):
+                if self.view.kind == "resize" and (self.view.size or 0) < min(decoded.width, decoded.height):
                     row = replace(row, flags=" ".join(filter(None, (row.flags, "resized"))))
         except ImageError as error:
             row = replace(row, error=str(error), error_code=error.code)
@@ -79,9 +79,9 @@ def _digest(data: bytes | DecodedImage) -> str:
     """sha256 of the encoded bytes; for pixels without a file, of their size and values."""
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
-    found = hashlib.sha256(f"{data.width}x{data.height} pixels\n".encode())
-    found.update(data.pixels)
-    return found.hexdigest()
+    digest = hashlib.sha256(f"{data.width}x{data.height} pixels\n".encode())
+    digest.update(data.pixels.data)
+    return digest.hexdigest()
 
 
 def decode_ahead(
@@ -136,9 +136,10 @@ def _describe(row: Row, data: bytes | DecodedImage, decoded: DecodedImage, grid_
     quality, subsampling, recompressed = None, None, False
     if isinstance(data, bytes) and decoded.format in ("JPEG", "MPO"):
         encoding = read_encoding(data)
-        table = encoding.quantization[0]
-        quality, subsampling = estimate_quality(table), encoding.subsampling
-        recompressed = was_coarser(decoded.pixels, table)
+        subsampling = encoding.subsampling
+        if encoding.quantization is not None:
+            quality = estimate_quality(encoding.quantization[0])
+            recompressed = was_coarser(decoded.pixels, encoding.quantization[0])
     height, width = decoded.height, decoded.width
     tiny, odd = min(height, width) < TINY, height % grid_size or width % grid_size
     flags = {"tiny": tiny, "odd": odd, "recompressed": recompressed}

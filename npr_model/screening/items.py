@@ -1,14 +1,29 @@
-"""What is screened: a name, and a way to its bytes."""
+"""What is screened: a name, and a way to its bytes. And why a file is not screened."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from npr_model.imaging.decode import DecodedImage
 
 MAX_BYTES = 2**30  # per encoded image; larger files are no photographs and would fill the memory
+
+# Why files that lie beside images are skipped: Skip is called with the name of such a file and one of these
+# reasons, or one of npr_model.files.
+NO_IMAGE = "not images"
+NO_IMAGE_NAME = "without an image suffix (remote files are judged by their names)"
+INNER_ARCHIVE = "archives in folders or archives (name them to read them)"
+UNREADABLE = "without an image suffix, and unreadable"
+EMPTY_ROW = "Parquet rows with an empty list"
+
+Skip = Callable[[str, str], None]
+
+
+def describe_skipped(skipped: Mapping[str, int]) -> str:
+    """Return counts by reason as text; "" if there are none."""
+    return ", ".join(f"{count} {reason}" for reason, count in skipped.items() if count)
 
 
 @dataclass(frozen=True)

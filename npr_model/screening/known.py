@@ -24,7 +24,7 @@ class Known:
     """The rows of the last KNOWN_ROWS different files, by sha256. Lookups are thread-safe."""
 
     def __init__(self) -> None:
-        self._rows: OrderedDict[str, Row] = OrderedDict()
+        self._rows: OrderedDict[str | None, Row] = OrderedDict()
 
     def add(self, row: Row) -> None:
         """Remember a scored row."""
@@ -34,8 +34,8 @@ class Known:
 
     def find(self, row: Row) -> Row | None:
         """Return the row of identical bytes with the source of ``row``; None if unknown."""
-        found = self._rows.get(row.sha256)
-        return found and replace(found, source=row.source, milliseconds=row.milliseconds)
+        twin = self._rows.get(row.sha256)
+        return twin and replace(twin, source=row.source, milliseconds=row.milliseconds)
 
 
 class Cache:
@@ -70,7 +70,7 @@ class Cache:
             raise self._failure(error) from error
 
     def add(self, row: Row) -> None:
-        """Store a scored row. It can be found after at most ROWS_A_COMMIT rows. Raises InputError."""
+        """Store a scored row. :meth:`find` finds it after at most ROWS_A_COMMIT rows. Raises InputError."""
         values = {name: value for name, value in row.as_dict().items() if name not in _OF_THE_RUN}
         self._pending.append((*self._key(row), json.dumps(values, separators=(",", ":"))))
         if len(self._pending) >= ROWS_A_COMMIT:
@@ -81,12 +81,12 @@ class Cache:
         query = "SELECT row FROM rows WHERE sha256 = ? AND model = ? AND view = ? AND dtype = ?"
         try:
             with self._lock:
-                found = self._database.execute(query, self._key(row)).fetchone()
+                match = self._database.execute(query, self._key(row)).fetchone()
         except sqlite3.Error as error:
             raise self._failure(error) from error
-        if found is None:
+        if match is None:
             return None
-        values = json.loads(found[0])
+        values = json.loads(match[0])
         return self._finish(replace(row, **values), values["logit"])
 
     def commit(self) -> None:
@@ -98,8 +98,8 @@ class Cache:
             raise self._failure(error) from error
         self._pending.clear()
 
-    def _key(self, row: Row) -> tuple[bytes, str, str, str]:
-        return bytes.fromhex(row.sha256), row.model, row.view, self._dtype
+    def _key(self, row: Row) -> tuple[bytes, str | None, str | None, str]:
+        return bytes.fromhex(row.sha256 or ""), row.model, row.view, self._dtype
 
     def _one(self, query: str) -> int:
         return self._database.execute(query).fetchone()[0]

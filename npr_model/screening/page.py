@@ -46,22 +46,23 @@ def write_page(path: Path, title: str, summary: Summary, on_image: Callable[[int
         ],
         "gallery": gallery,
     }
-    data = json.dumps(values, allow_nan=False).replace("</", "<\\/").replace("<!--", "<\\!--")
-    text = _TEMPLATE.read_text(encoding="utf-8").replace("{{title}}", html.escape(title)).replace("{{data}}", data)
+    script = json.dumps(values, allow_nan=False).replace("</", "<\\/").replace("<!--", "<\\!--")
+    text = _TEMPLATE.read_text(encoding="utf-8").replace("{{title}}", html.escape(title)).replace("{{data}}", script)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def fetch(sources: Iterable[str]) -> dict[str, bytes]:
     """Return the encoded bytes of those ``sources`` (names in rows) that can be read. An archive is read once."""
-    found, inside = {}, {}
+    found: dict[str, bytes] = {}
+    inside: dict[str, set[str]] = {}
     for source in sources:
         inside.setdefault(source.partition("::")[0], set()).add(source)
     for path, wanted in inside.items():
         try:
             for item in Sources([path]):
-                if item.source in wanted:
-                    found[item.source] = item.load()
+                if item.source in wanted and isinstance(data := item.load(), bytes):
+                    found[item.source] = data
                     if wanted <= found.keys():
                         break
         except (InputError, OSError):  # moved, or on another machine: the page works without it

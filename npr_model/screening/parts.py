@@ -2,33 +2,37 @@
 
 A part gets its final name only when it is complete and on disk. A continued run reads from the parts which sources have
 rows, and from the manifest whether it is the same run. No row is lost and none is written twice.
+
+A run that tries failed sources again writes parts named "-retry". Their rows replace the failed rows of the same
+sources in the other parts: when that run ends, or, if it was killed, when the next one begins.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
+from typing import BinaryIO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from npr_model.errors import InputError, reason
 from npr_model.files import atomic_write
-from npr_model.screening.items import Item
+from npr_model.screening.finished import Finished, digest
+from npr_model.screening.journal import NAME as JOURNAL
 
 try:
     import fcntl
 except ImportError:  # Windows: the user must not start two runs into one folder
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 MANIFEST = "_manifest.json"  # Parquet readers skip names that start with _
 _LOCK = ".lock"
+_PART = re.compile(r"part-([0-9]+)(-retry)?\.parquet")
 _VERSION = 1
 ROWS_A_GROUP = 5_000  # per row group; with 50,000 the encoders would use 25 MiB more
 
@@ -37,115 +41,57 @@ class SinkError(InputError):
     """An output that cannot be written."""
 
 
-class Finished:
-    """The sources that have rows, as 128-bit digests with counts: 24 bytes each.
-
-    ``count``: number of rows. ``failed``: how many of them have an error.
-    """
-
-    def __init__(self, sources: Iterable[str] = ()) -> None:
-        self.failed = 0
-        gathered = bytearray()
-        for source in sources:
-            gathered += _digest(source)
-        digests = np.frombuffer(gathered, np.uint64).reshape(-1, 2)
-        self.count = len(digests)
-        unique, self._copies = np.unique(digests, axis=0, return_counts=True)
-        self._first, self._second = unique.T
-
-    def remaining(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield the ``items`` that have no row. A source that is listed twice needs two rows."""
-        has_row = self.row_matcher()
-        return (item for item in items if not has_row(item.source)) if self.count else iter(items)
-
-    def row_matcher(self, earlier: Mapping[str, int] = MappingProxyType({})) -> Callable[[str], bool]:
-        """Return a function that tells whether the next occurrence of a source has a row.
-
-        Called again for the same source, it is true as often as there are rows. ``earlier``: occurrences seen
-        elsewhere.
-        """
-        if not self.count:
-            return lambda source: False
-        taken = np.zeros(len(self._first), np.uint32)  # its pages take memory only once they are written to
-
-        def take(source: str) -> bool:
-            first, second = np.frombuffer(_digest(source), np.uint64)
-            low, high = np.searchsorted(self._first, first, "left"), np.searchsorted(self._first, first, "right")
-            for place in range(low, high):
-                if self._second[place] == second and earlier.get(source, 0) + taken[place] < self._copies[place]:
-                    taken[place] += 1
-                    return True
-            return False
-
-        return take
-
-
-def _digest(source: str) -> bytes:
-    return hashlib.blake2b(source.encode(), digest_size=16).digest()
-
-
 class Parts:
     """The folder, for one run at a time.
 
     Args:
         folder: The folder.
         identity: What all its rows have in common, as texts by name.
+        retry_failed: Whether the run tries failed sources again.
 
     Raises:
         SinkError: The folder holds something else or rows of another identity, or another run writes to it.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, str], *, retry_failed: bool = False) -> None:
         check(folder)
-        self.folder, self._identity = folder, dict(identity)
+        self.folder, self._identity, self._retry_failed = folder, dict(identity), retry_failed
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(folder)
-        manifest = _manifest(folder)
-        if manifest is not None and manifest.get("identity") != self._identity:
-            theirs = manifest.get("identity") or {}
-            different = [f"{name} {theirs.get(name)}" for name in identity if theirs.get(name) != identity[name]]
+        try:
+            self._check_identity()
+            for left in folder.glob(".*.partial"):  # left by a run that was killed while writing
+                left.unlink(missing_ok=True)
+            self._rows = {path.name: self._read(path).metadata.num_rows for path in _paths(folder)}
+            self._write_manifest(complete=False)
+            self._replace_retried()
+        except BaseException:
             self.close()
-            raise SinkError(
-                f"output folder {folder} holds rows of another run ({', '.join(different)}): choose another folder"
-            )
-        for left in folder.glob(".*.partial"):  # left by a run that was killed while writing
-            left.unlink(missing_ok=True)
-        self._rows = {path.name: self._read(path).metadata.num_rows for path in _paths(folder)}
-        self._write_manifest(complete=False)
+            raise
 
     @property
     def count(self) -> int:
         return len(self._rows)
 
     def finished(self) -> Finished:
-        """Return the sources that have rows. Raises SinkError for a part that cannot be read."""
-        failed = 0
-
-        def sources() -> Iterator[str]:
-            nonlocal failed
-            for name in self._rows:
-                try:
-                    for batch in self._read(self.folder / name).iter_batches(columns=["source", "error"]):
-                        failed += len(batch) - batch.column("error").null_count
-                        yield from batch.column("source").to_pylist()
-                except (OSError, pa.ArrowException, KeyError) as error:
-                    raise SinkError(f"{self.folder / name} cannot be read: {reason(error)}") from error
-
-        finished = Finished(sources())
-        finished.failed = failed
-        return finished
+        """Return the sources that need no new row. Raises SinkError for a part that cannot be read."""
+        return Finished(
+            (source, has_failed)
+            for name in self._rows
+            for source, has_failed in self._sources(name)
+            if not (has_failed and self._retry_failed)
+        )
 
     def add(self, table: pa.Table) -> None:
         """Write one more part."""
-        number = 1 + max((int(name[5:-8]) for name in self._rows), default=-1)
-        name = f"part-{number:05}.parquet"
-        with atomic_write(self.folder / name) as temporary:
-            pq.write_table(table, temporary, row_group_size=ROWS_A_GROUP, compression="zstd")
-        self._rows[name] = table.num_rows
+        number = 1 + max((_number(name) for name in self._rows), default=-1)
+        name = f"part-{number:05}{'-retry' if self._retry_failed else ''}.parquet"
+        self._write(name, table)
         self._write_manifest(complete=False)
 
     def finish(self, *, complete: bool) -> None:
         """Record whether the run is complete."""
+        self._replace_retried()
         self._write_manifest(complete)
 
     def close(self) -> None:
@@ -153,12 +99,60 @@ class Parts:
         if self._lock is not None:
             self._lock.close()
 
+    def _check_identity(self) -> None:
+        manifest = _manifest(self.folder)
+        if manifest is None or manifest.get("identity") == self._identity:
+            return
+        theirs, ours = manifest.get("identity") or {}, self._identity
+        different = [f"{name} {theirs.get(name)}" for name in ours if theirs.get(name) != ours[name]]
+        raise SinkError(
+            f"output folder {self.folder} holds rows of another run ({', '.join(different)}): choose another folder"
+        )
+
+    def _replace_retried(self) -> None:
+        """Remove the failed rows whose sources have new rows in parts named "-retry", and name these as the others.
+
+        If this is interrupted, doing it again completes it.
+        """
+        retried = [name for name in self._rows if _is_retry(name)]
+        if not retried:
+            return
+        sources = {digest(source) for name in retried for source, _ in self._sources(name)}
+        for name in [name for name in self._rows if name not in retried]:
+            rows = list(self._sources(name))
+            keep = [not has_failed or digest(source) not in sources for source, has_failed in rows]
+            if all(keep):
+                continue
+            if any(keep):
+                self._write(name, self._read(self.folder / name).read().filter(pa.array(keep)))
+            else:
+                (self.folder / name).unlink()
+                del self._rows[name]
+        for name in retried:
+            final = name.replace("-retry", "")
+            (self.folder / name).replace(self.folder / final)
+            self._rows[final] = self._rows.pop(name)
+
+    def _sources(self, name: str) -> Iterator[tuple[str, bool]]:
+        """Yield the source of each row of a part, and whether it failed."""
+        try:
+            for batch in self._read(self.folder / name).iter_batches(columns=["source", "error"]):
+                yield from zip(
+                    batch.column("source").to_pylist(), batch.column("error").is_valid().to_pylist(), strict=True
+                )
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise SinkError(f"{self.folder / name} cannot be read: {reason(error)}") from error
+
     def _read(self, path: Path) -> pq.ParquetFile:
         try:
             return pq.ParquetFile(path)
         except (OSError, pa.ArrowException) as error:
-            self.close()
             raise SinkError(f"{path} cannot be read: {reason(error)}") from error
+
+    def _write(self, name: str, table: pa.Table) -> None:
+        with atomic_write(self.folder / name) as temporary:
+            pq.write_table(table, temporary, row_group_size=ROWS_A_GROUP, compression="zstd")
+        self._rows[name] = table.num_rows
 
     def _write_manifest(self, complete: bool) -> None:
         values = {
@@ -201,14 +195,29 @@ def _manifest(folder: Path) -> dict | None:
 
 def _is_passing(path: Path) -> bool:
     """Return whether a file may be left over from a run that was killed before it wrote anything."""
-    return path.name == _LOCK or (path.name.startswith(".") and path.name.endswith(".partial"))
+    return path.name in (_LOCK, JOURNAL) or (path.name.startswith(".") and path.name.endswith(".partial"))
 
 
 def _paths(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.parquet"))
+    paths = (path for path in folder.iterdir() if _PART.fullmatch(path.name))
+    return sorted(paths, key=lambda path: _number(path.name))
 
 
-def _locked(folder: Path):
+def _number(name: str) -> int:
+    return int(_matched(name)[1])
+
+
+def _is_retry(name: str) -> bool:
+    return _matched(name)[2] is not None
+
+
+def _matched(name: str) -> re.Match[str]:
+    found = _PART.fullmatch(name)
+    assert found is not None  # as it is the name of a part
+    return found
+
+
+def _locked(folder: Path) -> BinaryIO | None:
     """Return an open file that holds the lock on the folder until it is closed or the process ends."""
     if fcntl is None:
         return None
@@ -224,8 +233,9 @@ def _locked(folder: Path):
 
 
 @contextlib.contextmanager
-def opened(folder: Path, identity: Mapping[str, str]) -> Iterator[Parts]:
-    parts = Parts(folder, identity)
+def opened(folder: Path, identity: Mapping[str, str], *, retry_failed: bool = False) -> Iterator[Parts]:
+    """Open a folder as :class:`Parts`, and release it at the end."""
+    parts = Parts(folder, identity, retry_failed=retry_failed)
     try:
         yield parts
     finally:

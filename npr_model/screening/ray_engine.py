@@ -16,12 +16,12 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from npr_kernels import BackendError
@@ -29,10 +29,10 @@ from npr_model.devices import check_device_name
 from npr_model.errors import InputError, reason
 from npr_model.screening.archives import Archive
 from npr_model.screening.decoding import Decoded, Decoder, decode_ahead
+from npr_model.screening.finished import Finished
 from npr_model.screening.items import Item
 from npr_model.screening.known import Known
-from npr_model.screening.parts import Finished
-from npr_model.screening.rows import SCHEMA, Row
+from npr_model.screening.rows import SCHEMA, Row, Totals
 from npr_model.screening.runner import Scorer
 from npr_model.screening.sources import STANDARD_INPUT, Sources
 
@@ -48,12 +48,12 @@ FILES_A_UNIT = 128
 IMAGES_A_GROUP = 64  # several batches, so that a GPU never waits for rows to be built
 BLOCK_BYTES = 2**25  # of decoded pixels, or names, that travel together
 DECODING_THREADS = 4  # per task, so that slow file access overlaps
-# Rows in transit. A row without source counts skipped files or reports a failure.
-_RESULTS = pa.schema([*SCHEMA, ("skipped", pa.int32()), ("failure", pa.string())])
+# Rows in transit. A row without source holds a task's counts (a pickled Totals) or reports a failure.
+_RESULTS = pa.schema([*SCHEMA, ("counts", pa.binary()), ("failure", pa.string())])
 _DECODED = pa.schema(
     [
         *SCHEMA,
-        ("skipped", pa.int32()),
+        ("counts", pa.binary()),
         ("pixels", pa.large_binary()),
         ("pixel_height", pa.int32()),
         ("pixel_width", pa.int32()),
@@ -67,24 +67,31 @@ MakeScorer = Callable[..., Scorer]  # called with device=
 class _Unit:
     """What one task decodes: some files, or an archive.
 
-    ``earlier``: how often this archive came before in the same run. ``skipped``: files that the listing skipped since
-    the last unit.
+    Attributes:
+        entries: The files or the archive.
+        earlier: How often this archive came before in the same run.
+        counts: What the listing counted since the last unit.
     """
 
     entries: list[Item] | Archive
     earlier: int = 0
-    skipped: int = 0
+    counts: Totals = field(default_factory=Totals)
 
-    def items(self, skip: Callable[[str], None], finished: Finished) -> Iterator[Item]:
-        """Return the items that have no row yet."""
+    def items(self, finished: Finished, counts: Totals) -> Iterator[Item]:
+        """Yield the items that have no row yet. The others, and what is skipped, are counted."""
         if isinstance(self.entries, list):
-            return iter(self.entries)
+            yield from self.entries
+            return
         earlier: Counter[str] = Counter()
         if self.earlier:  # an archive may hold a name more than once
-            for item in self.entries.items(lambda name: None):
+            for item in self.entries.items(lambda name, reason: None):
                 earlier[item.source] += self.earlier
-        has_row = finished.row_matcher(earlier)
-        return (item for item in self.entries.items(skip) if not has_row(item.source))
+        has_row = finished.matcher(earlier)
+        for item in self.entries.items(lambda name, reason: counts.skipped.update([reason])):
+            if not has_row(item.source):
+                yield item
+        counts.kept += has_row.kept
+        counts.kept_failed += has_row.kept_failed
 
 
 class RayEngine:
@@ -121,26 +128,27 @@ class RayEngine:
         self.actors = actors or (gpus if self._on_gpu else len(with_cores)) or 1
         self._make_scorer = ray.put(make_scorer)
 
-    def score(self, sources: Sources, decoder: Decoder, finished: Finished) -> Iterator[Row]:
-        """Yield a row for each input that has none yet; ``sources.skipped`` is updated meanwhile."""
+    def score(
+        self, sources: Sources, decoder: Decoder, finished: Finished, totals: Totals | None = None
+    ) -> Iterator[Row]:
+        """Yield a row for each input that has none yet; what is skipped or has a row is counted in ``totals``."""
+        totals = Totals() if totals is None else totals
         context = DataContext.get_current()
         before = context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start
         context.target_max_block_size = BLOCK_BYTES
         context.enable_progress_bars = context.print_on_execution_start = False
-        sources.skipped = 0
-        with _standard_input_as_file(sources) as listed:
+        with _list_as_file(sources) as listed:
             try:
-                for batch in self._rows(listed, decoder, finished).iter_batches(
-                    batch_size=None, batch_format="pyarrow"
-                ):
-                    for values in batch.to_pylist():
-                        skipped, failure = values.pop("skipped"), values.pop("failure")
+                rows = self._rows(listed, decoder, finished)
+                for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+                    for values in cast(pa.Table, batch).to_pylist():
+                        counts, failure = values.pop("counts"), values.pop("failure")
                         if failure is not None:
                             raise InputError(failure)
-                        if skipped is None:
+                        if counts is None:
                             yield Row(**values)
                         else:
-                            sources.skipped += skipped
+                            totals.include(pickle.loads(counts))
             except ray.exceptions.RayError as error:
                 raise _cause(error) from error
             finally:
@@ -199,12 +207,18 @@ def _list(sources: Sources, rows_there: list[ray.ObjectRef], folder: str) -> Ite
 
 
 def _units(sources: Sources, finished: Finished) -> Iterator[_Unit]:
-    has_row, archives, files, skipped = finished.row_matcher(), Counter(), [], 0
+    has_row, files = finished.matcher(), []
+    archives: Counter[str] = Counter()
+    reported = Totals()
 
     def unit(entries: list[Item] | Archive, earlier: int = 0) -> _Unit:
-        nonlocal skipped
-        skipped, before = sources.skipped, skipped
-        return _Unit(entries, earlier, sources.skipped - before)
+        counts = Totals(
+            skipped=sources.skipped - reported.skipped,
+            kept=has_row.kept - reported.kept,
+            kept_failed=has_row.kept_failed - reported.kept_failed,
+        )
+        reported.include(counts)
+        return _Unit(entries, earlier, counts)
 
     for entry in sources.entries():
         if isinstance(entry, Archive):
@@ -220,17 +234,17 @@ def _units(sources: Sources, finished: Finished) -> Iterator[_Unit]:
 
 
 def _decode(table: pa.Table, *, decoder: Decoder, rows_there: list[ray.ObjectRef]) -> Iterator[pa.Table]:
-    """Yield the rows and pixels of the images, and the number of skipped files."""
+    """Yield the rows and pixels of the images, then the counts."""
     finished = ray.get(rows_there[0])
     for pickled in table.column("unit"):
         unit: _Unit = pickle.loads(pickled.as_py())
-        skipped: list[str] = []
+        counts = unit.counts
         with _expected_errors():
-            items = unit.items(skipped.append, finished)
+            items = unit.items(finished, counts)
             decoded = decode_ahead(decoder.decode, items, DECODING_THREADS, 2 * DECODING_THREADS)
-            for some in _groups(decoded):
-                yield _packed(some)
-        yield pa.Table.from_pylist([{"skipped": unit.skipped + len(skipped)}], _DECODED)
+            for group in _groups(decoded):
+                yield _packed(group)
+        yield pa.Table.from_pylist([{"counts": pickle.dumps(counts)}], _DECODED)
 
 
 def _groups(decoded: Iterator[Decoded]) -> Iterator[list[Decoded]]:
@@ -256,7 +270,7 @@ def _packed(decoded: list[Decoded]) -> pa.Table:
     rows = pa.Table.from_pylist([one.row.as_dict() for one in decoded], SCHEMA)
     heights, widths = zip(*sizes, strict=True)
     added = {
-        "skipped": pa.nulls(len(decoded), pa.int32()),
+        "counts": pa.nulls(len(decoded), pa.binary()),
         "pixels": pa.Array.from_buffers(pa.large_binary(), len(decoded), buffers),
         "pixel_height": pa.array(heights, pa.int32()),
         "pixel_width": pa.array(widths, pa.int32()),
@@ -266,14 +280,14 @@ def _packed(decoded: list[Decoded]) -> pa.Table:
 
 def _unpacked(table: pa.Table) -> Iterator[Decoded]:
     sizes = zip(*(table.column(name).to_pylist() for name in ("pixel_height", "pixel_width")), strict=True)
-    for values, skipped, pixels, (height, width) in zip(
+    for values, counts, pixels, (height, width) in zip(
         table.select(SCHEMA.names).to_pylist(),
-        table.column("skipped").to_pylist(),
+        table.column("counts").to_pylist(),
         table.column("pixels"),
         sizes,
         strict=True,
     ):
-        if skipped is None:
+        if counts is None:
             array = None
             if height is not None:
                 array = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(height, width, 3)
@@ -301,8 +315,9 @@ class _Actor:
                 rows.extend(self._scorer.score_decoded(_unpacked(table), self._known))
             except (InputError, BackendError) as error:
                 self._failure = str(error)
-        last = {"skipped": pc.sum(table.column("skipped")).as_py() or 0, "failure": self._failure}
-        return pa.Table.from_pylist([*(row.as_dict() for row in rows), last], _RESULTS)
+        counts = [{"counts": counts} for counts in table.column("counts").to_pylist() if counts is not None]
+        failure = [] if self._failure is None else [{"failure": self._failure}]
+        return pa.Table.from_pylist([*(row.as_dict() for row in rows), *counts, *failure], _RESULTS)
 
 
 def _cores_of_node() -> int:
@@ -313,15 +328,20 @@ def _cores_of_node() -> int:
 
 
 @contextlib.contextmanager
-def _standard_input_as_file(sources: Sources) -> Iterator[Sources]:
-    """Yield ``sources`` with standard input, which tasks cannot read, copied to a file."""
-    if sources.files_from != STANDARD_INPUT:
+def _list_as_file(sources: Sources) -> Iterator[Sources]:
+    """Yield ``sources`` with a list that other processes cannot read, such as standard input, copied to a file."""
+    name = sources.files_from
+    if name is None or os.path.isfile(name):
         yield sources
         return
-    with tempfile.NamedTemporaryFile(prefix="npr-files-") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
-        file.flush()
-        yield sources.listed_in(file.name)
+    is_input = name == STANDARD_INPUT
+    with (
+        tempfile.NamedTemporaryFile(prefix="npr-files-") as copied,
+        contextlib.nullcontext(sys.stdin.buffer) if is_input else open(name, "rb") as listed,
+    ):
+        shutil.copyfileobj(listed, copied)
+        copied.flush()
+        yield sources.listed_in(copied.name)
 
 
 class _Expected(Exception):

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-import errno
 import functools
+import io
 import os
 import re
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
 
 import fsspec
 
 from npr_model.errors import InputError, reason
-from npr_model.files import is_image_name, natural_key
-from npr_model.screening.archives import Archive, is_archive
-from npr_model.screening.items import MAX_BYTES, Item, failing, too_large
+from npr_model.files import HIDDEN, is_hidden, is_image_name, natural_key
+from npr_model.screening.archives import Archive, is_archive_name
+from npr_model.screening.items import (
+    INNER_ARCHIVE,
+    MAX_BYTES,
+    NO_IMAGE_NAME,
+    Item,
+    Skip,
+    failing,
+    too_large,
+)
+from npr_model.screening.retries import request
 
-_WAITS = (0.2, 1.0, 3.0)  # seconds before the next attempts
+_SCHEME = re.compile(r"(?:^|(?<=::))[A-Za-z][A-Za-z0-9+.-]*(?=://)")
 
 
 def is_url(path: str) -> bool:
+    """Return whether a source is a URL. One of a local file counts as its path, see :func:`as_path`."""
     return "://" in path
+
+
+def as_path(source: str) -> str:
+    """Return the path in a URL such as file:///photos; any other source as it is."""
+    scheme, _, path = source.partition("://")
+    return path if scheme.lower() in ("file", "local") and "::" not in path else source
 
 
 class Remote:
@@ -36,18 +51,19 @@ class Remote:
         self._pattern: re.Pattern | None = None
         self._depth: int | None = None  # folders below the path; None for all
         self._is_folder, self._size = True, None
+        url = _SCHEME.sub(lambda scheme: scheme[0].lower(), url)
         try:
             # Without the listing cache, which would hold every name.
             self._files, self._path = fsspec.core.url_to_fs(url, use_listings_cache=False)
-            inner, chained, rest = url.partition("::")
-            self._chain = chained + rest if "://" in inner else ""
+            inner, chained, outer = url.partition("::")
+            self._chain = chained + outer if "://" in inner else ""
             if listed and _is_file_name(self._path.partition("?")[0]):
                 self._is_folder = False
                 return
             try:
                 # Not isdir() and exists(), which report every failure as "no".
-                found = _again(lambda: self._files.info(self._path))
-                self._is_folder, self._size = found["type"] == "directory", found.get("size")
+                info = request(lambda: self._files.info(self._path))
+                self._is_folder, self._size = info["type"] == "directory", info.get("size")
             except FileNotFoundError:
                 magic = re.search("[*[]" if url.startswith("http") else "[*?[]", self._path)
                 if listed or magic is None:
@@ -55,7 +71,7 @@ class Remote:
                 self._pattern = re.compile(fsspec.utils.glob_translate(self._path))
                 self._depth = None if "**" in self._path else self._path.count("/", magic.start())
                 self._path = "".join(self._path[: magic.start()].rpartition("/")[:2])
-                _again(lambda: self._files.ls(self._path, detail=False))  # report errors at once
+                request(lambda: self._files.ls(self._path, detail=False))  # report errors at once
         except FileNotFoundError as error:
             raise InputError(f"{url} does not exist") from error
         except ImportError as error:
@@ -65,56 +81,60 @@ class Remote:
         except Exception as error:  # libraries behind the protocols can raise anything
             raise InputError(f"{url} cannot be reached: {reason(error)}") from error
 
-    def entries(self, column: str | None, skip: Callable[[str], None]) -> Iterator[Item | Archive]:
+    def entries(self, column: str | None, skip: Skip) -> Iterator[Item | Archive]:
         """Yield the file, the matches of the pattern, or the images of the folder; archives in folders are skipped.
 
         All depths in natural order, with one folder in memory at a time. A folder that cannot be listed is a failed
-        item. ``skip`` is called with each file in a folder that has no image suffix. ``column``: as in Archive.
+        item. ``skip`` is called with each file in a folder that is skipped. ``column``: as in Archive.
         """
         if not self._is_folder:
             yield self._entry(self._path, self._size, column)
             return
-        for found in self._below(self._path, self._depth):
-            if isinstance(found, Item):
-                yield found
+        is_match = self._pattern.match if self._pattern is not None else None
+        for entry in self._below(self._path, skip if is_match is None else lambda name, reason: None):
+            if isinstance(entry, Item):
+                yield entry
                 continue
-            path, size = found
-            if self._pattern is not None:
-                if self._pattern.match(path):
+            path, size = entry
+            if is_match is not None:
+                if is_match(path):
                     yield self._entry(path, size, column)
             elif is_image_name(path):
                 yield self._item(path, size)
             else:
-                skip(path)
+                skip(path, INNER_ARCHIVE if is_archive_name(path) else NO_IMAGE_NAME)
 
-    def _below(self, folder: str, depth: int | None) -> Iterator[tuple[str, int | None] | Item]:
-        """Yield the visible files, each with its size if known."""
-        try:
-            entries = _again(lambda: self._files.ls(folder, detail=True))
-        except Exception as error:
-            yield failing(self._name(folder), f"the folder cannot be listed: {reason(error)}")
-            return
-        folders = []
-        for entry in sorted(entries, key=lambda entry: natural_key(entry["name"])):
-            name = entry["name"].rstrip("/")
-            if name == folder.rstrip("/") or name.rpartition("/")[2].startswith("."):
+    def _below(self, root: str, skip: Skip) -> Iterator[tuple[str, int | None] | Item]:
+        """Yield the visible files, each with its size if known. ``skip`` is called with each hidden file or folder."""
+        pending = [(root, self._depth)]
+        while pending:
+            folder, depth = pending.pop()
+            try:
+                entries = request(functools.partial(self._files.ls, folder, detail=True))
+            except Exception as error:
+                yield failing(self._name(folder), f"the folder cannot be listed: {reason(error)}")
                 continue
-            if entry["type"] == "directory":
-                folders.append(name)
-            else:
-                yield name, entry.get("size")
-        if depth == 0:
-            return
-        for name in folders:
-            yield from self._below(name, None if depth is None else depth - 1)
+            below = []
+            for entry in sorted(entries, key=lambda entry: natural_key(entry["name"])):
+                name = entry["name"].rstrip("/")
+                if name == folder.rstrip("/"):
+                    continue
+                if is_hidden(name.rpartition("/")[2]):
+                    skip(name, HIDDEN)
+                elif entry["type"] == "directory":
+                    below.append((name, None if depth is None else depth - 1))
+                else:
+                    yield name, entry.get("size")
+            if depth != 0:
+                pending += reversed(below)
 
     def _entry(self, path: str, size: int | None, column: str | None) -> Item | Archive:
-        if is_archive(path):
+        if is_archive_name(path):
             return Archive(self._name(path), functools.partial(_open, self._files, path), column)
         return self._item(path, size)
 
     def _item(self, path: str, size: int | None) -> Item:
-        if (size or 0) > MAX_BYTES:
+        if size is not None and size > MAX_BYTES:
             return failing(self._name(path), too_large(size))
         return Item(self._name(path), functools.partial(_load, self._files, path, size is not None))
 
@@ -124,15 +144,51 @@ class Remote:
 
 
 def _is_file_name(path: str) -> bool:
-    return is_image_name(path) or is_archive(path)
+    return is_image_name(path) or is_archive_name(path)
 
 
 def _open(files: fsspec.AbstractFileSystem, path: str) -> BinaryIO:
     """Open a file. Raises OSError."""
-    try:
-        return _again(lambda: files.open(path, "rb"))
-    except Exception as error:
-        raise OSError(reason(error)) from error
+    return cast(BinaryIO, _Persistent(request(lambda: files.open(path, "rb"))))
+
+
+class _Persistent(io.RawIOBase):
+    """An open remote file whose reads are repeated after failures that may be temporary."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        place = self._file.tell()
+
+        def again() -> bytes:
+            if self._file.tell() != place:
+                self._file.seek(place)
+            return self._file.read(size)
+
+        return request(again)
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def _load(files: fsspec.AbstractFileSystem, path: str, size_is_known: bool) -> bytes:
@@ -140,26 +196,7 @@ def _load(files: fsspec.AbstractFileSystem, path: str, size_is_known: bool) -> b
         with files.open(path, "rb") as file:
             return file.read(MAX_BYTES + 1)
 
-    try:
-        data = _again((lambda: files.cat_file(path)) if size_is_known else beginning)
-    except FileNotFoundError as error:  # most file systems give only the name
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(reason(error)) from error
+    data = request((lambda: files.cat_file(path)) if size_is_known else beginning)
     if len(data) > MAX_BYTES:
         raise OSError(f"it is more than the limit of {MAX_BYTES} bytes")
     return data
-
-
-def _again(call: Callable[[], Any]) -> Any:
-    """Call, and repeat after failures that may be temporary."""
-    for wait in _WAITS:
-        try:
-            return call()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, ImportError, ValueError):
-            raise
-        except Exception:
-            time.sleep(wait)
-    return call()

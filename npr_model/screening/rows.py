@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,15 +36,28 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One item, scored or failed. If it failed, ``error`` says why; unknown values are None.
+    """One input, scored or failed. Unknown values are None.
 
-    ``sha256``: of the encoded bytes, in hex. ``logit``: float32, as the network gave it. ``probability``: its sigmoid
-    after the calibration's temperature. ``width``, ``height``: the file's. ``jpeg_quality`` (nearest libjpeg quality)
-    and ``subsampling``: JPEG only. ``flags``, separated by spaces: "tiny" (a side below TINY pixels), "odd" (a side
-    that is not a multiple of the cell size), "recompressed" (a JPEG saved from a more coarsely quantised JPEG, see
-    :mod:`npr_model.imaging.recompression`), "resized" (made smaller by the view). ``error_code``: "unreadable", the
-    code of an :class:`npr_model.imaging.decode.ImageError`, or "not_scored". ``milliseconds``: reading and decoding,
-    plus the image's share of its batch's scoring time.
+    Attributes:
+        source: Name of the input.
+        sha256: Of the encoded bytes, in hex.
+        logit: float32, as the network gave it.
+        probability: That the image was generated: sigmoid of the logit over the calibration's temperature.
+        verdict: "real", "generated" or "uncertain".
+        width, height: Size in pixels, as in the file.
+        format: File format as Pillow names it.
+        jpeg_quality: Nearest quality of libjpeg; JPEG only.
+        subsampling: Chroma subsampling; JPEG only.
+        flags: Separated by spaces: "tiny" (a side below TINY pixels), "odd" (a side that is not a multiple of the cell
+            size), "recompressed" (a JPEG saved from a more coarsely quantised JPEG, see
+            :mod:`npr_model.imaging.recompression`), "resized" (made smaller by the view).
+        decoder: What decoded it, with version.
+        view: The pixels that the network saw.
+        error: What is wrong, in one line; None if the image was scored.
+        error_code: "unreadable", the code of an ImageError, "not_scored", or "killed"
+            (:mod:`npr_model.screening.alone`).
+        milliseconds: Reading and decoding, plus the image's share of the time to score its batch.
+        model: Name and digest of the checkpoint.
     """
 
     source: str
@@ -81,21 +95,44 @@ def as_table(rows: Iterable[Row]) -> pa.Table:
 
 @dataclass
 class Totals:
-    """Running counts of rows: ``failed``, ``scored``, and ``verdicts`` by name."""
+    """Running counts of one run.
+
+    Attributes:
+        failed: Rows with an error.
+        verdicts: Scored rows by verdict.
+        skipped: Files that are not screened, by reason.
+        kept: Inputs that had a row in the same folder already, from an earlier run.
+        kept_failed: How many of these rows have an error.
+    """
 
     failed: int = 0
     verdicts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VERDICTS, 0))
+    skipped: Counter[str] = field(default_factory=Counter)
+    kept: int = 0
+    kept_failed: int = 0
 
     @property
     def count(self) -> int:
+        """Number of rows that this run has written."""
         return self.scored + self.failed
 
     @property
     def scored(self) -> int:
+        """Number of rows with a score."""
         return sum(self.verdicts.values())
 
     def add(self, row: Row) -> None:
-        if row.error is None:
+        """Count a row."""
+        if row.error is None and row.verdict is not None:
             self.verdicts[row.verdict] += 1
         else:
             self.failed += 1
+
+    def include(self, other: Totals) -> None:
+        """Add the counts of another part of the run."""
+        self.failed += other.failed
+        for verdict, count in other.verdicts.items():
+            self.verdicts[verdict] += count
+        self.skipped += other.skipped
+        self.kept += other.kept
+        self.kept_failed += other.kept_failed

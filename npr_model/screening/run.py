@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 from npr_model.devices import choose_device
 from npr_model.errors import InputError
 from npr_model.screening import sinks
+from npr_model.screening.alone import score_alone
+from npr_model.screening.items import Item, describe_skipped
 from npr_model.screening.options import ScoringOptions
-from npr_model.screening.parts import Finished
 from npr_model.screening.rows import Row, Totals
 from npr_model.screening.runner import Scorer
+from npr_model.screening.sinks import Sink
 from npr_model.screening.sources import Sources
 
 ENGINES = ("local", "ray")
@@ -25,17 +27,17 @@ class Screening:
         sources: The images.
         output: File or folder as in :func:`npr_model.screening.sinks.open_sink`; None writes nothing.
         options: What to score with.
+        retry_failed: Whether to score again what has a row with an error in the output folder.
         engine: One of ENGINES.
         actors: Ray only: workers that run the network; 0 for one per GPU, or one per node without GPUs.
         announce: Called with a line on the cluster, once it is there.
 
     Attributes:
         scorer: What scores; on Ray a copy that only describes it. None until the run has begun.
-        totals: Counts of the rows written so far.
-        kept, failed_before: Rows, and failed rows, that earlier runs had written to the same folder.
+        totals: Counts so far.
 
     Raises:
-        InputError: An option, the checkpoint or the output cannot be used.
+        InputError: An option, the checkpoint or the output cannot be used. When it runs: there is nothing to screen.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Screening:
         output: str | None,
         options: ScoringOptions,
         *,
+        retry_failed: bool = False,
         engine: str = "local",
         actors: int = 0,
         announce: Callable[[str], None] = lambda line: None,
@@ -55,39 +58,48 @@ class Screening:
         if engine == "local" and actors:
             raise InputError("actors is supported by the engine ray only")
         if output is not None:
-            sinks.check(output)
+            sinks.check(output, retry_failed=retry_failed)
+        elif retry_failed:
+            raise InputError("failed rows are retried in an output folder: name it with --output")
         self.sources, self.output, self.options = sources, output, options
         self.engine, self.actors, self._announce = engine, actors, announce
+        self._retry_failed = retry_failed
         self._make_scorer = options.scorer_maker()
         self.scorer: Scorer | None = None
         self.totals = Totals()
-        self.kept = self.failed_before = 0
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Generator[Row, None, None]:
         """The rows, each written first. If the loop over them ends early, the rows so far are kept."""
-        with (
-            self._running() as (scorer, score),
-            self._sink(scorer) as sink,
-        ):
-            self.scorer = scorer
-            self.kept, self.failed_before = sink.finished.count, sink.finished.failed
-            for row in score(sink.finished):
-                sink.write(row)
-                self.totals.add(row)
-                yield row
+        score = self._score_here if self.engine == "local" else self._score_on_ray
+        with contextlib.closing(score()) as rows:
+            yield from rows
 
-    def _sink(self, scorer: Scorer) -> contextlib.AbstractContextManager[sinks.Sink]:
-        if self.output is None:
-            return contextlib.nullcontext(sinks.Sink(lambda row: None))
-        return sinks.open_sink(self.output, scorer.identity)
+    def _score_here(self) -> Generator[Row, None, None]:
+        items = iter(self.sources)
+        first = next(items, None)  # before anything slow, and before the output is touched
+        if first is None:
+            raise self._nothing()
+        scorer = self._make_scorer(device=choose_device(self.options.device))
+        with self._opened(scorer) as sink:
+            matcher = sink.finished.matcher()
+            suspects: list[Item] = []
 
-    @contextlib.contextmanager
-    def _running(self) -> Iterator[tuple[Scorer, Callable[[Finished], Iterator[Row]]]]:
-        """A scorer to ask for model, view and rates, and what gives the rows that are missing."""
-        if self.engine == "local":
-            scorer = self._make_scorer(device=choose_device(self.options.device))
-            yield scorer, lambda finished: scorer.score(finished.remaining(self.sources))
-            return
+            def to_score() -> Iterator[Item]:
+                for item in itertools.chain([first], items):
+                    self.totals.skipped = self.sources.skipped
+                    if matcher(item.source):
+                        self.totals.kept, self.totals.kept_failed = matcher.kept, matcher.kept_failed
+                    elif sink.journal.is_suspect(item.source):
+                        suspects.append(item)
+                    else:
+                        yield item
+                self.totals.skipped = self.sources.skipped
+
+            yield from self._written(scorer.score(to_score(), sink.journal), sink)
+            blank = Row("", view=str(scorer.view), model=scorer.model_id)
+            yield from self._written(score_alone(suspects, self.options, blank, sink.journal), sink)
+
+    def _score_on_ray(self) -> Generator[Row, None, None]:
         from npr_model.screening.ray_engine import RayEngine
 
         scorer = self._make_scorer(device="cpu")
@@ -95,4 +107,30 @@ class Screening:
             RayEngine(self._make_scorer, device=self.options.device, actors=self.actors)
         ) as cluster:
             self._announce(f"Ray: {len(cluster.nodes)} nodes, {cluster.actors} actors")
-            yield scorer, functools.partial(cluster.score, self.sources, scorer.decoder)
+            with self._opened(scorer) as sink:
+                rows = cluster.score(self.sources, scorer.decoder, sink.finished, self.totals)
+                yield from self._written(rows, sink)
+                if not self.totals.count and not self.totals.kept:
+                    raise self._nothing()
+
+    @contextlib.contextmanager
+    def _opened(self, scorer: Scorer) -> Iterator[Sink]:
+        with contextlib.ExitStack() as stack:
+            sink = Sink(lambda row: None)
+            if self.output is not None:
+                sink = stack.enter_context(
+                    sinks.open_sink(self.output, scorer.identity, retry_failed=self._retry_failed)
+                )
+            self.scorer = scorer
+            yield sink
+
+    def _written(self, rows: Iterable[Row], sink: Sink) -> Iterator[Row]:
+        for row in rows:
+            sink.write(row)
+            self.totals.add(row)
+            yield row
+
+    def _nothing(self) -> InputError:
+        skipped = describe_skipped(self.sources.skipped)
+        why = f"no images in the inputs; skipped: {skipped}" if skipped else self.sources.why_empty
+        return InputError(f"there is nothing to screen: {why}")

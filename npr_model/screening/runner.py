@@ -24,6 +24,7 @@ from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import default_dtype
 from npr_model.screening.decoding import Decoded, Decoder, decode_ahead
 from npr_model.screening.items import Item
+from npr_model.screening.journal import Journal
 from npr_model.screening.known import Cache, Known
 from npr_model.screening.rows import Row, unscored
 from npr_model.verdicts import Calibration
@@ -31,6 +32,7 @@ from npr_model.verdicts import Calibration
 PENDING_PIXELS = 2**26  # decoded pixels that may wait for a batch of their size: 192 MiB
 IN_ORDER = 64  # images among which batches are gathered when the order is kept
 BATCH_PIXELS = 2**24  # pixels per batch, so that large images are scored a few at a time
+NO_JOURNAL = Journal()
 GPU_ROW_BYTES = 16  # rows of images on a GPU begin at multiples of it: its widest loads
 
 
@@ -140,17 +142,17 @@ class Scorer:
         other.decoder = replace(self.decoder, view=view)
         return other
 
-    def score(self, items: Iterable[Item]) -> Iterator[Row]:
+    def score(self, items: Iterable[Item], journal: Journal = NO_JOURNAL) -> Iterator[Row]:
         """Yield one row per item as soon as it is known: batch by batch, so not in the order of the items.
 
         The order depends on the items only, not on the timing of threads. A bad item is a row with an error. Identical
-        files are scored once, if at most KNOWN_ROWS different ones lie between them. Raises InputError if the cache
-        fails.
+        files are scored once, if at most KNOWN_ROWS different ones lie between them. ``journal`` records what is being
+        decoded or scored. Raises InputError if the cache fails.
         """
         self.rates = Rates(self.workers)
         known = Known()
         try:
-            yield from self.score_decoded(self._decode_all(items, known), known)
+            yield from self.score_decoded(self._decode_all(items, known, journal), known, journal)
         finally:
             if self._cache is not None:
                 self._cache.commit()
@@ -173,13 +175,12 @@ class Scorer:
             if self._cache is not None:
                 self._cache.commit()
 
-    def score_decoded(self, decoded: Iterable[Decoded], known: Known) -> Iterator[Row]:
+    def score_decoded(self, decoded: Iterable[Decoded], known: Known, journal: Journal = NO_JOURNAL) -> Iterator[Row]:
         """As :meth:`score`, for items that are already decoded; ``known`` is added to."""
         waiting: dict[tuple[int, int], list[Decoded]] = {}
         launched: deque[tuple[list[Decoded], Callable[[], Iterator[Row]]]] = deque()
-        unscored: dict[
-            str, tuple[int, int] | None
-        ] = {}  # by sha256: size of the batch in which it waits, None once launched
+        # By sha256: size of the batch that the image waits in; None once the batch is launched.
+        unscored: dict[str | None, tuple[int, int] | None] = {}
         pixels_waiting = 0
 
         def launch(size: tuple[int, int]) -> Iterator[Row]:
@@ -187,6 +188,7 @@ class Scorer:
             batch = waiting.pop(size)
             pixels_waiting -= len(batch) * math.prod(size)
             unscored.update((one.row.sha256, None) for one in batch)
+            journal.start(one.row.source for one in batch)
             launched.append((batch, self._launch(batch)))
             while len(launched) > self._launched_ahead:
                 yield from finish()
@@ -201,6 +203,7 @@ class Scorer:
                     if self._cache is not None:
                         self._cache.add(row)
                 yield row
+            journal.end(one.row.source for one in batch)
 
         try:
             for one in decoded:
@@ -209,8 +212,11 @@ class Scorer:
                         yield from launch(size)
                     while one.row.sha256 in unscored:
                         yield from finish()
-                if one.pixels is None or (twin := known.find(one.row)):
-                    yield one.row if one.pixels is None else twin
+                if one.pixels is None:
+                    yield one.row
+                    continue
+                if twin := known.find(one.row):
+                    yield twin
                     continue
                 size = one.pixels.shape[:2]
                 batch = waiting.setdefault(size, [])
@@ -230,21 +236,28 @@ class Scorer:
                 yield from finish()
             raise
 
-    def _decode_all(self, items: Iterable[Item], known: Known) -> Iterator[Decoded]:
+    def _decode_all(self, items: Iterable[Item], known: Known, journal: Journal = NO_JOURNAL) -> Iterator[Decoded]:
         def find(row: Row) -> Row | None:
-            found = known.find(row) or (self._cache and self._cache.find(row))
-            return found if found and found.width * found.height <= self.decoder.max_pixels else None
+            twin = known.find(row) or (self._cache and self._cache.find(row))
+            return twin if twin and (twin.width or 0) * (twin.height or 0) <= self.decoder.max_pixels else None
+
+        def decode(item: Item) -> Decoded:
+            journal.start([item.source])
+            try:
+                return self.decoder.decode(item, find=find)
+            finally:
+                journal.end([item.source])
 
         most = 2 * max(self.workers, self.batch_size)
-        for decoded in decode_ahead(partial(self.decoder.decode, find=find), items, self.workers, most):
+        for decoded in decode_ahead(decode, items, self.workers, most):
             self.rates.decoded += 1
-            self.rates.decoding_seconds += decoded.row.milliseconds / 1000
+            self.rates.decoding_seconds += (decoded.row.milliseconds or 0) / 1000
             yield decoded
 
     def _launch(self, batch: list[Decoded]) -> Callable[[], Iterator[Row]]:
         """Send a batch through the network; the result waits for it and yields its rows."""
         try:
-            logits = self._logits([decoded.pixels for decoded in batch])
+            logits = self._logits([decoded.pixels for decoded in batch if decoded.pixels is not None])
         except BackendError:
             raise  # would fail for every batch
         except (RuntimeError, MemoryError) as error:
@@ -255,7 +268,7 @@ class Scorer:
 
     def _rows(self, batch: list[Decoded], logits: Callable[[], tuple[list[float], float]]) -> Iterator[Row]:
         try:
-            found, seconds = logits()
+            values, seconds = logits()
         except BackendError:
             raise
         except (RuntimeError, MemoryError) as error:
@@ -263,9 +276,9 @@ class Scorer:
         else:
             self.rates.scored += len(batch)
             self.rates.scoring_seconds += seconds
-            for decoded, logit in zip(batch, found, strict=True):
-                row = replace(decoded.row, milliseconds=decoded.row.milliseconds + 1000 * seconds / len(batch))
-                yield self._finish(row, logit)
+            for decoded, logit in zip(batch, values, strict=True):
+                milliseconds = (decoded.row.milliseconds or 0) + 1000 * seconds / len(batch)
+                yield self._finish(replace(decoded.row, milliseconds=milliseconds), logit)
             return
         yield from self._halves(batch, why)
 

@@ -16,7 +16,6 @@ from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from npr_model.checkpoints import LoadedCheckpoint
 from npr_model.detectors.npr import NPRDetector
 from npr_model.explanation import pictures
 from npr_model.explanation.explain import explain
@@ -63,17 +62,16 @@ def make_app(scorer: Scorer, *, max_bytes: int) -> FastAPI:
             (row,) = scorer.score([in_memory("", data)])
             answer = row.as_dict() | {"note": scorer.verdict_caveat or scorer.calibration.note}
             if row.error is None and isinstance(scorer.checkpoint.model, NPRDetector):
-                answer |= _maps(scorer.checkpoint, decode(data, max_pixels=scorer.decoder.max_pixels).pixels)
+                answer |= _maps(scorer.checkpoint.model, decode(data, max_pixels=scorer.decoder.max_pixels).pixels)
             return answer
 
     return app
 
 
-def _maps(checkpoint: LoadedCheckpoint, pixels: np.ndarray) -> dict[str, str]:
+def _maps(model: NPRDetector, pixels: np.ndarray) -> dict[str, str]:
     """Maps of the central part at full resolution; scaled down, they would not show what the network reads."""
-    grid_size = checkpoint.model.grid_size
-    part = View("crop", SHOWN).apply(pixels, grid_size)
-    found = explain(checkpoint.model, part)
+    part = View("crop", SHOWN).apply(pixels, model.grid_size)
+    found = explain(model, part)
     rows, columns = found.npr.shape[1:]
     return {
         "part": f"{columns}x{rows}",

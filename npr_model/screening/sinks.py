@@ -1,127 +1,138 @@
 """Where rows go: Parquet (one file or a folder of parts), CSV or JSON Lines, by the name of the output.
 
-A file with its final name is complete and readable, also after an interruption: files are written under a temporary
-name and renamed in one step.
+A file with its final name is readable, also after an interruption or on a full disk: files are written under a
+temporary name and renamed in one step.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from npr_model.errors import reason
-from npr_model.files import atomic_write
-from npr_model.screening import parts
-from npr_model.screening.parts import ROWS_A_GROUP, Finished, SinkError
+from npr_model.screening import journal, parts
+from npr_model.screening.files_of_rows import CsvFile, JsonLinesFile, ParquetFile, RowFile
+from npr_model.screening.finished import Finished
+from npr_model.screening.journal import Journal, JournalFile
+from npr_model.screening.parts import SinkError
 from npr_model.screening.remote import is_url
-from npr_model.screening.rows import SCHEMA, Row, as_table
+from npr_model.screening.retries import describe
+from npr_model.screening.rows import Row, as_table
 
 ROWS_A_PART = 50_000
 SECONDS_A_PART = 300
 _ROWS_A_TABLE = 1000  # as columns, rows take a fifth of the memory
-
-Put = Callable[[Row], None]
+_FORMATS: dict[str, Callable[[Path], RowFile]] = {".parquet": ParquetFile, ".csv": CsvFile, ".jsonl": JsonLinesFile}
 
 
 @dataclass
 class Sink:
-    """``write`` takes one row. ``finished``: the sources that have rows from earlier runs into the same folder."""
+    """Where the rows of one run go.
 
-    write: Put
+    Attributes:
+        write: Takes one row.
+        finished: The sources that have rows from earlier runs into the same folder.
+        journal: Where to record what is in work.
+    """
+
+    write: Callable[[Row], None]
     finished: Finished = field(default_factory=Finished)
-    interrupted: bool = False  # rows will be missing
+    journal: Journal = field(default_factory=Journal)
 
 
-def check(output: str | os.PathLike) -> None:
+def check(output: str | os.PathLike, *, retry_failed: bool = False) -> None:
     """Raise SinkError for an output that cannot work, before anything is computed."""
     path = Path(output)
     if is_url(os.fspath(output)):
         raise SinkError(f"output {output} is a URL: write to this machine and copy the result")
     if is_folder(output):
         parts.check(path)
-    elif path.suffix.lower() not in _FORMATS:
+        return
+    if retry_failed:
+        raise SinkError(f"failed rows are retried in an output folder (a name that ends in /), not in {path}")
+    if path.suffix.lower() not in _FORMATS:
         raise SinkError(f"output {path} must end in {', '.join(_FORMATS)}, or in / for a folder of Parquet parts")
-    elif path.is_dir():
+    if path.is_dir():
         raise SinkError(f"output {path} is a folder: end the name in / to write Parquet parts")
-    elif not path.parent.is_dir():
+    if not path.parent.is_dir():
         raise SinkError(f"output {path} is in a folder that does not exist")
-    elif not os.access(path.parent, os.W_OK):
+    if not os.access(path.parent, os.W_OK):
         raise SinkError(f"output {path} is in a folder that cannot be written to")
 
 
 @contextlib.contextmanager
-def open_sink(output: str | os.PathLike, identity: Mapping[str, str] = MappingProxyType({})) -> Iterator[Sink]:
+def open_sink(
+    output: str | os.PathLike, identity: Mapping[str, str] = MappingProxyType({}), *, retry_failed: bool = False
+) -> Iterator[Sink]:
     """Yield a :class:`Sink`; at the end of the block the output is complete.
 
     Args:
         output: Name that ends in .parquet (zstd), .csv or .jsonl, or in "/" for a folder of Parquet parts. A part is
             complete after ROWS_A_PART rows or SECONDS_A_PART seconds.
         identity: A run with the same identity continues in the folder (:class:`npr_model.screening.parts.Parts`).
+        retry_failed: Failed rows in the folder do not count as finished. The rows of this run replace them.
 
-    If the block raises (also on Ctrl-C), the rows so far are kept; without rows nothing is changed. Raises SinkError.
+    If the block raises (also on Ctrl-C), or the disk is full, the rows so far are kept. Without rows nothing is
+    changed. Raises SinkError.
     """
-    check(output)
-    path, written = Path(output), 0
+    check(output, retry_failed=retry_failed)
+    path = Path(output)
+    with _folder_sink(path, identity, retry_failed) if is_folder(output) else _file_sink(path) as sink:
+        yield sink
+
+
+@contextlib.contextmanager
+def _file_sink(path: Path) -> Iterator[Sink]:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     failure: BaseException | None = None
+    full: OSError | None = None
+    kept = 0
+
+    def write(row: Row) -> None:
+        nonlocal full
+        try:
+            file.add(row)
+        except OSError as error:
+            full = error
+            raise SinkError(f"output {path} cannot be written") from error  # ends the block, and is said in full below
+
     try:
-        with _parquet_parts(path, identity) if is_folder(output) else _FORMATS[path.suffix.lower()](path) as sink:
-            put = sink.write
-
-            def write(row: Row) -> None:
-                nonlocal written
-                try:
-                    put(row)
-                except OSError as error:
-                    raise SinkError(f"output {path} cannot be written: {reason(error)}") from error
-                written += 1
-
-            sink.write = write
-            try:
-                yield sink
-            except BaseException as error:
-                failure, sink.interrupted = error, True
-                if not written:
-                    raise
+        file = _FORMATS[path.suffix.lower()](temporary)
+        try:
+            yield Sink(write)
+        except BaseException as error:
+            failure = error
+        try:
+            file.close()
+        except OSError as error:
+            full = full or error
+        kept = file.kept
+        if kept or not (failure or full):
+            os.replace(temporary, path)
     except OSError as error:
-        if error is failure:  # raised by the source of the rows, not by the output
-            raise
-        raise SinkError(f"output {path} cannot be written: {reason(error)}") from error
+        full = full or error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    if full is not None:
+        rows = f"the first {kept} rows are in it" if kept else "no row is in it"
+        raise SinkError(
+            f"output {path} cannot be written: {describe(full)}; {rows}. Make room and run the command again, or "
+            "write to a folder (-o FOLDER/), where it would continue"
+        ) from full
     if failure is not None:
         raise failure
 
 
 @contextlib.contextmanager
-def _parquet(path: Path) -> Iterator[Sink]:
-    rows: list[Row] = []
-
-    def flush() -> None:
-        if rows:
-            writer.write_table(as_table(rows))
-            rows.clear()
-
-    def put(row: Row) -> None:
-        rows.append(row)
-        if len(rows) >= ROWS_A_GROUP:
-            flush()
-
-    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-        yield Sink(put)
-        flush()
-
-
-@contextlib.contextmanager
-def _parquet_parts(folder: Path, identity: Mapping[str, str]) -> Iterator[Sink]:
+def _folder_sink(folder: Path, identity: Mapping[str, str], retry_failed: bool) -> Iterator[Sink]:
     rows: list[Row] = []
     tables: list[pa.Table] = []
     began = time.monotonic()
@@ -142,43 +153,41 @@ def _parquet_parts(folder: Path, identity: Mapping[str, str]) -> Iterator[Sink]:
     def put(row: Row) -> None:
         rows.append(row)
         if len(rows) + sum(map(len, tables)) >= ROWS_A_PART or time.monotonic() - began > SECONDS_A_PART:
-            flush()
+            with _named(folder):
+                flush()
         elif len(rows) >= _ROWS_A_TABLE:
             tables.append(as_table(rows))
             rows.clear()
 
-    with parts.opened(folder, identity) as written:
-        yield (sink := Sink(put, written.finished()))
-        if rows or tables or not written.count:
-            flush()
-        written.finish(complete=not sink.interrupted)
+    failure: BaseException | None = None
+    with _named(folder), parts.opened(folder, identity, retry_failed=retry_failed) as written:
+        record = JournalFile(folder / journal.NAME)
+        try:
+            try:
+                yield Sink(put, written.finished(), record)
+            except BaseException as error:
+                failure = error
+            if rows or tables or not (failure or written.count):
+                flush()
+            written.finish(complete=failure is None)
+        finally:
+            record.close()
+    if failure is not None:
+        raise failure
 
 
 @contextlib.contextmanager
-def _csv(path: Path) -> Iterator[Sink]:
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, SCHEMA.names)
-        writer.writeheader()
-        yield Sink(lambda row: writer.writerow(_rounded(row)))
-
-
-@contextlib.contextmanager
-def _json_lines(path: Path) -> Iterator[Sink]:
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        yield Sink(lambda row: file.write(json.dumps(_rounded(row), ensure_ascii=False) + "\n"))
-
-
-_FORMATS = {".parquet": _parquet, ".csv": _csv, ".jsonl": _json_lines}
+def _named(folder: Path) -> Iterator[None]:
+    """Report an OSError in the block as one that concerns the output."""
+    try:
+        yield
+    except OSError as error:
+        raise SinkError(
+            f"output {folder} cannot be written: {describe(error)}; the parts in it are kept. Make room and run the "
+            "same command again: it continues"
+        ) from error
 
 
 def is_folder(output: str | os.PathLike) -> bool:
+    """Return whether an output is a folder of parts, by its name."""
     return os.fspath(output).endswith(("/", os.sep))
-
-
-def _rounded(row: Row) -> dict:
-    """Return the row with the fewest digits that give the same float32."""
-    values = row.as_dict()
-    for name in ("logit", "probability", "milliseconds"):
-        if values[name] is not None:
-            values[name] = float(str(np.float32(values[name])))
-    return values

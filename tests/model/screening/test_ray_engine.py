@@ -22,9 +22,10 @@ import pytest
 from npr_model import cli
 from npr_model.screening.archives import Archive
 from npr_model.screening.decoding import Decoded
+from npr_model.screening.finished import Finished
+from npr_model.screening.items import INNER_ARCHIVE, NO_IMAGE
 from npr_model.screening.items import in_memory as item
-from npr_model.screening.parts import Finished
-from npr_model.screening.rows import Row
+from npr_model.screening.rows import Row, Totals
 from npr_model.screening.sources import Sources
 from tests.model.conftest import encoded, noise
 from tests.model.screening.test_restart import manifest, rows
@@ -275,18 +276,19 @@ def test_units_leave_out_what_has_rows(tmp_path):
     tar(tmp_path / "a.tar", files={"1.png": b"x", "2.png": b"y"})
     (tmp_path / "notes.txt").write_text("")
     sources = Sources([str(tmp_path), str(tmp_path / "a.tar"), str(tmp_path / "a.tar")])
-    units = list(ray_engine._units(sources, Finished([f"{tmp_path}/{i}.png" for i in range(200)])))
+    units = list(ray_engine._units(sources, Finished((f"{tmp_path}/{i}.png", i < 3) for i in range(200))))
     files = [entry.source for unit in units if isinstance(unit.entries, list) for entry in unit.entries]
     assert files == [f"{tmp_path}/{i}.png" for i in range(200, 300)]
     assert [unit.earlier for unit in units if isinstance(unit.entries, Archive)] == [0, 1]
-    assert sum(unit.skipped for unit in units) == 2  # notes.txt and a.tar in the folder
+    counts = Totals()
+    for unit in units:
+        counts.include(unit.counts)
+    assert counts.skipped == {INNER_ARCHIVE: 1, NO_IMAGE: 1} and (counts.kept, counts.kept_failed) == (200, 3)
 
 
 def test_an_archive_listed_twice_has_as_many_rows(tmp_path):
-    finished = Finished(["a", "b", "b"])
-    left = [
-        [s for s in "abc" if not take(s)] for take in (finished.row_matcher(), finished.row_matcher({"a": 1, "b": 1}))
-    ]
+    finished = Finished([("a", False), ("b", False), ("b", False)])
+    left = [[s for s in "abc" if not take(s)] for take in (finished.matcher(), finished.matcher({"a": 1, "b": 1}))]
     assert left == [["c"], ["a", "c"]]
 
 
@@ -297,9 +299,9 @@ def test_a_name_that_is_twice_in_an_archive_listed_twice(tmp_path):
             archive.addfile(tarfile.TarInfo("x.png"))
     sources, name = Sources([str(tmp_path / "a.tar")] * 2), f"{tmp_path}/a.tar::x.png"
     for there in range(1, 5):
-        finished = Finished([name] * there)
+        finished = Finished([(name, False)] * there)
         units = [unit for unit in ray_engine._units(sources, finished) if isinstance(unit.entries, Archive)]
-        left = [len(list(unit.items(lambda name: None, finished))) for unit in units]
+        left = [len(list(unit.items(finished, Totals()))) for unit in units]
         assert left == [max(0, 2 - there), min(2, 4 - there)]
 
 
@@ -320,7 +322,9 @@ def test_pixels_travel_unchanged():
     decoder = Decoder(View("native"), "m@1", 2)
     decoded = [decoder.decode(item(str(i), encoded(noise(9 + i, 20, seed=i)))) for i in range(3)]
     decoded.append(decoder.decode(item("bad", b"x")))
-    table = pa.concat_tables([ray_engine._packed(decoded), pa.Table.from_pylist([{"skipped": 3}], ray_engine._DECODED)])
+    table = pa.concat_tables(
+        [ray_engine._packed(decoded), pa.Table.from_pylist([{"counts": b""}], ray_engine._DECODED)]
+    )
     found = list(ray_engine._unpacked(table))
     assert len(found) == 4 and found[3].pixels is None and found[3].row.error == decoded[3].row.error
     for ours, theirs in zip(found[:3], decoded, strict=False):

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from npr_model import cli
-from npr_model.screening import known, parts, runner, sinks
-from npr_model.screening.parts import Finished, SinkError
+from npr_model.screening import finished, known, parts, runner, sinks
+from npr_model.screening.finished import Finished
+from npr_model.screening.parts import SinkError
 from npr_model.screening.rows import Row
 from npr_model.screening.sinks import open_sink
 from tests.model.conftest import encoded, noise
@@ -36,19 +37,38 @@ def manifest(folder: Path) -> dict:
     return json.loads((folder / "_manifest.json").read_text())
 
 
+def scored(*sources: str) -> Finished:
+    """Sources that have rows without error."""
+    return Finished((source, False) for source in sources)
+
+
+def remaining(there: Finished, sources) -> list[str]:
+    has_row = there.matcher()
+    return [source for source in sources if not has_row(source)]
+
+
 def test_only_sources_without_rows_remain():
     """Of a source that is listed several times, as many as have no row."""
     sources = [f"{i}.png" for i in range(1000)] + ["0.png", "0.png", "grüße\n.png"]
-    finished = Finished(iter([*sources[:500], "0.png", "grüße\n.png"]))
-    assert finished.count == 502
-    left = [i.source for i in finished.remaining(item(source, b"") for source in sources)]
-    assert left == [*sources[500:1000], "0.png"]
-    assert list(Finished().remaining([1, 2])) == [1, 2]
+    there = scored(*sources[:500], "0.png", "grüße\n.png")
+    assert there.count == 502
+    assert remaining(there, sources) == [*sources[500:1000], "0.png"]
+    assert remaining(Finished(), "ab") == ["a", "b"]
+
+
+def test_rows_of_the_inputs_are_counted():
+    """Not those of other inputs in the same folder; of the rows of one source the failed ones come last."""
+    there = Finished([("a", False), ("b", True), ("c", True), ("c", False), ("other", True), ("other", False)])
+    assert (there.count, there.failed) == (6, 3)
+    has_row = there.matcher()
+    assert [has_row(source) for source in "abcd"] == [True, True, True, False]
+    assert (has_row.kept, has_row.kept_failed) == (3, 1)
+    assert has_row("c") and not has_row("c") and (has_row.kept, has_row.kept_failed) == (4, 2)
 
 
 def test_digests_that_begin_alike_are_told_apart(monkeypatch):
-    monkeypatch.setattr(parts, "_digest", lambda source: bytes(8) + source.encode().ljust(8))
-    assert [i.source for i in Finished(["a", "b"]).remaining(item(s, b"") for s in "cbadb")] == ["c", "d", "b"]
+    monkeypatch.setattr(finished, "digest", lambda source: bytes(8) + source.encode().ljust(8))
+    assert remaining(scored("a", "b"), "cbadb") == ["c", "d", "b"]
 
 
 def test_goes_on_where_a_run_stopped(tmp_path, monkeypatch):
@@ -62,14 +82,14 @@ def test_goes_on_where_a_run_stopped(tmp_path, monkeypatch):
     (tmp_path / "scores" / ".part-00002.parquet.1.partial").write_bytes(b"half a part")
     with open_sink(output, ONE) as sink:
         assert sink.finished.count == 3
-        for i in sink.finished.remaining(item(source, b"") for source in "abcde"):
-            sink.write(row(i.source))
+        for source in remaining(sink.finished, "abcde"):
+            sink.write(row(source))
     assert [found["source"] for found in rows(tmp_path / "scores")] == list("abcde")
     state = manifest(tmp_path / "scores")
     assert state["complete"] and state["rows"] == 5 and state["identity"] == ONE
     assert state["parts"] == {f"part-0000{i}.parquet": count for i, count in enumerate((2, 1, 2))}
     with open_sink(output, ONE) as sink:  # nothing is left to do, and nothing is added
-        assert list(sink.finished.remaining(item(source, b"") for source in "abcde")) == []
+        assert remaining(sink.finished, "abcde") == []
     assert len(os.listdir(tmp_path / "scores")) == 5 and manifest(tmp_path / "scores")["complete"]
 
 
@@ -168,8 +188,8 @@ def test_a_full_disk_keeps_the_parts_before_it(tmp_path, monkeypatch):
     assert [found["source"] for found in rows(tmp_path / "scores")] == ["a", "b"]
     monkeypatch.setattr(pq, "write_table", write_table)
     with open_sink(output, ONE) as sink:
-        for i in sink.finished.remaining(item(source, b"") for source in "abcdef"):
-            sink.write(row(i.source))
+        for source in remaining(sink.finished, "abcdef"):
+            sink.write(row(source))
     assert [found["source"] for found in rows(tmp_path / "scores")] == list("abcdef")
 
 

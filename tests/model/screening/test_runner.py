@@ -10,6 +10,8 @@ import json
 import math
 import os
 import random
+import subprocess
+import sys
 import time
 import weakref
 from pathlib import Path
@@ -22,10 +24,11 @@ import torch
 from npr_kernels import BackendError
 from npr_model import checkpoints
 from npr_model.errors import InputError
+from npr_model.files import HIDDEN, LEADS_BACK
 from npr_model.imaging.views import View
 from npr_model.screening import decoding, runner, sinks
-from npr_model.screening.items import Item
-from npr_model.screening.rows import Row, Totals
+from npr_model.screening.items import NO_IMAGE, UNREADABLE, Item
+from npr_model.screening.rows import SCHEMA, Row, Totals
 from npr_model.screening.runner import Scorer
 from npr_model.screening.sinks import SinkError
 from npr_model.screening.sources import SourceError, Sources
@@ -308,14 +311,45 @@ def test_files_and_folders_in_natural_order(tmp_path):
     source = Sources([tmp_path / "notes.txt", tmp_path])
     listed = [os.path.relpath(i.source, tmp_path) for i in source]
     assert listed == ["notes.txt", "img2.PNG", "img10.png", "b/c.jpg", "b/a/x.webp"]
-    assert source.skipped == 1
+    assert source.skipped == {NO_IMAGE: 1, HIDDEN: 1}
     assert all(i.load() == b"x" for i in source)
 
 
-def test_links_to_folders_are_not_followed(tmp_path):
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    for path in (folder / "inner", elsewhere):
+        path.mkdir(parents=True)
+    (folder / "a.png").write_bytes(b"x")
+    (elsewhere / "b.png").write_bytes(b"x")
+    (folder / "loop").symlink_to(folder)
+    (folder / "inner" / "up").symlink_to(folder)
+    (folder / "link").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    source = Sources([folder])
+    assert [os.path.relpath(item.source, folder) for item in source] == ["a.png", "link/b.png"]
+    assert source.skipped == {LEADS_BACK: 3}
+    (elsewhere / "itself").symlink_to("itself")
+    (elsewhere / "nowhere").symlink_to("absent")
+    assert len(list(source)) == 2 and source.skipped == {LEADS_BACK: 3, UNREADABLE: 2}
+
+
+def test_a_pattern_does_not_run_in_circles(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     (tmp_path / "loop").symlink_to(tmp_path)
-    assert len(list(Sources([tmp_path]))) == 1
+    assert [item.source for item in Sources([f"{tmp_path}/**/*.png"])] == [f"{tmp_path}/a.png"]
+
+
+def test_folders_nested_deeper_than_the_stack(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(sys.getrecursionlimit() + 100):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("a.png").write_bytes(b"x")
+    try:
+        for source in (tmp_path, f"{tmp_path}/**/*.png", f"file://{tmp_path}"):
+            assert len(list(Sources([source]))) == 1
+    finally:  # pytest would remove them recursively, which fails
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
 
 
 def test_paths_that_cannot_be_screened(tmp_path):
@@ -387,7 +421,7 @@ def test_parquet_schema_and_compression(tmp_path):
         sink.write(GOOD)
         sink.write(FAILED)
     file = pq.ParquetFile(output)
-    assert file.schema_arrow.equals(sinks.SCHEMA)
+    assert file.schema_arrow.equals(SCHEMA)
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
     first, second = read(output)
     assert first["logit"] == LOGIT and first["source"] == "a.png" and first["error"] is None
@@ -403,7 +437,7 @@ def test_text_formats_round_to_float32(tmp_path, suffix):
     first, second = read(output)
     assert str(first["logit"]) == "0.1"
     assert second["logit"] in (None, "")
-    assert list(first) == sinks.SCHEMA.names
+    assert list(first) == SCHEMA.names
 
 
 def test_parts(tmp_path, monkeypatch):

@@ -20,8 +20,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from npr_model.errors import InputError
-from npr_model.screening import archives, items, remote, sources
-from npr_model.screening.items import Item
+from npr_model.files import HIDDEN
+from npr_model.screening import items, remote, retries, sources, tars, zips
+from npr_model.screening.items import NO_IMAGE, NO_IMAGE_NAME, Item
 from npr_model.screening.sources import SourceError, Sources
 from tests.model.conftest import encoded, noise
 
@@ -76,7 +77,7 @@ def test_archives(name, tmp_path):
     zipped(path) if name.endswith("zip") else tar(path, modes[name.lower().rpartition(".")[2]])
     source = Sources([path])
     assert loaded(source) == {f"{path}::{member}": data for member, data in PICTURES.items()}
-    assert source.skipped == len(OTHERS)
+    assert source.skipped == {NO_IMAGE: len(OTHERS)}
     assert loaded(source) == loaded(source)  # it can be listed again
 
 
@@ -105,7 +106,7 @@ def test_parquet_with_several_columns_of_bytes(tmp_path):
         (found,) = loaded(Sources([path], column=column)).values()  # of a million shards one must not stop the others
         assert re.search(message, found)
     pq.write_table(table.select(["label"]), path)
-    assert loaded(Sources([path])) == {str(path): f"{path} has no binary column"}
+    assert loaded(Sources([path])) == {str(path): f"{path} has no binary column; it has: label (int64)"}
 
 
 def test_patterns_and_archives_in_folders(tmp_path):
@@ -181,7 +182,7 @@ def bucket():
 def test_urls(bucket):
     source = Sources([bucket])
     assert loaded(source) == {f"memory:///bucket/{name}": data for name, data in PICTURES.items()}
-    assert source.skipped == len(OTHERS)
+    assert source.skipped == {NO_IMAGE_NAME: len(OTHERS), HIDDEN: 1}
     assert [item.source[-8:-4] for item in source] == ["img0", "img2", "img4", "img1", "img3"]
     one = f"{bucket}/part1/img1.png"
     assert loaded(Sources([one])) == {"memory:///bucket/part1/img1.png": PICTURES["part1/img1.png"]}
@@ -272,12 +273,12 @@ class Unreliable(MemoryFileSystem):
 
 def test_requests_that_fail_are_tried_again(bucket, monkeypatch):
     fsspec.register_implementation("unreliable", Unreliable, clobber=True)
-    monkeypatch.setattr(remote, "_WAITS", (0, 0, 0))
+    monkeypatch.setattr(retries, "WAITS", (0, 0, 0))
     for url, count in (("unreliable://bucket", 5), ("unreliable://shards/a.tar", 5)):
         found = loaded(Sources([url]))
         assert len(found) == count and all(isinstance(data, bytes) for data in found.values())
     assert Unreliable.requests > 10
-    monkeypatch.setattr(remote, "_WAITS", ())  # one that fails for good is the item's error
+    monkeypatch.setattr(retries, "WAITS", ())  # one that fails for good is the item's error
     results = [loaded(Sources([f"unreliable://bucket/part0/img{i}.png"])).popitem()[1] for i in (0, 2, 4)]
     assert "connection reset by peer" in results and sum(isinstance(result, bytes) for result in results) >= 1
 
@@ -389,7 +390,7 @@ def test_members_that_are_damaged_leave_the_others(tmp_path, monkeypatch):
 
 
 def test_what_unpacks_to_too_much_is_not_unpacked(tmp_path, monkeypatch):
-    for module in (items, archives, remote, sources):
+    for module in (items, remote, sources, tars, zips):
         monkeypatch.setattr(module, "MAX_BYTES", 1000)
     files = {"bomb.png": bytes(10**6), "good.png": b"x"}
     tar(tmp_path / "a.tar", files=files)
@@ -417,14 +418,14 @@ def test_odd_names_in_archives(tmp_path):
 
 def test_a_long_tar_is_not_kept_in_memory(tmp_path, monkeypatch):
     tar(tmp_path / "a.tar", files={f"{i}.png": b"x" for i in range(2000)})
-    lengths, opened = [], archives._Tar.open
+    lengths, opened = [], tars._Tar.open
 
     def watching(**options):
         archive = opened(**options)
         lengths.append(archive.members)
         return archive
 
-    monkeypatch.setattr(archives._Tar, "open", watching)
+    monkeypatch.setattr(tars._Tar, "open", watching)
     assert {len(lengths[0]) <= 2 for _ in Sources([tmp_path / "a.tar"])} == {True}
     assert len(list(Sources([tmp_path / "a.tar"]))) == 2000
 

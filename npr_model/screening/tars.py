@@ -1,0 +1,132 @@
+"""Images in tar files, read as a stream from start to end. Several tars may follow each other in one file."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from typing import IO, Any, cast
+
+from npr_model.files import HIDDEN, is_image_name
+from npr_model.screening.compression import CHUNK, DamagedError, Pieces, decompressed
+from npr_model.screening.content import HEAD_BYTES, archive_kind, is_image, lies_hidden
+from npr_model.screening.items import (
+    INNER_ARCHIVE,
+    MAX_BYTES,
+    NO_IMAGE,
+    Item,
+    Skip,
+    failing,
+    in_memory,
+    too_large,
+)
+
+
+def tar_items(pieces: Iterator[bytes], name: str, skip: Skip) -> Iterator[Item]:
+    """Yield the images of a tar, compressed or not.
+
+    Args:
+        pieces: The bytes of the file.
+        name: What members are named after.
+        skip: Called with each file that is skipped.
+
+    Raises:
+        Exception: The tar is damaged or truncated, or something that is no tar follows it. What was yielded is whole.
+    """
+    stream = _Stream(Pieces(decompressed(pieces)))
+    # Zeros lie between two tars.
+    archive = _Tar.open(fileobj=cast(IO[bytes], stream), mode="r:", tarinfo=_Header, ignore_zeros=True)
+    while (member := archive.next()) is not None:
+        archive.members.clear()  # tarfile would keep them all
+        source = f"{name}::{readable(member.name)}"
+        if member.isdir():
+            continue
+        if lies_hidden(member.name):
+            skip(source, HIDDEN)
+            continue
+        has_suffix = is_image_name(member.name)
+        if not member.isfile():
+            if has_suffix:
+                yield failing(source, _not_followed(member))
+            else:
+                skip(source, NO_IMAGE)
+            continue
+        if has_suffix and member.size > MAX_BYTES:
+            yield failing(source, too_large(member.size))
+            continue
+        content = cast(IO[bytes], archive.extractfile(member))  # as it is a file
+        head = content.read(HEAD_BYTES)
+        if not has_suffix and not is_image(head):
+            skip(source, INNER_ARCHIVE if archive_kind(head) else NO_IMAGE)
+        elif member.size > MAX_BYTES:
+            yield failing(source, too_large(member.size))
+        else:
+            data = head + content.read()
+            if len(data) < member.size:
+                raise DamagedError(f"{readable(member.name)} has {len(data)} of {member.size} bytes")
+            yield in_memory(source, data)
+    if not archive.is_at_end:
+        raise DamagedError("the end mark is missing")
+
+
+def readable(name: str) -> str:
+    """Return a member's name as valid UTF-8 text; tar keeps other bytes as surrogates."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _not_followed(member: tarfile.TarInfo) -> str:
+    if member.issym() or member.islnk():
+        return f"it is a link to {readable(member.linkname)}; links in a tar are not followed"
+    return "it is not a regular file"
+
+
+class _Tar(tarfile.TarFile):
+    members: list[tarfile.TarInfo]
+    is_at_end = False  # whether the last block was an end mark, and no member follows
+
+
+_errors: Any = tarfile  # has these errors, which its type hints leave out
+
+
+class _Header(tarfile.TarInfo):
+    """Notices the end mark, without which a truncated tar would look complete, and what tarfile would skip silently."""
+
+    @classmethod
+    def fromtarfile(cls, archive: Any) -> Any:
+        place = archive.fileobj.tell()
+        try:
+            member = super().fromtarfile(archive)
+        except _errors.EOFHeaderError:
+            archive.is_at_end = True
+            raise
+        except (_errors.InvalidHeaderError, _errors.TruncatedHeaderError) as error:
+            block = archive.fileobj.last
+            before = "" if not place else "the tar ends, but " if archive.is_at_end else "the tar breaks off: "
+            raise DamagedError(f"{before}at byte {place} is no header of a tar but {block[:20]!r}") from error
+        archive.is_at_end = False
+        return member
+
+
+class _Stream:
+    """A file for tarfile, which seeks forward only: to the next member, over what was not read."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self.last = b""  # what was read last
+
+    def tell(self) -> int:
+        return self._pieces.position
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_BYTES + tarfile.BLOCKSIZE:
+            raise DamagedError(f"a header says that {size} bytes follow")
+        self.last = self._pieces.read(size)
+        if len(self.last) < size == tarfile.BLOCKSIZE and not self.last.strip(b"\0"):  # padding that is no whole block
+            self._pieces.put_back(self.last)
+            return b""
+        return self.last
+
+    def seek(self, position: int) -> None:
+        if position < self.tell():
+            raise DamagedError("a header has a negative size")
+        while (missing := position - self.tell()) and self._pieces.read(min(missing, CHUNK)):
+            pass
