@@ -12,6 +12,7 @@ import copy
 import logging
 import math
 import sys
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from npr_kernels import fold_batch_norm, npr_stem
 from npr_kernels.arguments import scale_factors
 from npr_kernels.info import cpu_capability, onednn_serves
 from npr_kernels.trunk import cpu_bottleneck, gpu_bottleneck
+from npr_kernels.trunk.gpu_bottleneck import Layers
 from npr_model.detectors.npr import NPRDetector
 from npr_model.detectors.resnet import Bottleneck
 from npr_model.errors import InputError
@@ -47,6 +49,9 @@ class FoldedConv2d(nn.Module):
 
     The result may overwrite ``shortcut``.
     """
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, dtype: torch.dtype, relu: bool, onednn: bool) -> None:
         super().__init__()
@@ -81,20 +86,20 @@ class FoldedBottleneck(nn.Module):
     def __init__(self, block: Bottleneck, dtype: torch.dtype, onednn: bool) -> None:
         super().__init__()
 
-        def fold(conv: nn.Conv2d, bn: nn.BatchNorm2d, relu: bool) -> FoldedConv2d:
+        def fold(relu: bool, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> FoldedConv2d:
             return FoldedConv2d(conv, bn, dtype, relu, onednn)
 
-        self.conv1 = fold(block.conv1, block.bn1, relu=True)
-        self.conv2 = fold(block.conv2, block.bn2, relu=True)
-        self.conv3 = fold(block.conv3, block.bn3, relu=True)
-        self.downsample = None if block.downsample is None else fold(*block.downsample, relu=False)
+        self.conv1 = fold(True, block.conv1, block.bn1)
+        self.conv2 = fold(True, block.conv2, block.bn2)
+        self.conv3 = fold(True, block.conv3, block.bn3)
+        self.downsample = None if block.downsample is None else fold(False, *block.downsample)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         return self.conv3(self.conv2(self.conv1(x)), shortcut)
 
 
-def folded_layers(block: Bottleneck) -> list[tuple[Tensor, Tensor] | None]:
+def folded_layers(block: Bottleneck) -> Layers:
     """Return weight and bias of conv1, conv2, conv3 and the shortcut's convolution; None if it has none."""
 
     def fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -103,7 +108,7 @@ def folded_layers(block: Bottleneck) -> list[tuple[Tensor, Tensor] | None]:
         return folded
 
     shortcut = None if block.downsample is None else fold(*block.downsample)
-    return [fold(block.conv1, block.bn1), fold(block.conv2, block.bn2), fold(block.conv3, block.bn3), shortcut]
+    return fold(block.conv1, block.bn1), fold(block.conv2, block.bn2), fold(block.conv3, block.bn3), shortcut
 
 
 class Average(nn.Module):
@@ -120,11 +125,11 @@ def fused_trunk(detector: NPRDetector, dtype: torch.dtype, device: torch.device)
     """
     if device.type == "cuda":
         blocks = quantisation.blocks(detector).values()
-        layers = [(folded_layers(block), block.conv2.stride[0]) for block in blocks]
+        every = [(folded_layers(block), block.conv2.stride[0]) for block in blocks]
         hopper = gpu_bottleneck.kernels_for(dtype, device) == "hopper"
-        return gpu_bottleneck.FusedBottlenecks(layers, dtype, averaged=True, hopper=hopper)
+        return gpu_bottleneck.FusedBottlenecks(every, dtype, averaged=True, hopper=hopper)
     steps = quantisation.block_steps(detector) if dtype == torch.int8 else {}
-    made = []
+    made: list[cpu_bottleneck.FusedBottleneck | cpu_bottleneck.QuantisedBottleneck] = []
     for name, block in quantisation.blocks(detector).items():
         layers, stride = folded_layers(block), block.conv2.stride[0]
         if name in steps:
@@ -152,6 +157,12 @@ class InferenceDetector(nn.Module):
     Raises:
         InputError: int8 is not supported here.
     """
+
+    stem_weight: Tensor
+    stem_bias: Tensor
+    pixel_weight: Tensor
+    head_weight: Tensor
+    head_bias: Tensor
 
     @torch.no_grad()  # folded weights would carry the graph of their gradients, and could not be copied
     def __init__(self, detector: NPRDetector, *, dtype: torch.dtype | None = None, compile: bool = False) -> None:
@@ -185,7 +196,7 @@ class InferenceDetector(nn.Module):
         else:
             onednn, blocks = self.engine == "onednn", quantisation.blocks(detector).values()
             trunk = nn.Sequential(*(FoldedBottleneck(block, self.dtype, onednn) for block in blocks), Average())
-            self.trunk = torch.compile(trunk, dynamic=False) if compile else trunk
+            self.trunk = cast(nn.Module, torch.compile(trunk, dynamic=False)) if compile else trunk
         self.eval().requires_grad_(False)
         self.graphs = CudaGraphs(self.score) if device.type == "cuda" and not compile else None
 
