@@ -39,9 +39,18 @@ def serve(
 
     app = make_app(options.scorer(), max_bytes=max_bytes)
     try:
-        listening = socket.create_server((host, port))
-    except OSError as error:
+        listening = _listen(host.strip("[]"), port)
+    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
         raise InputError(f"cannot listen at {host}, port {port}: {reason(error)}") from error
     work_begins()
-    out.print(f"http://{host}:{listening.getsockname()[1]} (Ctrl-C to stop)", highlight=False)
+    address = f"[{host.strip('[]')}]" if ":" in host else host
+    out.print(f"http://{address}:{listening.getsockname()[1]} (Ctrl-C to stop)", highlight=False)
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Listen at an IPv4 address if the name has one, else at an IPv6 address. "::" stands for all of both."""
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family = min((address[0] for address in addresses), key=lambda family: family != socket.AF_INET)
+    both = family == socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=family, dualstack_ipv6=both)

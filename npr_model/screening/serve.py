@@ -1,8 +1,9 @@
 """One image at a time over HTTP: a page to drop images on, and an endpoint for programs.
 
-``POST /score`` takes the bytes of an image file and returns JSON: the columns of ``npr screen``, ``note`` (what the
-verdict means), and data URLs of the "npr" map and the "activation" map of the central part. A bad request or image
-returns {"error": ..., "error_code": ...} with status 413 (too many bytes) or 422. Nothing is stored.
+``POST /score`` takes an image file, as the body or in a form (``curl -F file=@photo.jpg``), and returns JSON: the
+columns of ``npr screen``, ``note`` (what the verdict means), and data URLs of the "npr" map and the "activation" map of
+the central part. A bad request or image returns {"error": ..., "error_code": ...} with status 413 (too many bytes), 400
+(a bad form) or 422. Nothing is stored.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from npr_model.imaging.decode import decode
 from npr_model.imaging.views import View
 from npr_model.screening.items import in_memory
 from npr_model.screening.runner import Scorer
+from npr_model.screening.uploads import UploadError, receive_file
 
 SHOWN = 512  # side in pixels of the central part whose maps are shown
 _PAGE = Path(__file__).with_name("serve.html")
@@ -48,13 +50,12 @@ def make_app(scorer: Scorer, *, max_bytes: int) -> FastAPI:
 
     @app.post("/score")
     async def score(request: Request) -> JSONResponse:
-        data = bytearray()
-        async for part in request.stream():
-            data += part
-            if len(data) > max_bytes:
-                message = f"the file is larger than the limit of {max_bytes} bytes"
-                return JSONResponse({"error": message, "error_code": "too_large"}, 413)
-        answer = await run_in_threadpool(_answer, bytes(data))
+        try:
+            data = await receive_file(request.receive, request.headers.get("content-type", ""), max_bytes)
+        except UploadError as error:
+            status = 413 if error.code == "too_large" else 400
+            return JSONResponse({"error": str(error), "error_code": error.code}, status)
+        answer = await run_in_threadpool(_answer, data)
         return JSONResponse(answer, 422 if answer["error"] else 200)
 
     def _answer(data: bytes) -> dict[str, Any]:
@@ -71,10 +72,10 @@ def make_app(scorer: Scorer, *, max_bytes: int) -> FastAPI:
 def _maps(model: NPRDetector, pixels: np.ndarray) -> dict[str, str]:
     """Maps of the central part at full resolution; scaled down, they would not show what the network reads."""
     part = View("crop", SHOWN).apply(pixels, model.grid_size)
-    found = explain(model, part)
-    rows, columns = found.npr.shape[1:]
+    maps = explain(model, part)
+    rows, columns = maps.npr.shape[1:]
     return {
         "part": f"{columns}x{rows}",
-        "npr": pictures.data_url(pictures.npr_picture(found.npr)),
-        "activation": pictures.data_url(pictures.activation_picture(part[:rows, :columns], found.activation)),
+        "npr": pictures.data_url(pictures.npr_picture(maps.npr)),
+        "activation": pictures.data_url(pictures.activation_picture(part[:rows, :columns], maps.activation)),
     }

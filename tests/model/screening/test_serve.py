@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -70,6 +72,64 @@ def test_what_cannot_be_scored(served):
     assert client.get("/score").status_code == 405 and client.get("/docs").status_code == 404
 
 
+PNG = encoded(noise(24, 26))
+
+
+def form(*parts: tuple[str, bytes], boundary: str = "x-y", end: bytes = b"--\r\n") -> bytes:
+    """A form with fields, each given by the rest of its header and its content."""
+    header = 'Content-Disposition: form-data; name="field"'
+    fields = [f"--{boundary}\r\n{header}{more}\r\n\r\n".encode() + content + b"\r\n" for more, content in parts]
+    return b"".join(fields) + f"--{boundary}".encode() + end
+
+
+FILE = '; filename="a.png"\r\nContent-Type: image/png'
+
+
+@pytest.mark.parametrize(
+    ("parts", "status"),
+    [
+        ([(FILE, PNG)], 200),
+        ([("", PNG)], 200),  # curl -F 'file=<a.png'
+        ([("", b"a comment"), (FILE, PNG), ("", b"more")], 200),
+        ([(FILE, PNG + b"\r\n--x\r\n\r\n")], 200),
+        ([("; FILENAME*=utf-8''%c3", PNG)], 200),
+        ([(FILE, b"")], 422),
+        ([(FILE, PNG), (FILE, PNG)], 400),
+        ([("", b"a"), ("", b"b")], 400),
+        ([], 400),
+        ([(FILE, bytes(200_001))], 413),
+        ([(FILE, bytes(900_001))], 413),
+    ],
+)
+def test_forms(served, parts, status):
+    client, scorer = served
+    answer = client.post("/score", content=form(*parts), headers={"content-type": "multipart/form-data; boundary=x-y"})
+    assert answer.status_code == status
+    if status == 200:
+        content = next(content for _, content in parts if content.startswith(PNG))
+        (row,) = scorer.score([in_memory("", content)])
+        assert (answer.json()["sha256"], answer.json()["logit"]) == (row.sha256, row.logit)
+    else:
+        assert answer.json()["error"] and answer.json()["error_code"]
+
+
+@pytest.mark.parametrize(
+    ("body", "boundary"),
+    [
+        (form((FILE, PNG), end=b""), "x-y"),
+        (form((FILE, PNG))[:-30], "x-y"),
+        (form((FILE, PNG)), "other"),
+        (form((FILE, PNG)), ""),
+        (b"--x-y\r\nno headers\r\n--x-y--\r\n", "x-y"),
+        (b"", "x-y"),
+    ],
+)
+def test_forms_that_are_not_whole(served, body, boundary):
+    headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
+    answer = served[0].post("/score", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "bad_form")
+
+
 def test_a_body_without_end_is_not_read_to_its_end(served):
     client, _ = served
     sent = 0
@@ -131,6 +191,64 @@ def test_command(server):
     request = urllib.request.Request(f"{server}/score", data=encoded(noise(24, 24)), method="POST")
     with urllib.request.urlopen(request) as answer:
         assert b'"verdict":' in answer.read()
+
+
+def test_curl(server, tmp_path):
+    """curl -F, for those who have it."""
+    if not shutil.which("curl"):
+        pytest.skip("no curl")
+    (tmp_path / "a.png").write_bytes(PNG)
+    for arguments in (["-F", "file=@a.png"], ["--data-binary", "@a.png"]):
+        answer = subprocess.run(["curl", "-s", *arguments, f"{server}/score"], cwd=tmp_path, capture_output=True)
+        assert b'"verdict":' in answer.stdout
+
+
+def test_a_client_that_goes_away(checkpoint):
+    """Half a body, then a closed connection: nothing is printed, and the next client is served."""
+    program = [sys.executable, "-m", "npr_model.cli", "serve", "--port", "0", "--checkpoint", str(checkpoint)]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    url = process.stdout.readline().split()[0]
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    for sent in (b"", PNG[:99]):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n" + sent)
+    request = urllib.request.Request(f"{url}/score", data=PNG, method="POST")
+    with urllib.request.urlopen(request) as answer:
+        assert b'"verdict":' in answer.read()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert errors == "" or errors == "npr: interrupted\n"
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
+def test_ipv6(host, checkpoint, monkeypatch, capsys):
+    uvicorn = pytest.importorskip("uvicorn")
+    answers = []
+
+    def run(self, sockets):
+        (listening,) = sockets
+        with listening, socket.create_connection(("::1", listening.getsockname()[1])):
+            answers.append(listening.family)
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    assert cli.main(["serve", "--host", host, "--port", "0", "--checkpoint", str(checkpoint)]) == 0
+    assert answers == [socket.AF_INET6] and f"http://[{host.strip('[]')}]:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("host", ["no such host", "256.0.0.1", "a" * 99, "::g"])
+def test_addresses_that_do_not_exist(host, checkpoint, capsys):
+    assert cli.main(["serve", "--host", host, "--checkpoint", str(checkpoint)]) == 2
+    error = capsys.readouterr().err
+    assert f"cannot listen at {host}, port 8000: " in error and error.count("\n") == 1
 
 
 def test_bad_usage(server, capsys):
