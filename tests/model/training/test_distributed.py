@@ -26,9 +26,8 @@ def test_two_processes_give_the_losses_and_weights_of_one(labelled, tmp_path, ca
     """Steps in float64 agree up to rounding, and `npr train` in float32 approximately."""
     root = labelled({"0_real": 8, "1_fake": 8})
     options = {"folders": (str(root),), "crop_size": 24, "batch_size": 8, "accumulation": 2, "workers": 0}
-    configs = {
-        name: TrainConfig(detector=name, **options) for name in ("npr", "frank")
-    }  # frank: no weights in its norm
+    # The batch norms of the one have weights, those of the other have none.
+    configs = {name: TrainConfig(detector=name, **options) for name in ("npr", "frank")}
     for name, config in configs.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(config.to_json())
