@@ -359,6 +359,7 @@ def of_processes(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 def test_synchronised_over_processes(split, backend, of_processes):
