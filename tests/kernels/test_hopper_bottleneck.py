@@ -15,7 +15,7 @@ from tests.kernels.emulation import Emulation, poisoned
 
 CPU = torch.device("cpu")
 KINDS = sorted(hopper_bottleneck.KINDS)
-SIZES = [(1, 8, 8), (2, 9, 17), (3, 16, 31), (1, 1, 1), (7, 5, 16)]  # batch, height and width of the result
+SIZES = [(1, 8, 8), (2, 9, 17), (3, 8, 31), (1, 1, 1), (5, 5, 16)]  # batch, height and width of the result
 
 
 def run_emulated(
@@ -119,7 +119,7 @@ def test_emulated(kind, size, emulation):
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_results_do_not_depend_on_how_the_work_is_shared(kind, emulation):
     """Nor on the order of warps: more and fewer blocks, in other orders, and each image alone, to the bit."""
-    arguments, *_ = case(kind, (5, 9, 17))
+    arguments, *_ = case(kind, (3, 9, 17))
     try:
         expected = run_emulated(emulation, *arguments)
         for processors, seed in ((1, 1), (2, 2), (30, 3)):
@@ -127,9 +127,9 @@ def test_results_do_not_depend_on_how_the_work_is_shared(kind, emulation):
             for found, result in zip(run_emulated(emulation, *arguments), expected, strict=True):
                 assert torch.equal(found, result)
         middle, x, *rest = arguments
-        alone = run_emulated(emulation, middle[3:4].contiguous(), x[3:4].contiguous(), *rest)
+        alone = run_emulated(emulation, middle[1:2].contiguous(), x[1:2].contiguous(), *rest)
         for found, result in zip(alone, expected, strict=True):
-            assert torch.equal(found, result[3:4])
+            assert torch.equal(found, result[1:2])
     finally:
         emulation.configure(3)
 
