@@ -99,6 +99,11 @@ class Pieces:
         self.position += len(piece)
         return piece
 
+    def peek(self) -> bytes:
+        """Return the next byte, which stays to be read; b"" at the end."""
+        self._rest = self._rest or next(self._pieces, b"")
+        return self._rest[:1]
+
     def put_back(self, data: bytes) -> None:
         """Let ``data``, which was read last, be read again."""
         self._rest = data + self._rest

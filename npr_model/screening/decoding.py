@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import threading
@@ -15,7 +16,7 @@ import numpy as np
 
 from npr_model.errors import InputError, reason
 from npr_model.imaging.decode import DecodedImage, ImageError, check_size, decode
-from npr_model.imaging.headers import read_encoding
+from npr_model.imaging.headers import Encoding, read_encoding
 from npr_model.imaging.jpeg_quality import estimate_quality
 from npr_model.imaging.limits import MAX_PIXELS
 from npr_model.imaging.recompression import was_coarser
@@ -24,6 +25,7 @@ from npr_model.screening.items import Item
 from npr_model.screening.rows import Row
 
 AHEAD_PIXELS = 2**26  # decoded pixels that may wait: 192 MiB
+DECODING_PIXELS = 2**26  # that all threads may decode at once; a larger image is decoded alone
 TINY = 64  # pixels; with a shorter side below it, a verdict depends on few cells
 
 
@@ -55,9 +57,11 @@ class Decoder:
             if twin := find(row):
                 row = twin
             else:
-                decoded = self._decoded(data)
-                row = _describe(row, data, decoded, self.grid_size)
-                pixels = self.view.apply(decoded.pixels, self.grid_size)
+                encoding = _encoding(data)
+                with _room.taken(0 if encoding is None else min(encoding.width * encoding.height, self.max_pixels)):
+                    decoded = self._decoded(data)
+                    row = _describe(row, encoding, decoded, self.grid_size)
+                    pixels = self.view.apply(decoded.pixels, self.grid_size)
                 if self.view.kind == "resize" and (self.view.size or 0) < min(decoded.width, decoded.height):
                     row = replace(row, flags=" ".join(filter(None, (row.flags, "resized"))))
         except ImageError as error:
@@ -73,6 +77,39 @@ class Decoder:
             return decode(data, max_pixels=self.max_pixels)
         check_size(data.width, data.height, self.max_pixels)
         return data
+
+
+class _Room:
+    """Bounds the pixels that are decoded at once. An image that is larger than the bound gets all the room."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._taken = 0
+
+    @contextlib.contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for ``pixels``, and hold it."""
+        pixels = min(pixels, DECODING_PIXELS)
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken + pixels <= DECODING_PIXELS)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+_room = _Room()
+
+
+def _encoding(data: bytes | DecodedImage) -> Encoding | None:
+    """The header of a file. None for pixels without a file, and for a header that only the decoder understands."""
+    try:
+        return read_encoding(data) if isinstance(data, bytes) else None
+    except ImageError:
+        return None
 
 
 def _digest(data: bytes | DecodedImage) -> str:
@@ -131,11 +168,10 @@ def _pixels(decoded: Decoded) -> int:
     return 0 if decoded.pixels is None else math.prod(decoded.pixels.shape[:2])
 
 
-def _describe(row: Row, data: bytes | DecodedImage, decoded: DecodedImage, grid_size: int) -> Row:
+def _describe(row: Row, encoding: Encoding | None, decoded: DecodedImage, grid_size: int) -> Row:
     """Return ``row`` with the facts about its file."""
     quality, subsampling, recompressed = None, None, False
-    if isinstance(data, bytes) and decoded.format in ("JPEG", "MPO"):
-        encoding = read_encoding(data)
+    if encoding is not None and encoding.format == "JPEG":
         subsampling = encoding.subsampling
         if encoding.quantization is not None:
             quality = estimate_quality(encoding.quantization[0])

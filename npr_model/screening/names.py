@@ -65,7 +65,7 @@ def _decoded(file: Any, name: str) -> Iterator[bytes]:
         if not any(mark.startswith(first) for mark, _ in _MARKS):
             break
     mark, encoding = next(((mark, encoding) for mark, encoding in _MARKS if first.startswith(mark)), (b"", "utf-8"))
-    data = first.removeprefix(mark)
+    data = first.removeprefix(mark) or file.read1(LONGEST_NAME)
     if encoding == "utf-8":
         while data:
             yield data

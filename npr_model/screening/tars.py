@@ -32,11 +32,20 @@ def tar_items(pieces: Iterator[bytes], name: str, skip: Skip) -> Iterator[Item]:
     Raises:
         Exception: The tar is damaged or truncated, or something that is no tar follows it. What was yielded is whole.
     """
-    stream = _Stream(Pieces(decompressed(pieces)))
-    # Zeros lie between two tars.
-    archive = _Tar.open(fileobj=cast(IO[bytes], stream), mode="r:", tarinfo=_Header, ignore_zeros=True)
+    source = Pieces(decompressed(pieces))
+    is_first = True
+    while is_first or source.peek():
+        yield from _one_tar(_Stream(source), name, skip)
+        source.skip_zeros()
+        is_first = False
+
+
+def _one_tar(stream: _Stream, name: str, skip: Skip) -> Iterator[Item]:
+    archive = _Tar.open(fileobj=cast(Any, stream), mode="r:", tarinfo=_Header)
     while (member := archive.next()) is not None:
         archive.members.clear()  # tarfile would keep them all
+        if member.size < 0:
+            raise DamagedError(f"the size of {readable(member.name)} is negative")
         source = f"{name}::{readable(member.name)}"
         if member.isdir():
             continue
@@ -64,7 +73,7 @@ def tar_items(pieces: Iterator[bytes], name: str, skip: Skip) -> Iterator[Item]:
             if len(data) < member.size:
                 raise DamagedError(f"{readable(member.name)} has {len(data)} of {member.size} bytes")
             yield in_memory(source, data)
-    if not archive.is_at_end:
+    if not archive.has_end:
         raise DamagedError("the end mark is missing")
 
 
@@ -80,49 +89,51 @@ def _not_followed(member: tarfile.TarInfo) -> str:
 
 
 class _Tar(tarfile.TarFile):
-    members: list[tarfile.TarInfo]
-    is_at_end = False  # whether the last block was an end mark, and no member follows
+    has_end = False
 
 
 _errors: Any = tarfile  # has these errors, which its type hints leave out
 
 
 class _Header(tarfile.TarInfo):
-    """Notices the end mark, without which a truncated tar would look complete, and what tarfile would skip silently."""
+    """Notices the end mark, without which a truncated tar would look complete, and what tarfile takes for an end."""
 
     @classmethod
     def fromtarfile(cls, archive: Any) -> Any:
-        place = archive.fileobj.tell()
+        stream: _Stream = archive.fileobj
+        place = stream.tell()
         try:
-            member = super().fromtarfile(archive)
+            return super().fromtarfile(archive)
         except _errors.EOFHeaderError:
-            archive.is_at_end = True
+            archive.has_end = True
             raise
         except (_errors.InvalidHeaderError, _errors.TruncatedHeaderError) as error:
-            block = archive.fileobj.last
-            before = "" if not place else "the tar ends, but " if archive.is_at_end else "the tar breaks off: "
-            raise DamagedError(f"{before}at byte {place} is no header of a tar but {block[:20]!r}") from error
-        archive.is_at_end = False
-        return member
+            before = "the tar breaks off: " if place else "the tar ends, but " if stream.start else ""
+            raise DamagedError(
+                f"{before}at byte {stream.start + place} is no header of a tar but {stream.last[:20]!r}"
+            ) from error
 
 
 class _Stream:
-    """A file for tarfile, which seeks forward only: to the next member, over what was not read."""
+    """A file for tarfile. It seeks forward only: to the next member, over what was not read.
+
+    Attributes:
+        start: Place in ``pieces`` that counts as the beginning of the file.
+        last: What was read last.
+    """
 
     def __init__(self, pieces: Pieces) -> None:
         self._pieces = pieces
-        self.last = b""  # what was read last
+        self.start = pieces.position
+        self.last = b""
 
     def tell(self) -> int:
-        return self._pieces.position
+        return self._pieces.position - self.start
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= MAX_BYTES + tarfile.BLOCKSIZE:
             raise DamagedError(f"a header says that {size} bytes follow")
         self.last = self._pieces.read(size)
-        if len(self.last) < size == tarfile.BLOCKSIZE and not self.last.strip(b"\0"):  # padding that is no whole block
-            self._pieces.put_back(self.last)
-            return b""
         return self.last
 
     def seek(self, position: int) -> None:
