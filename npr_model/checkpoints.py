@@ -26,6 +26,7 @@ from npr_model.detectors import detector_class
 from npr_model.detectors.base import IMAGENET_STD, DetectorNetwork
 from npr_model.errors import InputError, reason
 from npr_model.files import atomic_write, natural_key
+from npr_model.imaging.formats.signatures import is_lfs_pointer
 from npr_model.imaging.views import View
 from npr_model.verdicts import Calibration, OperatingPoint
 
@@ -156,6 +157,8 @@ def load(name_or_path: str | os.PathLike = DEFAULT, *, backend: str | None = Non
         raise CheckpointError(f"checkpoint {path} cannot be read: {reason(error)}") from error
     if not data:
         raise CheckpointError(f"checkpoint {path} is empty")
+    if is_lfs_pointer(data):
+        raise CheckpointError(f"checkpoint {path} is a Git LFS pointer, not the weights; fetch them with git lfs pull")
     state, metadata = (_read_safetensors if path.suffix == ".safetensors" else _read_pickle)(path, data)
     try:
         model = metadata.network(backend)

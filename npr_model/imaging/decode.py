@@ -46,6 +46,7 @@ _WHOLE = {
     "WEBP": webp.whole,
 }
 _WEAK_SIGNATURES = ("BMP", "PPM", "TGA")  # text may begin like them
+_MOST_REDUCED = 8  # side of a JPEG's blocks, which Pillow can be told to decode to one pixel
 _SIMPLEJPEG = f"simplejpeg {simplejpeg.__version__}"
 _PILLOW = f"pillow {PIL.__version__}"
 
@@ -72,6 +73,13 @@ class DecodedImage:
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     """Decode by the rules above. Raises ImageError; more than ``max_pixels`` pixels are refused before decoding."""
+    try:
+        return _decode(data, max_pixels)
+    except MemoryError as error:  # Pillow raises it for very long rows, too
+        raise ImageError("the image does not fit into memory", "too_large") from error
+
+
+def _decode(data: bytes, max_pixels: int) -> DecodedImage:
     if not data:
         raise ImageError("the file is empty", "empty")
     format = format_of(data)
@@ -95,10 +103,8 @@ def _decode_pillow(data: bytes, format: str, max_pixels: int) -> np.ndarray:
         with pillow.settings(), pillow.open_image(io.BytesIO(data), format) as image:
             check_size(image.width, image.height, max_pixels)
             return pillow.rgb_pixels(image, format)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
-    except MemoryError as error:  # Pillow raises it for very long rows, too
-        raise ImageError("the image does not fit into memory", "too_large") from error
     except PIL.UnidentifiedImageError as error:
         if format in _WEAK_SIGNATURES:
             raise ImageError("not an image, or an unsupported format", "not_an_image") from error
@@ -108,13 +114,33 @@ def _decode_pillow(data: bytes, format: str, max_pixels: int) -> np.ndarray:
 
 
 def from_pillow(image: Image.Image) -> DecodedImage:
-    """Convert the current frame of an open Pillow image by the rules above. Raises ImageError."""
+    """Convert the current frame of an open Pillow image by the rules above. Raises ImageError.
+
+    An image that Pillow has opened and not yet decoded is decoded from its file, like any other file.
+    """
     try:
+        data = _undecoded_file(image)
+        if data is not None:
+            decoded = decode(data, max_pixels=_MOST_REDUCED**2 * image.width * image.height)
+            if {decoded.width, decoded.height} == set(image.size):  # else Pillow was told to decode to another size
+                return decoded
         with pillow.settings():
             return DecodedImage(pillow.rgb_pixels(image, image.format), image.format, _PILLOW)
     except ImageError:
         raise
-    except MemoryError as error:  # Pillow raises it for very long rows, too
+    except MemoryError as error:
         raise ImageError("the image does not fit into memory", "too_large") from error
     except Exception as error:  # Pillow decodes only now, and can raise anything
         raise ImageError(f"the image is truncated, damaged or not supported ({reason(error)})") from error
+
+
+def _undecoded_file(image: Image.Image) -> bytes | None:
+    """The bytes behind an image that is not decoded yet; None if it is, or if another frame was chosen."""
+    file = getattr(image, "fp", None)
+    if file is None or not getattr(image, "tile", None) or image.tell():
+        return None
+    position = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(position)
+    return data

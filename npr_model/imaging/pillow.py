@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 
 from npr_model.imaging.errors import ImageError
 
-_BAND = 2**20  # pixels that are converted at once
+_BAND = 2**18  # pixels that are converted at once
 _lock = threading.Lock()
 _users = 0
 _before: tuple[int | None, bool] = (None, False)

@@ -151,6 +151,8 @@ def with_json(**changes) -> bytes:
 
 BAD_FILES = {
     "empty.safetensors": (b"", "is empty"),
+    "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS pointer"),
+    "pointer.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS pointer"),
     "text.safetensors": (b"hello " * 9, "not a readable safetensors file"),
     "cut.safetensors": (with_header({})[:-9], "not a readable safetensors file"),
     "text.pth": (b"hello " * 9, "neither a .safetensors nor a .pth file"),

@@ -30,6 +30,7 @@ _SOS, _DQT, _DHT, _DRI, _APP0, _APP14, _COMMENT = 0xDA, 0xDB, 0xC4, 0xDD, 0xE0, 
 _END = _EOI[1]
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), (0xC2,)
 _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {_DHT, 0xC8, 0xCC}  # start of frame, by kind of compression
+_HOLE = bytes(16)
 _SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, length
 _NO_MARKERS = frozenset((0x00, *range(0xD0, 0xD8), 0xFF))  # stuffed bytes, restart markers, fill bytes
 _CHROMA: dict[tuple[float, float], str] = {
@@ -292,8 +293,8 @@ def _plain(data: bytes, header: Header) -> bytes:
     """Return the JPEG with only what decides its pixels, closed with an end marker.
 
     Other segments are left out, those that tell the colour space are written anew, and the fields of sequential scans
-    that have one legal value get it. Zeros at the end of a file without end marker are left out: they are what a file
-    system puts in place of data that was never written.
+    that have one legal value get it. Many zeros at the end of a file without end marker are left out: they are what a
+    file system puts in place of data that was never written.
     """
     parts = [_SOI]
     if header.jfif:
@@ -310,7 +311,10 @@ def _plain(data: bytes, header: Header) -> bytes:
             if header.frame in _SEQUENTIAL:
                 content = content[:-3] + b"\0\x3f\0"
             stop = _end_of_scan(data, end)
-            parts += (_segment(marker, content), data[end:stop] if stop < len(data) else data[end:].rstrip(b"\0"))
+            coded = data[end:stop].rstrip(b"\xff")  # fill bytes, or half of an end marker
+            if stop == len(data) and coded.endswith(_HOLE):
+                coded = coded.rstrip(b"\0")
+            parts += (_segment(marker, content), coded)
         elif not _APP0 <= marker < _APP0 + 16 and marker not in (_COMMENT, _END):
             raise ImageError(f"the JPEG is damaged: it has the unknown marker {marker:#x}")
     if marker != _END and stop < len(data):
