@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import PIL
 from npr_model.errors import reason
 from npr_model.imaging import pillow
 from npr_model.imaging.errors import ImageError, check_size
-from npr_model.imaging.formats import jpeg, png, tiff
+from npr_model.imaging.formats import jpeg, png, tiff, webp
 from npr_model.imaging.formats.signatures import LENGTH, format_of
 from npr_model.imaging.limits import MAX_PIXELS
 
@@ -98,7 +99,13 @@ def _jpeg_header(file: BinaryIO) -> jpeg.Header:
 def _size(file: BinaryIO, format: str) -> tuple[int, int]:
     if format == "PNG":  # Pillow would read all its text first
         return png.read_size(file.read(LENGTH))
+    if format == "WEBP":  # Pillow would take memory for all of its pixels
+        return webp.read_size(file.read(LENGTH))
     if format == "TIFF":  # Pillow would turn it by its orientation tag
-        return tiff.read_size(file.read())
+        try:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
+                return tiff.read_size(contents)
+        except io.UnsupportedOperation:  # bytes
+            return tiff.read_size(file.read())
     with pillow.settings(), pillow.open_image(file, format) as image:
         return image.size

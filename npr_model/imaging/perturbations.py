@@ -20,6 +20,7 @@ from npr_model.imaging import codecs, nvimagecodec
 from npr_model.imaging.codecs import Codec
 from npr_model.imaging.decode import decode
 from npr_model.imaging.filters import gaussian_blur, resize
+from npr_model.imaging.formats import jpeg
 from npr_model.imaging.views import check_cell
 
 USAGE = (
@@ -129,6 +130,7 @@ def _decode(data: bytes, decoder: str | None) -> np.ndarray:
     decoded = decode(data)
     if decoder is None or not (decoded.decoder or "").startswith("simplejpeg"):  # Pillow also decodes CMYK and the like
         return decoded.pixels
+    data = jpeg.plain(data)  # without the oddities that only decode() takes
     if decoder == "nvimagecodec":
         return nvimagecodec.decode(data)
     if decoder == "pillow":

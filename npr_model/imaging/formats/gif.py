@@ -23,13 +23,14 @@ def whole(data: bytes, max_pixels: int) -> tuple[bytes]:
     """
     try:
         width, height, flags = struct.unpack_from("<HHB", data, 6)
-        check_size(width, height, max_pixels)
         position = 13 + _palette_length(flags)
         while (kind := data[position : position + 1]) == _EXTENSION:
             _, position = _blocks(data, position + 2)
         if kind != _IMAGE:
             raise ImageError("the GIF has no image" if kind == _TRAILER else "the GIF is truncated or damaged")
         left, top, across, down, flags = struct.unpack_from("<HHHHB", data, position + 1)
+        width, height = max(width, left + across), max(height, top + down)  # as Pillow does
+        check_size(width, height, max_pixels)
         position += 10 + _palette_length(flags)
         code_size = data[position]
         codes, end = _blocks(data, position + 1)

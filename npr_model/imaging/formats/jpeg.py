@@ -148,6 +148,11 @@ def decode(data: bytes, max_pixels: int) -> np.ndarray | tuple[bytes, ...]:
     return pixels if for_simplejpeg else (plain,)
 
 
+def plain(data: bytes) -> bytes:
+    """Return a JPEG that can be decoded as one that any decoder takes: see :func:`_plain`. Raises ImageError."""
+    return _plain(data, read_header(data))
+
+
 def _is_readable(plain: bytes) -> bool:
     """Whether simplejpeg knows the chroma sampling."""
     try:

@@ -15,7 +15,7 @@ _SUPPORTED = (
     (rb"BM", "BMP"),
     (rb"RIFF....WEBP", "WEBP"),
     (rb"\x00\x00\x00\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG2000"),
-    (rb"P[1-7FfyP]\s", "PPM"),
+    (rb"P[1-6]\s", "PPM"),
 )
 _UNSUPPORTED = (
     (rb"II\*\x00....CR", "Canon CR2 (camera raw)"),
@@ -45,6 +45,8 @@ _UNSUPPORTED = (
     (rb"\x8aMNG", "MNG"),
     (rb"\x8bJNG", "JNG"),
     (rb"SIMPLE  =", "FITS"),
+    (rb"P7\n", "PAM"),
+    (rb"P[Ff]\n", "PFM"),
     (rb".{128}DICM", "DICOM"),
 )
 _WITHOUT_PIXELS = (  # documents and drawings; for some of them Pillow would call other programs

@@ -6,6 +6,7 @@ Only the tags that decide the stored pixels are handed on.
 
 from __future__ import annotations
 
+import mmap
 import struct
 import zlib
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 class _Directory:
     """The directory of a page: its tags, each with one entry."""
 
-    def __init__(self, data: bytes, offset: int | None = None) -> None:
+    def __init__(self, data: bytes | mmap.mmap, offset: int | None = None) -> None:
         """Read the directory at ``offset``; by default that of the first page. Raises ImageError."""
         self.data = data
         self.order = "<" if data[:2] == b"II" else ">"
@@ -115,7 +116,7 @@ class _Directory:
         return b"".join((self.data[:start], offset, self.data[start + len(offset) :], padding, count, *kept, end))
 
 
-def read_size(data: bytes) -> tuple[int, int]:
+def read_size(data: bytes | mmap.mmap) -> tuple[int, int]:
     """Return (width, height) of the stored pixels. Raises ImageError, also for camera raw files."""
     page = _Directory(data)
     _check_no_camera_raw(page)

@@ -296,6 +296,13 @@ def test_gif_whose_first_frame_ends_early():
     refused(bytes(claiming), "1280 of 2560 pixels")
 
 
+def test_gif_whose_frame_is_larger_than_its_screen():
+    data = KINDS["GIF"]
+    for screen in (struct.pack("<HH", 0, 0), struct.pack("<HH", 10, 20)):
+        changed = data[:6] + screen + data[10:]
+        np.testing.assert_array_equal(decode(changed).pixels, stored_pixels(changed))
+
+
 def test_tiff_strips_and_tiles_that_are_missing():
     pixels = picture(64, 48)
     for options in ({}, {"tile": (16, 16)}, {"planar": True}):
@@ -392,6 +399,16 @@ def test_webp_whose_first_frame_is_smaller_than_the_image():
     refused(claiming, "does not cover", "unsupported")
 
 
+@pytest.mark.parametrize("name", of_format("WEBP"))
+def test_webp_is_measured_before_pillow_takes_memory(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("npr_model.imaging.pillow.open_image", None)
+    (tmp_path / "image").write_bytes(KINDS[name])
+    assert header_size(tmp_path / "image") == (38, 45)
+    with pytest.raises(ImageError, match="38x45 pixels, more than the limit of 1700") as caught:
+        decode(KINDS[name], max_pixels=1700)
+    assert caught.value.code == "too_large"
+
+
 def test_text_pixels_whose_last_number_may_be_cut():
     data = b"P2\n2 2\n255\n1 2 3 255\n"
     assert decode(data).pixels[1, 1, 0] == 255
@@ -483,6 +500,8 @@ UNSUPPORTED = {
     "PCX": encoded(noise(32, 32), "PCX"),
     "OpenEXR": b"v/1\x01\2\0\0\0" + bytes(200),
     "Radiance HDR": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 4 +X 4\n" + bytes(200),
+    "PAM": b"P7\nWIDTH 2\nHEIGHT 2\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n" + bytes(12),
+    "PFM": b"PF\n2 2\n-1.0\n" + bytes(48),
     "FITS": b"SIMPLE  =                    T" + bytes(200),
     "DICOM": bytes(128) + b"DICM" + bytes(200),
     "DNG": files.tiff(picture(16, 16), tags={50706: (1, [1, 4, 0, 0])}),

@@ -65,6 +65,15 @@ def test_decoders_of_a_jpeg():
     np.testing.assert_array_equal(perturbed("decoder:fast", cmyk), perturbed("png", cmyk))
 
 
+@pytest.mark.parametrize("decoder", ["pillow", "simplejpeg", "fast"])
+def test_every_decoder_takes_what_decode_takes(decoder):
+    """A short JFIF segment stops Pillow, an unknown transform and a missing end marker stop simplejpeg."""
+    data = encode_jpeg(PIXELS, 90)
+    for segment in (b"\xff\xe0\0\x08JFIF\0\1", b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x07"):
+        odd = data[:2] + segment + data[2:-2]
+        assert perturbed(f"decoder:{decoder}", odd).shape == PIXELS.shape
+
+
 def test_nvimagecodec_decodes_by_the_rules():
     pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed")
     most = 0 if not torch.cuda.is_available() else 4  # a GPU's inverse DCT rounds in its own way
