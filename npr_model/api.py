@@ -214,7 +214,7 @@ def screen(
         column: Parquet column that holds the encoded images. Default: the only binary column.
         retry_failed: Whether to score again what has a row with an error in the output folder.
         engine: "local", or "ray" for a Ray cluster.
-        actors: Ray workers that run the network; 0 for one per GPU, or one per node without GPUs.
+        actors: Ray only: processes that run the network; 0 for one per GPU, or without GPUs one per machine.
         on_row: Called with each :class:`npr_model.screening.rows.Row` after it was written.
         options: Fields of :class:`npr_model.screening.options.ScoringOptions`: checkpoint, view, device, dtype,
             backend, false_positive_rate, batch_size, workers, max_pixels, cache.

@@ -8,6 +8,7 @@ import warnings
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from npr_model.commands import streams, terminal
 from npr_model.commands.ablate import ablate
@@ -26,8 +27,29 @@ from npr_model.commands.simulate import simulate
 from npr_model.commands.train import train
 from npr_model.errors import InputError, reason
 
+
+class _Flags:
+    """Leaves out the type of flags in the help of a command: they take no value."""
+
+    def get_params(self, context: Any) -> list:
+        parameters = super().get_params(context)  # type: ignore[misc]  # of the command beside it
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+class _Command(_Flags, TyperCommand):
+    pass
+
+
+class _Group(_Flags, TyperGroup):
+    pass
+
+
 app = typer.Typer(
     name="npr",
+    cls=_Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -48,7 +70,7 @@ PANELS = {
 }
 for panel, commands in PANELS.items():
     for command in commands:
-        app.command(rich_help_panel=panel, help=_reflowed(command.__doc__ or ""))(command)
+        app.command(cls=_Command, rich_help_panel=panel, help=_reflowed(command.__doc__ or ""))(command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -17,7 +17,7 @@ from npr_model.errors import InputError
 
 def ablate(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="FOLDER...", help="Training folders with 0_real and 1_fake, at any depth.")
+        list[Path], typer.Argument(metavar="FOLDER", help="Folders with the training images, as for npr train.")
     ],
     evaluation: Annotated[list[Path], typer.Option(help="Labelled folder to evaluate every variant on. Repeatable.")],
     output: Annotated[Path, folder_option("Write the runs, ablation.md and ablation.json to this folder.")],

@@ -19,8 +19,8 @@ def audit(
 ) -> None:
     """Check whether file headers alone separate the classes, by format, JPEG quality or size.
 
-    If they do, a detector's numbers on these files may measure the codec. No pixel is decoded. Files whose header
-    cannot be read are listed and excluded. Files that are in both classes are reported.
+    If headers separate the classes, a detector's numbers on these files may measure the codec. No pixel is decoded.
+    Files whose header cannot be read are listed and excluded. Files that are in both classes are reported.
     """
     from npr_model.studies.audit import SUFFIXES
     from npr_model.studies.audit import audit as run

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from npr_model.commands.options import EVALUATION, scoring_options
+from npr_model.commands.options import CHECKPOINT, EVALUATION, scoring_options
 from npr_model.commands.terminal import (
     EXIT_FAILED_INPUTS,
     out,
@@ -32,19 +32,20 @@ if TYPE_CHECKING:
 
 @scoring_options(*EVALUATION)
 def calibrate(
-    checkpoint: Annotated[str, typer.Argument(help="Name of a bundled checkpoint, or a .safetensors or .pth file.")],
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT)],
     reals: Annotated[
         list[Path],
         typer.Argument(
-            metavar="REALS...",
-            help="Folders of photographs that were not in the training set. In a folder with 0_real and 1_fake, both "
-            "classes are used.",
+            metavar="REALS",
+            help="Folders of photographs that were not in the training set, or folders with 0_real (photographs) and "
+            "1_fake (generated images).",
         ),
     ],
     fake: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Folder of generated images, which determine the temperature. Repeatable.", show_default=False
+            help="Folder of generated images, to fit the temperature of the probabilities. Repeatable.",
+            show_default=False,
         ),
     ] = None,
     output: Annotated[
@@ -63,24 +64,27 @@ def calibrate(
     rate: Annotated[
         list[float] | None,
         typer.Option(
-            help="Find a threshold for this false-positive rate. The first rate decides the default verdict (default: "
-            "0.05, 0.01 and 0.001). Repeatable.",
+            help="False-positive rate to find a threshold for (default: 0.05, 0.01 and 0.001). The first one that has "
+            "enough photographs is the default of npr screen. Repeatable.",
             show_default=False,
         ),
     ] = None,
     uncertain_rate: Annotated[
         float,
-        typer.Option(help='Scores between the threshold at this rate and the verdict threshold are "uncertain".'),
+        typer.Option(help='Logits from the threshold for this rate up to the verdict threshold are "uncertain".'),
     ] = 0.2,
     *,
     options: ScoringOptions,
 ) -> None:
     """Find thresholds for fixed false-positive rates from photographs, and write them to a new checkpoint.
 
-    Use photographs like those you will screen: at least 19, 99 or 999 for 5, 1 or 0.1 % false positives. More
-    photographs tighten the upper bound that is printed. Copies of a photograph count once. A rate with too few
-    photographs gets no threshold. The checkpoint also gets an uncertain band, a temperature for the probabilities, and
-    the quantisation scales for --dtype int8.
+    Use photographs like those you will screen. A false-positive rate of 5 % needs at least 19 photographs, 1 % needs
+    99, and 0.1 % needs 999; for a rate with too few photographs, no threshold is set. More photographs tighten the
+    upper bound that is printed. Copies of a photograph count once.
+
+    The photographs alone decide the thresholds and the uncertain band. The temperature of the probabilities is fitted
+    to photographs and generated images, and stays as it is if there are no generated images. All images together
+    decide the quantisation scales for --dtype int8.
     """
     from npr_model import checkpoints
     from npr_model.datasets import FAKE, REAL

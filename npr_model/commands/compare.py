@@ -21,7 +21,7 @@ def compare(
     folders: Folders,
     checkpoint: Annotated[
         list[str],
-        typer.Option("--checkpoint", "-c", help="Bundled name or file of a checkpoint, of any detector. Repeatable."),
+        typer.Option("--checkpoint", "-c", help="Trained network of any detector, as for npr screen. Repeatable."),
     ],
     output: Annotated[Path, folder_option("Write comparison.md and comparison.json to this folder.")],
     real: Real = None,
@@ -32,8 +32,8 @@ def compare(
 ) -> None:
     """Measure several checkpoints on the same labelled folders, in one table.
 
-    Each checkpoint sees its own view unless --view is given. Accuracies are at a probability of 0.5. The files are
-    written again after every checkpoint.
+    Each checkpoint sees its own view unless --view is given. Accuracy counts images with a
+    probability above 0.5 as generated. The files are written again after every checkpoint.
     """
     changes = parsed_changes(equalise, perturb)
 

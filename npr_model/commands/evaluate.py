@@ -65,15 +65,15 @@ def evaluate(
         Benchmark | None,
         typer.Option(
             case_sensitive=False,
-            help="Evaluate this benchmark set in FOLDER, with the view and threshold of its published numbers (paper: "
-            "the first five sets).",
+            help="FOLDER holds this benchmark set, in folders with its authors' names. View and threshold are those of "
+            "the published numbers. paper: the first five sets.",
             show_default=False,
         ),
     ] = None,
     compare: Annotated[
         list[Method] | None,  # type: ignore[valid-type]  # choice() makes the class
         typer.Option(
-            help="With --benchmark, also show the paper's numbers of this method (default: NPR). Repeatable.",
+            help="With --benchmark, show the numbers that the paper gives for this method (default: NPR). Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -89,8 +89,11 @@ def evaluate(
 ) -> None:
     """Measure accuracy, average precision and ROC AUC on labelled folders.
 
-    The first folder below FOLDER names the generator. A generator without real images is measured against the real
-    images of all folders that have no generated ones. Images that cannot be scored are listed and excluded.
+    FOLDER/stylegan3/1_fake/a.png is a generated image of the generator stylegan3, FOLDER/stylegan3/0_real/b.png a real
+    image to measure it against. If a generator has no 0_real folder, the real images of all folders without 1_fake are
+    used. Images that cannot be scored are listed and excluded.
+
+    Accuracy uses the checkpoint's threshold, or with --benchmark a probability of 0.5.
     """
     from npr_model.evaluation.report import SUFFIXES, Report
     from npr_model.figures import require_matplotlib

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @scoring_options("checkpoint", "view", "device", "backend")
 def explain(
-    image: Annotated[Path, typer.Argument(help="An image file.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
     output: Annotated[Path, folder_option("Write the figures and explanation.json to this folder.")],
     other: Annotated[
         Path | None,
         typer.Option(
             metavar="IMAGE",
-            help="Also show the difference to the NPR map of this image, of equal size.",
+            help="Also show how the NPR map differs from the map of this image, which must have the same size.",
             show_default=False,
         ),
     ] = None,

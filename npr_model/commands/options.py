@@ -57,20 +57,21 @@ def _one_of(names: Collection[str]) -> str:
     return f"{', '.join(others)} or {last}"
 
 
-Folders = Annotated[
-    list[Path], typer.Argument(metavar="FOLDER...", help="Folders with 0_real and 1_fake, at any depth.")
-]
+LABELLED = "Folders that hold folders named 0_real and 1_fake, directly or deeper."
+CHECKPOINT = "Trained network: a name that npr info lists, or a .safetensors or .pth file."
+
+Folders = Annotated[list[Path], typer.Argument(metavar="FOLDER", help=LABELLED)]
 Real = Annotated[
     list[Path] | None,
     typer.Option(
-        help="Folder of real images for generators that have none of their own. Repeatable.", show_default=False
+        help="Folder of real images, for generators without real images of their own. Repeatable.", show_default=False
     ),
 ]
 Equalise = Annotated[
     str | None,
     typer.Option(
         metavar="CODEC",
-        help="Cut all images to one size and re-encode them, in memory: png, jpeg:Q or webp:Q.",
+        help="Cut all images to one size and re-encode them in memory as png, jpeg:Q or webp:Q (Q: quality).",
         show_default=False,
     ),
 ]
@@ -81,24 +82,27 @@ Perturb = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Device to compute on.")]
-Workers = Annotated[int, typer.Option(min=0, help="Decoding threads (0: one per core, at most 16).")]
-Checkpoint = Annotated[str, typer.Option(help="Name of a bundled checkpoint, or a .safetensors or .pth file.")]
+Workers = Annotated[int, typer.Option(min=0, help="Number of decoding threads (0: one per core, but at most 16).")]
+Checkpoint = Annotated[str, typer.Option(help=CHECKPOINT)]
 View = Annotated[
     str | None,
     typer.Option(
-        help="Pixels that the network sees: native (all), or S x S of them by crop:S, resize:S or tile:S (default: the "
-        "checkpoint's).",
+        help="What the network sees: native (all pixels), crop:S (the central S x S), resize:S (scaled to S x S) or "
+        "tile:S (crop:S, but small images are repeated). Default: the checkpoint's view.",
         show_default=False,
     ),
 ]
 Backend = Annotated[
     BackendName | None,
-    typer.Option(help="Kernels to use (default: the best available, see npr info).", show_default=False),
+    typer.Option(
+        help="Kernels to use (default: the first that can run; npr info shows which can).", show_default=False
+    ),
 ]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "int8"] | None,
     typer.Option(
-        help="Precision (default: bfloat16 where the hardware supports it, else float32).", show_default=False
+        help="Precision of the network (default: bfloat16 where the hardware supports it, else float32).",
+        show_default=False,
     ),
 ]
 Preset = Annotated[
@@ -124,19 +128,21 @@ _SCORING = {
     "backend": Backend,
     "dtype": Dtype,
     "device": Device,
-    "max_pixels": Annotated[int, typer.Option(min=1, help="Images with more pixels become errors.")],
+    "max_pixels": Annotated[int, typer.Option(min=1, help="Do not score images with more pixels; report an error.")],
     "false_positive_rate": Annotated[
         float | None,
         typer.Option(
             metavar="RATE",
-            help="Use the checkpoint's threshold for this false-positive rate, e.g. 0.01 (default: its first rate).",
+            help="False-positive rate of the verdicts, e.g. 0.01. The checkpoint must be calibrated for it (default: "
+            "the first rate that it was calibrated for).",
             show_default=False,
         ),
     ],
     "cache": Annotated[
         Path | None,
         typer.Option(
-            help="Remember scores across runs in this SQLite file, by the content of the images.", show_default=False
+            help="Keep scores in this SQLite file, so that later runs do not score the same images again.",
+            show_default=False,
         ),
     ],
 }

@@ -21,8 +21,8 @@ def report(
 ) -> None:
     """Make an HTML page about a screening: totals, histograms, errors, and a gallery with NPR maps.
 
-    The page is one file and needs no network. Images are read again for their thumbnails; images that are no longer
-    there are shown without one.
+    The page is one file and needs no network. Images are read again to make thumbnails; an image that is
+    no longer there is shown without a thumbnail.
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"output {output} must end in .html")

@@ -34,9 +34,9 @@ NARROW = 60  # columns of a terminal; below, only names, verdicts and probabilit
 Paths = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="PATH...",
-        help="Image files, folders, tar, zip and Parquet files, patterns such as 'shards/*.tar' or '{a,b}.tar', and "
-        "URLs of these (s3://, gs://, https://).",
+        metavar="PATH",
+        help="Image file, folder, archive (tar, zip, Parquet), pattern such as 'shards/*.tar' or '{a,b}.tar', or URL "
+        "of one of these (s3://, gs://, https://).",
         show_default=False,
     ),
 ]
@@ -46,19 +46,19 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE|FOLDER/",
-        help="Write the rows to a .parquet, .csv or .jsonl file, or to a folder of Parquet parts (end it in /). "
-        "Run the same command again to continue an interrupted run into a folder.",
+        help="Write the rows to a .parquet, .csv or .jsonl file, or to Parquet files in a folder (its name ends in /). "
+        "With a folder, the same command continues an interrupted run.",
         show_default=False,
     ),
 ]
 FilesFrom = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE", help="Read more paths from a file, one per line; - is standard input.", show_default=False
+        metavar="FILE", help="Read more paths from a file, one per line (-: standard input).", show_default=False
     ),
 ]
 Null = Annotated[
-    bool, typer.Option("--null", "-0", help="Paths in the --files-from list end in NUL, as find -print0 writes them.")
+    bool, typer.Option("--null", "-0", help="The paths in --files-from end in NUL bytes, as find -print0 writes them.")
 ]
 Column = Annotated[
     str | None,
@@ -68,20 +68,21 @@ Column = Annotated[
 ]
 RetryFailed = Annotated[
     bool,
-    typer.Option("--retry-failed", help="Score again what has a row with an error in the output folder."),
+    typer.Option("--retry-failed", help="Score inputs again whose row in the output folder has an error."),
 ]
 Engine = Annotated[
     Literal["local", "ray"],
     typer.Option(
-        help="local: run on this machine. ray: run on the Ray cluster in RAY_ADDRESS, or on the one that this "
-        "machine belongs to, or start one on this machine."
+        help="local: score on this machine. ray: score on the Ray cluster in RAY_ADDRESS, else on the one that this "
+        "machine belongs to, else on a new one on this machine."
     ),
 ]
 Actors = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Ray workers that run the network (0: one per GPU, or one per node without GPUs). Needs --engine ray.",
+        help="Number of actors: Ray processes that run the network (0: one per GPU, or without GPUs one per machine). "
+        "Needs --engine ray.",
     ),
 ]
 
@@ -112,13 +113,14 @@ def screen(
 ) -> None:
     """Score images and write a row for each: logit, probability and verdict, or an error.
 
-    Folders are searched at all depths for images; hidden files are skipped. Archives inside folders are skipped unless
-    they are named. Identical files are scored once. Bad input never aborts a run: it becomes a row with an error.
+    Folders are searched with all their subfolders. Hidden files and archives in folders are skipped; to read an
+    archive, name it. Files with identical content are scored once. An input that cannot be read or scored gets a row
+    with an error and does not stop the run.
     """
     from npr_model.screening.sources import Sources
 
     if not paths and files_from is None:
-        raise InputError("Missing argument 'PATH...', or --files-from")
+        raise InputError("Missing argument 'PATH' or option '--files-from'")
     if null and files_from is None:
         raise InputError("--null needs --files-from")
     sources = Sources(paths or [], files_from=files_from, null=null, column=column)
@@ -192,7 +194,7 @@ def _print_totals(run: Screening, scorer: Scorer, seconds: float) -> None:
         soft_wrap=True,
     )
     if scorer.rates.text:
-        out.print(f"throughput: {scorer.rates.text}; the lower one limits the run", highlight=False)
+        out.print(f"each part alone: {scorer.rates.text}; the slower part limits the run", highlight=False)
     if totals.skipped:
         out.print(f"skipped: {describe_skipped(totals.skipped)}", soft_wrap=True)
     if totals.kept:

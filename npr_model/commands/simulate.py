@@ -34,13 +34,15 @@ Kind = choice("Kind", ("nearest", "bilinear", "bicubic", "sinc", "transposed", "
 
 def simulate(
     photographs: Annotated[
-        list[Path], typer.Argument(metavar="PHOTOS...", help="Real photographs: image files and folders of them.")
+        list[Path], typer.Argument(metavar="PHOTOS", help="Real photographs: image files and folders of them.")
     ],
     output: Annotated[Path, folder_option("Write the data set to this new folder.")],
     count: Annotated[int, typer.Option(min=1, help="Number of pairs, each with a real image and a fake of it.")] = 2000,
     kind: Annotated[
         list[Kind] | None,  # type: ignore[valid-type]  # choice() makes the class
-        typer.Option(help="How simulated decoders up-sample (default: all but none). Repeatable.", show_default=False),
+        typer.Option(
+            help='How simulated decoders up-sample (default: all except "none"). Repeatable.', show_default=False
+        ),
     ] = None,
     generator: Annotated[
         list[str] | None,
@@ -80,15 +82,15 @@ def simulate(
         Path | None,
         typer.Option(metavar="FILE", help="Save the trained decoders to a .safetensors file.", show_default=False),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps per decoder; each kind has three.")] = 300,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps per decoder; each kind has three decoders.")] = 300,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 100,
     workers: Workers = 0,
     device: Device = "auto",
 ) -> None:
-    """Make a training set from photographs alone. Small up-sampling networks, trained on them, make the fakes.
+    """Make a training set from photographs alone: small networks with up-sampling re-create them as fakes.
 
-    NPR detects up-sampling artefacts, so no generator is needed. Writes FOLDER/KIND/0_real, FOLDER/KIND/1_fake and
-    FOLDER/manifest.csv. Photographs that cannot be used are listed in FOLDER/skipped.csv.
+    NPR detects traces of up-sampling, so no image generator is needed. Writes FOLDER/KIND/0_real, FOLDER/KIND/1_fake
+    and FOLDER/manifest.csv. Photographs that cannot be used are listed in FOLDER/skipped.csv.
     """
     from npr_model.imaging.codecs import Codec
     from npr_model.simulation import dataset

@@ -23,10 +23,12 @@ EXIT_FAILED_INPUTS = 1
 EXIT_USAGE = 2
 EXIT_FAILED = 3
 EXIT_INTERRUPTED = 130
-EXIT_CODES = (
-    "Exit codes: 0 done; 1 done, but some images could not be read or scored; 2 wrong usage, nothing was done; "
-    "3 failed after work had begun (e.g. a full disk), what was written until then is kept; 130 interrupted."
-)
+EXIT_CODES = """Exit codes:
+  0    Done.
+  1    Done, but some images could not be read or scored.
+  2    Usage error: nothing was done.
+  3    Failed after work had begun, for example on a full disk. What was written is kept.
+  130  Interrupted. What was written is kept, and npr screen also writes its last rows."""
 
 out = StreamConsole()
 err = StreamConsole(stderr=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from npr_model.commands.options import Config, Preset, Settings
+from npr_model.commands.options import LABELLED, Config, Preset, Settings
 from npr_model.commands.terminal import EXIT_INTERRUPTED, err, out
 from npr_model.commands.training_progress import TrainingProgress
 from npr_model.errors import InputError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def train(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FOLDER...", help="Folders with 0_real and 1_fake, at any depth.", show_default=False),
+        typer.Argument(metavar="FOLDER", help=LABELLED, show_default=False),
     ] = None,
     output: Annotated[
         Path | None,
@@ -64,8 +64,8 @@ def train(
     """Train NPR or, with --set detector=NAME, another detector of the paper (npr info lists them).
 
     Every epoch writes last.safetensors. With --validation, best.safetensors holds the best epoch so far. The default
-    preset is "wild". --set overrides all other options, and they override the config from --preset, --config or
-    --resume.
+    preset is "wild". Options such as --epochs override the config from --preset, --config or --resume. --set overrides
+    them all.
 
     To train in several processes: torchrun --nproc-per-node 2 -m npr_model.cli train ...
     """

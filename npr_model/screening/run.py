@@ -29,7 +29,7 @@ class Screening:
         options: What to score with.
         retry_failed: Whether to score again what has a row with an error in the output folder.
         engine: One of ENGINES.
-        actors: Ray only: workers that run the network; 0 for one per GPU, or one per node without GPUs.
+        actors: Ray only: processes that run the network; 0 for one per GPU, or without GPUs one per machine.
         announce: Called with a line on the cluster, once it is there.
 
     Attributes:
@@ -106,7 +106,7 @@ class Screening:
         with contextlib.closing(
             RayEngine(self._make_scorer, device=self.options.device, actors=self.actors)
         ) as cluster:
-            self._announce(f"Ray: {len(cluster.nodes)} nodes, {cluster.actors} actors")
+            self._announce(f"Ray: {len(cluster.nodes)} machines, {cluster.actors} actors")
             with self._opened(scorer) as sink:
                 rows = cluster.score(self.sources, scorer.decoder, sink.finished, self.totals)
                 yield from self._written(rows, sink)

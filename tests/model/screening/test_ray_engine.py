@@ -177,7 +177,7 @@ def test_two_nodes_give_the_rows_of_one_machine(cluster, inputs, checkpoint, exp
     process = on_cluster(cluster, command(checkpoint, inputs, tmp_path / "scores"))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
-    assert "Ray: 2 nodes, 2 actors" in err
+    assert "Ray: 2 machines, 2 actors" in err
     assert "4 other files" in out
     check_equal(scores(tmp_path / "scores"), expected)
     assert manifest(tmp_path / "scores")["complete"]
