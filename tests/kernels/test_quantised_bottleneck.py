@@ -85,8 +85,12 @@ def winograd_product(x: Tensor, weight: Tensor) -> Tensor:
     return results
 
 
-def by_the_rules(x: Tensor, exact: list, stride: int, steps: Steps) -> Tensor:
-    """What QuantisedBottleneck promises, in float64; ``x`` and the result count steps."""
+def by_the_rules(x: Tensor, exact: list, stride: int, steps: Steps) -> tuple[Tensor, Tensor]:
+    """What QuantisedBottleneck promises, in float64; ``x`` and the result count steps.
+
+    The second result, (N, 1, H, W), is true where it depends on a value so near the edge between two steps that the
+    kernels, which multiply the whole-number sums in float32, may round it to either side.
+    """
     conv1, conv2, conv3, shortcut = [None if p is None else (p[0].double(), p[1].double()) for p in exact]
     out = torch.ones(conv3[0].shape[0]) if steps.out is None else steps.out
 
@@ -97,13 +101,17 @@ def by_the_rules(x: Tensor, exact: list, stride: int, steps: Steps) -> Tensor:
         return (values / rows.double()).view(1, -1, 1, 1)
 
     sums, factor = rounded_product(x, scaled(conv1[0], steps.x, steps.first))
-    y = F.relu(sums * factor + bias(conv1[1], steps.first)).round().clamp(max=LEVELS)
+    y = F.relu(sums * factor + bias(conv1[1], steps.first))
+    on_an_edge = F.max_pool2d(near_an_edge(y).double(), 3, stride, 1).bool()
+    y = y.round().clamp(max=LEVELS)
     weight = scaled(conv2[0], steps.first, steps.second)
     if stride == 1:
         sums, factor = winograd_product(y, weight), 1
     else:
         sums, factor = rounded_product(y, weight, stride)
-    y = F.relu(sums * factor + bias(conv2[1], steps.second)).round().clamp(max=LEVELS)
+    y = F.relu(sums * factor + bias(conv2[1], steps.second))
+    on_an_edge |= near_an_edge(y)
+    y = y.round().clamp(max=LEVELS)
     weight = scaled(conv3[0], steps.second, out)
     if shortcut is None:
         sums, factor = rounded_product(y, weight)
@@ -113,30 +121,35 @@ def by_the_rules(x: Tensor, exact: list, stride: int, steps: Steps) -> Tensor:
         sums, factor = rounded_product(torch.cat([y, x[:, :, ::stride, ::stride]], 1), weight)
         total = sums * factor + bias(conv3[1] + shortcut[1], out)
     total = F.relu(total)
-    return total if steps.out is None else total.round().clamp(max=LEVELS)
+    return total if steps.out is None else total.round().clamp(max=LEVELS), on_an_edge
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+def near_an_edge(y: Tensor) -> Tensor:
+    return ((y - y.floor() - 0.5).abs() < 5e-5).any(1, keepdim=True)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_against_whole_numbers(shape, threads):
+def test_against_whole_numbers(shape):
+    """The same to the bit with one thread and with two."""
     batch, channels, width, out_channels, stride, *size = shape
     exact = layers(channels, width, out_channels, stride, torch.float32)
     x = bytes_like(max(batch, 1), channels, *size)
     steps = steps_of((x / LEVELS).float(), exact, stride, last=True)
     quantised = FusedBottlenecks(as_bytes(channels), QuantisedBottleneck(*exact, stride, steps))
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     try:
+        torch.set_num_threads(1)
         found = quantised(x[:batch].to(REAL))
+        torch.set_num_threads(2)
+        assert torch.equal(quantised(x[:batch].to(REAL)), found)
     finally:
         torch.set_num_threads(before)
-    truth = by_the_rules(x, exact, stride, steps)[:batch]
+    truth, on_an_edge = (t[:batch] for t in by_the_rules(x, exact, stride, steps))
     assert found.shape == truth.shape and found.dtype == REAL
-    # A value on the edge between two steps may fall to either side; the rest is REAL's.
     if batch:
         assert error(found, truth) < 0.02
-        off = (found.double() - truth).abs() > truth.abs() / 200 + 1e-3
-        assert off.double().mean() < 0.001
+        off = (found.double() - truth).abs() > truth.abs() / 200 + 1e-3  # more than REAL rounds
+        assert not (off & ~on_an_edge).any() and on_an_edge.double().mean() < 0.2
 
 
 @pytest.mark.parametrize("channels", [64, 128])
