@@ -89,6 +89,7 @@ def test_compile_whole_graph(case: Case, dynamic: bool, backend: str):
 
 
 @needs_extension
+@pytest.mark.xdist_group("inductor")
 def test_compile_with_inductor():
     """The real compiler: strides of inputs and outputs must be what the operators promised."""
     torch._dynamo.reset()
@@ -101,6 +102,7 @@ def test_compile_with_inductor():
 
 
 @needs_extension
+@pytest.mark.xdist_group("inductor")
 def test_compile_training_with_inductor():
     """A step with a cumulative average, whose count must not break the graph."""
     torch._dynamo.reset()
