@@ -215,6 +215,7 @@ def test_inference_of_an_empty_batch(detector):
     assert InferenceDetector(detector)(torch.zeros(0, 3, 32, 32, dtype=torch.uint8)).shape == (0, 1)
 
 
+@pytest.mark.xdist_group("inductor")
 def test_compiled_inference(detector):
     """torch.compile as a choice; the real compiler on a small image."""
     raw, _ = images(2, 3, 32, 32)
