@@ -21,7 +21,8 @@ from npr_model.inference.freeze import freeze
 from npr_model.verdicts import Calibration
 from tests.model.conftest import make_detector, noise
 
-pytestmark = pytest.mark.xdist_group("export")  # most use the same package, which takes half a minute to compile
+# Most use the same package. Inductor is loaded once and compiles its common header once for all of this group.
+pytestmark = pytest.mark.xdist_group("inductor")
 
 SHAPES = ((1, 64, 64), (3, 33, 47), (2, 256, 10), (5, 8, 8))
 
