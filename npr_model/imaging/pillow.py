@@ -53,7 +53,7 @@ def rgb_pixels(image: Image.Image, format: str | None) -> np.ndarray:
     It is converted in bands, so that no copy of the whole image is needed. Raises ImageError, and what Pillow raises.
     """
     image.load()
-    if image.mode == "P" and cast(int, image.getextrema()[1]) >= len(image.getpalette() or ()) // 3:
+    if format and image.mode == "P" and cast(int, image.getextrema()[1]) >= len(image.getpalette() or ()) // 3:
         raise ImageError("the image is damaged: it has more colours than its palette")
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, _BAND // image.width)

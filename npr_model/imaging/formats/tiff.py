@@ -106,8 +106,11 @@ class _Directory:
         return self.numbers(tag, default)[0]
 
     def only(self, tags: tuple[int, ...]) -> bytes:
-        """The file with ``tags`` alone and without further pages."""
-        kept = [self.entries[tag] for tag in sorted(set(tags) & set(self.entries))]
+        """The file with ``tags`` alone and without further pages. Raises ImageError if a value is not in the file."""
+        known = sorted(set(tags) & set(self.entries))
+        for tag in known:
+            self.content(tag)
+        kept = [self.entries[tag] for tag in known]
         padding = bytes(len(self.data) % 2)
         offset = struct.pack(self.order + self.offset_format, len(self.data) + len(padding))
         start = 8 if self.big else 4
