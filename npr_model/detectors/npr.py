@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class NPRDetector(DetectorNetwork):
 
     @property
     def scale(self) -> float:
-        return self.conv1.scale
+        return cast(float, self.conv1.scale)  # one for all channels
 
     @property
     def pixel_std(self) -> tuple[float, ...] | None:

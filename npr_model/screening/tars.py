@@ -89,6 +89,7 @@ def _not_followed(member: tarfile.TarInfo) -> str:
 
 
 class _Tar(tarfile.TarFile):
+    members: list[tarfile.TarInfo]
     has_end = False
 
 
