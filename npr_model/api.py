@@ -163,8 +163,8 @@ def load(
         dtype: "float32", "bfloat16" or "int8". Default: bfloat16 where the hardware multiplies it natively, else
             float32.
         backend: Backend of npr_kernels. Default: the best that is available.
-        false_positive_rate: Share of photographs that may be called generated, one of the rates that the checkpoint is
-            calibrated at. Default: the checkpoint's first.
+        false_positive_rate: Share of photographs that may get the verdict "generated". It must be one of the rates that
+            the checkpoint is calibrated for. Default: the checkpoint's first.
         batch_size: Images of one size that are scored together.
         workers: Decoding threads; 0 for one per core, at most 16.
         max_pixels: Larger images are errors.

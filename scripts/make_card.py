@@ -73,7 +73,7 @@ def table(section: dict, warn: bool) -> list[str]:
         numbers = (row.roc_auc, row.average_precision, row.accuracy_fake)
         lines.append(f"| {name} | {row.real} | {row.fake} | {' | '.join(map(percent, numbers))} |")
     if result.reals:
-        lines += ["", "| real photographs | images | called generated (%) |", "|---|---|---|"]
+        lines += ["", '| real photographs | images | verdict "generated" (%) |', "|---|---|---|"]
         for name, values in result.reals.items():
             row = Metrics(**values)
             lines.append(f"| {name} | {row.real} | {percent(1 - row.accuracy_real)} |")
@@ -102,9 +102,9 @@ def card(results: dict) -> str:
         if training
         else "- Training: not recorded",
         "",
-        "A score is a hint, not a proof: the checkpoint misses generated images and calls some photographs generated.",
-        "It was trained on outputs of autoencoders, super-resolution and similar networks, not on the paper's ProGAN",
-        "images. Do not rely on it.",
+        "A score is a hint, not a proof: the checkpoint misses generated images, and some photographs get the verdict",
+        '"generated". It was trained on outputs of autoencoders, super-resolution networks and similar networks, not',
+        "on the paper's ProGAN images. Do not rely on it.",
         "",
         "## Generators that were not in the training set",
         "",
