@@ -138,14 +138,14 @@ def decode(data: bytes, max_pixels: int) -> np.ndarray | tuple[bytes, ...]:
             return simplejpeg.decode_jpeg(data)
         except ValueError:  # a second try tells whether a pixel depends on it
             pass
-    plain = _plain(data, header)
+    cleaned = _plain(data, header)
     try:
-        pixels = simplejpeg.decode_jpeg(plain, colorspace="RGB" if for_simplejpeg else "CMYK")
+        pixels = simplejpeg.decode_jpeg(cleaned, colorspace="RGB" if for_simplejpeg else "CMYK")
     except ValueError as error:
-        if _is_readable(plain):
+        if _is_readable(cleaned):
             raise ImageError(f"the JPEG is truncated or damaged ({reason(error)})") from error
-        return _padded(plain, header)
-    return pixels if for_simplejpeg else (plain,)
+        return _padded(cleaned, header)
+    return pixels if for_simplejpeg else (cleaned,)
 
 
 def plain(data: bytes) -> bytes:
@@ -153,10 +153,10 @@ def plain(data: bytes) -> bytes:
     return _plain(data, read_header(data))
 
 
-def _is_readable(plain: bytes) -> bool:
+def _is_readable(data: bytes) -> bool:
     """Whether simplejpeg knows the chroma sampling."""
     try:
-        simplejpeg.decode_jpeg_header(plain)
+        simplejpeg.decode_jpeg_header(data)
     except KeyError:  # it can read the sampling 4:4:1, but has no name for it
         return True
     except ValueError:
@@ -232,23 +232,25 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     Stops where the data ends. The entropy-coded data behind a scan's header is passed over.
     """
     position = 2
-    while position + 2 <= len(data):
-        fill, marker, length = _SEGMENT.unpack_from(data[position : position + 4].ljust(4, b"\0"))
+    while position + 4 <= len(data):
+        fill, marker, length = _SEGMENT.unpack_from(data, position)
+        end = position + 2 + length
         if fill != 0xFF or marker in _NO_MARKERS:
             position = _next_marker(data, position)
             if position < 0:
                 return
         elif marker == _END:
-            yield marker, position + 2, position + 2
-            return
+            break
         elif marker in (0x01, 0xD8):  # without content
             position += 2
+        elif length < 2 or end > len(data):
+            return
         else:
-            end = position + 2 + length
-            if length < 2 or end > len(data):
-                return
             yield marker, position + 4, end
             position = end
+    end = _next_marker(data, position)
+    if end >= 0 and data[end + 1] == _END:
+        yield _END, end + 2, end + 2
 
 
 def _next_marker(data: bytes, position: int) -> int:

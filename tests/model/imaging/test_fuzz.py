@@ -65,7 +65,8 @@ def result(data: bytes) -> np.ndarray | None:
 
 def decodes_to(data: bytes, pixels: np.ndarray) -> bool:
     """Whether Pillow decodes a file to ``pixels``; it needs the end marker of a JPEG, so one is put behind the data."""
-    versions = [data, *(data[: len(data) - count].rstrip(b"\0") + b"\xff\xd9" for count in range(8))]
+    ends = (len(data) - count for count in range(8))
+    versions = (data, *(version + b"\xff\xd9" for end in ends for version in (data[:end], data[:end].rstrip(b"\0"))))
     for version in versions:
         with contextlib.suppress(OSError, SyntaxError, ValueError):
             if np.array_equal(stored_pixels(version), pixels):
