@@ -159,7 +159,7 @@ def expected(cluster, inputs, checkpoint, tmp_path_factory) -> list[tuple]:
     process = driver(cluster, command(checkpoint, inputs, output))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
-    assert "4 other files" in out
+    assert "skipped: 4 not images\n" in out
     return scores(output)
 
 
@@ -178,7 +178,7 @@ def test_two_nodes_give_the_rows_of_one_machine(cluster, inputs, checkpoint, exp
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
     assert "Ray: 2 machines, 2 actors" in err
-    assert "4 other files" in out
+    assert "skipped: 4 not images\n" in out
     check_equal(scores(tmp_path / "scores"), expected)
     assert manifest(tmp_path / "scores")["complete"]
 
