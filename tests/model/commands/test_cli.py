@@ -309,7 +309,7 @@ USAGE_ERRORS = {
     "no command": ([], "no command given"),
     "unknown command": (["scan"], "No such command 'scan'"),
     "unknown option": (["screen", "{folder}", "--fast"], "No such option: --fast"),
-    "no path": (["screen"], "Missing argument 'PATH...'"),
+    "no path": (["screen"], "Missing argument 'PATH'"),
     "absent path": (["screen", "{tmp}/absent"], "absent does not exist"),
     "folder without images": (["screen", "{tmp}/nothing"], "no images in folder"),
     "output of unknown kind": (["screen", "{folder}", "-o", "{tmp}/scores.xlsx"], "must end in .parquet"),
