@@ -105,9 +105,14 @@ class CsvFile(_LineFile):
         super().__init__(path)
         self._text = io.StringIO(newline="")
         self._writer = csv.DictWriter(self._text, SCHEMA.names)
-        self._writer.writeheader()
-        self._put(self._taken())
-        self.kept = -1  # the first line is no row
+        self._writer.writeheader()  # written with the first row
+
+    def close(self) -> None:
+        try:
+            if header := self._taken():
+                self._file.write(header)
+        finally:
+            super().close()
 
     def _line(self, row: Row) -> bytes:
         self._writer.writerow(_rounded(row))
