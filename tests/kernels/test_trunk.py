@@ -28,8 +28,8 @@ CASES = [
     ([(256, 64, 2)], (1, 1, 5)),
     ([(512, 128, 1)], (1, 3, 4)),
     (STAGE, (0, 8, 8)),
-    (STAGE, (2, 4, 33)),
-    ([(256, 64, 1), (256, 128, 2), (512, 128, 1)], (2, 11, 13)),
+    (STAGE, (1, 4, 33)),
+    ([(256, 64, 1), (256, 128, 2), (512, 128, 1)], (2, 5, 7)),
     ([(64, 64, 1), (256, 64, 2), (256, 64, 2)], (1, 7, 6)),
 ]
 
@@ -46,16 +46,15 @@ def images(channels: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Te
 
 def check(blocks: list, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
     made, x = trunk(blocks, dtype), images(blocks[0][0], shape, dtype)
-    for averaged in (False, True):
+    for averaged, layout in ((False, torch.channels_last), (True, torch.contiguous_format)):
         truth = composed(x.double(), made, averaged)
         eager = composed(x, made, averaged)
         fused = FusedBottlenecks(made, dtype, averaged).to(device)
-        for layout in (torch.contiguous_format, torch.channels_last):
-            found = fused(x.to(device).contiguous(memory_format=layout)).cpu()
-            assert found.is_contiguous(memory_format=torch.channels_last) and found.dtype == eager.dtype
-            assert found.shape == truth.shape
-            if shape[0]:
-                assert error(found, truth) <= allowed(error(eager, truth), dtype)
+        found = fused(x.to(device).contiguous(memory_format=layout)).cpu()
+        assert found.is_contiguous(memory_format=torch.channels_last) and found.dtype == eager.dtype
+        assert found.shape == truth.shape
+        if shape[0]:
+            assert error(found, truth) <= allowed(error(eager, truth), dtype)
 
 
 @pytest.mark.xdist_group("interpreter")
@@ -81,15 +80,15 @@ def test_interpreted(blocks, shape, dtype):
 def check_whatever_the_batch(device: torch.device, size: tuple[int, int]) -> None:
     """To the bit, the result of an image is its own."""
     made = trunk([(64, 64, 1), (256, 64, 2)], torch.bfloat16)
-    x = images(64, (5, *size), torch.bfloat16).to(device)
+    x = images(64, (3, *size), torch.bfloat16).to(device)
     for averaged in (False, True):
         fused = FusedBottlenecks(made, torch.bfloat16, averaged).to(device)
         together = fused(x)
-        assert all(torch.equal(fused(x[i : i + 1]), together[i : i + 1]) for i in range(5))
+        assert all(torch.equal(fused(x[i : i + 1]), together[i : i + 1]) for i in range(3))
     features = together.flatten(1)
     found = dot(features, features[0])
     assert torch.allclose(found.double(), features.double() @ features[0].double(), rtol=1e-6)
-    assert torch.equal(dot(features[3:], features[0]), found[3:])
+    assert torch.equal(dot(features[2:], features[0]), found[2:])
 
 
 @interpreted
@@ -138,13 +137,14 @@ def test_the_kernels_prove_themselves(monkeypatch, caplog):
     device = torch.device("cpu")
     gpu_bottleneck._sound.cache_clear()
     assert gpu_bottleneck.kernels_for(torch.bfloat16, device) == "triton" and not caplog.records
+    monkeypatch.setattr(gpu_bottleneck, "DETECTOR", gpu_bottleneck.DETECTOR[:1])  # enough to tell a wrong mean
     inner = triton_kernels.mean_kernel
     for wrong, message in (
-        (lambda sums, out, tiles, *rest, **options: inner[len(out), 8](sums, out, tiles - 1, *rest), "differs by"),
+        (lambda sums, out, tiles, *rest, **options: inner[len(out), 4](sums, out, tiles - 1, *rest), "differs by"),
         (lambda *_, **__: 1 / 0, "ZeroDivisionError: division by zero"),
     ):
         gpu_bottleneck._sound.cache_clear()
-        monkeypatch.setattr(triton_kernels, "mean_kernel", {(2, 8): wrong})
+        monkeypatch.setattr(triton_kernels, "mean_kernel", {(2, 4): wrong})
         caplog.clear()
         assert gpu_bottleneck.kernels_for(torch.bfloat16, device) is None
         assert gpu_bottleneck.kernels_for(torch.bfloat16, device) is None
