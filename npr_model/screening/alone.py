@@ -13,9 +13,7 @@ from dataclasses import replace
 from npr_model.screening.items import Item
 from npr_model.screening.journal import Journal
 from npr_model.screening.options import ScoringOptions
-from npr_model.screening.rows import Row
-
-KILLED = "killed"  # error code
+from npr_model.screening.rows import KILLED, Row
 
 
 def score_alone(items: Iterable[Item], options: ScoringOptions, blank: Row, journal: Journal) -> Iterator[Row]:

@@ -34,6 +34,9 @@ class Journal:
         """Record that the source is scored alone meanwhile."""
         yield
 
+    def suspect(self, sources: Iterable[str]) -> None:
+        """Treat sources as if a run had been killed while they were in work."""
+
     def is_suspect(self, source: str) -> bool:
         """Return whether a run was killed while the source was in work."""
         return False
@@ -77,6 +80,12 @@ class JournalFile(Journal):
         yield
         self._write(0, _EMPTY)
         self.end([source])
+
+    def suspect(self, sources: Iterable[str]) -> None:
+        for one in map(digest, sources):
+            if one not in self._suspects:
+                self._suspects.add(one)
+                self._start(one)
 
     def is_suspect(self, source: str) -> bool:
         return bool(self._suspects) and digest(source) in self._suspects

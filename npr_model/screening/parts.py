@@ -76,11 +76,15 @@ class Parts:
     def finished(self) -> Finished:
         """Return the sources that need no new row. Raises SinkError for a part that cannot be read."""
         return Finished(
-            (source, has_failed)
+            (source, code is not None)
             for name in self._rows
-            for source, has_failed in self._sources(name)
-            if not (has_failed and self._retry_failed)
+            for source, code in self._sources(name)
+            if code is None or not self._retry_failed
         )
+
+    def failed(self, code: str) -> Iterator[str]:
+        """Yield the sources of the rows with an error code. Raises SinkError for a part that cannot be read."""
+        return (source for name in self._rows for source, row_code in self._sources(name) if row_code == code)
 
     def add(self, table: pa.Table) -> None:
         """Write one more part."""
@@ -120,7 +124,7 @@ class Parts:
         sources = {digest(source) for name in retried for source, _ in self._sources(name)}
         for name in [name for name in self._rows if name not in retried]:
             rows = list(self._sources(name))
-            keep = [not has_failed or digest(source) not in sources for source, has_failed in rows]
+            keep = [code is None or digest(source) not in sources for source, code in rows]
             if all(keep):
                 continue
             if any(keep):
@@ -133,13 +137,11 @@ class Parts:
             (self.folder / name).replace(self.folder / final)
             self._rows[final] = self._rows.pop(name)
 
-    def _sources(self, name: str) -> Iterator[tuple[str, bool]]:
-        """Yield the source of each row of a part, and whether it failed."""
+    def _sources(self, name: str) -> Iterator[tuple[str, str | None]]:
+        """Yield the source of each row of a part, and its error code; None if it was scored."""
         try:
-            for batch in self._read(self.folder / name).iter_batches(columns=["source", "error"]):
-                yield from zip(
-                    batch.column("source").to_pylist(), batch.column("error").is_valid().to_pylist(), strict=True
-                )
+            for batch in self._read(self.folder / name).iter_batches(columns=["source", "error_code"]):
+                yield from zip(*(column.to_pylist() for column in batch.select(["source", "error_code"])), strict=True)
         except (OSError, pa.ArrowException, KeyError) as error:
             raise SinkError(f"{self.folder / name} cannot be read: {reason(error)}") from error
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from npr_model.verdicts import VERDICTS
 
+KILLED = "killed"  # error code of a file at which a process died
 SCHEMA = pa.schema(
     [
         ("source", pa.string()),

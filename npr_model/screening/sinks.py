@@ -24,7 +24,7 @@ from npr_model.screening.journal import Journal, JournalFile
 from npr_model.screening.parts import SinkError
 from npr_model.screening.remote import is_url
 from npr_model.screening.retries import describe
-from npr_model.screening.rows import Row, as_table
+from npr_model.screening.rows import KILLED, Row, as_table
 
 ROWS_A_PART = 50_000
 SECONDS_A_PART = 300
@@ -163,6 +163,8 @@ def _folder_sink(folder: Path, identity: Mapping[str, str], retry_failed: bool) 
     with _named(folder), parts.opened(folder, identity, retry_failed=retry_failed) as written:
         record = JournalFile(folder / journal.NAME)
         try:
+            if retry_failed:
+                record.suspect(written.failed(KILLED))
             try:
                 yield Sink(put, written.finished(), record)
             except BaseException as error:
