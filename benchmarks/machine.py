@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import by_wall_clock
-from npr_kernels import info
+from npr_kernels import capabilities, info
 
 SOURCE = Path(__file__).with_name("microkernels.c")
 INSTRUCTION_SETS = [
@@ -51,7 +51,7 @@ def peaks(device: torch.device) -> dict:
     micro = _microkernels() if device.type == "cpu" else {}
     fma = {"torch.mm float32": _matrix_peak(torch.float32, device)}
     bf16 = {}
-    if device.type == "cuda" or info.onednn_serves(torch.bfloat16):  # elsewhere it takes minutes
+    if device.type == "cuda" or capabilities.onednn_serves(torch.bfloat16):  # elsewhere it takes minutes
         bf16["torch.mm bfloat16"] = _matrix_peak(torch.bfloat16, device)
     if "fma_chains" in micro:
         fma["micro-kernel of fused multiply-adds"] = _threaded_peak(micro["fma_chains"])

@@ -20,7 +20,7 @@ from benchmarks.harness import Benchmark, Contender, Unavailable
 from benchmarks.inputs import DTYPE_NAMES, random_detector
 from benchmarks.parity import judge_by_rule
 from benchmarks.rows import OURS, REFERENCE
-from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck
+from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck, layers
 from npr_model.detectors.npr import NPRDetector
 from npr_model.inference.fused import folded_layers
 
@@ -38,7 +38,7 @@ class Plain(nn.Module):
         self.blocks, self.averaged = blocks, averaged
 
     def forward(self, x: Tensor) -> Tensor:
-        return gpu_bottleneck.composed(x, self.blocks, self.averaged)
+        return layers.composed(x, self.blocks, self.averaged)
 
 
 class CudnnFused(Plain):
@@ -119,7 +119,9 @@ def builders(
     """Return what builds each contender's module, by name."""
 
     def fused(hopper: bool) -> nn.Module:
-        reason = gpu_bottleneck.refusal(dtype, device) or (hopper and hopper_bottleneck.refusal(dtype, device))
+        reason = gpu_bottleneck.unsupported_reason(dtype, device)
+        if hopper and reason is None:
+            reason = hopper_bottleneck.unsupported_reason(dtype, device)
         if reason:
             raise Unavailable(reason)
         made = gpu_bottleneck.FusedBottlenecks(blocks, dtype, averaged, hopper)

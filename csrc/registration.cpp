@@ -59,7 +59,7 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
   // Returns whether this processor can compute bottlenecks of `dtype`.
   m.def("serves_bottlenecks(ScalarType dtype) -> bool");
   // Returns the largest quantised activation of int8 bottlenecks, or 0 if this processor has none.
-  m.def("most_level() -> int");
+  m.def("max_quantised_value() -> int");
   // Looks for gaps in the histograms of JPEG coefficients, which an earlier compression leaves.
   //   pixels: a decoded JPEG, (H, W, 3) uint8.
   //   steps: (4, 4) float32, the quantisation steps of the 4x4 lowest luminance coefficients. For each coefficient

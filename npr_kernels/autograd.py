@@ -29,14 +29,14 @@ def npr(x: Tensor, grid_size: int, anchor: Anchor, backend: str) -> Tensor:
     """Compute the NPR map with the named backend, differentiable in x."""
     if registry.get(backend).DIFFERENTIABLE or not _recorded(x):
         return registry.get(backend).npr(x, grid_size, anchor)
-    return NPR.apply(x, grid_size, anchor, backend)
+    return NPRFunction.apply(x, grid_size, anchor, backend)
 
 
 def npr_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, backend: str) -> Tensor:
     """Compute the convolution with the named backend, differentiable in x, weight and bias."""
     if registry.get(backend).DIFFERENTIABLE or not _recorded(x, weight, bias):
         return registry.get(backend).npr_conv2d(x, weight, bias, convolution)
-    return NPRConv2d.apply(x, weight, bias, convolution, backend)
+    return NPRConv2dFunction.apply(x, weight, bias, convolution, backend)
 
 
 def npr_stem(
@@ -55,7 +55,7 @@ def npr_stem(
     """
     if registry.get(backend).DIFFERENTIABLE or not _recorded(x, weight, bias) or torch.compiler.is_exporting():
         return registry.get(backend).npr_stem(x, *in_dtype(dtype, weight, bias), convolution)
-    return NPRStem.apply(x, weight, bias, dtype, convolution, backend, dense)[0]
+    return NPRStemFunction.apply(x, weight, bias, dtype, convolution, backend, dense)[0]
 
 
 def patch_moments(
@@ -67,10 +67,10 @@ def patch_moments(
     """
     if not _recorded(x):
         return registry.get(backend).npr_moments(x, kernel, convolution)
-    return PatchMoments.apply(x, kernel, convolution, backend, dense)
+    return PatchMomentsFunction.apply(x, kernel, convolution, backend, dense)
 
 
-class NPR(Function):
+class NPRFunction(Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -88,7 +88,7 @@ class NPR(Function):
         return _npr_backward(grad, x, ctx.grid_size, ctx.anchor, ctx.backend), None, None, None
 
 
-class NPRBackward(Function):
+class NPRBackwardFunction(Function):
     """The gradient of NPR in the image. It is linear in ``grad``, and its derivative is NPR."""
 
     generate_vmap_rule = True
@@ -106,7 +106,7 @@ class NPRBackward(Function):
         return npr(grad, ctx.grid_size, ctx.anchor, ctx.backend), None, None, None, None
 
 
-class NPRConv2d(Function):
+class NPRConv2dFunction(Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -131,7 +131,7 @@ class NPRConv2d(Function):
         )
 
 
-class NPRConv2dGradInput(Function):
+class NPRConv2dGradInputFunction(Function):
     """The gradient of the convolution in the image. It is linear in ``grad`` and in the weight."""
 
     generate_vmap_rule = True
@@ -159,7 +159,7 @@ class NPRConv2dGradInput(Function):
         )
 
 
-class NPRConv2dGradWeight(Function):
+class NPRConv2dGradWeightFunction(Function):
     """The gradient of the convolution in the weight. It is linear in ``grad`` and in the image."""
 
     generate_vmap_rule = True
@@ -187,7 +187,7 @@ class NPRConv2dGradWeight(Function):
         )
 
 
-class NPRStem(Function):
+class NPRStemFunction(Function):
     """The stem. For the backward pass it saves the image and one byte per pooled value: the position of the maximum.
 
     The kernels receive ``weight`` and ``bias`` in ``dtype``, that of the result. Their gradients have the dtypes of the
@@ -225,7 +225,7 @@ class NPRStem(Function):
         if torch.is_grad_enabled():  # a graph of these gradients is needed, so compute them with the convolution
             image = x if x.dtype == torch.uint8 else x.to(weight.dtype)
             dense = reference.unpool(grad.to(weight.dtype), argmax, convolution.output_size(x, kernel))
-            backend = ctx.dense or _dense_backend(image, weight, convolution, ctx.backend)
+            backend = ctx.dense or _convolution_backend(image, weight, convolution, ctx.backend)
             grad_weight = _grad_weight(dense, image, weight, convolution, backend) if needs_weight else None
             grad_bias = dense.sum((0, 2, 3)).to(ctx.bias_dtype) if needs_bias else None
             grad_x = _grad_input(dense, image, weight, convolution, backend).to(x.dtype) if needs_x else None
@@ -240,7 +240,7 @@ class NPRStem(Function):
         return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
-class PatchMoments(Function):
+class PatchMomentsFunction(Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -261,7 +261,7 @@ class PatchMoments(Function):
         dtype = x.dtype if x.dtype == torch.float64 else torch.float32
         image, shape = x.to(dtype), (grad_first.numel(), x.shape[1], *ctx.kernel)
         weight = (grad_second + grad_second.T).to(dtype).view(shape)
-        backend = ctx.dense or _dense_backend(image, weight, ctx.convolution, ctx.backend)
+        backend = ctx.dense or _convolution_backend(image, weight, ctx.convolution, ctx.backend)
         grad = npr_conv2d(image, weight, grad_first.to(dtype), ctx.convolution, backend)
         identity = torch.eye(shape[0], dtype=dtype, device=x.device).view(shape)
         grad = _grad_input(grad, image, identity, ctx.convolution, backend)
@@ -286,10 +286,10 @@ def _recorded(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _dense_backend(x: Tensor, weight: Tensor, convolution: Convolution, preferred: str) -> str:
+def _convolution_backend(x: Tensor, weight: Tensor, convolution: Convolution, preferred: str) -> str:
     """Return the name of a backend that serves the whole convolution: ``preferred`` if it can."""
     call = Call.of("npr_conv2d", x, weight.dtype, convolution, weight)
-    return preferred if registry.get(preferred).refusal(call) is None else registry.select(call)
+    return preferred if registry.get(preferred).unsupported_reason(call) is None else registry.select(call)
 
 
 def _npr_backward(grad: Tensor, x: Tensor, grid_size: int, anchor: Anchor, backend: str) -> Tensor:
@@ -297,7 +297,7 @@ def _npr_backward(grad: Tensor, x: Tensor, grid_size: int, anchor: Anchor, backe
         return registry.get(backend).npr_backward(grad, x, grid_size, anchor)
     if anchor == "max":  # the positions of the maxima depend on x
         return eager.npr_backward(grad, x, grid_size, anchor)
-    return NPRBackward.apply(grad, x, grid_size, anchor, backend)
+    return NPRBackwardFunction.apply(grad, x, grid_size, anchor, backend)
 
 
 def _grad_input(grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolution, backend: str) -> Tensor:
@@ -305,7 +305,7 @@ def _grad_input(grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolutio
         return registry.get(backend).npr_conv2d_grad_input(grad, x, weight, convolution)
     if convolution.anchor == "max":
         return eager.npr_conv2d_grad_input(grad, x, weight, convolution)
-    return NPRConv2dGradInput.apply(grad, x, weight, convolution, backend)
+    return NPRConv2dGradInputFunction.apply(grad, x, weight, convolution, backend)
 
 
 def _grad_weight(grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolution, backend: str) -> Tensor:
@@ -313,4 +313,4 @@ def _grad_weight(grad: Tensor, x: Tensor, weight: Tensor, convolution: Convoluti
         return registry.get(backend).npr_conv2d_grad_weight(grad, x, weight, convolution)
     if convolution.anchor == "max":
         return eager.npr_conv2d_grad_weight(grad, x, weight, convolution)
-    return NPRConv2dGradWeight.apply(grad, x, weight, convolution, backend)
+    return NPRConv2dGradWeightFunction.apply(grad, x, weight, convolution, backend)

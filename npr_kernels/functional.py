@@ -60,13 +60,19 @@ def npr_conv2d(
     """Compute ``conv2d(scale * npr(x), weight, bias, stride, padding)`` without writing the NPR map to memory.
 
     Args:
-        x: (N, C, H, W) with any strides; uint8 (raw pixels, exact differences) or weight's dtype. weight: (O, C, KH,
-        KW), floating point. bias: (O,) or None. stride, padding: int or (height, width). Padding surrounds the NPR map,
-        not the image, with zeros. grid_size, anchor, edge, backend: As in :func:`npr`. scale: Factor on the NPR map:
-        one, or one per channel. The authors use 2/3. pixel_std: Standard deviation of each channel for pixels in 0 ..
-        1, for uint8 images. The NPR map is also divided
-            by ``255 * pixel_std[c]``. This equals normalising the image first, because the means cancel. None uses raw
-            pixels. Float images are never changed.
+        x: (N, C, H, W) with any strides; uint8 (raw pixels, exact differences) or weight's dtype.
+        weight: (O, C, KH, KW), floating point.
+        bias: (O,), of weight's dtype, or None.
+        stride: Int or (height, width), at least 1.
+        padding: Int or (height, width). It surrounds the NPR map, not the image, with zeros.
+        grid_size: As in :func:`npr`.
+        anchor: As in :func:`npr`.
+        scale: Factor on the NPR map: one, or one per channel. The authors use 2/3.
+        pixel_std: Standard deviation of each channel for pixels in 0 .. 1, for uint8 images. The NPR map is also
+            divided by ``255 * pixel_std[c]``. This equals normalising the image first, because the means cancel. None
+            uses raw pixels. Float images are never changed.
+        edge: As in :func:`npr`.
+        backend: As in :func:`npr`.
 
     Returns:
         (N, O, H_out, W_out) in weight's dtype and x's memory format. Under autocast, weight, bias and a floating point
@@ -110,7 +116,7 @@ def npr_stem(
     if has_torch_function((x, weight, bias)):
         return handle_torch_function(npr_stem, (x, weight, bias), x, weight, bias, **options._asdict())
     x, weight, bias, convolution, chosen = _prepare("npr_stem", x, weight, bias, options)
-    dense = _dense_backend(x, weight, convolution, backend)
+    dense = _image_gradient_backend(x, weight, convolution, backend)
     if dense is not None and _is_plain(dense):
         chosen = dense
     return autograd.npr_stem(x, weight, bias, weight.dtype, convolution, chosen, dense)
@@ -190,7 +196,7 @@ def npr_batch_norm_stem(
         raise ValueError(f"expected more than 1 value per channel when training, got input size {shape}")
 
     call = Call.of("npr_batch_norm_stem", x, dtype, convolution, weight, gamma, beta)
-    chosen, dense = registry.select(call, backend), _dense_backend(x, weight, convolution, backend)
+    chosen, dense = registry.select(call, backend), _image_gradient_backend(x, weight, convolution, backend)
     if _is_plain(chosen) or _is_plain(dense):
         return reference.npr_batch_norm_stem(
             *_autocast(x, weight, bias), gamma, beta, running_mean, running_var, momentum, eps, *convolution,
@@ -239,7 +245,7 @@ def which_backend(
     grid_size: int = 2,
     anchor: Anchor = 0,
     scale: float | Sequence[float] = 2 / 3,
-) -> registry.Explanation:
+) -> registry.BackendChoice:
     """Return which backend would serve a call now, and why the others would not; it prints as a table.
 
     Autocast, recorded gradients, :func:`use_backend` and the environment count as in the call itself. A GPU backend
@@ -321,7 +327,7 @@ def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, T
     return x.to(dtype) if x.is_floating_point() else x, *autograd.in_dtype(dtype, weight, bias)
 
 
-def _dense_backend(x: Tensor, weight: Tensor, convolution: Convolution, backend: str | None) -> str | None:
+def _image_gradient_backend(x: Tensor, weight: Tensor, convolution: Convolution, backend: str | None) -> str | None:
     """Return the backend for a stem's image gradient, which needs the whole convolution; None if it is not needed."""
     if not (torch.is_grad_enabled() and x.requires_grad):
         return None

@@ -10,7 +10,7 @@ from npr_kernels.backends import extension
 
 def is_compiled() -> bool:
     """Return whether the compiled extension is loaded."""
-    return not extension.FAILURE
+    return not extension.LOAD_ERROR
 
 
 def coefficient_gaps(
@@ -36,5 +36,5 @@ def coefficient_gaps(
         RuntimeError: an argument does not have this form, or the extension is not loaded.
     """
     if not is_compiled():
-        raise RuntimeError(f"coefficient_gaps is not available: {extension.FAILURE}")
+        raise RuntimeError(f"coefficient_gaps is not available: {extension.LOAD_ERROR}")
     return torch.ops.npr_kernels.coefficient_gaps(pixels, steps, places, shares, owners, blocks, bins)

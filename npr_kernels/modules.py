@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import has_torch_function_unary
 
 from npr_kernels import arguments, functional
+from npr_kernels.distributed import SyncBatchNorm
 from npr_kernels.reference import Anchor
 
 
@@ -45,7 +46,7 @@ class NPRConv2d(nn.Module):
         bias: bool = False,
         grid_size: int = 2,
         anchor: Anchor = 0,
-        scale: float = 2 / 3,
+        scale: float | Sequence[float] = 2 / 3,
         pixel_std: Sequence[float] | None = None,
         edge: str = "trim",
         backend: str | None = None,
@@ -61,7 +62,8 @@ class NPRConv2d(nn.Module):
         self.stride = arguments.pair("stride", stride, 1)
         self.padding = arguments.pair("padding", padding, 0)
         self.edge, self.backend = edge, backend
-        self.scale = arguments.scale_factors(float(scale), None, in_channels)[0]
+        factors = arguments.scale_factors(scale, None, in_channels)
+        self.scale = factors if len(factors) > 1 else factors[0]
         self.pixel_std = None if pixel_std is None else arguments.standard_deviations(pixel_std, in_channels)
         self.weight = nn.Parameter(
             torch.empty((out_channels, in_channels, *self.kernel_size), device=device, dtype=dtype)
@@ -126,11 +128,10 @@ def _fused_stem(x: Tensor, conv: NPRConv2d, bn: nn.BatchNorm2d | nn.SyncBatchNor
 
 def _is_fusible(layer: nn.Module) -> bool:
     """Return whether the fused stem does everything that calling ``layer`` would do."""
-    if isinstance(layer, nn.SyncBatchNorm):  # its subclasses only add other devices, which the stem also serves
-        plain = True
-    else:
-        plain = type(layer).forward in (NPRConv2d.forward, nn.BatchNorm2d.forward)
-    return plain and "forward" not in vars(layer) and not is_parametrized(layer) and not _has_hooks(layer)
+    plain = NPRConv2d.forward, nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward
+    if type(layer).forward not in plain or "forward" in vars(layer):
+        return False
+    return not is_parametrized(layer) and not _has_hooks(layer)
 
 
 def _has_hooks(layer: nn.Module) -> bool:
@@ -179,7 +180,7 @@ def replace_first_conv(
     *,
     grid_size: int = 2,
     anchor: Anchor = 0,
-    scale: float = 2 / 3,
+    scale: float | Sequence[float] = 2 / 3,
     pixel_std: Sequence[float] | None = None,
     edge: str = "trim",
     backend: str | None = None,

@@ -23,7 +23,7 @@ constexpr int64_t kGrain = 2;
 
 Weight weight_type(ScalarType dtype) {
   STD_TORCH_CHECK(dtype == ScalarType::Float || (dtype == ScalarType::BFloat16 && kernels().bfloat16_products) ||
-                      ((dtype == ScalarType::Char || dtype == ScalarType::Short) && kernels().most_level > 0),
+                      ((dtype == ScalarType::Char || dtype == ScalarType::Short) && kernels().max_quantised_value > 0),
                   "bottlenecks are float32, or bfloat16, int8 and int16 where the processor has dot products of them");
   return dtype == ScalarType::Float      ? Weight::kFloat32
          : dtype == ScalarType::BFloat16 ? Weight::kBFloat16
@@ -42,10 +42,10 @@ int64_t bytes_of(Type type) { return type == Type::kFloat32 ? 4 : type == Type::
 
 bool serves_bottlenecks(ScalarType dtype) {
   return dtype == ScalarType::Float || (dtype == ScalarType::BFloat16 && kernels().bfloat16_products) ||
-         (dtype == ScalarType::Char && kernels().most_level > 0);
+         (dtype == ScalarType::Char && kernels().max_quantised_value > 0);
 }
 
-int64_t most_level() { return kernels().most_level; }
+int64_t max_quantised_value() { return kernels().max_quantised_value; }
 
 Tensor pack_weights(const Tensor& weight, ScalarType dtype) {
   STD_TORCH_CHECK(weight.dim() == 2 && weight.is_cpu() && weight.is_contiguous() && weight.scalar_type() == ScalarType::Float,
@@ -220,5 +220,5 @@ STABLE_TORCH_LIBRARY_IMPL(npr_kernels, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(npr_kernels, CompositeExplicitAutograd, m) {
   m.impl("serves_bottlenecks", TORCH_BOX(&npr::cpu::serves_bottlenecks));
-  m.impl("most_level", TORCH_BOX(&npr::cpu::most_level));
+  m.impl("max_quantised_value", TORCH_BOX(&npr::cpu::max_quantised_value));
 }

@@ -51,7 +51,7 @@ struct Task {
 // that are computed together. It is 1, or the size of a Winograd tile, F(strip x strip, 3x3), if the weights of the
 // second layer are transformed for it: 2, or 4 for kUInt8. Winograd convolutions need stride 1.
 //
-// If `type` is kUInt8, activations are levels, which are whole numbers from 0 to `most_level`. Weights are int8, or
+// If `type` is kUInt8, activations are levels, which are whole numbers from 0 to `max_quantised_value`. Weights are int8, or
 // int16 for Winograd. Each sum is multiplied by the factor of its channel before the bias is added. A shortcut that is
 // no convolution is multiplied by factors[3] of its channel.
 struct BottleneckTask {
@@ -60,7 +60,7 @@ struct BottleneckTask {
   int64_t channels[3];
   bool project;
   int64_t strip;
-  // Both are usually equal: kFloat32, kBFloat16 if Kernels::bfloat16_products, or kUInt8 if Kernels::most_level > 0.
+  // Both are usually equal: kFloat32, kBFloat16 if Kernels::bfloat16_products, or kUInt8 if Kernels::max_quantised_value > 0.
   // One of them can be kUInt8 while the other is kBFloat16, or kFloat32 if there are no bfloat16 products.
   Type type, out_type;
   const void* x;
@@ -95,11 +95,11 @@ struct Kernels {
   // Computes the strips [begin, end) of batch * ceil(out_height / strip).
   void (*bottleneck)(const BottleneckTask&, int64_t begin, int64_t end);
   // Puts weights (channels, inputs), row-major, into the order that `bottleneck` reads. channels must be a multiple of
-  // block_channels. kBFloat16 needs `bfloat16_products`; kInt8 and kInt16 need `most_level` > 0.
+  // block_channels. kBFloat16 needs `bfloat16_products`; kInt8 and kInt16 need `max_quantised_value` > 0.
   void (*pack_weights)(const float* weight, int64_t channels, int64_t inputs, Weight type, void* packed);
   int64_t block_channels;
   bool bfloat16_products;  // whether bottlenecks can be bfloat16
-  int64_t most_level;      // the largest level, or 0 if bottlenecks cannot be quantised
+  int64_t max_quantised_value;      // the largest level, or 0 if bottlenecks cannot be quantised
 };
 
 // Throws std::bad_alloc. The kernels call it because they may not include the header that declares std::bad_alloc.

@@ -91,8 +91,10 @@ class StemBackend(Protocol):
     """
 
     DIFFERENTIABLE: bool
+    EXAMPLE: Call  # a plain call that the backend is made for, to tell whether it is available
+    SELF_TEST_SIZES: tuple[tuple[int, int], ...]  # results (rows, columns) of the self-test; none: it needs no test
 
-    def refusal(self, call: Call) -> str | None:
+    def unsupported_reason(self, call: Call) -> str | None:
         """Return why this backend cannot serve ``call``, or None if it can."""
 
     def npr_stem(self, x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:

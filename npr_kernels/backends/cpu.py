@@ -13,16 +13,18 @@ from npr_kernels.backends.base import Call, Convolution
 from npr_kernels.reference import Anchor
 
 DIFFERENTIABLE = False
+EXAMPLE = Call("npr_conv2d", torch.device("cpu"), torch.float32, torch.float32, Convolution())
+SELF_TEST_SIZES: tuple[tuple[int, int], ...] = ()  # its kernels do not depend on a driver; the tests check them
 Pair = tuple[int, int]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _ANCHOR_CODES = {"mean": -1, "max": -2}  # as in csrc/common/geometry.h
 
 
-def refusal(call: Call) -> str | None:
+def unsupported_reason(call: Call) -> str | None:
     """Return why this backend cannot serve ``call``, or None if it can."""
-    if extension.FAILURE:
-        return extension.FAILURE
+    if extension.LOAD_ERROR:
+        return extension.LOAD_ERROR
     if call.forward_mode:
         return "it has no forward-mode derivatives"
     if call.device.type != "cpu":
@@ -93,7 +95,7 @@ def _computed(parameter: Tensor | None) -> Tensor | None:
     return parameter.to(torch.float64 if parameter.dtype == torch.float64 else torch.float32).contiguous()
 
 
-if not extension.FAILURE:
+if not extension.LOAD_ERROR:
 
     def _strides(channels_last: bool) -> torch.memory_format:
         return torch.channels_last if channels_last else torch.contiguous_format

@@ -14,6 +14,10 @@ from npr_kernels.backends import devices, extension
 from npr_kernels.backends.base import Call, Convolution
 
 DIFFERENTIABLE = False
+EXAMPLE = Call("npr_stem", torch.device("cuda"), torch.float32, torch.float32, Convolution())
+# Each takes another way through the kernels: strips of whole warpgroups, several strips, and more rows than the largest
+# GPU has blocks.
+SELF_TEST_SIZES: tuple[tuple[int, int], ...] = ((12, 128), (4, 144), (1100, 8))
 STEMS = ("npr_stem", "npr_batch_norm_stem")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_CHANNELS = 128
@@ -21,8 +25,8 @@ MOST_CHANNELS = 128
 
 def _missing() -> str | None:
     """Return why the extension has no CUDA kernels, or None if it has them."""
-    if extension.FAILURE:
-        return extension.FAILURE
+    if extension.LOAD_ERROR:
+        return extension.LOAD_ERROR
     if torch._C._dispatch_has_kernel_for_dispatch_key("npr_kernels::npr_stem", "CUDA"):
         return None
     info = extension.build_info() or {}
@@ -33,7 +37,7 @@ MISSING = _missing()  # computed at import, because torch.compile cannot trace t
 ARCHITECTURES = (extension.build_info() or {}).get("CUDA architectures", "")  # from setup.py, e.g. "8.0;9.0a;10.0+PTX"
 
 
-def refusal(call: Call) -> str | None:
+def unsupported_reason(call: Call) -> str | None:
     """Return why this backend cannot serve ``call``, or None if it can."""
     if MISSING:
         return MISSING

@@ -16,9 +16,11 @@ from npr_kernels.backends.base import Call, Convolution
 from npr_kernels.reference import Anchor
 
 DIFFERENTIABLE = True
+EXAMPLE = Call("npr_conv2d", torch.device("cpu"), torch.float32, torch.float32, Convolution())
+SELF_TEST_SIZES: tuple[tuple[int, int], ...] = ()  # it is what others are compared with
 
 
-def refusal(call: Call) -> str | None:
+def unsupported_reason(call: Call) -> str | None:
     """Return None, because the reference serves every call with valid arguments."""
     return None
 

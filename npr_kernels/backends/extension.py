@@ -37,6 +37,6 @@ def _load() -> str | None:
     return None
 
 
-FAILURE = _load()
+LOAD_ERROR = _load()
 # The error of an invalid NPR_KERNELS_CPU_CAPABILITY. CPU calls then fail instead of running slowly on plain PyTorch.
-MISCONFIGURED = FAILURE if FAILURE and "NPR_KERNELS_CPU_CAPABILITY is" in FAILURE else None
+CAPABILITY_ERROR = LOAD_ERROR if LOAD_ERROR and "NPR_KERNELS_CPU_CAPABILITY is" in LOAD_ERROR else None

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from npr_kernels import reference
-from npr_kernels.backends import cuda, devices, triton
+from npr_kernels.backends import devices, table
 from npr_kernels.backends.base import Backend, Call, Convolution, StemBackend
 from npr_kernels.testing import Case, allowed, error, on, pool_at
 
@@ -35,14 +35,9 @@ Tensors = tuple[Tensor, Tensor, Tensor | None]  # image, weight, bias
 Errors = Iterator[tuple[str, float, float]]  # name of a function, its error, and the largest that is allowed
 
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_SELF_TEST"
-PROVED = {"cuda": cuda, "triton": triton}  # not cpu, because its kernels depend on no driver
 
 NETWORK = Convolution((2, 2), (1, 1), scale=(2 / 3,))  # with NETWORK_SHAPE, that of the authors' network
 NETWORK_SHAPE = (64, 3, 3, 3)
-# Rows and columns of the convolution's result. The CUDA C++ kernels run different code for strips of whole warpgroups,
-# for several strips, and if a block computes many rows, which needs more rows than the largest GPU has blocks.
-SIZES = {"cuda": ((12, 128), (4, 144), (1100, 8))}
-SIZE = 12, 76  # for other backends: several tiles and rows
 SLACK = 4  # factor on the rule's limit, so that another order of sums does not fail by chance
 MOST_CHANNELS = 128  # channels of the result; more would take longer on the CPU and run the same program
 
@@ -54,7 +49,7 @@ _lock = threading.Lock()
 
 def failure(name: str, call: Call) -> str | None:
     """Return how backend ``name`` fails a small case of ``call``; None if it passes or must not be tested now."""
-    if name not in PROVED:
+    if not table.BACKENDS[name].SELF_TEST_SIZES:
         return None
     if torch.compiler.is_compiling():
         gradients = call.image_gradient, call.parameter_gradients
@@ -137,8 +132,8 @@ def _log(name: str, call: Call, difference: str) -> None:
 def _difference(name: str, call: Call) -> str | None:
     """Return the first error of the backend, or None."""
     try:
-        for size in SIZES.get(name, (SIZE,)):
-            for function, error_, limit in _errors(PROVED[name], call, size):
+        for size in table.BACKENDS[name].SELF_TEST_SIZES:
+            for function, error_, limit in _errors(table.BACKENDS[name], call, size):
                 if not error_ <= SLACK * limit:
                     return f"on a small case {function} has error {error_:.3g}, at most {SLACK * limit:.3g} is allowed"
     except torch.OutOfMemoryError:

@@ -1,8 +1,8 @@
 """Chooses the backend for a call: by an argument, else the context manager, else the environment, else automatically.
 
 An explicit choice never falls back. If it cannot serve the call, a :class:`BackendError` gives the reason. The
-automatic choice is the first backend in ``ORDER`` that can serve the call and passes its self-test
-(:mod:`npr_kernels.backends.proof`). If this is ``eager``, the reasons against the others are logged once.
+automatic choice is the first backend in :mod:`npr_kernels.backends.table` that can serve the call and passes its
+self-test (:mod:`npr_kernels.backends.proof`). If this is plain PyTorch, the reasons against the others are logged once.
 """
 
 from __future__ import annotations
@@ -12,19 +12,15 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import dataclass
 
 import torch
 
-from npr_kernels.backends import cpu, cuda, eager, extension, proof, triton
-from npr_kernels.backends.base import Backend, Call, Convolution
+from npr_kernels.backends import extension, proof, table
+from npr_kernels.backends.base import Backend, Call
 
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_BACKEND"
-ORDER = ("cuda", "triton", "cpu", "eager")
 
-# `cuda` serves the stem only; its refusal() says so.
-_BACKENDS: dict[str, Backend] = {"cuda": cast(Backend, cuda), "triton": triton, "cpu": cpu, "eager": eager}
 _logger = logging.getLogger("npr_kernels")
 _logged: set[str] = set()
 _context = threading.local()  # the choice of use_backend, for each thread
@@ -35,7 +31,7 @@ class BackendError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Explanation:
+class BackendChoice:
     """Which backend serves a call, and why the others do not.
 
     Attributes:
@@ -60,12 +56,7 @@ def available_backends() -> dict[str, str | None]:
     The answer is for a float32 image on the kind of device that the backend is for, and for an operator that it has.
     :func:`npr_kernels.which_backend` answers for a given call.
     """
-    call = Call("npr_conv2d", torch.device("cpu"), torch.float32, torch.float32, Convolution())
-    calls = {
-        "cuda": replace(call, operator="npr_stem", device=torch.device("cuda")),
-        "triton": replace(call, device=torch.device(triton.DEVICE)),
-    }
-    return {name: _BACKENDS[name].refusal(calls.get(name, call)) for name in ORDER}
+    return {name: backend.unsupported_reason(backend.EXAMPLE) for name, backend in table.BACKENDS.items()}
 
 
 @contextlib.contextmanager
@@ -82,36 +73,36 @@ def use_backend(name: str) -> Iterator[None]:
 
 def get(name: str) -> Backend:
     """Return the module of a backend. Raises BackendError if there is no backend of this name."""
-    if name not in _BACKENDS:
-        raise BackendError(f"there is no backend {name!r}; there are {', '.join(ORDER)}")
-    return _BACKENDS[name]
+    if name not in table.BACKENDS:
+        raise BackendError(f"there is no backend {name!r}; there are {', '.join(table.BACKENDS)}")
+    return table.BACKENDS[name]
 
 
 def select(call: Call, argument: str | None = None) -> str:
     """Return the name of the backend that serves ``call``. Raises BackendError if an explicit choice cannot."""
     wanted, source = _explicit(argument)
     if wanted is not None:
-        reason = get(wanted).refusal(call)
+        reason = get(wanted).unsupported_reason(call)
         if reason:
             raise BackendError(f"backend {wanted!r} (chosen by {source}) cannot serve {call.operator}: {reason}")
         return wanted
-    if extension.MISCONFIGURED and call.device.type == "cpu":
-        raise BackendError(extension.MISCONFIGURED)
-    for name in ORDER:
+    if extension.CAPABILITY_ERROR and call.device.type == "cpu":
+        raise BackendError(extension.CAPABILITY_ERROR)
+    for name in table.BACKENDS:
         if _reason(name, call) is None:
             break
-    if name == "eager" and not torch.compiler.is_compiling():
+    if table.BACKENDS[name].DIFFERENTIABLE and not torch.compiler.is_compiling():
         _log_fallback(call)
     return name
 
 
-def which_backend(call: Call) -> Explanation:
+def which_backend(call: Call) -> BackendChoice:
     """Return what :func:`select` chooses, with the reasons of all backends."""
     try:
         chosen = select(call)
     except BackendError:
         chosen = None
-    return Explanation(chosen, _explicit(None)[1], {name: _reason(name, call) for name in ORDER})
+    return BackendChoice(chosen, _explicit(None)[1], {name: _reason(name, call) for name in table.BACKENDS})
 
 
 def _explicit(argument: str | None) -> tuple[str | None, str]:
@@ -127,11 +118,12 @@ def _explicit(argument: str | None) -> tuple[str | None, str]:
 
 def _reason(name: str, call: Call) -> str | None:
     """Return why the automatic choice skips a backend, or None if it does not."""
-    return _BACKENDS[name].refusal(call) or proof.failure(name, call)
+    return table.BACKENDS[name].unsupported_reason(call) or proof.failure(name, call)
 
 
 def _log_fallback(call: Call) -> None:
-    reasons = "; ".join(f"{name}: {_reason(name, call)}" for name in ORDER if name != "eager")
+    compiled = [name for name, backend in table.BACKENDS.items() if not backend.DIFFERENTIABLE]
+    reasons = "; ".join(f"{name}: {_reason(name, call)}" for name in compiled)
     if reasons not in _logged:
         _logged.add(reasons)
         _logger.warning("%s runs on plain PyTorch (%s)", call.operator, reasons)

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from npr_kernels.backends import extension
-
-Folded = tuple[Tensor, Tensor]  # weight (O, C, KH, KW) and bias (O,) of a convolution, see fold_batch_norm
-
+from npr_kernels.trunk.layers import Folded
 
 # Winograd transforms of three weights, for two results and for four (Lavin and Gray, 2016). The second gives four times
 # the results, and its rows are scaled to similar sizes. csrc/cpu/bottleneck.h has the transforms of inputs and outputs.
@@ -54,7 +52,7 @@ class FusedBottleneck(nn.Module):
             :class:`FusedBottlenecks`. Needs a ``shortcut``.
 
     Raises:
-        ValueError: :func:`refusal` returns a reason.
+        ValueError: :func:`unsupported_reason` returns a reason.
     """
 
     def __init__(
@@ -88,7 +86,7 @@ class QuantisedBottleneck(nn.Module):
     """A :class:`FusedBottleneck` with integer weights and activations, and with exact sums.
 
     Use it in a :class:`FusedBottlenecks` whose first block is not quantised; that block must be bfloat16 if the
-    processor serves it, else float32. Activations are whole numbers from 0 to :func:`most_level`.
+    processor serves it, else float32. Activations are whole numbers from 0 to :func:`max_quantised_value`.
 
     The weights of an output channel, multiplied by the inputs' quantisation scales, are rounded to 127ths of the
     largest one. With stride 1, the 3x3 convolution uses Winograd's transform. Its weights become integers of up to 16
@@ -96,7 +94,8 @@ class QuantisedBottleneck(nn.Module):
     doubling.
 
     Raises:
-        ValueError: :func:`refusal` returns a reason for int8, or a convolution has too many inputs for exact sums.
+        ValueError: :func:`unsupported_reason` returns a reason for int8, or a convolution has too many inputs for exact
+            sums.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class QuantisedBottleneck(nn.Module):
             inputs[2] = torch.cat([steps.second, steps.x])
         factors = []
         for i, (columns, rows) in enumerate(zip(inputs, (steps.first, steps.second, out), strict=True)):
-            if len(columns) * 127 * most_level() >= 2**31:
+            if len(columns) * 127 * max_quantised_value() >= 2**31:
                 raise ValueError(f"a sum over {len(columns)} inputs can leave 32 bits")
             matrix = matrices[i] * columns.double() / rows.double()[:, None]
             factor = matrix.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
@@ -153,7 +152,7 @@ def run(blocks: list[FusedBottleneck | QuantisedBottleneck], x: Tensor, averaged
 
 
 def _check_served(dtype: torch.dtype, conv1: Folded) -> None:
-    reason = refusal(dtype, conv1[0].shape[0])
+    reason = unsupported_reason(dtype, conv1[0].shape[0])
     if reason:
         raise ValueError(f"the fused bottleneck cannot serve: {reason}")
 
@@ -202,7 +201,7 @@ def _winograd_integers(weight: Tensor) -> tuple[list[Tensor], Tensor]:
     # Inputs are never negative, so the larger of the positive and the negative part of a transform limits its values.
     added = above.outer(above) + below.outer(below)
     subtracted = above.outer(below) + below.outer(above)
-    reach = most_level() * torch.maximum(added, subtracted)
+    reach = max_quantised_value() * torch.maximum(added, subtracted)
     matrices = torch.stack(winograd_matrices(weight, WEIGHTS_TO_FOUR))
     room = 2**31 - 1 - weight.shape[1] * reach.max() / 2  # the rest is for the rounding of the weights
     sums = (matrices.abs().sum(2) * reach.flatten()[:, None]).amax(0)
@@ -210,19 +209,19 @@ def _winograd_integers(weight: Tensor) -> tuple[list[Tensor], Tensor]:
     return list((matrices * scale.view(-1, 1)).round()), 1 / (16 * scale)
 
 
-def most_level() -> int:
+def max_quantised_value() -> int:
     """Return the largest value of a quantised activation: 255, or 127 without VNNI, or 0 if int8 is not served.
 
     Without VNNI, the sum of two products must fit into 16 bits. Activations lose the bit rather than weights, because
     the rounding error of a weight is the same at every pixel.
     """
-    return torch.ops.npr_kernels.most_level()
+    return torch.ops.npr_kernels.max_quantised_value()
 
 
-def refusal(dtype: torch.dtype, width: int) -> str | None:
+def unsupported_reason(dtype: torch.dtype, width: int) -> str | None:
     """Return why this machine has no fused bottleneck for ``dtype`` and ``width`` inner channels, else None."""
-    if extension.FAILURE:
-        return extension.FAILURE
+    if extension.LOAD_ERROR:
+        return extension.LOAD_ERROR
     if dtype not in (torch.float32, torch.bfloat16, torch.int8):
         return f"it has no kernel for {dtype}"
     if not torch.ops.npr_kernels.serves_bottlenecks(dtype):
@@ -232,7 +231,7 @@ def refusal(dtype: torch.dtype, width: int) -> str | None:
     return None
 
 
-if not extension.FAILURE:
+if not extension.LOAD_ERROR:
 
     @torch.library.register_fake("npr_kernels::pack_weights")
     def _(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -7,22 +7,17 @@ block if only their mean is needed, and the pixels that the next shortcut of str
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
-import logging
 import os
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npr_kernels.backends.devices import capability
 from npr_kernels.trunk import hopper_bottleneck
-
-Folded = tuple[Tensor, Tensor]  # weight (O, C, KH, KW) and bias (O,) of a convolution, see fold_batch_norm
-Layers = tuple[Folded, Folded, Folded, Folded | None]  # three convolutions, and that of the shortcut if it has one
+from npr_kernels.trunk.layers import Folded, Layers
 
 DTYPES = (torch.bfloat16, torch.float16)
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -30,14 +25,10 @@ PIXELS = 128  # pixels of a program; also pixels of each partial sum of a mean
 WARPS = 8  # two groups of four; each multiplies 64 pixels at once on Hopper
 STAGES = 3  # pipeline stages of the loads
 BLOCK_K = 64  # channels multiplied at a time
-GRID_LIMIT = 2**31 - 1
-# The detector's blocks in order: input channels, inner channels, stride.
-DETECTOR = ((64, 64, 1), (256, 64, 1), (256, 64, 1), (256, 128, 2), (512, 128, 1), (512, 128, 1))
-ENVIRONMENT_VARIABLE = "NPR_KERNELS_TRUNK"
-_logger = logging.getLogger("npr_kernels")
+GRID_LIMIT = 2**31 - 1  # programs of one launch
 
 
-class FusedBottleneck(nn.Module):
+class BottleneckWeights(nn.Module):
     """The weights of ``relu(conv3(relu(conv2(relu(conv1(x))))) + shortcut(x))`` in the order that the kernels read.
 
     Args:
@@ -85,7 +76,7 @@ class FusedBottlenecks(nn.Module):
     whatever the batch.
 
     Args:
-        blocks: For each block the layers that :class:`FusedBottleneck` takes, and the stride.
+        blocks: For each block the layers that :class:`BottleneckWeights` takes, and the stride.
         dtype: bfloat16 or float16.
         averaged: Return the mean of the unrounded result over its pixels instead, (N, O, 1, 1) float32.
         hopper: Use :mod:`npr_kernels.trunk.hopper_bottleneck` for the blocks that it serves.
@@ -102,7 +93,7 @@ class FusedBottlenecks(nn.Module):
         hopper: bool = False,
     ) -> None:
         super().__init__()
-        self.blocks = cast(Any, nn.ModuleList(FusedBottleneck(*layers, stride, dtype) for layers, stride in blocks))
+        self.blocks = cast(Any, nn.ModuleList(BottleneckWeights(*layers, stride, dtype) for layers, stride in blocks))
         self.dtype, self.averaged = dtype, averaged
         for i, (block, behind) in enumerate(self._pairs()):
             for channels in (block.inputs, block.middle, block.outputs):
@@ -129,11 +120,11 @@ class FusedBottlenecks(nn.Module):
                 packed = hopper_bottleneck.pack(block.weight2, block.weight3, shortcut, following)
             block.register_buffer("packed", packed)
 
-    def _pairs(self) -> list[tuple[FusedBottleneck, FusedBottleneck | None]]:
+    def _pairs(self) -> list[tuple[BottleneckWeights, BottleneckWeights | None]]:
         """Each block and the next one."""
         return list(zip(self.blocks, [*self.blocks[1:], None], strict=True))
 
-    def _kept(self, behind: FusedBottleneck | None) -> int:
+    def _kept(self, behind: BottleneckWeights | None) -> int:
         """Return k if every k-th row and column of a result is written, or 0 for sums over the pixels instead."""
         return behind.stride if behind is not None else 0 if self.averaged else 1
 
@@ -156,7 +147,7 @@ class FusedBottlenecks(nn.Module):
             return _means(x, pixels) if self.averaged else x.permute(0, 3, 1, 2)
 
 
-def _pointwise(block: FusedBottleneck, x: Tensor) -> Tensor:
+def _pointwise(block: BottleneckWeights, x: Tensor) -> Tensor:
     """Compute the first convolution of a block: x (N, H, W, C) to (N, H, W, inner channels)."""
     from npr_kernels.trunk import triton_kernels as kernels
 
@@ -175,7 +166,7 @@ def _pointwise(block: FusedBottleneck, x: Tensor) -> Tensor:
 
 
 def _bottleneck(
-    block: FusedBottleneck, behind: FusedBottleneck | None, middle: Tensor, x: Tensor, x_stride: int, kept: int
+    block: BottleneckWeights, behind: BottleneckWeights | None, middle: Tensor, x: Tensor, x_stride: int, kept: int
 ) -> tuple[Tensor, Any]:
     """Compute the rest of a block after its first convolution, and the first convolution of the next block, in Triton.
 
@@ -284,41 +275,7 @@ def _launch(kernel: Any, batch: int, pixels: int, arguments: tuple, **constants:
         kernel[programs,](*arguments, **constants, M=PIXELS, BLOCK_K=BLOCK_K, **options)
 
 
-def composed(x: Tensor, blocks: Sequence[tuple[Layers, int]], averaged: bool = False) -> Tensor:
-    """Compute the same as :class:`FusedBottlenecks` with torch's convolutions in x's dtype: the reference."""
-    for layers, stride in blocks:
-        conv1, conv2, conv3 = ((weight.to(x), bias.to(x)) for weight, bias in layers[:3])
-        shortcut = layers[3] and (layers[3][0].to(x), layers[3][1].to(x))
-        y = F.relu(F.conv2d(x, *conv1))
-        y = F.conv2d(F.relu(F.conv2d(y, *conv2, stride, 1)), *conv3)
-        x = F.relu(y + (x if shortcut is None else F.conv2d(x, *shortcut, stride)))
-    if not averaged:
-        return x
-    return x.to(torch.promote_types(x.dtype, torch.float32)).mean((2, 3), keepdim=True)
-
-
-def kernels_for(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Return which kernels serve ``device``: "hopper", "triton" or None.
-
-    Kernels that fail a small case are not used; that is logged once. The environment variable NPR_KERNELS_TRUNK limits
-    the choice: "triton" excludes the CUDA C++ for Hopper, and "none" excludes all kernels.
-    """
-    allowed = os.environ.get(ENVIRONMENT_VARIABLE, "hopper")
-    if allowed not in ("hopper", "triton", "none"):
-        raise ValueError(f"{ENVIRONMENT_VARIABLE} must be hopper, triton or none, got {allowed!r}")
-    if allowed == "none" or refusal(dtype, device) is not None:
-        return None
-    hopper = allowed == "hopper" and hopper_bottleneck.refusal(dtype, device) is None
-    try:
-        if hopper and _sound(dtype, device, hopper=True):
-            return "hopper"
-        return "triton" if _sound(dtype, device, hopper=False) else None
-    except torch.OutOfMemoryError:  # this is no fault of the kernels, so the next network tries them again
-        _logger.warning("the fused residual blocks are not used: %s has no memory left to try them", device)
-        return None
-
-
-def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
+def unsupported_reason(dtype: torch.dtype, device: torch.device) -> str | None:
     """Return why ``device`` has no fused bottleneck for ``dtype``, else None."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (pip install triton)"
@@ -329,45 +286,3 @@ def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
     if device.type == "cuda" and capability(device) < (8, 0):
         return "it needs compute capability 8.0"
     return None
-
-
-@functools.cache
-def _sound(dtype: torch.dtype, device: torch.device, hopper: bool) -> bool:
-    why = fault(dtype, device, hopper)
-    if why is not None:
-        what = "CUDA C++ on Hopper" if hopper else "Triton"
-        _logger.warning("the fused residual blocks in %s are not used on %s: %s", what, device, why)
-    return why is None
-
-
-def fault(dtype: torch.dtype, device: torch.device, hopper: bool) -> str | None:
-    """Return what is wrong with the kernels on ``device``, or None if a small case gives the right result.
-
-    The first call compiles the Triton kernels of the detector's blocks. This takes some seconds unless an earlier
-    process compiled them.
-    """
-    generator = torch.Generator().manual_seed(0)
-    randn = functools.partial(torch.randn, generator=generator, device="cpu")  # not on the default device
-
-    def draw(inputs: int, outputs: int, kernel: int = 1) -> Folded:
-        weight = randn(outputs, inputs, kernel, kernel) * (inputs * kernel**2) ** -0.5
-        return weight.to(device, dtype), randn(outputs).to(device, dtype)
-
-    blocks: list[tuple[Layers, int]] = []
-    for inputs, middle, stride in DETECTOR:
-        shortcut = None if inputs == 4 * middle else draw(inputs, 4 * middle)
-        blocks.append(((draw(inputs, middle), draw(middle, middle, 3), draw(middle, 4 * middle), shortcut), stride))
-    x = randn(2, 64, 19, 30).relu().to(device, dtype)
-    try:
-        with torch.inference_mode():
-            result = FusedBottlenecks(blocks, dtype, averaged=True, hopper=hopper).to(device)(x).double()
-            truth, plain = composed(x.double(), blocks, averaged=True), composed(x, blocks, averaged=True).double()
-        difference, largest = (result - truth).abs().max().item(), truth.abs().max().item()
-        allowed = 2 * (plain - truth).abs().max().item() + torch.finfo(dtype).eps * largest
-    except torch.OutOfMemoryError:  # no fault of the kernels
-        raise
-    except Exception as error:  # any error of the compiler or the driver: the network runs without the kernels
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    if difference <= allowed:
-        return None
-    return f"on a small case it differs by {difference:.3g} from float64, where {allowed:.3g} is allowed"

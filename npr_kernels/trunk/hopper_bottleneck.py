@@ -21,7 +21,7 @@ KINDS = {
 }
 
 
-def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
+def unsupported_reason(dtype: torch.dtype, device: torch.device) -> str | None:
     """Return why ``device`` cannot run these kernels in ``dtype``, else None."""
     if dtype != torch.bfloat16:
         return f"it has no kernel for {dtype}"

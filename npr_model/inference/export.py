@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from npr_kernels import fold_batch_norm, reference
-from npr_kernels.info import cpu_capability
+from npr_kernels.capabilities import cpu_capability
 from npr_model.checkpoints import LoadedCheckpoint
 from npr_model.detectors.npr import NPRDetector
 from npr_model.detectors.resnet import Bottleneck
@@ -47,7 +47,7 @@ class PlainDetector(nn.Module):
         self.grid_size, self.anchor, self.stride, self.padding = conv.grid_size, conv.anchor, conv.stride, conv.padding
         weight, bias = fold_batch_norm(conv.weight, None, detector.bn1)
         # The mean cancels in differences; scale and standard deviation are folded into the weights.
-        factors = torch.tensor([conv.scale / (255 * std) for std in conv.pixel_std or ()]).view(1, -1, 1, 1)
+        factors = torch.tensor([detector.scale / (255 * std) for std in conv.pixel_std or ()]).view(1, -1, 1, 1)
         self.register_buffer("weight", weight.float() * factors)
         self.register_buffer("bias", bias.float())
         self.trunk = nn.Sequential(*map(_folded, (*detector.layer1, *detector.layer2)))

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from npr_kernels import fold_batch_norm, npr_stem
 from npr_kernels.arguments import scale_factors
-from npr_kernels.info import cpu_capability, onednn_serves
-from npr_kernels.trunk import cpu_bottleneck, gpu_bottleneck
-from npr_kernels.trunk.gpu_bottleneck import Layers
+from npr_kernels.capabilities import cpu_capability, onednn_serves
+from npr_kernels.trunk import cpu_bottleneck, gpu_bottleneck, selection
+from npr_kernels.trunk.layers import Layers
 from npr_model.detectors.npr import NPRDetector
 from npr_model.detectors.resnet import Bottleneck
 from npr_model.errors import InputError
@@ -126,7 +126,7 @@ def fused_trunk(detector: NPRDetector, dtype: torch.dtype, device: torch.device)
     if device.type == "cuda":
         blocks = quantisation.blocks(detector).values()
         every = [(folded_layers(block), block.conv2.stride[0]) for block in blocks]
-        hopper = gpu_bottleneck.kernels_for(dtype, device) == "hopper"
+        hopper = selection.kernels_for(dtype, device) == "hopper"
         return gpu_bottleneck.FusedBottlenecks(every, dtype, averaged=True, hopper=hopper)
     steps = quantisation.block_steps(detector) if dtype == torch.int8 else {}
     made: list[cpu_bottleneck.FusedBottleneck | cpu_bottleneck.QuantisedBottleneck] = []
@@ -187,7 +187,7 @@ class InferenceDetector(nn.Module):
         self.register_buffer("head_bias", detector.fc1.bias.detach().float().clone())
         self.engine = trunk_engine(device, trunk_dtype, compile)
         if device.type == "cpu" and self.engine == "torch" and not compile:
-            why = cpu_bottleneck.refusal(trunk_dtype, 64)
+            why = cpu_bottleneck.unsupported_reason(trunk_dtype, 64)
             _logger.warning(
                 "in %s the network runs on plain PyTorch, slowly (%s)", str(trunk_dtype).removeprefix("torch."), why
             )
@@ -245,17 +245,17 @@ def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool) -> str
     """
     if dtype == torch.int8:
         why = "with compile=True" if compile else f"on {device.type}" if device.type != "cpu" else None
-        if why is None and (missing := cpu_bottleneck.refusal(dtype, 64)):
+        if why is None and (missing := cpu_bottleneck.unsupported_reason(dtype, 64)):
             why = f"here ({missing})"
         if why:
             raise InputError(f"int8 is not supported {why}; use float32 or bfloat16")
         return "fused"
-    if device.type == "cuda" and not compile and gpu_bottleneck.kernels_for(dtype, device):
+    if device.type == "cuda" and not compile and selection.kernels_for(dtype, device):
         return "fused"
     if device.type != "cpu" or compile:
         return "torch"
     onednn = onednn_serves(dtype)
     matrix_units = dtype == torch.bfloat16 and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    if cpu_bottleneck.refusal(dtype, 64) is None and not (onednn and matrix_units):
+    if cpu_bottleneck.unsupported_reason(dtype, 64) is None and not (onednn and matrix_units):
         return "fused"
     return "onednn" if onednn else "torch"

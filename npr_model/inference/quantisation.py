@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npr_kernels.trunk.cpu_bottleneck import Steps, most_level
+from npr_kernels.trunk.cpu_bottleneck import Steps, max_quantised_value
 from npr_model.detectors.npr import NPRDetector, blocks, expected_steps
 from npr_model.errors import InputError
 from npr_model.imaging.decode import decode
@@ -90,7 +90,8 @@ def processor_steps(detector: NPRDetector) -> dict[str, Tensor]:
     """
     if not detector.activation_steps:
         raise InputError("int8 needs a checkpoint with activation steps: run npr calibrate on photographs first")
-    return {name: step * (HEADROOM * LEVELS / most_level()) for name, step in detector.activation_steps.items()}
+    factor = HEADROOM * LEVELS / max_quantised_value()
+    return {name: step * factor for name, step in detector.activation_steps.items()}
 
 
 def block_steps(detector: NPRDetector) -> dict[str, Steps]:

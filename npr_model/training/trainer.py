@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npr_kernels.info import onednn_serves
+from npr_kernels.capabilities import onednn_serves
+from npr_kernels.distributed import SyncBatchNorm
 from npr_model.checkpoints import Metadata
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.training.config import TrainConfig
-from npr_model.training.distributed import Process, SyncBatchNorm
+from npr_model.training.distributed import Process
 
 _logger = logging.getLogger("npr_model")
 

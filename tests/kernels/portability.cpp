@@ -162,7 +162,7 @@ int main() {
     std::printf("%s sums %ld %.6g %.6g\n", kernels().name, static_cast<long>(anchor), of_products, of_moments);
   }
 
-  const bool bfloat16 = kernels().bfloat16_products, levels = kernels().most_level > 0;
+  const bool bfloat16 = kernels().bfloat16_products, levels = kernels().max_quantised_value > 0;
   const Type real = bfloat16 ? Type::kBFloat16 : Type::kFloat32;
   for (const Block& block : {Block{"direct", 1, 1, false, false}, Block{"winograd", 2, 1, false, false},
                              Block{"strided", 1, 2, true, false}, Block{"average", 2, 1, true, true}}) {

@@ -16,20 +16,20 @@ import pytest
 import torch
 
 import npr_kernels
-from npr_kernels.backends import cpu, cuda, devices, extension, registry, triton
+from npr_kernels.backends import cpu, cuda, devices, extension, registry, table, triton
 from npr_kernels.backends.base import Call, Convolution
-from npr_kernels.info import cpu_capability
+from npr_kernels.capabilities import cpu_capability
 from npr_kernels.testing import Case
 from tests.conftest import ROOT
 
-needs_extension = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
+needs_extension = pytest.mark.skipif(bool(extension.LOAD_ERROR), reason=str(extension.LOAD_ERROR))
 CAPABILITIES = ["portable", "avx2", "avx512", "avx512bf16"]  # each includes those before it
 CALL = Call("npr_conv2d", torch.device("cpu"), torch.float32, torch.float32, Convolution())
 
 
 @pytest.fixture
 def without_extension(monkeypatch):
-    monkeypatch.setattr(extension, "FAILURE", "the extension is on holiday")
+    monkeypatch.setattr(extension, "LOAD_ERROR", "the extension is on holiday")
     monkeypatch.setattr(registry, "_logged", set())
 
 
@@ -117,13 +117,13 @@ def test_names_of_functions_hide_no_module():
 def test_refusals_of_triton_name_the_reason(monkeypatch):
     monkeypatch.setattr(triton, "_INSTALLED", True)
     call = Call("npr", torch.device("mps"), torch.float32, torch.float32, Convolution())
-    assert "x is on mps" in triton.refusal(call)
+    assert "x is on mps" in triton.unsupported_reason(call)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     call = replace(call, device=torch.device(triton.DEVICE))
-    assert triton.refusal(call) is None
-    assert "float8" in triton.refusal(replace(call, dtype=torch.float8_e4m3fn))
+    assert triton.unsupported_reason(call) is None
+    assert "float8" in triton.unsupported_reason(replace(call, dtype=torch.float8_e4m3fn))
     monkeypatch.setattr(triton, "_INSTALLED", False)
-    assert "not installed" in triton.refusal(call)
+    assert "not installed" in triton.unsupported_reason(call)
 
 
 def test_refusals_of_cuda_name_the_argument(monkeypatch):
@@ -133,13 +133,13 @@ def test_refusals_of_cuda_name_the_argument(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(devices, "capability", lambda device: (9, 0))
 
-    def refusal(case: Case, operator: str = "npr_stem", device: str = "cuda") -> str | None:
+    def unsupported_reason(case: Case, operator: str = "npr_stem", device: str = "cuda") -> str | None:
         shape = (case.out_channels, case.channels, *case.kernel)
         types = case.dtype, case.parameter_dtype
-        return cuda.refusal(Call(operator, torch.device(device), *types, case.convolution, shape))
+        return cuda.unsupported_reason(Call(operator, torch.device(device), *types, case.convolution, shape))
 
     served = Case(out_channels=64)
-    assert refusal(served) is None
+    assert unsupported_reason(served) is None
     for case, what in (
         (Case(out_channels=8), "out_channels"),
         (Case(out_channels=144), "out_channels"),
@@ -149,11 +149,12 @@ def test_refusals_of_cuda_name_the_argument(monkeypatch):
         (Case(out_channels=64, stride=1), "stride"),
         (Case(out_channels=64, dtype=torch.float64), "float64"),
     ):
-        assert what in refusal(case)
-    assert "npr_conv2d" in refusal(served, "npr_conv2d") and "x is on cpu" in refusal(served, device="cpu")
+        assert what in unsupported_reason(case)
+    assert "npr_conv2d" in unsupported_reason(served, "npr_conv2d")
+    assert "x is on cpu" in unsupported_reason(served, device="cpu")
     monkeypatch.setattr(devices, "capability", lambda device: (7, 5))
     reason = "it is built for compute capability 8.0, 9.0a, 10.0+PTX, and cuda:1 has 7.5"
-    assert refusal(served, device="cuda:1").startswith(reason)
+    assert unsupported_reason(served, device="cuda:1").startswith(reason)
 
 
 @pytest.mark.parametrize(
@@ -209,8 +210,8 @@ def test_the_capability_is_asked_for_while_a_graph_is_traced(monkeypatch):
 
 @needs_extension
 def test_refusals_name_the_reason():
-    assert "on cuda" in cpu.refusal(replace(CALL, device=torch.device("cuda")))
-    reason = cpu.refusal(replace(CALL, x_dtype=torch.float8_e4m3fn))
+    assert "on cuda" in cpu.unsupported_reason(replace(CALL, device=torch.device("cuda")))
+    reason = cpu.unsupported_reason(replace(CALL, x_dtype=torch.float8_e4m3fn))
     assert "float8" in reason
 
 
@@ -219,14 +220,14 @@ def test_a_backend_of_stems_alone(monkeypatch):
     """The gradient to the image needs the whole convolution, which then another backend serves."""
     stems = types.SimpleNamespace(
         DIFFERENTIABLE=False,
+        SELF_TEST_SIZES=(),
         npr_stem=cpu.npr_stem,
         npr_stem_argmax=cpu.npr_stem_argmax,
         npr_stem_grad_weight=cpu.npr_stem_grad_weight,
         npr_moments=cpu.npr_moments,
-        refusal=lambda call: None if "stem" in call.operator else "it serves stems only",
+        unsupported_reason=lambda call: None if "stem" in call.operator else "it serves stems only",
     )
-    monkeypatch.setitem(registry._BACKENDS, "stems", stems)
-    monkeypatch.setattr(registry, "ORDER", ("stems", *registry.ORDER))
+    monkeypatch.setattr(table, "BACKENDS", {"stems": stems, **table.BACKENDS})
     module = npr_kernels.NPRStem(3, 8)
     x, *_ = Case().tensors()
     for training in (True, False):
@@ -323,7 +324,7 @@ def test_info_reports_everything():
     assert info["torch"] == torch.__version__
     assert len(info["gpus"]) == torch.cuda.device_count()
     assert set(info["backends"]) == {"cuda", "triton", "cpu", "eager"}
-    if not extension.FAILURE:
+    if not extension.LOAD_ERROR:
         assert info["build"]["torch"] and info["build"]["compiler"] and info["cpu_capability"]
     text = subprocess.run(
         [sys.executable, "-m", "npr_kernels.info"], capture_output=True, text=True, cwd=ROOT, check=True

@@ -17,7 +17,7 @@ from npr_kernels.testing import assert_close, error
 from npr_kernels.trunk import cpu_bottleneck
 from npr_kernels.trunk.cpu_bottleneck import FusedBottleneck, FusedBottlenecks
 
-pytestmark = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
+pytestmark = pytest.mark.skipif(bool(extension.LOAD_ERROR), reason=str(extension.LOAD_ERROR))
 ROOT = Path(__file__).resolve().parents[2]
 
 # batch, channels in, width, channels out, stride, height, width
@@ -92,7 +92,7 @@ def test_several_in_one_call_are_as_one_after_another(size):
 
 
 def served() -> list[torch.dtype]:
-    return [dtype for dtype in (torch.float32, torch.bfloat16) if cpu_bottleneck.refusal(dtype, 64) is None]
+    return [dtype for dtype in (torch.float32, torch.bfloat16) if cpu_bottleneck.unsupported_reason(dtype, 64) is None]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -100,7 +100,7 @@ def served() -> list[torch.dtype]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_against_float64(shape, dtype, threads):
     if dtype not in served():
-        pytest.skip(str(cpu_bottleneck.refusal(dtype, 64)))
+        pytest.skip(str(cpu_bottleneck.unsupported_reason(dtype, 64)))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -137,7 +137,7 @@ except (RuntimeError, MemoryError):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nan_stays_where_it_belongs(dtype):
     if dtype not in served():
-        pytest.skip(str(cpu_bottleneck.refusal(dtype, 64)))
+        pytest.skip(str(cpu_bottleneck.unsupported_reason(dtype, 64)))
     exact = layers(64, 64, 64, 1, dtype)
     x = torch.randn(2, 64, 12, 12).to(dtype)
     x[1, 5, 6, 6] = float("nan")
@@ -188,6 +188,6 @@ def test_the_operator_refuses_what_would_read_foreign_memory(change, message):
 
 
 def test_what_it_cannot_serve_is_said():
-    assert "no kernel for torch.float16" in cpu_bottleneck.refusal(torch.float16, 64)
+    assert "no kernel for torch.float16" in cpu_bottleneck.unsupported_reason(torch.float16, 64)
     with pytest.raises(ValueError, match="32 is no multiple"):
         FusedBottleneck(*layers(64, 32, 64, 1, torch.float32), 1, torch.float32)

@@ -12,7 +12,7 @@ import npr_kernels
 from npr_kernels.backends import cpu, extension
 from npr_kernels.testing import Case, error
 
-needs_extension = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
+needs_extension = pytest.mark.skipif(bool(extension.LOAD_ERROR), reason=str(extension.LOAD_ERROR))
 BACKENDS = [pytest.param("cpu", marks=needs_extension), "eager"]
 CASES = [
     Case(),

@@ -145,7 +145,7 @@ def test_nan_stays_with_its_pixels(emulation):
 @pytest.mark.parametrize("size", [*SIZES, (0, 8, 8), (40, 61, 64)], ids=str)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_on_a_gpu(kind, size, cuda):
-    if reason := hopper_bottleneck.refusal(torch.bfloat16, cuda):
+    if reason := hopper_bottleneck.unsupported_reason(torch.bfloat16, cuda):
         pytest.skip(reason)
     arguments, truths, eagers = case(kind, size, cuda)
     results = hopper_bottleneck.run(*arguments)
@@ -157,7 +157,7 @@ def test_on_a_gpu(kind, size, cuda):
 
 def test_on_a_long_walk_on_a_gpu(cuda):
     """Each processor computes many tiles, as in use."""
-    if reason := hopper_bottleneck.refusal(torch.bfloat16, cuda):
+    if reason := hopper_bottleneck.unsupported_reason(torch.bfloat16, cuda):
         pytest.skip(reason)
     for kind in KINDS:
         (middle, x, *rest), *_ = case(kind, (1, 64, 64), cuda)

@@ -15,17 +15,17 @@ import torch
 
 import npr_kernels
 from npr_kernels import reference
-from npr_kernels.backends import cpu, extension, proof, registry
+from npr_kernels.backends import cpu, cuda, extension, proof, registry, triton
 from npr_kernels.backends.base import Call, Convolution
 from npr_kernels.testing import TABLE, Case, error
 
-needs_extension = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
+needs_extension = pytest.mark.skipif(bool(extension.LOAD_ERROR), reason=str(extension.LOAD_ERROR))
 OPERATORS = ("npr", "npr_conv2d", "npr_stem", "npr_batch_norm_stem")
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(proof, "PROVED", {"cpu": cpu, **proof.PROVED})
+    monkeypatch.setattr(cpu, "SELF_TEST_SIZES", triton.SELF_TEST_SIZES)
     monkeypatch.setattr(proof, "_verdicts", {})
     monkeypatch.setattr(proof, "_logged", set())
     monkeypatch.setattr(registry, "_logged", set())
@@ -61,7 +61,7 @@ def test_right_kernels_pass(case: Case, operator: str):
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("backend", proof.PROVED)
+@pytest.mark.parametrize("backend", ["cpu", "cuda", "triton"])
 @pytest.mark.parametrize(
     "case",
     [
@@ -75,7 +75,7 @@ def test_right_kernels_pass(case: Case, operator: str):
 )
 def test_the_kernels_of_a_gpu_pass(case: Case, backend: str, operator: str, cuda):
     call = call_of(case, operator, "cuda:0")
-    reason = registry.get(backend).refusal(call)
+    reason = registry.get(backend).unsupported_reason(call)
     if reason:
         pytest.skip(reason)
     assert proof._difference(backend, call) is None
@@ -315,7 +315,7 @@ def test_which_backend_says_why(monkeypatch):
 
 def test_the_case_is_that_of_the_call():
     for case in CASES:
-        small, convolution = proof._small_case(call_of(case, "npr_conv2d"), proof.SIZE)
+        small, convolution = proof._small_case(call_of(case, "npr_conv2d"), triton.SELF_TEST_SIZES[0])
         assert convolution == case.convolution
         assert (small.dtype, small.parameter_dtype, small.kernel) == (case.dtype, case.parameter_dtype, case.kernel)
         x, weight, bias = small.tensors()
@@ -325,7 +325,7 @@ def test_the_case_is_that_of_the_call():
 def test_the_cases_take_every_way_through_the_cuda_kernels():
     """Strips of 32 pooled columns, several strips, more rows than any GPU has blocks; pixels that are not copied."""
     call = Call("npr_stem", torch.device("cuda"), torch.uint8, torch.bfloat16, proof.NETWORK, proof.NETWORK_SHAPE)
-    cases = [proof._small_case(call, size)[0] for size in proof.SIZES["cuda"]]
+    cases = [proof._small_case(call, size)[0] for size in cuda.SELF_TEST_SIZES]
     pooled = [(case.batch * case.height // 4, case.width // 4) for case in cases]
     assert any(columns <= 64 and columns % 32 == 0 for _, columns in pooled)
     assert any(columns > 64 for _, columns in pooled)

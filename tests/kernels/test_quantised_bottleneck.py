@@ -23,10 +23,11 @@ from npr_kernels.trunk.cpu_bottleneck import (
 )
 from tests.kernels.test_bottleneck import SHAPES, composed, layers
 
-REASON = cpu_bottleneck.refusal(torch.int8, 64)
+REASON = cpu_bottleneck.unsupported_reason(torch.int8, 64)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=str(REASON))
-LEVELS = 0 if REASON else cpu_bottleneck.most_level()
-REAL = torch.float32 if cpu_bottleneck.refusal(torch.bfloat16, 64) else torch.bfloat16  # of the blocks around them
+LEVELS = 0 if REASON else cpu_bottleneck.max_quantised_value()
+# Type of the blocks around them.
+REAL = torch.float32 if cpu_bottleneck.unsupported_reason(torch.bfloat16, 64) else torch.bfloat16
 
 
 def as_bytes(channels: int) -> FusedBottleneck:

@@ -1,6 +1,6 @@
 """Layers under what PyTorch's users do with modules: any of it must give what plain PyTorch gives, or an error.
 
-NPR_FUZZ_EXAMPLES=20000 in the environment tries as many cases.
+NPR_FUZZ_CASES=20000 in the environment tries as many cases.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 import npr_kernels
 from npr_kernels.testing import error
 
-EXAMPLES = int(os.environ.get("NPR_FUZZ_EXAMPLES", 60))
+EXAMPLES = int(os.environ.get("NPR_FUZZ_CASES", 60))
 ROUNDING = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 0.1}
 
 
@@ -163,7 +163,12 @@ def outcome(module: nn.Module, change: str, call, x: Tensor) -> list[Tensor] | E
         return exception
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=EXAMPLES,
+    derandomize="NPR_FUZZ_CASES" not in os.environ,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(modules(), st.sampled_from(sorted(CHANGES)), st.sampled_from(CALLS))
 def test_as_plain_pytorch(made, change, call):
     """The same numbers, or an error in both; where the kernels alone fail, the error says what to do."""
@@ -180,9 +185,13 @@ def test_as_plain_pytorch(made, change, call):
     if isinstance(ours, Exception):
         raise AssertionError(f"{change}, {call.__name__}: only the kernels fail") from ours
     assert [t.dtype for t in ours] == [t.dtype for t in theirs]
-    worst = max((ROUNDING[t.dtype] for t in theirs if t.dtype in ROUNDING), default=0)
-    for number, (result, expected) in enumerate(zip(ours, theirs, strict=True)):
-        if error(result, expected) > worst:  # rounding, if plain PyTorch is as far from the truth
-            exact = outcome(other.double(), "nothing", call, x.double() if x.is_floating_point() else x)
-            limit = 4 * error(expected, exact[number]) + worst
-            assert error(result, exact[number]) <= limit, (change, call.__name__)
+    rounding = max((ROUNDING[t.dtype] for t in theirs if t.dtype in ROUNDING), default=0)
+    if all(error(*pair) <= rounding for pair in zip(ours, theirs, strict=True)):
+        return
+    # The gradient through a batch norm is a small difference of large numbers: plain PyTorch errs as well.
+    exact = outcome(other.double(), "nothing", call, x.double() if x.is_floating_point() else x)
+    assert not isinstance(exact, Exception)
+    largest = max(t.double().abs().max().item() for t in exact if t.numel())
+    for result, expected, truth in zip(ours, theirs, exact, strict=True):
+        limit = 4 * (expected.double() - truth).abs().max() + rounding * largest
+        assert (result.double() - truth).abs().max() <= limit, (change, call.__name__)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from benchmarks.inputs import random_detector
 from npr_kernels.testing import allowed, error
-from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck
-from npr_kernels.trunk.gpu_bottleneck import FusedBottlenecks, composed, dot
+from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck, selection
+from npr_kernels.trunk.gpu_bottleneck import FusedBottlenecks, dot
+from npr_kernels.trunk.layers import composed
 from npr_model.inference.fused import folded_layers
 from tests.kernels.interpreter import INTERPRETED, interpreted, run_under_interpreter
 from tests.kernels.test_bottleneck import layers
@@ -123,7 +124,7 @@ def test_hopper_serves_the_detectors_blocks(emulation, monkeypatch):
         return run_emulated(emulation, *arguments)
 
     monkeypatch.setattr(hopper_bottleneck, "run", emulated)
-    channels = [gpu_bottleneck.DETECTOR[i] for i in (0, 1, 2, 3, 4, 4, 5)]
+    channels = [selection.DETECTOR[i] for i in (0, 1, 2, 3, 4, 4, 5)]
     made, x = trunk(channels, torch.bfloat16), images(64, (2, 19, 9), torch.bfloat16)
     fused = FusedBottlenecks(made, torch.bfloat16, averaged=True, hopper=True)
     truth, eager = composed(x.double(), made, averaged=True), composed(x, made, averaged=True)
@@ -135,54 +136,52 @@ def test_hopper_serves_the_detectors_blocks(emulation, monkeypatch):
 def test_the_kernels_prove_themselves(monkeypatch, caplog):
     """A kernel made wrong on purpose is found out, and so is one that fails; each is logged once."""
     device = torch.device("cpu")
-    gpu_bottleneck._sound.cache_clear()
-    assert gpu_bottleneck.kernels_for(torch.bfloat16, device) == "triton" and not caplog.records
-    monkeypatch.setattr(gpu_bottleneck, "DETECTOR", gpu_bottleneck.DETECTOR[:1])  # enough to tell a wrong mean
+    selection._sound.cache_clear()
+    assert selection.kernels_for(torch.bfloat16, device) == "triton" and not caplog.records
+    monkeypatch.setattr(selection, "DETECTOR", selection.DETECTOR[:1])  # enough to tell a wrong mean
     inner = triton_kernels.mean_kernel
     for wrong, message in (
         (lambda sums, out, tiles, *rest, **options: inner[len(out), 4](sums, out, tiles - 1, *rest), "differs by"),
         (lambda *_, **__: 1 / 0, "ZeroDivisionError: division by zero"),
     ):
-        gpu_bottleneck._sound.cache_clear()
+        selection._sound.cache_clear()
         monkeypatch.setattr(triton_kernels, "mean_kernel", {(2, 4): wrong})
         caplog.clear()
-        assert gpu_bottleneck.kernels_for(torch.bfloat16, device) is None
-        assert gpu_bottleneck.kernels_for(torch.bfloat16, device) is None
+        assert selection.kernels_for(torch.bfloat16, device) is None
+        assert selection.kernels_for(torch.bfloat16, device) is None
         (found,) = caplog.messages
         assert message in found
-    gpu_bottleneck._sound.cache_clear()
+    selection._sound.cache_clear()
 
 
 def test_what_serves_a_gpu(monkeypatch):
     """Hopper's kernel if it is sound, else Triton's, else none."""
     device, dtype = torch.device("cuda"), torch.bfloat16
-    monkeypatch.setattr(gpu_bottleneck, "refusal", lambda *_: None)
-    monkeypatch.setattr(hopper_bottleneck, "refusal", lambda *_: None)
+    monkeypatch.setattr(gpu_bottleneck, "unsupported_reason", lambda *_: None)
+    monkeypatch.setattr(hopper_bottleneck, "unsupported_reason", lambda *_: None)
     for sound, expected in (("hopper", "triton"), "hopper"), (("triton",), "triton"), ((), None):
-        monkeypatch.setattr(
-            gpu_bottleneck, "_sound", lambda *_, hopper, sound=sound: ("triton", "hopper")[hopper] in sound
-        )
-        assert gpu_bottleneck.kernels_for(dtype, device) == expected
-    monkeypatch.setattr(gpu_bottleneck, "_sound", lambda *_, hopper: True)
+        monkeypatch.setattr(selection, "_sound", lambda *_, hopper, sound=sound: ("triton", "hopper")[hopper] in sound)
+        assert selection.kernels_for(dtype, device) == expected
+    monkeypatch.setattr(selection, "_sound", lambda *_, hopper: True)
     for choice, expected in ("hopper", "hopper"), ("triton", "triton"), ("none", None):
         monkeypatch.setenv("NPR_KERNELS_TRUNK", choice)
-        assert gpu_bottleneck.kernels_for(dtype, device) == expected
+        assert selection.kernels_for(dtype, device) == expected
     monkeypatch.setenv("NPR_KERNELS_TRUNK", "ampere")
     with pytest.raises(ValueError, match="NPR_KERNELS_TRUNK must be hopper, triton or none, got 'ampere'"):
-        gpu_bottleneck.kernels_for(dtype, device)
+        selection.kernels_for(dtype, device)
     monkeypatch.delenv("NPR_KERNELS_TRUNK")
-    monkeypatch.setattr(hopper_bottleneck, "refusal", lambda *_: "no")
-    assert gpu_bottleneck.kernels_for(dtype, device) == "triton"
-    monkeypatch.setattr(gpu_bottleneck, "refusal", lambda *_: "no")
-    assert gpu_bottleneck.kernels_for(dtype, device) is None
+    monkeypatch.setattr(hopper_bottleneck, "unsupported_reason", lambda *_: "no")
+    assert selection.kernels_for(dtype, device) == "triton"
+    monkeypatch.setattr(gpu_bottleneck, "unsupported_reason", lambda *_: "no")
+    assert selection.kernels_for(dtype, device) is None
 
 
 @pytest.mark.parametrize("hopper", [False, True])
 def test_the_detectors_blocks_on_a_gpu(cuda, hopper):
     """A batch that gives every processor several tiles."""
-    if hopper and (reason := hopper_bottleneck.refusal(torch.bfloat16, cuda)):
+    if hopper and (reason := hopper_bottleneck.unsupported_reason(torch.bfloat16, cuda)):
         pytest.skip(reason)
-    channels = [gpu_bottleneck.DETECTOR[i] for i in (0, 1, 2, 3, 4, 4, 5)]
+    channels = [selection.DETECTOR[i] for i in (0, 1, 2, 3, 4, 4, 5)]
     made, x = trunk(channels, torch.bfloat16), images(64, (50, 60, 71), torch.bfloat16).to(cuda)
     made = [([None if p is None else tuple(t.to(cuda) for t in p) for p in layers], stride) for layers, stride in made]
     fused = FusedBottlenecks(made, torch.bfloat16, averaged=True, hopper=hopper).to(cuda)

@@ -20,12 +20,14 @@ from npr_kernels.reference import Anchor
 DIFFERENTIABLE = False
 DTYPES = (torch.uint8, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+EXAMPLE = Call("npr_conv2d", torch.device(DEVICE), torch.float32, torch.float32, Convolution())
+SELF_TEST_SIZES: tuple[tuple[int, int], ...] = ((12, 76),)  # several tiles and rows
 
 _ANCHOR_CODES = {"mean": -1, "max": -2}  # as in patches.py
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
 
-def refusal(call: Call) -> str | None:
+def unsupported_reason(call: Call) -> str | None:
     """Return why this backend cannot serve ``call``, or None if it can."""
     if call.forward_mode:
         return "it has no forward-mode derivatives"

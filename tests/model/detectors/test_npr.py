@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from npr_kernels.testing import error
-from npr_kernels.trunk import cpu_bottleneck, gpu_bottleneck
+from npr_kernels.trunk import cpu_bottleneck, selection
 from npr_model.detectors.base import IMAGENET_MEAN, IMAGENET_STD
 from npr_model.detectors.npr import NPRDetector
 from npr_model.inference import fused
@@ -135,7 +135,7 @@ def test_inference_in_float32(detector, size, batch):
 @pytest.mark.parametrize("engine", ["fused", "onednn", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_engine_of_the_trunk(detector, monkeypatch, engine, dtype):
-    reason = cpu_bottleneck.refusal(dtype, 64)
+    reason = cpu_bottleneck.unsupported_reason(dtype, 64)
     if engine == "fused" and reason:
         pytest.skip(reason)
     if engine == "onednn" and not fused.onednn_serves(dtype):
@@ -152,7 +152,7 @@ def test_a_slow_way_says_so(detector, monkeypatch, caplog):
     assert bool(caplog.records) == (fused.trunk_engine(torch.device("cpu"), torch.float32, False) == "torch")
     caplog.clear()
     monkeypatch.setattr(fused, "onednn_serves", lambda dtype: False)
-    monkeypatch.setattr(cpu_bottleneck, "refusal", lambda dtype, width: "no such products")
+    monkeypatch.setattr(cpu_bottleneck, "unsupported_reason", lambda dtype, width: "no such products")
     freeze(detector, torch.bfloat16)
     assert caplog.messages == ["in bfloat16 the network runs on plain PyTorch, slowly (no such products)"]
 
@@ -189,7 +189,7 @@ def test_a_logit_depends_on_no_other_image_of_the_batch_on_a_gpu(detector, dtype
 
 def test_the_engine_of_a_gpu(monkeypatch):
     def engine(kernels: str | None, compile: bool = False) -> str:
-        monkeypatch.setattr(gpu_bottleneck, "kernels_for", lambda *_: kernels)
+        monkeypatch.setattr(selection, "kernels_for", lambda *_: kernels)
         return fused.trunk_engine(torch.device("cuda"), torch.bfloat16, compile)
 
     assert engine("hopper") == engine("triton") == "fused"

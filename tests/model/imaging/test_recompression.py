@@ -68,7 +68,7 @@ def test_tables_of_any_kind(photographs):
         assert np.isfinite(gaps(photographs[0], table)).all() and not was_coarser(photographs[0], table)
 
 
-needs_extension = pytest.mark.skipif(bool(extension.FAILURE), reason=str(extension.FAILURE))
+needs_extension = pytest.mark.skipif(bool(extension.LOAD_ERROR), reason=str(extension.LOAD_ERROR))
 
 
 @needs_extension
@@ -95,13 +95,13 @@ def assert_finds_the_same(monkeypatch, pixels: np.ndarray, table) -> np.ndarray:
     """But for the few coefficients that rounding puts on the other side of halfway between two steps."""
     found = gaps(pixels, table)
     with monkeypatch.context() as patched:
-        patched.setattr(extension, "FAILURE", "not built")
+        patched.setattr(extension, "LOAD_ERROR", "not built")
         np.testing.assert_allclose(found, gaps(pixels, table), rtol=0.01, atol=1)
     return found
 
 
 def test_without_the_compiled_operator(monkeypatch, photographs):
-    monkeypatch.setattr(extension, "FAILURE", "not built")
+    monkeypatch.setattr(extension, "LOAD_ERROR", "not built")
     assert marked(jpeg(again(photographs[0], 50), 90)) and not marked(jpeg(photographs[0], 90))
 
 

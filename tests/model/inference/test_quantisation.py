@@ -25,7 +25,7 @@ from npr_model.inference.freeze import freeze
 from npr_model.inference.quantisation import LEVELS
 from tests.model.conftest import make_detector
 
-REASON = cpu_bottleneck.refusal(torch.int8, 64)
+REASON = cpu_bottleneck.unsupported_reason(torch.int8, 64)
 EXAMPLES = Path(__file__).parents[3] / "examples"
 needs_int8 = pytest.mark.skipif(bool(REASON), reason=str(REASON))
 
@@ -158,7 +158,7 @@ def test_where_int8_is_not_supported(detector, monkeypatch):
         freeze(NPRDetector().eval(), torch.int8) if not REASON else quantisation.block_steps(NPRDetector())
     with pytest.raises(InputError, match="int8 is not supported with compile=True; use float32"):
         freeze(detector, torch.int8, compile=True)
-    monkeypatch.setattr(cpu_bottleneck, "refusal", lambda *_: "this processor is too old")
+    monkeypatch.setattr(cpu_bottleneck, "unsupported_reason", lambda *_: "this processor is too old")
     with pytest.raises(InputError, match=r"too old.*float32 or bfloat16"):
         freeze(detector, torch.int8)
     with pytest.raises(InputError, match="frank does not support int8"):

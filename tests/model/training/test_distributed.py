@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from npr_kernels.distributed import SyncBatchNorm
 from npr_model import checkpoints
 from npr_model.detectors.npr import NPRDetector
 from npr_model.devices import choose_device
 from npr_model.errors import InputError
 from npr_model.training.config import TrainConfig
-from npr_model.training.distributed import Process, SyncBatchNorm, process_group
+from npr_model.training.distributed import Process, process_group
 from tests.model.training import two_processes
 
 ROOT = Path(__file__).resolve().parents[3]

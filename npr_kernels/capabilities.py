@@ -1,0 +1,30 @@
+"""What this machine and this build of torch can do."""
+
+from __future__ import annotations
+
+import torch
+
+from npr_kernels.backends import extension
+
+
+def cpu_capability() -> str | None:
+    """Return the instruction set of the `cpu` kernels: avx512bf16, avx512, avx2 or portable; None without them."""
+    return None if extension.LOAD_ERROR else torch.ops.npr_kernels.cpu_capability()
+
+
+def onednn_serves(dtype: torch.dtype) -> bool:
+    """Return whether torch has fused oneDNN convolutions for ``dtype`` here.
+
+    They are internal operators for torch's own compiler, so a version of torch may lack them.
+    """
+    if not (hasattr(torch.ops.mkldnn, "_convolution_pointwise") and torch.backends.mkldnn.is_available()):
+        return False
+    if dtype == torch.bfloat16:
+        return getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)()
+    return dtype == torch.float32
+
+
+def gpus() -> list[str]:
+    """Return name and compute capability of each CUDA device, e.g. "NVIDIA H100 80GB HBM3 (9.0)"."""
+    devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return [f"{properties.name} ({properties.major}.{properties.minor})" for properties in devices]
