@@ -8,7 +8,7 @@ benchmarks/results.
 - ``<!-- comparison FILE [ms] -->``: all cases, a row per case and a column per contender, with the values of one column
   and in brackets the ratios to the reference. ``<!-- comparison FILE: REGEX [ms] -->``: the cases with a match only.
 
-A link to ``benchmarks/results/FILE.svg`` makes a plot of all cases of FILE.json.
+A link to ``benchmarks/results/FILE.png`` makes a plot of all cases of FILE.json.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from benchmarks.command import refuse
 from benchmarks.rows import COLUMNS, OURS, REFERENCE, Column, cells, filled_columns, three_digits
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
-PLOT = re.compile(r"benchmarks/results/([\w.-]+)\.svg\)")
+PLOT = re.compile(r"benchmarks/results/([\w.-]+)\.png\)")
 MARK = re.compile(
     r"(?P<mark><!-- (?P<kind>table|comparison) (?P<file>[^\s:]+)(?:: (?P<case>.+?))?(?: \[(?P<columns>.+?)\])? -->\n)"
     r".*?(?P<end><!-- end -->)",
@@ -109,18 +112,19 @@ def filled(text: str) -> str:
 
 
 def plot(name: str) -> Path:
-    """Draw the times of every case of a result file as bars, ours in colour; return the path of the SVG beside it."""
-    import matplotlib
+    """Draw the times of every case of a result file; return the path of the picture beside it."""
+    target = (RESULTS / name).with_suffix(".png")
+    draw(load(name)).savefig(target, dpi=80)
+    return target
 
-    matplotlib.use("svg")
-    from matplotlib import pyplot
 
-    matplotlib.rcParams |= {"svg.hashsalt": name, "svg.fonttype": "none"}  # the same results make the same file
-    cases = load(name)
+def draw(cases: dict[str, list[dict]]) -> Figure:
+    """Draw the times of every case as bars, ours in colour."""
+    from matplotlib.figure import Figure
+
     heights = [len(rows) for rows in cases.values()]
-    figure, axes = pyplot.subplots(
-        len(cases), 1, figsize=(8, 0.28 * sum(heights) + 0.8 * len(cases)), height_ratios=heights, squeeze=False
-    )
+    figure = Figure(figsize=(8, 0.28 * sum(heights) + 0.8 * len(cases)))
+    axes = figure.subplots(len(cases), 1, height_ratios=heights, squeeze=False)
     for axis, (case, rows) in zip(axes[:, 0], cases.items(), strict=True):
         names, times = [row["contender"] for row in rows], [row["median_ms"] for row in rows]
         colours = ["tab:orange" if contender.startswith(OURS) else "tab:gray" for contender in names]
@@ -132,10 +136,7 @@ def plot(name: str) -> Path:
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    target = (RESULTS / name).with_suffix(".svg")
-    figure.savefig(target, metadata={"Date": None})
-    pyplot.close(figure)
-    return target
+    return figure
 
 
 def main(

@@ -389,8 +389,11 @@ def test_plot_of_a_result_file(tmp_path, monkeypatch):
     ]
     (tmp_path / "some.json").write_text(json.dumps({"machine": {}, "rows": rows}))
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    drawn = readme.plot("some.json").read_text()
-    assert "a case" in drawn and "12.5 ms" in drawn and "failed" not in drawn
+    (axes,) = readme.draw(readme.load("some.json")).axes
+    assert axes.get_title(loc="left") == "a case"
+    assert [text.get_text() for text in axes.texts] == [" 1 ms", " 12.5 ms"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ours", "eager"]
+    assert readme.plot("some.json").read_bytes().startswith(b"\x89PNG")
 
 
 def test_scaling_recovers_a_line():
