@@ -13,6 +13,7 @@ import npr_kernels
 from npr_kernels import reference
 from npr_kernels.backends import proof, registry
 from npr_kernels.backends import triton as triton_backend
+from npr_kernels.backends.base import Convolution
 from npr_kernels.testing import GRIDS, IMAGE_DTYPES, LAYOUTS, TABLE, Case, assert_close, error
 from tests.kernels.interpreter import INTERPRETED, interpreted, run_under_interpreter
 from tests.kernels.test_parity import double, gradients
@@ -177,7 +178,7 @@ def test_argmax_takes_the_first_among_equals():
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 3, (2, 3, 16, 20), generator=generator, dtype=torch.uint8)
     weight = torch.randint(-1, 2, (8, 3, 3, 3), generator=generator).float()
-    pooled, argmax = registry.get("triton").npr_stem_argmax(x, weight, None, (2, 2), (1, 1), 2, 0, (1.0,))
+    pooled, argmax = registry.get("triton").npr_stem_argmax(x, weight, None, Convolution((2, 2), (1, 1)))
     y = reference.npr_conv2d(x.double(), weight.double(), None, (2, 2), (1, 1), 2, 0, (1.0,))
     places = window_places(y).argmax(2).view(pooled.shape)  # the first of equals
     assert torch.equal(argmax.long(), torch.where(pooled > 0, places, 9))
@@ -190,9 +191,9 @@ def test_what_fp16_rounds_to_zero_is_not_positive(bias, scale):
     x, weight, _ = Case(dtype=torch.uint8, weight_dtype=torch.float16).tensors()
     bias = torch.full((8,), bias).half()
     assert not bias.any()
-    options = ((2, 2), (1, 1), 2, 0, (scale or 1.0,))
+    options = Convolution((2, 2), (1, 1), scale=(scale or 1.0,))
     weight = weight if scale else torch.zeros_like(weight)
-    pooled, argmax = registry.get("triton").npr_stem_argmax(x, weight, bias, *options)
+    pooled, argmax = registry.get("triton").npr_stem_argmax(x, weight, bias, options)
     assert not pooled.any() and not pooled.signbit().any()
     assert (argmax == 9).all()
 
