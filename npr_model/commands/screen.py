@@ -171,8 +171,10 @@ def _row_table(rows: list[Row], *, narrow: bool) -> Table:
     styles: dict[str | None, str] = {"generated": "red", "real": "green", "uncertain": "yellow"}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))  # narrow, so that names fit on 80 columns
     table.add_column("file", overflow="fold")
-    for column in ("verdict", "probability") if narrow else ("verdict", "probability", "size", "format"):
-        table.add_column(column, justify="right" if column == "probability" else "left", no_wrap=column != "verdict")
+    table.add_column("verdict", min_width=len("generated"))
+    table.add_column("probability", justify="right", no_wrap=True, min_width=len("probability"))
+    for column in () if narrow else ("size", "format"):
+        table.add_column(column, no_wrap=True)
     for row in sorted(rows, key=lambda row: natural_key(row.source)):
         size = f"{row.width}x{row.height}" if row.width else ""
         if row.error is None:
