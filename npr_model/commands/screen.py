@@ -160,20 +160,22 @@ def _run(run: Screening) -> bool:
         interrupted = True
     if run.scorer is not None:
         if 0 < len(shown) <= TABLE_ROWS:
-            out.print(_row_table(shown, narrow=out.width < NARROW))
+            out.print(_row_table(shown, out.width))
         _print_totals(run, run.scorer, time.perf_counter() - began)
     return interrupted
 
 
-def _row_table(rows: list[Row], *, narrow: bool) -> Table:
+def _row_table(rows: list[Row], width: int) -> Table:
     from npr_model.files import natural_key
 
     styles: dict[str | None, str] = {"generated": "red", "real": "green", "uncertain": "yellow"}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))  # narrow, so that names fit on 80 columns
-    table.add_column("file", overflow="fold")
-    table.add_column("verdict", min_width=len("generated"))
-    table.add_column("probability", justify="right", no_wrap=True, min_width=len("probability"))
-    for column in () if narrow else ("size", "format"):
+    is_narrow = width < NARROW
+    others = len("  generated  probability")
+    table.add_column("file", overflow="fold", max_width=max(4, width - others) if is_narrow else None)
+    table.add_column("verdict", min_width=len("generated"), max_width=len("generated") if is_narrow else None)
+    table.add_column("probability", justify="right", no_wrap=True)
+    for column in () if is_narrow else ("size", "format"):
         table.add_column(column, no_wrap=True)
     for row in sorted(rows, key=lambda row: natural_key(row.source)):
         size = f"{row.width}x{row.height}" if row.width else ""

@@ -154,7 +154,7 @@ def test_a_pipe_gets_one_line_a_row(npr, tmp_path, checkpoint, monkeypatch):
 def test_a_terminal_shows_the_whole_verdict(width):
     rows = [Row("a folder/a long name of a file.png", "00", 0.0, 0.5, "generated", 1000, 1000, "JPEG2000")]
     output = io.StringIO()
-    table = screen._row_table(rows, narrow=width < screen.NARROW)
+    table = screen._row_table(rows, width)
     Console(file=output, width=width, force_terminal=True, color_system=None).print(table)
     text = output.getvalue()
     assert "generated" in text and "0.500" in text and "verdict" in text and "probability" in text
