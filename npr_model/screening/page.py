@@ -54,7 +54,7 @@ def write_page(path: Path, title: str, summary: Summary, on_image: Callable[[int
 
 def fetch(sources: Iterable[str]) -> dict[str, bytes]:
     """Return the encoded bytes of those ``sources`` (names in rows) that can be read. An archive is read once."""
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     inside: dict[str, set[str]] = {}
     for source in sources:
         inside.setdefault(source.partition("::")[0], set()).add(source)
@@ -62,12 +62,12 @@ def fetch(sources: Iterable[str]) -> dict[str, bytes]:
         try:
             for item in Sources([path]):
                 if item.source in wanted and isinstance(data := item.load(), bytes):
-                    found[item.source] = data
-                    if wanted <= found.keys():
+                    contents[item.source] = data
+                    if wanted <= contents.keys():
                         break
         except (InputError, OSError):  # moved, or on another machine: the page works without it
             continue
-    return found
+    return contents
 
 
 def thumbnail(data: bytes) -> dict[str, str]:

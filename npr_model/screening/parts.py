@@ -214,9 +214,9 @@ def _is_retry(name: str) -> bool:
 
 
 def _matched(name: str) -> re.Match[str]:
-    found = _PART.fullmatch(name)
-    assert found is not None  # as it is the name of a part
-    return found
+    match = _PART.fullmatch(name)
+    assert match is not None  # as it is the name of a part
+    return match
 
 
 def _locked(folder: Path) -> BinaryIO | None:

@@ -7,7 +7,6 @@ import itertools
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +21,7 @@ from npr_model.imaging.limits import MAX_PIXELS
 from npr_model.imaging.views import View
 from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import default_dtype
+from npr_model.screening.batches import Batches
 from npr_model.screening.decoding import Decoded, Decoder, decode_ahead
 from npr_model.screening.items import Item
 from npr_model.screening.journal import Journal
@@ -29,9 +29,7 @@ from npr_model.screening.known import Cache, Known
 from npr_model.screening.rows import Row, unscored
 from npr_model.verdicts import Calibration
 
-PENDING_PIXELS = 2**26  # decoded pixels that may wait for a batch of their size: 192 MiB
 IN_ORDER = 64  # images among which batches are gathered when the order is kept
-BATCH_PIXELS = 2**24  # pixels per batch, so that large images are scored a few at a time
 NO_JOURNAL = Journal()
 GPU_ROW_BYTES = 16  # rows of images on a GPU begin at multiples of it: its widest loads
 
@@ -177,64 +175,21 @@ class Scorer:
 
     def score_decoded(self, decoded: Iterable[Decoded], known: Known, journal: Journal = NO_JOURNAL) -> Iterator[Row]:
         """As :meth:`score`, for items that are already decoded; ``known`` is added to."""
-        waiting: dict[tuple[int, int], list[Decoded]] = {}
-        launched: deque[tuple[list[Decoded], Callable[[], Iterator[Row]]]] = deque()
-        # By sha256: size of the batch that the image waits in; None once the batch is launched.
-        unscored: dict[str | None, tuple[int, int] | None] = {}
-        pixels_waiting = 0
 
-        def launch(size: tuple[int, int]) -> Iterator[Row]:
-            nonlocal pixels_waiting
-            batch = waiting.pop(size)
-            pixels_waiting -= len(batch) * math.prod(size)
-            unscored.update((one.row.sha256, None) for one in batch)
-            journal.start(one.row.source for one in batch)
-            launched.append((batch, self._launch(batch)))
-            while len(launched) > self._launched_ahead:
-                yield from finish()
+        def on_scored(row: Row) -> None:
+            known.add(row)
+            if self._cache is not None:
+                self._cache.add(row)
 
-        def finish() -> Iterator[Row]:
-            batch, rows = launched.popleft()
-            for one in batch:
-                del unscored[one.row.sha256]
-            for row in rows():
-                if row.error is None:
-                    known.add(row)
-                    if self._cache is not None:
-                        self._cache.add(row)
-                yield row
-            journal.end(one.row.source for one in batch)
-
-        try:
-            for one in decoded:
-                if one.pixels is not None and one.row.sha256 in unscored:
-                    if size := unscored[one.row.sha256]:
-                        yield from launch(size)
-                    while one.row.sha256 in unscored:
-                        yield from finish()
-                if one.pixels is None:
-                    yield one.row
-                    continue
-                if twin := known.find(one.row):
-                    yield twin
-                    continue
-                size = one.pixels.shape[:2]
-                batch = waiting.setdefault(size, [])
-                batch.append(one)
-                unscored[one.row.sha256] = size
-                pixels_waiting += math.prod(size)
-                if len(batch) == self.batch_size or len(batch) * math.prod(size) >= BATCH_PIXELS:
-                    yield from launch(size)
-                while pixels_waiting > PENDING_PIXELS:
-                    yield from launch(max(waiting, key=lambda size: len(waiting[size]) * math.prod(size)))
-            for size in list(waiting):
-                yield from launch(size)
-            while launched:
-                yield from finish()
-        except Exception:  # yield what is already computed
-            while launched:
-                yield from finish()
-            raise
+        batches = Batches(
+            self._launch,
+            batch_size=self.batch_size,
+            launched_ahead=self._launched_ahead,
+            known=known,
+            on_scored=on_scored,
+            journal=journal,
+        )
+        return batches.rows(decoded)
 
     def _decode_all(self, items: Iterable[Item], known: Known, journal: Journal = NO_JOURNAL) -> Iterator[Decoded]:
         def find(row: Row) -> Row | None:

@@ -102,9 +102,9 @@ def group(source: str) -> str:
     return archive if inside else os.path.dirname(source)
 
 
-def _gallery(path: Path, found: Summary, images: int, seed: int) -> list[dict[str, Any]]:
+def _gallery(path: Path, summary: Summary, images: int, seed: int) -> list[dict[str, Any]]:
     generator, each = np.random.default_rng(seed), -(-images // 3)
-    threshold = found.threshold or 0.0
+    threshold = summary.threshold or 0.0
     keys = {
         "highest": lambda logits: -logits,
         "near the threshold": lambda logits: np.abs(logits - threshold),

@@ -26,7 +26,7 @@ from npr_model import checkpoints
 from npr_model.errors import InputError
 from npr_model.files import HIDDEN, LEADS_BACK
 from npr_model.imaging.views import View
-from npr_model.screening import decoding, runner, sinks
+from npr_model.screening import batches, decoding, runner, sinks
 from npr_model.screening.items import NO_IMAGE, UNREADABLE, Item
 from npr_model.screening.rows import SCHEMA, Row, Totals
 from npr_model.screening.runner import Scorer
@@ -104,7 +104,7 @@ def test_order_depends_on_the_items_alone(scorer):
 
 
 def test_listing_and_decoding_go_ahead_a_little_only(scorer, monkeypatch):
-    monkeypatch.setattr(runner, "PENDING_PIXELS", 2000)  # seven images of 16x16
+    monkeypatch.setattr(batches, "PENDING_PIXELS", 2000)  # seven images of 16x16
     monkeypatch.setattr(decoding, "AHEAD_PIXELS", 2000)
     listed = loaded = 0
 
@@ -131,7 +131,7 @@ def test_listing_and_decoding_go_ahead_a_little_only(scorer, monkeypatch):
 
 
 def test_batches_are_bounded_in_pixels(scorer, monkeypatch):
-    monkeypatch.setattr(runner, "BATCH_PIXELS", 600)
+    monkeypatch.setattr(batches, "BATCH_PIXELS", 600)
     made = scorer(batch_size=1000)
     sizes = []
     inner = made._logits
