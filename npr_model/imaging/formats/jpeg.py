@@ -241,8 +241,6 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
                 return
         elif marker == _END:
             break
-        elif marker in (0x01, 0xD8):  # without content
-            position += 2
         elif length < 2 or end > len(data):
             return
         else:
