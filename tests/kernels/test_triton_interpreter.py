@@ -284,7 +284,7 @@ def test_compile_and_export():
 @interpreted
 def test_the_interpreter_serves_cpu_tensors_and_says_so():
     assert npr_kernels.available_backends()["triton"] is None
-    call = registry.Call("npr", torch.device("cuda"), torch.float32, torch.float32, 2, 0)
+    call = registry.Call("npr", torch.device("cuda"), torch.float32, torch.float32, Convolution())
     assert "CPU tensors while TRITON_INTERPRET=1" in registry.get("triton").unsupported_reason(call)
 
 
@@ -292,8 +292,8 @@ def test_the_interpreter_serves_cpu_tensors_and_says_so():
 @pytest.mark.parametrize("dtypes", [(torch.uint8, torch.bfloat16), (torch.float32, torch.float32)])
 def test_kernels_prove_themselves_before_the_automatic_choice(dtypes, monkeypatch, caplog):
     """As on a GPU: the first automatic use of each operator tries it and its gradients on a small case."""
-    for name, value in {"_verdicts": {}, "SIZE": (4, 20)}.items():  # small enough for the interpreter
-        monkeypatch.setattr(proof, name, value)
+    monkeypatch.setattr(proof, "_verdicts", {})
+    monkeypatch.setattr(registry.get("triton"), "SELF_TEST_SIZES", ((4, 20),))  # small enough for the interpreter
     x, weight, bias = Case(dtype=dtypes[0], weight_dtype=dtypes[1], batch=1).tensors()
     tensors = [t.requires_grad_(t.is_floating_point()) for t in (x, weight, bias)]
     out = npr_kernels.npr_conv2d(*tensors).sum() + npr_kernels.npr(x).sum() + npr_kernels.npr_stem(*tensors).sum()
