@@ -15,7 +15,7 @@ from typing import BinaryIO
 from npr_model.errors import InputError, reason
 from npr_model.screening.compression import CHUNK
 from npr_model.screening.content import HEAD_BYTES, archive_kind
-from npr_model.screening.items import Item, Skip, failing
+from npr_model.screening.items import EMPTY_ARCHIVE, Item, Skip, failing
 from npr_model.screening.parquet import parquet_items
 from npr_model.screening.tars import tar_items
 from npr_model.screening.zips import zip_items
@@ -55,9 +55,14 @@ class Archive:
         except OSError as error:
             yield failing(self.name, f"the archive cannot be opened: {reason(error)}")
             return
+        is_empty = True
         try:
             with file:
-                yield from self._read(file, skip)
+                for item in self._read(file, skip):
+                    is_empty = False
+                    yield item
+            if is_empty:
+                skip(self.name, EMPTY_ARCHIVE)
         except InputError as error:
             yield failing(self.name, str(error))
         except Exception as error:  # a damaged archive can make its readers raise anything

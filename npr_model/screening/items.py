@@ -17,6 +17,8 @@ NO_IMAGE_NAME = "without an image suffix (remote files are judged by their names
 INNER_ARCHIVE = "archives in folders or archives (name them to read them)"
 UNREADABLE = "without an image suffix, and unreadable"
 EMPTY_ROW = "Parquet rows with an empty list"
+EMPTY_ARCHIVE = "archives without images"
+EMPTY_FOLDER = "listed folders without images"
 
 Skip = Callable[[str, str], None]
 

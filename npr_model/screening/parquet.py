@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -9,9 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from npr_model.errors import InputError
+from npr_model.screening.compression import DamagedError
 from npr_model.screening.items import EMPTY_ROW, Item, Skip, failing, in_memory
 
 _ROWS_AT_ONCE = 16
+_END = re.compile(rb"(....)PAR1", re.DOTALL)  # of a file: the size of its footer, and a mark
+_END_BYTES = 8
+_SCANNED = 2**20  # bytes at once
 
 
 def parquet_items(file: BinaryIO, name: str, column: str | None, skip: Skip) -> Iterator[Item]:
@@ -28,6 +34,7 @@ def parquet_items(file: BinaryIO, name: str, column: str | None, skip: Skip) -> 
         Exception: The file is damaged.
     """
     table = pq.ParquetFile(file)
+    _check_alone(file, table.metadata)
     chosen = _chosen(table.schema_arrow, name, column)
     row = 0
     for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[chosen]):
@@ -41,6 +48,25 @@ def parquet_items(file: BinaryIO, name: str, column: str | None, skip: Skip) -> 
                 skip(source, EMPTY_ROW)
             for place, element in enumerate(content):
                 yield _item(f"{source}::{place}", element, chosen)
+
+
+def _check_alone(file: BinaryIO, metadata: pq.FileMetaData) -> None:
+    """Raise DamagedError if several Parquet files follow each other: only the last one's footer is read."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    data_end = max((_start(chunk) + chunk.total_compressed_size for chunk in chunks), default=4)
+    footer_start = file.seek(0, io.SEEK_END) - metadata.serialized_size - _END_BYTES
+    place = file.seek(data_end)
+    while place < footer_start and (data := file.read(min(_SCANNED, footer_start - place))):
+        for end in _END.finditer(data):
+            if 0 < int.from_bytes(end[1], "little") <= place + end.start():
+                raise DamagedError("several Parquet files follow each other in it")
+        place += len(data) if len(data) < _SCANNED else len(data) - _END_BYTES + 1
+        file.seek(place)
+
+
+def _start(chunk: pq.ColumnChunkMetaData) -> int:
+    return min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset)
 
 
 def _item(source: str, value: Any, column: str) -> Item:

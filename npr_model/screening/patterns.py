@@ -22,9 +22,12 @@ def expand_braces(text: str) -> list[str]:
     """Return the alternatives of a text with braces, in bash's order; the text itself if it has none.
 
     Raises:
-        InputError: There are more than MOST_ALTERNATIVES.
+        InputError: There are more than MOST_ALTERNATIVES, or the braces are nested too deeply.
     """
-    alternatives = list(itertools.islice(_expanded(text), MOST_ALTERNATIVES + 1))
+    try:
+        alternatives = list(itertools.islice(_expanded(text), MOST_ALTERNATIVES + 1))
+    except RecursionError as error:
+        raise InputError(f"{text[:40]}... has too many braces inside braces") from error
     if len(alternatives) > MOST_ALTERNATIVES:
         raise InputError(f"{text} has more than {MOST_ALTERNATIVES} alternatives: use --files-from with a list instead")
     return alternatives

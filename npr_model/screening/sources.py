@@ -18,6 +18,7 @@ from npr_model.files import in_natural_order, is_image_name, readable_name, walk
 from npr_model.screening.archives import Archive, is_archive_name
 from npr_model.screening.content import HEAD_BYTES, archive_kind, is_image
 from npr_model.screening.items import (
+    EMPTY_FOLDER,
     INNER_ARCHIVE,
     MAX_BYTES,
     NO_IMAGE,
@@ -171,15 +172,19 @@ class Sources:
         if "\0" in name:
             yield failing(readable_name(name), "the name holds a NUL byte: use --null if NUL bytes separate the names")
             return
-        if not is_url(name):
-            yield from self._of_path(name)
-            return
-        try:
-            remote = Remote(name, listed=True)
-        except InputError as error:
-            yield failing(readable_name(name), readable_name(str(error)))
-        else:
-            yield from remote.entries(self._column, self._skip)
+        entries = self._of_path(name)
+        if is_url(name):
+            try:
+                entries = Remote(name, listed=True).entries(self._column, self._skip)
+            except InputError as error:
+                yield failing(readable_name(name), readable_name(str(error)))
+                return
+        is_empty = True
+        for entry in entries:
+            is_empty = False
+            yield entry
+        if is_empty:
+            self._skip(name, EMPTY_FOLDER)
 
     def _walk(self, folder: str) -> Iterator[Item]:
         problems: list[OSError] = []

@@ -17,7 +17,7 @@ import pytest
 
 from npr_model.files import HIDDEN
 from npr_model.screening import tars
-from npr_model.screening.items import EMPTY_ROW, INNER_ARCHIVE, NO_IMAGE
+from npr_model.screening.items import EMPTY_ARCHIVE, EMPTY_ROW, INNER_ARCHIVE, NO_IMAGE
 from npr_model.screening.sources import Sources
 from tests.model.conftest import encoded, noise
 from tests.model.screening.test_archives_fuzz import zstd
@@ -134,6 +134,10 @@ def test_hidden_files_are_skipped_and_counted(tmp_path, kind):
     source = Sources([path])
     assert loaded(source) == {f"{path}::{name}": data for name, data in MAC.items()}
     assert source.skipped == {HIDDEN: len(HIDDEN_FILES)}
+    tar(tmp_path / "b.tar", files={".a.png": b"x"})
+    source = Sources([path, tmp_path / "b.tar"])
+    assert len(loaded(source)) == len(MAC)
+    assert source.skipped == {HIDDEN: len(HIDDEN_FILES) + 1, EMPTY_ARCHIVE: 1}
 
 
 def test_hidden_files_in_folders_are_counted(tmp_path):
@@ -239,6 +243,26 @@ def test_what_is_wrong_with_the_columns(tmp_path, table, column, message):
     pq.write_table(pa.table(table), path := tmp_path / "a.parquet")
     (error,) = loaded(Sources([path], column=column)).values()
     assert message.format(path) in error
+
+
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("gap", [0, 1, 2**20 + 3])
+def test_parquet_files_that_follow_each_other_are_an_error(tmp_path, group, gap):
+    """Also if they are of the same shape, so that the data of one would be read as the other's."""
+    for name in "ab":
+        images = [name.encode() * 100] * 3
+        pq.write_table(pa.table({"image": images}), tmp_path / name, row_group_size=group, compression="none")
+    (tmp_path / "c.parquet").write_bytes((tmp_path / "a").read_bytes() + bytes(gap) + (tmp_path / "b").read_bytes())
+    _, error = members(tmp_path / "c.parquet")
+    assert "several Parquet files follow each other" in error
+    assert members(tmp_path / "b")[0] == dict.fromkeys("012", b"b" * 100)
+
+
+def test_a_footer_that_does_not_follow_the_data_at_once(tmp_path):
+    """As with an index of pages."""
+    table = pa.table({"image": BYTES, "label": [1, 2, 3]})
+    pq.write_table(table, path := tmp_path / "a.parquet", write_page_index=True)
+    assert list(members(path)[0].values()) == BYTES
 
 
 def test_compressed_data_is_not_unpacked_at_once(tmp_path, monkeypatch):

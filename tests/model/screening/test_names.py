@@ -9,6 +9,8 @@ import threading
 
 import pytest
 
+from npr_model.errors import InputError
+from npr_model.screening.items import EMPTY_FOLDER
 from npr_model.screening.names import LONGEST_NAME, NameListError, read_names
 from npr_model.screening.patterns import expand_braces
 from npr_model.screening.sources import SourceError, Sources
@@ -77,6 +79,14 @@ def test_sources_of_a_list(tmp_path, monkeypatch):
     assert loaded(Sources([], files_from="list", null=True)) == {"a.png": b"a", "new\nline.png": b"n"}
 
 
+def test_a_listed_folder_without_images_is_counted(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.png").write_bytes(b"a")
+    (tmp_path / "list").write_text(f"{tmp_path}/empty\n{tmp_path}/a.png\n")
+    source = Sources([], files_from=str(tmp_path / "list"))
+    assert len(loaded(source)) == 1 and source.skipped == {EMPTY_FOLDER: 1}
+
+
 def test_a_list_may_be_a_pipe(tmp_path):
     """As the shell's <(command) is."""
     (tmp_path / "a.png").write_bytes(b"a")
@@ -119,8 +129,10 @@ def test_braces_are_those_of_bash(text):
 
 
 def test_too_many_alternatives():
-    with pytest.raises(Exception, match="more than 100000 alternatives"):
+    with pytest.raises(InputError, match="more than 100000 alternatives"):
         expand_braces("{1..99999999999}")
+    with pytest.raises(InputError, match="too many braces inside braces"):
+        expand_braces("{a," * 5000 + "}" * 5000)
 
 
 def test_braces_on_the_command_line(tmp_path):
