@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from npr_kernels import reference
 from npr_kernels.backends import eager, registry
-from npr_kernels.backends.base import Call, Convolution
+from npr_kernels.backends.base import Call, Convolution, transforms_are_active
 from npr_kernels.reference import Anchor
 
 Gradients = tuple[Tensor | None, ...]  # one for each argument of forward
@@ -236,7 +236,8 @@ class NPRStemFunction(Function):
             grad_bias = sums.to(ctx.bias_dtype) if needs_bias else None
         if needs_x:
             dense = reference.unpool(grad.to(x.dtype), argmax, convolution.output_size(x, kernel))
-            grad_x = _grad_input(dense, x, weight.to(x.dtype), convolution, ctx.dense)
+            backend = ctx.dense or _convolution_backend(x, weight.to(x.dtype), convolution, ctx.backend)
+            grad_x = _grad_input(dense, x, weight.to(x.dtype), convolution, backend)
         return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
@@ -281,7 +282,7 @@ def _recorded(*tensors: Tensor | None) -> bool:
     """
     if not torch.is_grad_enabled():
         return False
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if not torch.compiler.is_compiling() and transforms_are_active():
         return True
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 

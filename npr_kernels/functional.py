@@ -195,7 +195,7 @@ def npr_batch_norm_stem(
     if process_group is None and count == 1:
         raise ValueError(f"expected more than 1 value per channel when training, got input size {shape}")
 
-    call = Call.of("npr_batch_norm_stem", x, dtype, convolution, weight, gamma, beta)
+    call = Call.of("npr_batch_norm_stem", x, dtype, convolution, weight, bias, gamma, beta)
     chosen, dense = registry.select(call, backend), _image_gradient_backend(x, weight, convolution, backend)
     if _is_plain(chosen) or _is_plain(dense):
         return reference.npr_batch_norm_stem(

@@ -105,7 +105,8 @@ def stem_forward(x: Tensor, conv: nn.Module, bn: nn.Module) -> Tensor:
     is another normalisation, if one of them has hooks, a parametrisation (pruning, weight or spectral normalisation) or
     its own forward method, or if x is not a plain tensor (tracing by ``torch.fx``).
     """
-    if has_torch_function_unary(x) or not (_is_fusible(conv) and _is_fusible(bn)):
+    traced = type(x) is not Tensor and has_torch_function_unary(x)  # which is also true of any tensor in torch.device()
+    if traced or not (_is_fusible(conv) and _is_fusible(bn)):
         return F.max_pool2d(F.relu(bn(conv(x))), 3, stride=2, padding=1)
     return _fused_stem(x, cast(NPRConv2d, conv), cast(nn.BatchNorm2d, bn))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from npr_kernels import arguments
+from npr_kernels.backends import devices
 from npr_kernels.reference import Anchor
 
 
@@ -42,7 +43,7 @@ class Call:
         weight_shape: (O, C, KH, KW); None without a weight, or if every shape counts as served.
         channels_last: Memory format of the image.
         image_gradient, parameter_gradients: Whether a backward pass to the image, or to the parameters, may follow.
-        forward_mode: Whether an input has a tangent of forward-mode differentiation.
+        plain_only: What the call needs that only plain PyTorch can do, in words; None if it needs nothing of the kind.
     """
 
     operator: str
@@ -54,7 +55,7 @@ class Call:
     channels_last: bool = True
     image_gradient: bool = False
     parameter_gradients: bool = False
-    forward_mode: bool = False
+    plain_only: str | None = None
 
     @classmethod
     def of(
@@ -74,12 +75,30 @@ class Call:
             channels_last=x.shape[1] > 1 and x.stride(1) == 1,
             image_gradient=recorded and x.requires_grad,
             parameter_gradients=recorded and any(t is not None and t.requires_grad for t in tensors),
-            forward_mode=any(t is not None and _has_tangent(t) for t in (x, *tensors)),
+            plain_only=_plain_only(x, *tensors),
         )  # fmt: skip
 
 
-def _has_tangent(tensor: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and forward_ad.unpack_dual(tensor).tangent is not None
+def _plain_only(*tensors: Tensor | None) -> str | None:
+    """Name the kind of differentiation that only plain PyTorch serves.
+
+    Transforms of torch.func hide the tangents of the tensors that they wrap, and torch.compile the gradients, too: a
+    compiled operator would silently be a constant. torch has no public name for either question.
+    """
+    if torch.compiler.is_compiling():
+        return "transforms of torch.func inside torch.compile" if transforms_are_active() else None
+    if forward_ad._current_level < 0:
+        return None
+    if transforms_are_active():
+        return "forward-mode derivatives"
+    tangents = (forward_ad.unpack_dual(tensor).tangent for tensor in tensors if tensor is not None)
+    return "forward-mode derivatives" if any(tangent is not None for tangent in tangents) else None
+
+
+@devices.constant
+def transforms_are_active() -> bool:
+    """Return whether the call is inside a transform of torch.func, such as grad or vmap."""
+    return torch._C._are_functorch_transforms_active()
 
 
 class StemBackend(Protocol):

@@ -25,8 +25,8 @@ def unsupported_reason(call: Call) -> str | None:
     """Return why this backend cannot serve ``call``, or None if it can."""
     if extension.LOAD_ERROR:
         return extension.LOAD_ERROR
-    if call.forward_mode:
-        return "it has no forward-mode derivatives"
+    if call.plain_only:
+        return f"it does not support {call.plain_only}"
     if call.device.type != "cpu":
         return f"it serves CPU tensors, x is on {call.device}"
     for name, dtype in (("x", call.x_dtype), ("weight", call.dtype)):

@@ -41,8 +41,8 @@ def unsupported_reason(call: Call) -> str | None:
     """Return why this backend cannot serve ``call``, or None if it can."""
     if MISSING:
         return MISSING
-    if call.forward_mode:
-        return "it has no forward-mode derivatives"
+    if call.plain_only:
+        return f"it does not support {call.plain_only}"
     if call.operator not in STEMS:
         return f"it serves only the stem, not {call.operator}"
     if call.device.type != "cuda":

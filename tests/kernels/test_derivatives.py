@@ -12,6 +12,7 @@ import npr_kernels
 from npr_kernels.testing import Case, error
 from tests.kernels.test_parity import BACKENDS, DEVICES, FAST
 
+CPU_BACKENDS = [backend for backend in FAST if DEVICES[backend.values[0]] == "cpu"]
 ANCHORS = [(2, 0), (2, 3), (3, "mean"), (2, "max")]
 
 
@@ -120,7 +121,7 @@ TRANSFORMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("backend", [backend for backend in FAST if DEVICES[backend.values[0]] == "cpu"])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize(
     "operator", [lambda x, w, b, backend: npr_kernels.npr(x, backend=backend) * w.sum(), *OPERATORS]
 )
@@ -142,3 +143,61 @@ def test_forward_mode_is_refused_by_name(backend):
                 npr_kernels.npr_conv2d(*tensors, bias, backend=backend)
             tangent = forward_ad.unpack_dual(npr_kernels.npr_conv2d(*tensors, bias)).tangent
             assert error(tangent, npr_kernels.npr_conv2d(x, weight, backend="eager")) < 1e-12
+
+
+@pytest.mark.parametrize("backend", [None, *CPU_BACKENDS])
+@pytest.mark.parametrize("function", [npr_kernels.npr_conv2d, npr_kernels.npr_stem])
+@pytest.mark.parametrize("transform", ["grad", "forward mode"])
+def test_transforms_inside_torch_compile(transform, function, backend):
+    """There an operator of ours would be a constant: plain PyTorch serves the call, or the error names it."""
+    x, weight, _ = Case(dtype=torch.float64, height=6, width=6, out_channels=2).tensors()
+
+    def derivative(name):
+        loss = sum_of_squares(function, name)
+        if transform == "grad":
+            return lambda w: torch.func.grad(lambda w: loss(x, w))(w)
+        return lambda w: torch.func.jvp(lambda w: loss(x, w), (w,), (w,))[1]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(derivative(backend), backend="eager")
+    if backend is None:
+        assert error(compiled(weight), derivative("eager")(weight)) < 1e-10
+    else:
+        with pytest.raises(Exception, match=r"does not support (transforms of torch\.func|forward-mode)"):
+            compiled(weight)
+
+
+@pytest.mark.parametrize("function", OPERATORS)
+def test_a_mapped_call_in_an_ordinary_graph(function):
+    """vmap hides from the call that a gradient to the image is wanted."""
+    x, weight, bias = Case(dtype=torch.float64, height=6, width=8, out_channels=2).tensors()
+    gradients = []
+    for backend in (None, "eager"):
+        images = torch.stack([x, -x]).requires_grad_()
+        torch.func.vmap(lambda x, name=backend: function(x, weight, bias, backend=name))(
+            images
+        ).square().sum().backward()
+        gradients.append(images.grad)
+    assert error(*gradients) < 1e-10
+
+
+def test_forward_mode_with_other_transforms_inside():
+    x, weight, bias = Case(dtype=torch.float64, height=6, width=6, out_channels=2).tensors()
+
+    def mapped(w):
+        return torch.func.vmap(lambda x: npr_kernels.npr_conv2d(x, w))(x[None])
+
+    expected = npr_kernels.npr_conv2d(x, weight)
+    assert error(torch.func.jvp(mapped, (weight,), (weight,))[1][0], expected) < 1e-10
+    with forward_ad.dual_level():
+        assert error(mapped(weight)[0], expected) < 1e-10
+    curvature = torch.func.hessian(lambda w: npr_kernels.npr_conv2d(x, w).square().sum())(weight)
+    assert (
+        error(curvature, hessian(lambda w: npr_kernels.npr_conv2d(x, w, backend="eager").square().sum(), weight))
+        < 1e-10
+    )
+    gamma, beta = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    tangent = torch.func.jvp(
+        lambda b: npr_kernels.npr_batch_norm_stem(x, weight, b, gamma, beta, None, None), (bias,), (bias,)
+    )[1]
+    assert error(tangent, torch.zeros_like(tangent)) < 1e-10

@@ -275,3 +275,15 @@ def test_subclasses_of_tensors():
         y = module(x.as_subclass(Marked))
         assert type(y) is Marked and error(y.as_subclass(torch.Tensor), module(x)) < 1e-5
     assert type(npr_kernels.npr(x.as_subclass(Marked))) is Marked
+
+
+def test_a_default_device_changes_nothing(monkeypatch):
+    """torch.device as a context sees every function of torch, and is no reason to run layer by layer."""
+    calls, fused = [], npr_kernels.functional.npr_batch_norm_stem
+    monkeypatch.setattr(
+        npr_kernels.functional, "npr_batch_norm_stem", lambda *a, **k: calls.append(1) or fused(*a, **k)
+    )
+    stem, x = npr_kernels.NPRStem(3, 8), torch.rand(2, 3, 16, 16)
+    with torch.device("cpu"):
+        stem(x)
+    assert calls

@@ -29,8 +29,8 @@ _INSTALLED = importlib.util.find_spec("triton") is not None
 
 def unsupported_reason(call: Call) -> str | None:
     """Return why this backend cannot serve ``call``, or None if it can."""
-    if call.forward_mode:
-        return "it has no forward-mode derivatives"
+    if call.plain_only:
+        return f"it does not support {call.plain_only}"
     if not _INSTALLED:
         return "Triton is not installed (pip install triton)"
     if call.device.type != DEVICE:
