@@ -24,7 +24,7 @@ CASES = [
 
 @needs_extension
 @pytest.mark.parametrize(
-    "case", [*CASES, Case(batch=0), Case(dtype=torch.float64, grid_size=3, anchor="mean")], ids=str
+    "case", [*CASES[1:], Case(batch=0), Case(dtype=torch.float64, grid_size=3, anchor="mean")], ids=str
 )
 def test_opcheck(case: Case):
     x, weight, bias = case.tensors()
@@ -63,11 +63,16 @@ class Network(nn.Module):
         return self.conv(x).sigmoid().mean((2, 3)) + self.stem(x).mean((2, 3))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    ("case", "dynamic"), [*((case, False) for case in CASES), (CASES[0], True), (CASES[1], True)], ids=str
-)
-def test_compile_whole_graph(case: Case, dynamic: bool, backend: str):
+    ("backend", "case", "dynamic"),
+    [
+        *(pytest.param("cpu", case, dynamic, marks=needs_extension)
+          for case, dynamic in zip(CASES, (False, True, False, False), strict=True)),
+        *(("eager", case, dynamic) for case, dynamic in zip(CASES[:2], (True, False), strict=True)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_compile_whole_graph(backend: str, case: Case, dynamic: bool):
     """One graph, forward and backward, for a size it was compiled for and another one."""
     torch._dynamo.reset()
     network = Network(case, backend)
