@@ -77,37 +77,36 @@ class Pieces:
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
-        self._rest = b""
+        self._rest = memoryview(b"")  # of the last piece; slices of it are not copied
         self.position = 0  # bytes taken so far
 
     def read(self, size: int) -> bytes:
         """Return ``size`` bytes; fewer only at the end."""
         parts, missing = [], size
-        while missing > 0:
-            self._rest = self._rest or next(self._pieces, b"")
-            if not self._rest:
-                break
+        while missing > 0 and self._has_more():
             parts.append(self._rest[:missing])
             self._rest = self._rest[missing:]
             missing -= len(parts[-1])
         self.position += size - missing
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
     def piece(self) -> bytes:
         """Return the next bytes, as many as there are at hand; b"" at the end."""
-        piece, self._rest = self._rest or next(self._pieces, b""), b""
-        self.position += len(piece)
-        return piece
+        return self.read(len(self._rest)) if self._has_more() else b""
 
     def peek(self) -> bytes:
         """Return the next byte, which stays to be read; b"" at the end."""
-        self._rest = self._rest or next(self._pieces, b"")
-        return self._rest[:1]
+        return bytes(self._rest[:1]) if self._has_more() else b""
 
     def put_back(self, data: bytes) -> None:
         """Let ``data``, which was read last, be read again."""
-        self._rest = data + self._rest
+        self._rest = memoryview(data + self._rest.tobytes())
         self.position -= len(data)
+
+    def _has_more(self) -> bool:
+        if not self._rest:
+            self._rest = memoryview(next(self._pieces, b""))
+        return len(self._rest) > 0
 
     def skip_zeros(self) -> None:
         """Skip zero bytes."""
