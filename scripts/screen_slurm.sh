@@ -7,5 +7,9 @@
 # tasks. A requeued job continues by itself. `npr report scores -o report.html` reads the folders of all tasks.
 set -euo pipefail
 list=$1 scores=$2
+if [ "$(grep --count '' "$list")" -le "$SLURM_PROCID" ]; then
+    echo "task $SLURM_PROCID has nothing to do: there are more tasks than lines in $list"
+    exit
+fi
 mkdir -p "$scores"
 split --number="r/$((SLURM_PROCID + 1))/$SLURM_NTASKS" "$list" | npr screen --files-from - --output "$scores/$SLURM_PROCID/"

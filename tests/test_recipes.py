@@ -33,13 +33,13 @@ def test_slurm_shares_a_list(tmp_path):
     for i, name in enumerate(names):
         name.write_bytes(encoded(noise(32, 32, seed=i)))
     (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in names))
-    for task in range(2):
+    for task, tasks in ((0, 2), (1, 2), (7, 8)):  # the last has no share
         subprocess.run(
             [ROOT / "scripts" / "screen_slurm.sh", tmp_path / "list.txt", tmp_path / "scores"],
             env=os.environ
             | {
                 "SLURM_PROCID": str(task),
-                "SLURM_NTASKS": "2",
+                "SLURM_NTASKS": str(tasks),
                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             },
             check=True,
@@ -48,4 +48,5 @@ def test_slurm_shares_a_list(tmp_path):
     found = ds.dataset(tmp_path / "scores").to_table().to_pylist()
     assert sorted(row["source"] for row in found) == sorted(map(str, names))
     assert len(ds.dataset(tmp_path / "scores" / "0").to_table()) == 4
+    assert not (tmp_path / "scores" / "7").exists()
     assert cli.main(["report", str(tmp_path / "scores"), "-o", str(tmp_path / "report.html")]) == 0

@@ -45,9 +45,12 @@ class Journal:
         """Return whether a run was killed while the source was scored alone."""
         return False
 
+    def close(self) -> None:
+        """End the journal: the run ends by itself."""
+
 
 class JournalFile(Journal):
-    """A journal in a file. It may be used from several threads. Raises OSError."""
+    """A journal in a file, which is removed when it is closed. It may be used from several threads. Raises OSError."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
@@ -94,7 +97,6 @@ class JournalFile(Journal):
         return digest(source) == self._culprit
 
     def close(self) -> None:
-        """Remove the file: the run ends by itself."""
         os.close(self._descriptor)
         self._path.unlink(missing_ok=True)
 

@@ -161,7 +161,7 @@ def _folder_sink(folder: Path, identity: Mapping[str, str], retry_failed: bool) 
 
     failure: BaseException | None = None
     with _named(folder), parts.opened(folder, identity, retry_failed=retry_failed) as written:
-        record = JournalFile(folder / journal.NAME)
+        record = JournalFile(folder / journal.NAME) if hasattr(os, "pwrite") else Journal()  # not on Windows
         try:
             if retry_failed:
                 record.suspect(written.failed(KILLED))
