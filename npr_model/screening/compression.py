@@ -140,7 +140,7 @@ def decompressed(pieces: Iterator[bytes]) -> Iterator[bytes]:
     while beginning:
         began = source.position
         if kind_of(beginning) != kind:
-            raise DamagedError(f"the {kind} data ends, but at byte {began} follows something else: {beginning!r}")
+            raise DamagedError(f"at byte {began}, after the end of the {kind} data, follows {beginning!r}")
         try:
             yield from unpack(source)
         except _StreamError as error:

@@ -109,10 +109,14 @@ class _Header(tarfile.TarInfo):
             archive.has_end = True
             raise
         except (_errors.InvalidHeaderError, _errors.TruncatedHeaderError) as error:
-            before = "the tar breaks off: " if place else "the tar ends, but " if stream.start else ""
-            raise DamagedError(
-                f"{before}at byte {stream.start + place} is no header of a tar but {stream.last[:20]!r}"
-            ) from error
+            at, what = f"at byte {stream.start + place}", repr(stream.last[:20])
+            if place:
+                message = f"{at}, where the next member should begin, is {what}"
+            elif stream.start:
+                message = f"{at}, after the end of the tar, follows {what}"
+            else:
+                message = f"it is not a tar: it begins with {what}"
+            raise DamagedError(message) from error
 
 
 class _Stream:

@@ -62,7 +62,7 @@ def _items_before(file: BinaryIO, size: int, name: str, skip: Skip) -> Iterator[
     else:
         end = 0
     if last_member >= end:
-        yield failing(name, f"the zip before byte {size}, where the last zip in it begins, has no end: it is truncated")
+        yield failing(name, f"the zip in the first {size} of its bytes has no end: it is truncated")
 
 
 def _find_zip(file: BinaryIO) -> tuple[int, int]:
@@ -112,7 +112,7 @@ def _check_end(file: BinaryIO) -> None:
     end = begin + tail.rfind(_END) + _END_BYTES
     end += int.from_bytes(tail[end - begin - 2 : end - begin], "little")
     if rest := tail[end - begin :].lstrip(b"\0"):
-        raise DamagedError(f"the zip ends, but at byte {size - len(rest)} follows {rest[:20]!r}")
+        raise DamagedError(f"at byte {size - len(rest)}, after the end of the zip, follows {rest[:20]!r}")
 
 
 def _beginning(file: BinaryIO, size: int) -> BinaryIO:
