@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -37,51 +38,41 @@ from npr_model.screening import ray_engine  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("ray")
 RAY = str(Path(sys.executable).with_name("ray"))
+PATIENCE = 1200  # seconds, for machines that do much else
 
 
 class Cluster:
     """Processes of two nodes."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        with contextlib.ExitStack() as probes:
+            port, client_port = (free_port(probes) for _ in range(2))
         self.address = f"127.0.0.1:{port}"
         self.environment = os.environ | {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"}
-        self._log = open(folder / "ray.log", "wb")  # noqa: SIM115 - open as long as the nodes
+        self._logs = folder
         self._folder = tempfile.mkdtemp(prefix="npr-ray-")  # short: names of sockets are limited
-        self.head = self._start("--head", f"--port={port}", f"--temp-dir={self._folder}")
+        ports = [f"--port={port}", f"--ray-client-server-port={client_port}"]
+        self.head = self._start("--head", *ports, f"--temp-dir={self._folder}", "--include-dashboard=false")
         self.second = self.add()
 
     def add(self) -> subprocess.Popen:
         return self._start(f"--address={self.address}")
 
     def _start(self, *arguments: str) -> subprocess.Popen:
-        before = self.nodes() if arguments[0] != "--head" else 0
         command = [RAY, "start", "--block", "--num-cpus=2", "--num-gpus=0", "--object-store-memory=200000000"]
-        command += ["--include-dashboard=false"] if arguments[0] == "--head" else []
-        process = subprocess.Popen(
-            [*command, *arguments],
-            env=self.environment,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        for _ in range(300):
-            if process.poll() is not None:
-                break
-            if self.nodes() > before:
-                return process
-            time.sleep(0.2)
-        raise RuntimeError(f"a node did not start, see {self._log.name}: {Path(self._log.name).read_text()[-2000:]}")
-
-    def nodes(self) -> int:
-        """How many are alive."""
-        text = "import ray; ray.init(logging_level='FATAL'); print(sum(node['Alive'] for node in ray.nodes()))"
-        found = subprocess.run(
-            [sys.executable, "-c", text], env=self.environment, capture_output=True, text=True, check=False
-        )
-        return int(found.stdout) if found.returncode == 0 else 0
+        log = self._logs / f"{len(list(self._logs.iterdir()))}.log"
+        with open(log, "wb") as file:
+            process = subprocess.Popen(
+                [*command, *arguments],
+                env=self.environment | {"PYTHONUNBUFFERED": "1"},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        while "Ray runtime started" not in (text := log.read_text()):
+            assert process.poll() is None, f"a node did not start: {text[-2000:]}"
+            time.sleep(0.05)
+        return process
 
     def stop(self, node: subprocess.Popen) -> None:
         """kill -9 of all processes of a node."""
@@ -97,8 +88,14 @@ class Cluster:
         for node in (self.second, self.head):
             if node.poll() is None:
                 self.stop(node)
-        self._log.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def free_port(probes: contextlib.ExitStack) -> int:
+    """A port that nobody listens at; no other one is given out while ``probes`` are open."""
+    probe = probes.enter_context(socket.socket())
+    probe.bind(("127.0.0.1", 0))
+    return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +109,7 @@ def cluster(tmp_path_factory):
 def inputs(tmp_path_factory) -> Path:
     """A folder, a tar, a zip's worth of Parquet; a few of them are no images, one tar is cut off."""
     root = tmp_path_factory.mktemp("inputs")
-    pictures = {f"{i}.png": encoded(noise(16 + 8 * (i % 3), 16, seed=i)) for i in range(400)}
+    pictures = {f"{i}.png": encoded(noise(16 + 8 * (i % 3), 16, seed=i)) for i in range(200)}
     odd = {"broken.png": b"x", "empty.png": b"", "notes.txt": b"not an image"}
     (root / "folder").mkdir()
     for name, data in (pictures | odd).items():
@@ -157,7 +154,7 @@ def expected(cluster, inputs, checkpoint, tmp_path_factory) -> list[tuple]:
     """What the engine local gives."""
     output = tmp_path_factory.mktemp("expected") / "scores"
     process = driver(cluster, command(checkpoint, inputs, output))
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, err
     assert "skipped: 4 not images\n" in out
     return scores(output)
@@ -175,7 +172,7 @@ def check_equal(found: list[tuple], expected: list[tuple]) -> None:
 
 def test_two_nodes_give_the_rows_of_one_machine(cluster, inputs, checkpoint, expected, tmp_path):
     process = on_cluster(cluster, command(checkpoint, inputs, tmp_path / "scores"))
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, err
     assert "Ray: 2 machines, 2 actors" in err
     assert "skipped: 4 not images\n" in out
@@ -193,9 +190,9 @@ def test_goes_on_after_the_command_was_killed(cluster, inputs, checkpoint, expec
     partial = scores(output)
     assert 0 < len(partial) < len(expected)
     process = on_cluster(cluster, command(checkpoint, inputs, output))
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, err
-    assert f"{len(partial)} rows were already there from earlier runs" in out
+    assert f"{len(partial)} of the inputs already had rows from earlier runs" in out
     check_equal(scores(output), expected)
 
 
@@ -222,7 +219,7 @@ def test_goes_on_when_workers_die(cluster, inputs, checkpoint, expected, tmp_pat
                 if kinds and cluster_of(found) == cluster.address:
                     os.kill(found.pid, signal.SIGKILL)
                     left -= kinds
-    _, err = process.communicate(timeout=400)
+    _, err = process.communicate(timeout=PATIENCE)
     if what == "node":
         cluster.second = cluster.add()
     assert process.returncode == 1, err
@@ -240,7 +237,7 @@ def test_standard_input_and_an_unused_folder(cluster, inputs, checkpoint, tmp_pa
     """Names of standard input, relative to where the command runs."""
     arguments = ["screen", "--files-from", "-", "--checkpoint", str(checkpoint), "-o", str(tmp_path / "scores.jsonl")]
     process = on_cluster(cluster, arguments, stdin=subprocess.PIPE, cwd=inputs)
-    out, err = process.communicate("folder/1.png\nmissing.png\nfolder/2.png\n", timeout=300)
+    out, err = process.communicate("folder/1.png\nmissing.png\nfolder/2.png\n", timeout=PATIENCE)
     assert process.returncode == 1, err
     assert "3 images" in out and "1 failed" in out
 
@@ -248,11 +245,11 @@ def test_standard_input_and_an_unused_folder(cluster, inputs, checkpoint, tmp_pa
 def test_wrong_usage_is_one_line(cluster, inputs, checkpoint, tmp_path):
     base = ["screen", str(inputs / "c.parquet"), "--checkpoint", str(checkpoint)]
     process = on_cluster(cluster, [*base, "--backend", "triton"])  # which an actor finds out
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert "triton" in err.splitlines()[-1] and "Traceback" not in err
     process = on_cluster(cluster, [*base, "--device", "cuda"])
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2 and "the Ray cluster has no GPU" in err and "Traceback" not in err
 
 
