@@ -23,9 +23,9 @@ from tests.conftest import ROOT
 # Sleeps, with a child that sleeps in a session of its own, as the workers of a compiler do.
 HANGS = """
 import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 print(child.pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 WRITES_ROWS = """
 import json, sys, time
@@ -60,11 +60,11 @@ def clock(monkeypatch):
     monkeypatch.setattr(plan, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep))
 
 
-def python(name: str, code: str, *arguments: str, limit: float = 30, least: float = 0, **options) -> Step:
+def python(name: str, code: str, *arguments: str, limit: float = 600, least: float = 0, **options) -> Step:
     return Step(name, [sys.executable, "-c", code, *arguments], limit, least, **options)
 
 
-def ran(folder: Path, *steps: Step, seconds: float = 60, **options) -> tuple[int, dict, str]:
+def ran(folder: Path, *steps: Step, seconds: float = 600, **options) -> tuple[int, dict, str]:
     """Exit code, results and log of a plan."""
     code = run_plan(steps, seconds, folder, **options)
     assert {path.name for path in folder.iterdir()} == {plan.LOG, plan.RESULTS}
@@ -110,7 +110,7 @@ def test_a_step_past_its_limit_ends_with_all_that_it_started(tmp_path, clock):
 
 
 def test_what_a_step_leaves_behind_is_ended(tmp_path):
-    code, results, _ = ran(tmp_path, python("leaves", HANGS.replace("time.sleep(60)\n", "")))
+    code, results, _ = ran(tmp_path, python("leaves", HANGS.replace("time.sleep(600)\n", "")))
     assert code == 0
     assert not alive(int(results["steps"]["leaves"]["last_line"]))
 
@@ -165,16 +165,16 @@ def test_rows_of_a_killed_step_are_kept(tmp_path, capsys, clock):
 
 def test_a_plan_that_is_ended_ends_its_step(tmp_path):
     code = "import pathlib, sys\nfrom benchmarks.plan import Step, run_plan\n"
-    code += f"steps = [Step('first', ['true'], 9), Step('hangs', [sys.executable, '-c', {HANGS!r}], 60)]\n"
-    code += f"run_plan(steps, 60, pathlib.Path({str(tmp_path)!r}))"
+    code += f"steps = [Step('first', ['true'], 9), Step('hangs', [sys.executable, '-c', {HANGS!r}], 600)]\n"
+    code += f"run_plan(steps, 600, pathlib.Path({str(tmp_path)!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
-    log, deadline = tmp_path / plan.LOG, time.monotonic() + 60
+    log, deadline = tmp_path / plan.LOG, time.monotonic() + 600
     lines: list[str] = []
     while not (lines and lines[-1].isdigit()) and time.monotonic() < deadline:
         time.sleep(0.1)
         lines = log.read_text().split("\n")[:-1] if log.exists() else []
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 143
+    assert process.wait(300) == 143
     assert not alive(int(lines[-1]))
     assert list(json.loads((tmp_path / plan.RESULTS).read_text())["steps"]) == ["first"]
 

@@ -146,7 +146,7 @@ def test_termination_keeps_the_rows(tmp_path, checkpoint):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == terminal.EXIT_INTERRUPTED and "interrupted" in err and "Traceback" not in err
     lines = (tmp_path / "scores.csv").read_text().splitlines()
     assert 1 < len(lines) < 3001 and f"{len(lines) - 1} images: " in out

@@ -31,6 +31,8 @@ from fastapi.testclient import TestClient
 
 from npr_model.screening.serve import SHOWN, make_app
 
+pytestmark = pytest.mark.xdist_group("serve")  # several use the same server
+
 
 @pytest.fixture(scope="module")
 def served(checkpoint) -> tuple[TestClient, Scorer]:
@@ -184,7 +186,7 @@ def server(checkpoint):
     process = subprocess.Popen([*program, "--max-bytes", "100000"], stdout=subprocess.PIPE, text=True)
     yield process.stdout.readline().split()[0]
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) in (0, 130, -signal.SIGINT)
+    assert process.wait(300) in (0, 130, -signal.SIGINT)
 
 
 def test_command(server):
@@ -216,7 +218,7 @@ def test_a_client_that_goes_away(checkpoint):
     with urllib.request.urlopen(request) as answer:
         assert b'"verdict":' in answer.read()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=300)
     assert errors == "" or errors == "npr: interrupted\n"
 
 
@@ -266,7 +268,7 @@ def test_page_in_a_browser(server, tmp_path, browser):  # noqa: F811
         return browser.find_element("css selector", selector)
 
     def shown(text: str) -> None:
-        WebDriverWait(browser, 20).until(lambda _: find("#verdict").text in text.split("|"))
+        WebDriverWait(browser, 120).until(lambda _: find("#verdict").text in text.split("|"))
 
     def choose(name: str, data: bytes) -> None:
         path = tmp_path / name
@@ -281,12 +283,12 @@ def test_page_in_a_browser(server, tmp_path, browser):  # noqa: F811
     assert find("#facts").text.startswith("a <b>.png, 64x48, PNG, tiny, view native, random@")
     sizes = "const all = [...document.querySelectorAll('.pictures img')];"
     sizes += "return all.map((image) => [image.naturalWidth, image.naturalHeight])"
-    WebDriverWait(browser, 20).until(lambda _: browser.execute_script(sizes) == [[64, 48]] * 3)
+    WebDriverWait(browser, 120).until(lambda _: browser.execute_script(sizes) == [[64, 48]] * 3)
     choose("text.png", b"text")
     shown("not scored")
     assert "not an image" in find("#numbers").text and not find("#pictures").is_displayed()
     choose("large.png", bytes(100_001))
-    WebDriverWait(browser, 20).until(lambda _: "larger than the limit" in find("#numbers").text)
+    WebDriverWait(browser, 120).until(lambda _: "larger than the limit" in find("#numbers").text)
     drop = """
         const bytes = Uint8Array.from(atob(arguments[0]), (character) => character.charCodeAt(0));
         const transfer = new DataTransfer();
