@@ -243,7 +243,7 @@ def test_a_training_is_kept_and_goes_on(tmp_path, monkeypatch):
             for path in data.iterdir():
                 tar.add(path, path.name)
         steps = device.train_steps(tmp_path / "data.tar", output)
-        code = run_plan(steps, 300, output, {"PYTHONPATH": str(ROOT)})
+        code = run_plan(steps, 3000, output, {"PYTHONPATH": str(ROOT)})
         assert code == 0, (output / plan.LOG).read_text()
         return {path.name for path in output.iterdir()}
 
