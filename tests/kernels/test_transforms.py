@@ -128,7 +128,7 @@ def exported(module: nn.Module, x: Tensor):
     return torch.export.export(module, (x,)).module()(x)
 
 
-CALLS = [plain, gradients, penalty, functional, mapped, gradients_of_each, autocast, inference, traced, exported]
+CALLS = [plain, gradients, penalty, functional, mapped, gradients_of_each, autocast, inference, traced]
 
 
 @st.composite
@@ -163,16 +163,28 @@ def outcome(module: nn.Module, change: str, call, x: Tensor) -> list[Tensor] | E
         return exception
 
 
-@settings(
+SETTINGS = settings(
     max_examples=EXAMPLES,
     derandomize="NPR_FUZZ_CASES" not in os.environ,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+@SETTINGS
 @given(modules(), st.sampled_from(sorted(CHANGES)), st.sampled_from(CALLS))
 def test_as_plain_pytorch(made, change, call):
     """The same numbers, or an error in both; where the kernels alone fail, the error says what to do."""
-    module, x = made
+    check(*made, change, call)
+
+
+@settings(SETTINGS, max_examples=EXAMPLES // 20)  # an export takes as long as twenty other calls
+@given(modules(), st.sampled_from(sorted(CHANGES)))
+def test_exports_as_plain_pytorch(made, change):
+    check(*made, change, exported)
+
+
+def check(module: nn.Module, x: Tensor, change: str, call) -> None:
     other = copy.deepcopy(module)
     for layer in other.modules():
         if isinstance(layer, npr_kernels.NPRConv2d):
