@@ -22,6 +22,10 @@ FAST = [backend for backend in BACKENDS if backend.values[0] != "eager"]  # eage
 OPERATORS = [npr_kernels.npr_conv2d, npr_kernels.npr_stem]
 
 
+def batch_norm_stem(x, weight, bias, **options):
+    return npr_kernels.npr_batch_norm_stem(x, weight, bias, None, None, None, None, **options)
+
+
 def double(*tensors):
     return [None if t is None else t if t.dtype == torch.uint8 else t.double() for t in tensors]
 
@@ -202,6 +206,34 @@ def test_a_batch_equals_its_images(backend):
     whole = npr_kernels.npr_stem(x, weight, bias, backend=backend, **case.options)
     single = [npr_kernels.npr_stem(image[None], weight, bias, backend=backend, **case.options) for image in x]
     assert torch.equal(whole, torch.cat(single))
+
+
+def only_map(x, weight, bias, backend, **options):
+    return npr_kernels.npr(x, backend=backend)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("function", [only_map, *OPERATORS, batch_norm_stem])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+def test_the_number_of_threads_changes_no_bit(dtype, function, backend):
+    """Of results and gradients; the sums of the threads are float64 and hence exact enough for float32.
+
+    torch's own sum of a result does depend on it.
+    """
+    case = Case(batch=3, height=39, width=24, dtype=dtype, out_channels=20)
+    x, weight, bias = case.tensors(DEVICES[backend])
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 7, 64):
+            torch.set_num_threads(threads)
+            tensors = [t.clone().requires_grad_(t.is_floating_point()) for t in (x, weight, bias)]
+            y = function(*tensors, backend=backend, **case.options)
+            if y.requires_grad:
+                y.backward(y.detach())
+            results.append([y.detach(), *(t.grad for t in tensors if t.grad is not None)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(*pair) for other in results[1:] for pair in zip(results[0], other, strict=True))
 
 
 def test_the_table_reaches_what_it_should():
