@@ -37,7 +37,7 @@ def fold(
         offset = offset + bias * factor
     if beta is not None:
         offset = offset + beta
-    return weight * factor.view(-1, 1, 1, 1), offset
+    return weight * factor[:, None, None, None], offset
 
 
 def batch_statistics(weight: Tensor, first: Tensor, second: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor]:

@@ -17,20 +17,26 @@ def register(operator: torch._ops.OpOverload, library: torch.library.Library | N
     names = [argument.name for argument in operator._schema.arguments]
     results_are_batches = operator._schema.name.partition("::")[2] not in SUMMED
 
+    def call(args: list, mapped: Collection[str], size: int) -> Any:
+        if results_are_batches and mapped <= IMAGES:
+            return _each(operator(*_joined(names, args, mapped, size)), lambda t: t.unflatten(0, (size, -1)))
+        items = [
+            operator(*(arg[i] if name in mapped else arg for name, arg in zip(names, args, strict=True)))
+            for i in range(size)
+        ]
+        return torch.stack(items) if isinstance(items[0], Tensor) else tuple(map(torch.stack, zip(*items, strict=True)))
+
     def rule(info: Any, in_dims: Sequence[Any], *given: Any) -> tuple[Any, Any]:
         dims = [dim if isinstance(dim, int) else None for dim in in_dims]  # list arguments have a list of None
         mapped = {name for name, dim in zip(names, dims, strict=True) if dim is not None}
         args = [arg if dim is None else arg.movedim(dim, 0) for arg, dim in zip(given, dims, strict=True)]
-        if results_are_batches and mapped <= IMAGES:
-            results = operator(*_joined(names, args, mapped, info.batch_size))
-            return _each(results, lambda t: t.unflatten(0, (info.batch_size, -1))), _each(results, lambda t: 0)
-        items = [
-            operator(*(arg[i] if name in mapped else arg for name, arg in zip(names, args, strict=True)))
-            for i in range(info.batch_size)
-        ]
-        if isinstance(items[0], Tensor):
-            return torch.stack(items), 0
-        return tuple(map(torch.stack, zip(*items, strict=True))), (0,) * len(items[0])
+        if info.batch_size == 0:  # one item of zeros tells the shapes
+            args = [
+                arg.new_zeros((1, *arg.shape[1:])) if name in mapped else arg
+                for name, arg in zip(names, args, strict=True)
+            ]
+        results = _each(call(args, mapped, max(info.batch_size, 1)), lambda t: t[: info.batch_size])
+        return results, _each(results, lambda t: 0)
 
     torch.library.register_vmap(operator, rule, lib=library)
 

@@ -201,3 +201,22 @@ def test_forward_mode_with_other_transforms_inside():
         lambda b: npr_kernels.npr_batch_norm_stem(x, weight, b, gamma, beta, None, None), (bias,), (bias,)
     )[1]
     assert error(tangent, torch.zeros_like(tangent)) < 1e-10
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("function", OPERATORS)
+def test_a_map_over_nothing(function, backend):
+    """The shapes are those of a map over one item, without the item. (Those of torch's own convolution are not.)"""
+    x, weight, _ = Case(dtype=torch.float64, height=6, width=8).tensors()
+    images, weights = x[:0], weight.expand(0, *weight.shape)
+
+    def of(w, i):
+        return function(i[None], w, None, backend=backend)
+
+    for mapped in (
+        torch.func.vmap(of, in_dims=(None, 0)),
+        torch.func.vmap(torch.func.grad(lambda w, i: of(w, i).sum()), in_dims=(None, 0)),
+    ):
+        assert mapped(weight, images).shape == (0, *mapped(weight, x).shape[1:])
+    of_weights = torch.func.vmap(lambda w: function(x, w, None, backend=backend))
+    assert of_weights(weights).shape == (0, *of_weights(weight[None]).shape[1:])
