@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import types
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -188,8 +190,9 @@ def replace_first_conv(
 ) -> nn.Module:
     """Return a copy of ``model`` whose first ``nn.Conv2d`` is an :class:`NPRConv2d` with the same weights.
 
-    The network then sees NPR instead of pixels. The first layer is the one that was registered first. Every name under
-    which the model holds this layer then refers to the new layer, which takes over parameters, buffers and hooks.
+    The network then sees NPR instead of pixels. The first layer is the one that was registered first. In the copy this
+    layer becomes an NPRConv2d in place: it keeps its parameters, buffers and hooks, and everything in the model that
+    refers to it then refers to the NPRConv2d.
 
     Args:
         model: Any network. It is not changed.
@@ -197,8 +200,8 @@ def replace_first_conv(
 
     Raises:
         ValueError: There is no Conv2d; or the first one has features that NPRConv2d lacks (groups, dilation, another
-            padding mode than zeros, a subclass, its own forward method); or the model cannot be copied, or refers to
-            the layer in another way than as a sub-module.
+            padding mode than zeros, a subclass, its own forward method); or the model cannot be copied, or keeps a
+            method of the layer.
     """
     try:
         model = copy.deepcopy(model)
@@ -215,34 +218,19 @@ def replace_first_conv(
     for attribute, wanted in (("groups", 1), ("dilation", (1, 1)), ("padding_mode", "zeros")):
         if getattr(old, attribute) != wanted:
             raise ValueError(f"{described} has {attribute}={getattr(old, attribute)!r}")
+    for method in gc.get_referrers(old):
+        if isinstance(method, types.MethodType) and method.__func__ in vars(type(old)).values():
+            raise ValueError(f"the model keeps {method.__name__} of {described}, which would convolve without NPR")
     kernel, stride = cast(tuple[int, int], old.kernel_size), cast(tuple[int, int], old.stride)
     new = NPRConv2d(
         old.in_channels, old.out_channels, kernel, stride=stride, padding=_symmetric_padding(old),
         bias=old.bias is not None, grid_size=grid_size, anchor=anchor, scale=scale, pixel_std=pixel_std, edge=edge,
         backend=backend, device="meta",
     )  # fmt: skip
-    settings = {key: value for key, value in vars(new).items() if not key.startswith("_")}
-    vars(new).update(vars(old))  # parameters, buffers, hooks, and attributes that hooks use
-    vars(new).update({key: value for key, value in settings.items() if key != "training"})
-    if not name:
-        return new
-    for holder in list(model.modules()):
-        for child, module in list(holder._modules.items()):
-            if module is old:
-                setattr(holder, child, new)
-        for attribute, value in vars(holder).items():
-            if attribute != "_modules" and _holds(value, old):
-                raise ValueError(f"{type(holder).__name__}.{attribute} also refers to {described}, not as a sub-module")
+    settings = {key: value for key, value in vars(new).items() if not key.startswith("_") and key != "training"}
+    old.__class__ = NPRConv2d  # type: ignore[assignment]  # so that whatever holds the layer holds the new one
+    vars(old).update(settings)
     return model
-
-
-def _holds(value: object, module: nn.Module) -> bool:
-    """Return whether ``value`` is the module, or a collection or bound method that holds it."""
-    if isinstance(value, dict):
-        return any(_holds(item, module) for item in value.values())
-    if isinstance(value, list | tuple | set | frozenset):
-        return any(_holds(item, module) for item in value)
-    return value is module or getattr(value, "__self__", None) is module
 
 
 def _symmetric_padding(conv: nn.Conv2d) -> tuple[int, int]:

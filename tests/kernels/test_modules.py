@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 
 import pytest
@@ -136,12 +137,48 @@ def test_every_name_of_the_first_convolution_leads_to_the_new_one():
     assert error(replaced(x), model(2 / 3 * reference.npr(x))) < 1e-5
 
 
-@pytest.mark.parametrize("hide", [lambda conv: [conv], lambda conv: {"deep": (conv,)}, lambda conv: conv.forward])
-def test_a_reference_that_cannot_be_replaced_is_refused(hide):
-    model = Shared()
-    model.hidden = hide(model.stem)
-    with pytest.raises(ValueError, match=r"Shared\.hidden also refers to the first Conv2d \(stem\)"):
-        npr_kernels.replace_first_conv(model)
+class Holder:
+    """An object that is no module."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def __call__(self, x):
+        return self.layer(x)
+
+
+class Hidden(nn.Module):
+    """A convolution that is called through something that is no sub-module."""
+
+    def __init__(self, hide, find) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.hidden, self.find = hide(self.stem), find
+
+    def forward(self, x):
+        return self.find(self.hidden)(x)
+
+
+@pytest.mark.parametrize(
+    ("hide", "find"),
+    [
+        (lambda conv: [conv], lambda hidden: hidden[0]),
+        (lambda conv: {"deep": (conv,)}, lambda hidden: hidden["deep"][0]),
+        (lambda conv: {conv: 1}, lambda hidden: next(iter(hidden))),
+        (lambda conv: functools.partial(conv), lambda hidden: hidden),
+        (lambda conv: Holder(conv), lambda hidden: hidden),
+    ],
+)
+def test_what_holds_the_first_convolution_holds_the_new_one(hide, find):
+    model = Hidden(hide, find)
+    x = torch.rand(2, 3, 16, 16)
+    assert error(npr_kernels.replace_first_conv(model)(x), model(2 / 3 * reference.npr(x))) < 1e-5
+
+
+@pytest.mark.parametrize("hide", [lambda conv: conv.forward, lambda conv: [functools.partial(conv.forward)]])
+def test_a_method_of_the_first_convolution_that_is_kept_is_refused(hide):
+    with pytest.raises(ValueError, match=r"the model keeps forward of the first Conv2d \(stem\)"):
+        npr_kernels.replace_first_conv(Hidden(hide, None))
 
 
 def test_hooks_move_to_the_new_layer():
