@@ -17,7 +17,7 @@ def register(operator: torch._ops.OpOverload, library: torch.library.Library | N
     names = [argument.name for argument in operator._schema.arguments]
     results_are_batches = operator._schema.name.partition("::")[2] not in SUMMED
 
-    def call(args: list, mapped: Collection[str], size: int) -> Any:
+    def call(args: list, mapped: set[str], size: int) -> Any:
         if results_are_batches and mapped <= IMAGES:
             return _each(operator(*_joined(names, args, mapped, size)), lambda t: t.unflatten(0, (size, -1)))
         items = [
