@@ -26,6 +26,9 @@ EXAMPLES = int(os.environ.get("NPR_FUZZ_CASES", 60))
 ROUNDING = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 0.1}
 
 
+seed = torch.default_generator.manual_seed  # torch.manual_seed takes longer than a small layer
+
+
 def saved_and_loaded(module: nn.Module) -> nn.Module:
     buffer = io.BytesIO()
     torch.save(module, buffer)
@@ -42,7 +45,7 @@ def hooked(module: nn.Module) -> nn.Module:
 
 def on_weight(function):
     def changed(module: nn.Module) -> nn.Module:
-        torch.manual_seed(5)
+        seed(5)
         function(module.conv if isinstance(module, npr_kernels.NPRStem) else module)
         return module
 
@@ -144,8 +147,13 @@ def modules(draw) -> tuple[nn.Module, Tensor]:
     }  # fmt: skip
     make = draw(st.sampled_from([npr_kernels.NPRConv2d, npr_kernels.NPRStem]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
-    torch.manual_seed(generator.initial_seed())
+    seed(generator.initial_seed())
     module = make(channels, draw(st.sampled_from([1, 3, 16])), kernel, **options).train(draw(st.booleans()))
+    if isinstance(module, npr_kernels.NPRStem):  # with a bias of 0, ReLU's gradient can depend on the rounding of 0
+        nn.init.normal_(module.bn.weight)
+        nn.init.normal_(module.bn.bias)
+        module.bn.running_mean.normal_()
+        module.bn.running_var.uniform_(0.5, 2)
     shape = (draw(st.integers(1, 3)), channels, draw(st.integers(6, 13)), draw(st.integers(6, 13)))
     if draw(st.booleans()):
         x = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -156,7 +164,7 @@ def modules(draw) -> tuple[nn.Module, Tensor]:
 
 def outcome(module: nn.Module, change: str, call, x: Tensor) -> list[Tensor] | Exception:
     try:
-        torch.manual_seed(7)
+        seed(7)
         results = call(CHANGES[change](module), x)
         return [leaf for leaf in torch.utils._pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
     except Exception as exception:
@@ -178,7 +186,7 @@ def test_as_plain_pytorch(made, change, call):
     check(*made, change, call)
 
 
-@settings(SETTINGS, max_examples=EXAMPLES // 20)  # an export takes as long as twenty other calls
+@settings(SETTINGS, max_examples=max(EXAMPLES // 50, 3))  # an export takes as long as twenty other calls
 @given(modules(), st.sampled_from(sorted(CHANGES)))
 def test_exports_as_plain_pytorch(made, change):
     check(*made, change, exported)
