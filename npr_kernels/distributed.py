@@ -30,6 +30,15 @@ def sum_over_processes(group: dist.ProcessGroup, *tensors: Tensor) -> list[Tenso
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
+def check_count(count: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ValueError if all processes together have one value per channel. A GPU is not asked: it would have to wait.
+
+    ``count`` is the number of values per channel, ``shape`` that of this process's batch.
+    """
+    if count.device.type == "cpu" and count == 1:
+        raise ValueError(f"expected more than 1 value per channel in all processes when training, got {shape} in this")
+
+
 def synchronised_batch_norm(
     x: Tensor,
     running_mean: Tensor | None,
@@ -47,6 +56,7 @@ def synchronised_batch_norm(
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     count, total = sum_over_processes(group, wide.new_tensor(wide.numel() // wide.shape[1]), wide.sum((0, 2, 3)))
+    check_count(count, tuple(x.shape))
     mean = total / count
     centred = wide - mean.view(1, -1, 1, 1)
     (squares,) = sum_over_processes(group, centred.square().sum((0, 2, 3)))
@@ -69,21 +79,24 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or x.device.type != "cpu" or not dist.is_initialized():
             return super().forward(x)
-        assert self.num_batches_tracked is not None  # as running statistics are kept
-        self.num_batches_tracked.add_(1)
+        running_mean, running_var, momentum = None, None, self.momentum or 0.0
+        if self.track_running_stats:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            running_mean, running_var = self.running_mean, self.running_var
+            if self.momentum is None:
+                momentum = 1 / self.num_batches_tracked.item()
         group = self.process_group or dist.group.WORLD
         assert group is not None  # as the processes are connected
-        momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-        running = self.running_mean, self.running_var
-        return synchronised_batch_norm(x, *running, self.weight, self.bias, momentum, self.eps, group)
+        return synchronised_batch_norm(x, running_mean, running_var, self.weight, self.bias, momentum, self.eps, group)
 
     @classmethod
     def replace(cls, module: nn.Module) -> None:
         """Replace every ``nn.BatchNorm2d`` inside ``module`` by this class; parameters and buffers are kept."""
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
-                device = next(child.buffers()).device
-                new = cls(child.num_features, child.eps, child.momentum, child.affine, device=device)
+                tracked = child.track_running_stats
+                new = cls(child.num_features, child.eps, child.momentum, child.affine, tracked, device="meta")
                 new._parameters, new._buffers = child._parameters, child._buffers
                 setattr(module, name, new.train(child.training))
             else:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import npr_kernels
 from npr_kernels.backends import registry
 from npr_kernels.backends.base import Convolution
+from npr_kernels.distributed import SyncBatchNorm
 from npr_kernels.testing import TABLE, Case, assert_close, error, pool_at
 from tests.kernels.test_parity import BACKENDS as ALL_BACKENDS
 from tests.kernels.test_parity import DEVICES, double
@@ -337,6 +338,8 @@ def process(rank: int, folder: str, backends: list[str]) -> None:
             out.backward(grad[share])
             gradients = [parameter.grad for parameter in stem.parameters()]
             results[backend, split] = (out.detach(), x.grad, list(stem.buffers()), gradients)
+        with pytest.raises(ValueError, match="more than 1 value per channel in all processes"):
+            copy.deepcopy(stem)(torch.zeros(1 - rank, 3, 2, 2, dtype=torch.float64))
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -378,3 +381,28 @@ def test_synchronised_over_processes(split, backend, of_processes):
             assert sum(shares).abs().max() < 1e-12
         else:
             assert error(sum(shares), parameter.grad) < 1e-11, name
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of this process alone."""
+    if not dist.is_available() or not dist.is_gloo_available():
+        pytest.skip("needs torch.distributed with Gloo")
+    dist.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("track", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_synchronised_layer_of_one_process(momentum, track, one_process):
+    """As nn.BatchNorm2d, with and without running statistics; one value per channel is refused by both."""
+    network = nn.Sequential(nn.BatchNorm2d(4, momentum=momentum, track_running_stats=track))
+    other, x = copy.deepcopy(network), torch.randn(3, 4, 5, 5)
+    SyncBatchNorm.replace(network)
+    for mode in (True, True, False):
+        assert error(network.train(mode)(x), other.train(mode)(x)) < 1e-5
+    assert all(error(*pair) < 1e-5 for pair in zip(network.buffers(), other.buffers(), strict=True))
+    for layers in (network, other):
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            layers.train()(x[:1, :, :1, :1])
