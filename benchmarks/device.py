@@ -132,8 +132,8 @@ def packages_steps(folder: str) -> list[Step]:
 
 def check_steps() -> list[Step]:
     """On an H200 with 16 cores all steps up to the trunk took four minutes together."""
-    cuda, parity = "tests/kernels/test_cuda.py", "tests/kernels/test_parity.py"
-    blocks, proof = "tests/kernels/test_hopper_bottleneck.py", "tests/kernels/test_proof.py"
+    cuda, parity = "tests/kernels/backends/test_cuda.py", "tests/kernels/test_parity.py"
+    blocks, proof = "tests/kernels/trunk/test_hopper_bottleneck.py", "tests/kernels/backends/test_proof.py"
     return [
         *build_steps(),
         test("long_walk", cuda, limit=60, only="long_walk", processes=6),

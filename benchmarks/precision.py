@@ -23,8 +23,8 @@ from npr_model.datasets import Sample
 from npr_model.errors import InputError
 from npr_model.evaluation.evaluate import collect, evaluate
 from npr_model.inference.fused import trunk_engine
-from npr_model.screening.rows import Row
-from npr_model.screening.runner import Scorer
+from npr_model.scoring.rows import Row
+from npr_model.scoring.scorer import Scorer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 

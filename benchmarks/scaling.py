@@ -29,8 +29,8 @@ from benchmarks.timing import Timer, interleave
 from npr_model.imaging.decode import decode
 from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import split_by_pixels
-from npr_model.screening.runner import Scorer
-from npr_model.screening.sources import Sources
+from npr_model.scoring.scorer import Scorer
+from npr_model.screening.inputs.sources import Sources
 
 BATCH = 16  # what `npr screen` scores together
 SHAPES = {  # (batch, side) that the parts are timed at

@@ -31,8 +31,8 @@ from npr_model.detectors.npr import NPRDetector
 from npr_model.imaging.decode import decode
 from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import default_dtype
-from npr_model.screening.runner import Scorer
-from npr_model.screening.sources import Sources
+from npr_model.scoring.scorer import Scorer
+from npr_model.screening.inputs.sources import Sources
 
 CASES = (("JPEG", 256, 64), ("JPEG", 512, 32), ("JPEG", 1024, 16), ("PNG", 512, 32), ("WEBP", 512, 32))
 BATCH = {"cpu": 8, "cuda": 64}

@@ -22,7 +22,7 @@ from benchmarks.parity import judge_by_rule
 from benchmarks.rows import OURS, REFERENCE
 from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck, layers
 from npr_model.detectors.npr import NPRDetector
-from npr_model.inference.fused import folded_layers
+from npr_model.inference.folded import folded_layers
 
 Blocks = list[tuple[list, int]]  # folded layers and stride of each block, as FusedBottlenecks takes them
 JUDGED = 3  # images of a batch whose results are compared: the first, the last and one between

@@ -18,14 +18,15 @@ from npr_model.checkpoints import Metadata
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.errors import InputError
 from npr_model.files import readable_name
-from npr_model.imaging.decode import DecodedImage, ImageError, from_pillow
-from npr_model.screening.items import Item, failing, in_memory
-from npr_model.screening.options import ScoringOptions
-from npr_model.screening.remote import is_url
-from npr_model.screening.rows import Row, Totals
+from npr_model.imaging.decode import DecodedImage, from_pillow
+from npr_model.imaging.errors import ImageError
+from npr_model.scoring.items import Item, failing, file_item, in_memory
+from npr_model.scoring.options import ScoringOptions
+from npr_model.scoring.rows import Row, Totals
+from npr_model.scoring.scorer import Scorer
+from npr_model.screening.inputs.remote import is_url
+from npr_model.screening.inputs.sources import Sources
 from npr_model.screening.run import Screening
-from npr_model.screening.runner import Scorer
-from npr_model.screening.sources import Sources, file_item
 
 ImageInput = str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray
 _USE = "use a path, the bytes of a file, a PIL image or an (H, W, 3) uint8 array"
@@ -43,7 +44,7 @@ class Score:
         width, height: Size of the image in pixels, before the view.
         format: File format as Pillow names it; None for arrays.
         flags: What limits the score: "tiny", "odd", "recompressed", "resized" (see
-            :class:`npr_model.screening.rows.Row`).
+            :class:`npr_model.scoring.rows.Row`).
         error: Why the image was not scored, one line; logit, probability and verdict are then None.
     """
 
@@ -215,8 +216,8 @@ def screen(
         retry_failed: Whether to score again what has a row with an error in the output folder.
         engine: "local", or "ray" for a Ray cluster.
         actors: Ray only: processes that run the network; 0 for one per GPU, or without GPUs one per machine.
-        on_row: Called with each :class:`npr_model.screening.rows.Row` after it was written.
-        options: Fields of :class:`npr_model.screening.options.ScoringOptions`: checkpoint, view, device, dtype,
+        on_row: Called with each :class:`npr_model.scoring.rows.Row` after it was written.
+        options: Fields of :class:`npr_model.scoring.options.ScoringOptions`: checkpoint, view, device, dtype,
             backend, false_positive_rate, batch_size, workers, max_pixels, cache.
 
     Returns:

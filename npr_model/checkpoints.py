@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from npr_model.detectors import detector_class
-from npr_model.detectors.base import IMAGENET_STD, DetectorNetwork
+from npr_model.detectors.base import DetectorNetwork
 from npr_model.errors import InputError, reason
 from npr_model.files import atomic_write, natural_key
 from npr_model.imaging.formats.signatures import is_lfs_pointer
@@ -35,7 +35,6 @@ DEFAULT = "preview"
 WEIGHTS = Path(__file__).parent / "weights"
 
 _HEADER_KEY = "npr_model"  # our key in the safetensors header; its value is JSON
-_ARCHITECTURE = ("grid_size", "anchor", "scale", "pixel_std")
 _STEPS = "activation_steps."  # prefix of the names of these tensors
 _WHOLE_RESNET = frozenset(("layer4.2.conv3.weight", "fc.weight"))  # in CNNDetection's .pth files, without metadata
 _NAMED = 3  # names that an error message lists
@@ -52,10 +51,7 @@ class Metadata:
 
     name: str = ""
     detector: str = "npr"
-    grid_size: int = 2
-    anchor: int | str = 0
-    scale: float = 2 / 3
-    pixel_std: tuple[float, ...] = IMAGENET_STD
+    architecture: Mapping[str, Any] = field(default_factory=dict)  # arguments of the network; {} for its defaults
     view: View = field(default_factory=lambda: View("native"))
     decoder: str = ""
     classes: tuple[str, str] = ("real", "generated")
@@ -67,7 +63,7 @@ class Metadata:
     def to_json(self) -> str:
         """Return one JSON object: format_version, architecture, and the other fields."""
         values = dataclasses.asdict(self) | {"view": str(self.view)}
-        architecture = {name: values.pop(name) for name in ("detector", *_ARCHITECTURE)}
+        architecture = {"detector": values.pop("detector"), **values.pop("architecture")}
         return json.dumps({"format_version": FORMAT_VERSION, "architecture": architecture} | values)
 
     @classmethod
@@ -79,10 +75,10 @@ class Metadata:
         version = values["format_version"]
         if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
             raise ValueError(f"format version {version!r}, but this program reads up to {FORMAT_VERSION}")
-        values |= values["architecture"]
         known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
-        if "pixel_std" in known:
-            known["pixel_std"] = tuple(map(float, known["pixel_std"]))
+        # JSON has no tuples.
+        architecture = {n: tuple(v) if isinstance(v, list) else v for n, v in values["architecture"].items()}
+        known |= {"detector": architecture.pop("detector", "npr"), "architecture": architecture}
         if "view" in known:
             known["view"] = View.parse(str(known["view"]))
         if "classes" in known:
@@ -95,7 +91,7 @@ class Metadata:
     def network(self, backend: str | None = None) -> DetectorNetwork:
         """Return a network of this architecture with random weights. ``backend`` is for NPR only. Raises InputError."""
         kind = detector_class(self.detector)
-        network = kind(**{name: getattr(self, name) for name in kind.architecture})
+        network = kind(**{name: self.architecture[name] for name in kind.architecture if name in self.architecture})
         network.backend = backend
         return network
 
@@ -180,8 +176,8 @@ def save(path: str | os.PathLike, model: DetectorNetwork, metadata: Metadata) ->
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"checkpoints are written as .safetensors files, not {path.name}")
-    described = {name: getattr(model, name) for name in ("detector", *model.architecture)}
-    metadata = dataclasses.replace(metadata, **described)
+    architecture = {name: getattr(model, name) for name in model.architecture}
+    metadata = dataclasses.replace(metadata, detector=model.detector, architecture=architecture)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     state |= {_STEPS + name: step.cpu().contiguous() for name, step in model.activation_steps.items()}
     data = safetensors.torch.save(state, metadata={_HEADER_KEY: metadata.to_json()})

@@ -91,20 +91,6 @@ def walk_files(
         pending += reversed(below)
 
 
-def walk_images(
-    root: str | os.PathLike,
-    *,
-    on_error: Callable[[OSError], None],
-    on_other: Callable[[Path], None] = lambda path: None,
-) -> Iterator[Path]:
-    """As :func:`walk_files`, but only files with an image suffix. ``on_other`` is called with each other file."""
-    for path in walk_files(root, on_error=on_error):
-        if is_image_name(path.name):
-            yield path
-        else:
-            on_other(path)
-
-
 def leads_back(folder: str | os.PathLike, root: str | os.PathLike) -> bool:
     """Return whether ``folder`` is the same folder as one that it lies in, up to ``root``. Raises OSError."""
     for parent in Path(folder).parents:

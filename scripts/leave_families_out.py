@@ -17,7 +17,7 @@ from pathlib import Path
 from npr_model import checkpoints
 from npr_model.evaluation.evaluate import collect, evaluate
 from npr_model.imaging.perturbations import codec
-from npr_model.screening.runner import Scorer
+from npr_model.scoring.scorer import Scorer
 from npr_model.training import config
 from npr_model.training.loop import Callbacks, Epoch, train
 from npr_model.training.run_folder import LAST

@@ -20,7 +20,7 @@ from npr_model import checkpoints
 from npr_model.evaluation.evaluate import Evaluation, collect, evaluate
 from npr_model.evaluation.metrics import Metrics
 from npr_model.imaging.perturbations import codec as parse_codec
-from npr_model.screening.runner import Scorer
+from npr_model.scoring.scorer import Scorer
 from npr_model.verdicts import Calibration
 
 _ELSEWHERE = ("name", "training_data", "licence")  # config fields that the card shows elsewhere

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures the checkpoint "preview" and writes docs/evaluation.md with its tables and figures. This takes a quarter of an
+# Measures the checkpoint "preview" and writes docs/results.md with its tables and figures. This takes a quarter of an
 # hour on two cores.
 #
 #   scripts/make_report.sh VALIDATION RUNS
@@ -9,7 +9,7 @@
 set -euo pipefail
 VALIDATION=$(realpath "$1") RUNS=$(realpath -m "$2")
 cd "$(dirname "$0")/.."
-PAGE=docs/evaluation.md FIGURES=docs/evaluation
+PAGE=docs/results.md FIGURES=docs/results
 mkdir -p "$FIGURES" "$RUNS"
 . scripts/page.sh
 

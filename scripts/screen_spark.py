@@ -19,9 +19,9 @@ CHECKPOINT = "preview"
 def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Score batches with the columns "path" and "content"; yields batches with the columns of rows.SCHEMA."""
     from npr_model import checkpoints
-    from npr_model.screening.items import in_memory
-    from npr_model.screening.rows import as_table
-    from npr_model.screening.runner import Scorer
+    from npr_model.scoring.items import in_memory
+    from npr_model.scoring.rows import as_table
+    from npr_model.scoring.scorer import Scorer
 
     scorer = Scorer(checkpoints.load(CHECKPOINT))  # once per task
     for batch in batches:
@@ -33,7 +33,7 @@ def main(photographs: str, scores: str) -> None:
     from pyspark.sql import SparkSession
     from pyspark.sql.pandas.types import from_arrow_schema
 
-    from npr_model.screening.rows import SCHEMA
+    from npr_model.scoring.rows import SCHEMA
 
     spark = SparkSession.builder.appName("npr screen").getOrCreate()
     files = spark.read.format("binaryFile").option("recursiveFileLookup", True).load(photographs)

@@ -24,8 +24,10 @@ LAYERS = (
     ("training",),
     ("evaluation",),
     ("simulation",),
-    ("screening",),
+    ("screening", "serving"),
+    ("scoring",),
     ("explanation", "inference"),
+    ("dataset_checks",),
     ("checkpoints", "datasets"),
     ("imaging",),
     ("detectors",),
@@ -125,10 +127,10 @@ def test_every_room_says_what_it_holds():
 
 def test_a_circle_and_an_upward_import_are_found(tmp_path):
     files = {
-        "npr_model/errors.py": "def late():\n    from npr_model.screening import runner",
-        "npr_model/screening/__init__.py": "",
-        "npr_model/screening/runner.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import rows",
-        "npr_model/screening/rows.py": "import npr_model.screening.runner",
+        "npr_model/errors.py": "def late():\n    from npr_model.scoring import scorer",
+        "npr_model/scoring/__init__.py": "",
+        "npr_model/scoring/scorer.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import rows",
+        "npr_model/scoring/rows.py": "import npr_model.scoring.scorer",
         "npr_kernels/info.py": "from npr_model import errors",
     }
     for name, text in files.items():
@@ -137,6 +139,6 @@ def test_a_circle_and_an_upward_import_are_found(tmp_path):
     edges = graph(tmp_path)
     assert wrong_arrows(edges) == [
         "npr_kernels.info imports npr_model.errors",
-        "npr_model.errors imports npr_model.screening.runner",
+        "npr_model.errors imports npr_model.scoring.scorer",
     ]
-    assert {"npr_model.screening.runner", "npr_model.screening.rows"} <= set(circle(edges))
+    assert {"npr_model.scoring.scorer", "npr_model.scoring.rows"} <= set(circle(edges))

@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from npr_model import cli
-from npr_model.screening.rows import SCHEMA
+from npr_model.scoring.rows import SCHEMA
 from scripts import screen_spark
 from tests.conftest import ROOT
 from tests.model.conftest import encoded, noise

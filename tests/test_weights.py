@@ -20,7 +20,7 @@ def test_card_is_printed_from_the_results():
 def test_results_are_of_the_bundled_file():
     loaded = checkpoints.load("preview")
     assert RESULTS["checkpoint"] == {"sha256": loaded.sha256} | json.loads(loaded.metadata.to_json())
-    assert (loaded.metadata.grid_size, loaded.metadata.anchor, loaded.metadata.licence) == (2, 0, "Apache-2.0")
+    assert (loaded.model.grid_size, loaded.model.anchor, loaded.metadata.licence) == (2, 0, "Apache-2.0")
     assert loaded.metadata.calibration is not None
 
 

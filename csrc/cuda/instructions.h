@@ -1,5 +1,5 @@
 // Wraps every instruction that only the GPU has in a small function. So the logic of the kernels can also be compiled
-// for the host: tests/kernels/emulation.h defines the same functions for threads that are emulated on the CPU.
+// for the host: tests/kernels/backends/emulation.h defines the same functions for threads that are emulated on the CPU.
 #pragma once
 
 #include <cstdint>

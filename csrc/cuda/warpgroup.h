@@ -1,6 +1,6 @@
 // Hopper's warpgroup instructions (wgmma) and what they need. They multiply 64 rows at once, from shared memory or
-// registers, while the threads continue. tests/kernels/emulated_warpgroup.h defines the same functions for emulated
-// threads.
+// registers, while the threads continue. tests/kernels/backends/emulated_warpgroup.h defines the same functions for
+// emulated threads.
 //
 // A matrix in shared memory consists of blocks of 8 rows of 16 bytes, 128 bytes each. `across` is the distance in bytes
 // between two blocks that are neighbours along the dimension of the sum, `down` the distance along the other dimension.

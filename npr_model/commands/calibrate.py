@@ -21,7 +21,7 @@ from npr_model.commands.terminal import (
     warn_of_data,
 )
 from npr_model.errors import InputError
-from npr_model.screening.options import ScoringOptions
+from npr_model.scoring.options import ScoringOptions
 
 if TYPE_CHECKING:
     from npr_model.datasets import Sample
@@ -64,6 +64,7 @@ def calibrate(
     rate: Annotated[
         list[float] | None,
         typer.Option(
+            "--false-positive-rate",
             help="False-positive rate to find a threshold for (default: 0.05, 0.01 and 0.001). The first one that has "
             "enough photographs is the default of npr screen. Repeatable.",
             show_default=False,

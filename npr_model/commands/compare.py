@@ -13,7 +13,7 @@ from npr_model.commands.folders import labelled_samples
 from npr_model.commands.options import EVALUATION, Equalise, Folders, Perturb, Real, folder_option, scoring_options
 from npr_model.commands.terminal import EXIT_FAILED_INPUTS, print_errors, print_paths, print_table, progress_bar
 from npr_model.errors import InputError
-from npr_model.screening.options import ScoringOptions
+from npr_model.scoring.options import ScoringOptions
 
 
 @scoring_options(*EVALUATION)

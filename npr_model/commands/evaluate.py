@@ -30,13 +30,13 @@ from npr_model.commands.terminal import (
     warn,
 )
 from npr_model.errors import InputError
-from npr_model.screening.options import ScoringOptions
+from npr_model.scoring.options import ScoringOptions
 
 if TYPE_CHECKING:
     from npr_model.evaluation.evaluate import Evaluation
     from npr_model.evaluation.protocols import BenchmarkSet, Protocol
     from npr_model.imaging.perturbations import Perturbation
-    from npr_model.screening.runner import Scorer
+    from npr_model.scoring.scorer import Scorer
 
 Method = choice(
     "Method",

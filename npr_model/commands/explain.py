@@ -13,7 +13,7 @@ from npr_model.commands.options import folder_option, scoring_options
 from npr_model.commands.terminal import out, print_paths, work_begins
 from npr_model.errors import InputError
 from npr_model.files import readable_name
-from npr_model.screening.options import ScoringOptions
+from npr_model.scoring.options import ScoringOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +92,7 @@ def _require_equal_sizes(pictures: list[np.ndarray]) -> None:
 def _read(path: Path, view: View, grid_size: int) -> tuple[DecodedImage, np.ndarray]:
     """A file's image, and the pixels of it that the network sees."""
     from npr_model import datasets
-    from npr_model.imaging.decode import ImageError
+    from npr_model.imaging.errors import ImageError
 
     try:
         decoded = datasets.read(path)

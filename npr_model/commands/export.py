@@ -34,7 +34,7 @@ def export(
 
     from npr_model import checkpoints
     from npr_model.inference.export import check_exportable, export_onnx, export_package
-    from npr_model.screening.options import torch_dtype
+    from npr_model.scoring.options import torch_dtype
 
     loaded = checkpoints.load(checkpoint)
     check_exportable(loaded)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from npr_model.errors import InputError
-from npr_model.screening.options import ScoringOptions
+from npr_model.scoring.options import ScoringOptions
 
 BackendName = Literal["cuda", "triton", "cpu", "eager"]
 Benchmark = Literal[

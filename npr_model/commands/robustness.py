@@ -10,7 +10,7 @@ import typer
 from npr_model.commands.folders import labelled_samples
 from npr_model.commands.options import EVALUATION, Folders, Real, folder_option, scoring_options
 from npr_model.commands.terminal import EXIT_FAILED_INPUTS, out, print_paths, print_table, progress_bar
-from npr_model.screening.options import ScoringOptions
+from npr_model.scoring.options import ScoringOptions
 
 
 @scoring_options("checkpoint", *EVALUATION)

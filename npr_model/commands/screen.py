@@ -21,12 +21,12 @@ from npr_model.commands.terminal import (
     termination_interrupts,
 )
 from npr_model.errors import InputError
-from npr_model.screening.options import ScoringOptions
+from npr_model.scoring.options import ScoringOptions
 
 if TYPE_CHECKING:
-    from npr_model.screening.rows import Row
+    from npr_model.scoring.rows import Row
+    from npr_model.scoring.scorer import Scorer
     from npr_model.screening.run import Screening
-    from npr_model.screening.runner import Scorer
 
 TABLE_ROWS = 50  # runs of up to this many images are shown image by image
 NARROW = 60  # columns of a terminal; below, only names, verdicts and probabilities are shown
@@ -117,7 +117,7 @@ def screen(
     archive, name it. Files with identical content are scored once. An input that cannot be read or scored gets a row
     with an error and does not stop the run.
     """
-    from npr_model.screening.sources import Sources
+    from npr_model.screening.inputs.sources import Sources
 
     if not paths and files_from is None:
         raise InputError("Missing argument 'PATH' or option '--files-from'")
@@ -189,7 +189,7 @@ def _row_table(rows: list[Row], width: int) -> Table:
 
 
 def _print_totals(run: Screening, scorer: Scorer, seconds: float) -> None:
-    from npr_model.screening.items import describe_skipped
+    from npr_model.screening.inputs.skipped import describe_skipped
 
     totals = run.totals
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in totals.verdicts.items())

@@ -10,7 +10,7 @@ import typer
 from npr_model.commands.options import scoring_options
 from npr_model.commands.terminal import out, work_begins
 from npr_model.errors import InputError, reason
-from npr_model.screening.options import ScoringOptions
+from npr_model.scoring.options import ScoringOptions
 
 
 @scoring_options(
@@ -33,7 +33,7 @@ def serve(
     try:
         import uvicorn
 
-        from npr_model.screening.serve import make_app
+        from npr_model.serving.serve import make_app
     except ImportError as error:
         raise InputError("npr serve needs FastAPI and uvicorn: pip install 'npr-kernels[serve]'") from error
 

@@ -16,7 +16,8 @@ from rich.table import Table as RichTable
 from npr_model.commands.streams import StreamConsole
 
 if TYPE_CHECKING:
-    from npr_model.datasets import Contradictions, LeftOut
+    from npr_model.dataset_checks import Contradictions
+    from npr_model.datasets import LeftOut
     from npr_model.tables import Table
 
 EXIT_FAILED_INPUTS = 1

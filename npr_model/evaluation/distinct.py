@@ -10,12 +10,12 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from npr_model.datasets import Contradictions, Sample
+from npr_model.dataset_checks import Contradictions
+from npr_model.datasets import Sample
 from npr_model.imaging.decode import DecodedImage, decode
-from npr_model.screening.items import Item
-from npr_model.screening.rows import Row
-from npr_model.screening.runner import Scorer
-from npr_model.screening.sources import file_item
+from npr_model.scoring.items import Item, file_item
+from npr_model.scoring.rows import Row
+from npr_model.scoring.scorer import Scorer
 
 
 @dataclass

@@ -10,29 +10,17 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from npr_model.datasets import (
-    CLASS_NAMES,
-    FAKE,
-    REAL,
-    Contradictions,
-    DatasetError,
-    LeftOut,
-    OnOther,
-    Sample,
-    find_reals,
-    find_samples,
-    formats_differ,
-)
+from npr_model.dataset_checks import Contradictions, formats_differ
+from npr_model.datasets import CLASS_NAMES, FAKE, REAL, DatasetError, LeftOut, OnOther, Sample, find_reals, find_samples
 from npr_model.evaluation import bootstrap, metrics
 from npr_model.evaluation.metrics import Metrics
-from npr_model.imaging.decode import ImageError
+from npr_model.imaging.errors import ImageError
 from npr_model.imaging.headers import header_size
 from npr_model.imaging.perturbations import Perturbation
 from npr_model.imaging.views import View
-from npr_model.screening.items import Item
-from npr_model.screening.rows import Row
-from npr_model.screening.runner import Scorer
-from npr_model.screening.sources import file_item
+from npr_model.scoring.items import Item, file_item
+from npr_model.scoring.rows import Row
+from npr_model.scoring.scorer import Scorer
 
 SMALL_SHARE = 0.05  # share of images that may be smaller than the size that --equalise cuts the others to
 

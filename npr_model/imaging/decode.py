@@ -33,8 +33,6 @@ from npr_model.imaging.formats import bmp, gif, jpeg, jpeg2000, netpbm, png, tif
 from npr_model.imaging.formats.signatures import format_of
 from npr_model.imaging.limits import MAX_PIXELS
 
-__all__ = ["DecodedImage", "ImageError", "check_size", "decode", "from_pillow"]
-
 # Each returns versions of a file, for Pillow. The file is whole if they decode to the same pixels.
 _WHOLE = {
     "BMP": bmp.whole,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from npr_model.errors import InputError
-from npr_model.imaging.decode import ImageError
+from npr_model.imaging.errors import ImageError
 
 INSTALL = "pip install nvidia-nvimgcodec-cu13, and nvidia-nvjpeg-cu13 for GPUs; -cu12 with CUDA 12"
 _decoders = threading.local()  # one per thread

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npr_model.imaging.decode import ImageError
+from npr_model.errors import InputError
+from npr_model.imaging.errors import ImageError
 from npr_model.imaging.filters import resize
 from npr_model.imaging.limits import MAX_SIDE
 
@@ -35,19 +36,19 @@ class View:
     def __post_init__(self) -> None:
         sized = self.kind != "native"
         if self.kind not in self.KINDS or sized != (self.size is not None) or (self.size is not None and self.size < 2):
-            raise ImageError(f"unknown view {str(self)!r}: use native, crop:S, resize:S or tile:S, e.g. crop:256")
+            raise InputError(f"unknown view {str(self)!r}: use native, crop:S, resize:S or tile:S, e.g. crop:256")
         if self.size is not None and self.size > MAX_SIDE:
-            raise ImageError(f"view {str(self)!r} is too large: the size must be at most {MAX_SIDE}")
+            raise InputError(f"view {str(self)!r} is too large: the size must be at most {MAX_SIDE}")
 
     def __str__(self) -> str:
         return self.kind if self.size is None else f"{self.kind}:{self.size}"
 
     @classmethod
     def parse(cls, text: str) -> View:
-        """Parse text such as "native" or "crop:256". Raises ImageError."""
+        """Parse text such as "native" or "crop:256". Raises InputError."""
         kind, colon, size = text.partition(":")
         if colon and not re.fullmatch("[0-9]{1,9}", size):
-            raise ImageError(f"view {text!r} has no valid size: write it like crop:256")
+            raise InputError(f"view {text!r} has no valid size: write it like crop:256")
         return cls(kind, int(size) if colon else None)
 
     def apply(self, pixels: np.ndarray, grid_size: int = 2) -> np.ndarray:

@@ -15,19 +15,17 @@ import sys
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npr_kernels import fold_batch_norm, npr_stem
 from npr_kernels.arguments import scale_factors
 from npr_kernels.capabilities import cpu_capability, onednn_serves
 from npr_kernels.trunk import cpu_bottleneck, gpu_bottleneck, selection
-from npr_kernels.trunk.layers import Layers
 from npr_model.detectors.npr import NPRDetector
-from npr_model.detectors.resnet import Bottleneck
 from npr_model.errors import InputError
 from npr_model.inference import quantisation
 from npr_model.inference.cuda_graphs import CudaGraphs
+from npr_model.inference.folded import FoldedBottleneck, check_finite, folded_layers
 
 _logger = logging.getLogger("npr_model")
 
@@ -42,73 +40,6 @@ def default_dtype(device: torch.device) -> torch.dtype:
     else:
         native = cpu_capability() == "avx512bf16"
     return torch.bfloat16 if native else torch.float32
-
-
-class FoldedConv2d(nn.Module):
-    """A convolution with its batch norm folded in, an optional residual sum and an optional ReLU.
-
-    The result may overwrite ``shortcut``.
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, dtype: torch.dtype, relu: bool, onednn: bool) -> None:
-        super().__init__()
-        weight, bias = fold_batch_norm(conv.weight.detach(), None, bn)
-        _check_finite(weight, bias)
-        weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
-        self.stride, self.padding, self.relu, self.onednn = conv.stride, conv.padding, relu, onednn
-        if onednn:  # oneDNN's blocked layout; without a typical size it chooses a slow one
-            typical = (1, weight.shape[1], 64, 64)
-            weight = torch.ops.mkldnn._reorder_convolution_weight(weight, self.padding, self.stride, (1, 1), 1, typical)
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias.detach().to(dtype))
-
-    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if self.onednn:
-            geometry = self.weight, self.bias, self.padding, self.stride, (1, 1), 1
-            if shortcut is None:
-                return torch.ops.mkldnn._convolution_pointwise(x, *geometry, "relu" if self.relu else "none", [], "")
-            # The sum overwrites the shortcut, which is in the cache and is not needed any more.
-            return torch.ops.mkldnn._convolution_pointwise_.binary(
-                shortcut, x, *geometry, "add", 1.0, "relu" if self.relu else "none", [], ""
-            )
-        y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
-        if shortcut is not None:
-            y = y + shortcut
-        return F.relu(y) if self.relu else y
-
-
-class FoldedBottleneck(nn.Module):
-    """:class:`npr_model.detectors.resnet.Bottleneck` in evaluation mode, in at most four fused operations."""
-
-    def __init__(self, block: Bottleneck, dtype: torch.dtype, onednn: bool) -> None:
-        super().__init__()
-
-        def fold(relu: bool, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> FoldedConv2d:
-            return FoldedConv2d(conv, bn, dtype, relu, onednn)
-
-        self.conv1 = fold(True, block.conv1, block.bn1)
-        self.conv2 = fold(True, block.conv2, block.bn2)
-        self.conv3 = fold(True, block.conv3, block.bn3)
-        self.downsample = None if block.downsample is None else fold(False, *block.downsample)
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return self.conv3(self.conv2(self.conv1(x)), shortcut)
-
-
-def folded_layers(block: Bottleneck) -> Layers:
-    """Return weight and bias of conv1, conv2, conv3 and the shortcut's convolution; None if it has none."""
-
-    def fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-        folded = fold_batch_norm(conv.weight.detach(), None, bn)
-        _check_finite(*folded)
-        return folded
-
-    shortcut = None if block.downsample is None else fold(*block.downsample)
-    return fold(block.conv1, block.bn1), fold(block.conv2, block.bn2), fold(block.conv3, block.bn3), shortcut
 
 
 class Average(nn.Module):
@@ -173,7 +104,7 @@ class InferenceDetector(nn.Module):
         self.pixels_at_once = PIXELS_AT_ONCE * torch.get_num_threads() if device.type == "cpu" else sys.maxsize
         self.conv1 = copy.deepcopy(detector.conv1)
         weight, bias = fold_batch_norm(detector.conv1.weight.detach(), None, detector.bn1)
-        _check_finite(weight, bias)
+        check_finite(weight, bias)
         self.register_buffer("stem_weight", weight)
         # The scale of raw pixels is folded into the weights, except for a power of two, which the kernel applies.
         # If the kernel applied all of it, it would round the weights again, and bfloat16 logits would have nearly
@@ -231,11 +162,6 @@ class InferenceDetector(nn.Module):
 def split_by_pixels(images: Tensor, pixels: int) -> tuple[Tensor, ...]:
     """Split ``images`` (N, C, H, W) into parts of at most ``pixels`` pixels, or of one image."""
     return images.split(max(1, pixels // max(1, images.shape[2] * images.shape[3])))
-
-
-def _check_finite(*folded: Tensor) -> None:
-    if not all(parameter.isfinite().all() for parameter in folded):
-        raise ValueError("the network's weights or batch-norm statistics give NaN or infinite convolutions")
 
 
 def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool) -> str:

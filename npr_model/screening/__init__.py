@@ -1,3 +1,3 @@
-"""Scoring image collections: sources yield items, the runner (or Ray) yields rows, sinks write them.
-Also here: the summary of a run, its HTML page, and the web page for one image.
+"""Screening of image collections: inputs yield items, the scorer (here or in Ray) yields rows, outputs write them.
+Also here: the summary of a run and its HTML page.
 """

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from npr_model.screening.items import Item
-from npr_model.screening.journal import Journal
-from npr_model.screening.options import ScoringOptions
-from npr_model.screening.rows import KILLED, Row
+from npr_model.scoring.items import Item
+from npr_model.scoring.journal import Journal
+from npr_model.scoring.options import ScoringOptions
+from npr_model.scoring.rows import KILLED, Row
 
 
 def score_alone(items: Iterable[Item], options: ScoringOptions, blank: Row, journal: Journal) -> Iterator[Row]:

@@ -15,9 +15,10 @@ from npr_kernels import npr
 from npr_model.errors import InputError
 from npr_model.explanation.pictures import data_url, npr_picture
 from npr_model.files import atomic_write
-from npr_model.imaging.decode import ImageError, decode
+from npr_model.imaging.decode import decode
+from npr_model.imaging.errors import ImageError
 from npr_model.imaging.views import View
-from npr_model.screening.sources import Sources
+from npr_model.screening.inputs.sources import Sources
 from npr_model.screening.summary import Summary, edges, group
 
 THUMBNAIL = 160  # pixels: longer side of the picture, and side of the NPR map's crop

@@ -27,14 +27,14 @@ import torch
 from npr_kernels import BackendError
 from npr_model.devices import check_device_name
 from npr_model.errors import InputError, reason
-from npr_model.screening.archives import Archive
-from npr_model.screening.decoding import Decoded, Decoder, decode_ahead
-from npr_model.screening.finished import Finished
-from npr_model.screening.items import Item
-from npr_model.screening.known import Known
-from npr_model.screening.rows import SCHEMA, Row, Totals
-from npr_model.screening.runner import Scorer
-from npr_model.screening.sources import STANDARD_INPUT, Sources
+from npr_model.scoring.decoding import Decoded, Decoder, decode_ahead
+from npr_model.scoring.items import Item
+from npr_model.scoring.known import Known
+from npr_model.scoring.rows import SCHEMA, Row, Totals
+from npr_model.scoring.scorer import Scorer
+from npr_model.screening.inputs.archives import Archive
+from npr_model.screening.inputs.sources import STANDARD_INPUT, Sources
+from npr_model.screening.outputs.finished import Finished
 
 try:
     import ray

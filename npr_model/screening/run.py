@@ -8,14 +8,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 
 from npr_model.devices import choose_device
 from npr_model.errors import InputError
-from npr_model.screening import sinks
+from npr_model.scoring.items import Item
+from npr_model.scoring.options import ScoringOptions
+from npr_model.scoring.rows import Row, Totals
+from npr_model.scoring.scorer import Scorer
 from npr_model.screening.alone import score_alone
-from npr_model.screening.items import Item, describe_skipped
-from npr_model.screening.options import ScoringOptions
-from npr_model.screening.rows import Row, Totals
-from npr_model.screening.runner import Scorer
-from npr_model.screening.sinks import Sink
-from npr_model.screening.sources import Sources
+from npr_model.screening.inputs.skipped import describe_skipped
+from npr_model.screening.inputs.sources import Sources
+from npr_model.screening.outputs import sinks
+from npr_model.screening.outputs.sinks import Sink
 
 ENGINES = ("local", "ray")
 
@@ -25,7 +26,7 @@ class Screening:
 
     Args:
         sources: The images.
-        output: File or folder as in :func:`npr_model.screening.sinks.open_sink`; None writes nothing.
+        output: File or folder as in :func:`npr_model.screening.outputs.sinks.open_sink`; None writes nothing.
         options: What to score with.
         retry_failed: Whether to score again what has a row with an error in the output folder.
         engine: One of ENGINES.

@@ -16,8 +16,8 @@ import pyarrow.csv
 import pyarrow.dataset as ds
 
 from npr_model.errors import InputError, reason
-from npr_model.screening import parts
-from npr_model.screening.rows import SCHEMA
+from npr_model.scoring.rows import SCHEMA
+from npr_model.screening.outputs import parts
 
 BINS, LIMIT = 240, 12.0  # of the histograms, from -LIMIT to LIMIT; logits beyond count in the outer bins
 EXAMPLES = 5  # of sources per error code

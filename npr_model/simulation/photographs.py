@@ -16,7 +16,7 @@ from torch import Tensor
 from npr_model import datasets
 from npr_model.errors import InputError, reason
 from npr_model.files import readable_name, walk_files
-from npr_model.imaging.decode import ImageError
+from npr_model.imaging.errors import ImageError
 from npr_model.imaging.headers import header_size
 from npr_model.simulation import history
 

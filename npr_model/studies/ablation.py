@@ -16,8 +16,8 @@ from npr_model.evaluation.evaluate import evaluate
 from npr_model.evaluation.metrics import Metrics
 from npr_model.files import write_text
 from npr_model.imaging.views import View
-from npr_model.screening.rows import Row
-from npr_model.screening.runner import Scorer
+from npr_model.scoring.rows import Row
+from npr_model.scoring.scorer import Scorer
 from npr_model.tables import Table, percent
 from npr_model.training.config import CONFIG, TrainConfig
 from npr_model.training.loop import Callbacks, train

@@ -19,10 +19,11 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from npr_model.datasets import CLASS_NAMES, FAKE, REAL, Sample, find_contradictions
+from npr_model.dataset_checks import find_contradictions
+from npr_model.datasets import CLASS_NAMES, FAKE, REAL, Sample
 from npr_model.errors import InputError, reason
 from npr_model.files import readable_name, write_text
-from npr_model.imaging.decode import ImageError
+from npr_model.imaging.errors import ImageError
 from npr_model.imaging.headers import Encoding, read_encoding
 from npr_model.imaging.jpeg_quality import estimate_quality
 from npr_model.tables import Table

@@ -14,8 +14,8 @@ from npr_model.evaluation.evaluate import Evaluation, evaluate
 from npr_model.evaluation.metrics import Metrics
 from npr_model.files import make_folder, write_text
 from npr_model.imaging.perturbations import Perturbation
-from npr_model.screening.rows import Row
-from npr_model.screening.runner import Scorer
+from npr_model.scoring.rows import Row
+from npr_model.scoring.scorer import Scorer
 from npr_model.tables import Table, percent
 
 UNCHANGED = "png"  # decoded and written losslessly: the files' own pixels

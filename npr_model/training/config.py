@@ -38,6 +38,8 @@ class TrainConfig:
     Data:
         folders, validation: Folders with 0_real and 1_fake at any depth.
         classes: Groups (first folder below the root) to train on; empty for all.
+        balance_groups: 0 draws every image of a class equally often, 1 every group equally often; with 0.5 a group of
+            100 images is drawn twice as often as one of 25.
         name, training_data, licence: Stored in the checkpoint.
     Network:
         detector: One of :data:`npr_model.detectors.NAMES`.
@@ -57,6 +59,8 @@ class TrainConfig:
         batch_size: Images per optimizer step, over all processes and all parts.
         accumulation: Parts of a step; batch norm sees one part at a time.
         learning_rate, betas, weight_decay: Of Adam; weight_decay is an L2 penalty, which the paper does not use.
+        average_decay: The checkpoint holds a running average of the weights: after each step, average_decay times the
+            average plus (1 - average_decay) times the weights. 0 stores the weights themselves.
         decay, decay_epochs: The learning rate is multiplied by ``decay`` every ``decay_epochs``.
         seed: Random seed of the weights and the crops.
         dtype: float32, bfloat16 (autocast) or float16 (with loss scaling, on a GPU); weights stay float32.
@@ -71,6 +75,7 @@ class TrainConfig:
     folders: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    balance_groups: float = 0.0
     name: str = ""
     training_data: str = ""
     licence: str = ""
@@ -96,6 +101,7 @@ class TrainConfig:
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
+    average_decay: float = 0.0
     decay: float = 0.9
     decay_epochs: int = 10
     seed: int = 100
@@ -124,6 +130,8 @@ class TrainConfig:
             "resize must be at least crop_size": self.resize is not None and self.resize < self.crop_size,
             "learning_rate must be positive": not 0 < self.learning_rate < math.inf,
             "weight_decay must be at least 0": not 0 <= self.weight_decay < math.inf,
+            "balance_groups must be in 0 .. 1": not 0 <= self.balance_groups <= 1,
+            "average_decay must be in 0 .. 1, below 1": not 0 <= self.average_decay < 1,
             "decay must be positive": not 0 < self.decay < math.inf,
             "betas must be in 0 .. 1, below 1": not all(0 <= beta < 1 for beta in self.betas),
             "rescale_factor must be in 0.1 .. 10": not all(0.1 <= factor <= 10 for factor in self.rescale_factor),

@@ -54,6 +54,11 @@ class Fitter:
         """Use the weights of ``network`` until the first fit."""
         self.network.load_state_dict(network.state_dict())
 
+    @property
+    def result(self) -> DetectorNetwork:
+        """The network that a checkpoint stores."""
+        return self.network
+
     @torch.no_grad()
     def step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         """Store the features of the next ``config.accumulation`` parts.

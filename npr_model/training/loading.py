@@ -18,7 +18,7 @@ from npr_model import datasets
 from npr_model.datasets import DatasetError, Sample
 from npr_model.errors import InputError
 from npr_model.files import readable_name
-from npr_model.imaging.decode import ImageError
+from npr_model.imaging.errors import ImageError
 from npr_model.training.augmentation import augment, encoding_of
 from npr_model.training.config import TrainConfig
 
@@ -60,16 +60,18 @@ class TrainingCrops(Dataset):
 class BalancedBatches(Sampler):
     """Draws the crops of one process. An epoch has as many images of each class as the larger class.
 
-    The smaller class is used several times. All processes compute the same order of an epoch and cut it into batches of
-    ``config.batch_size``, each batch into ``config.accumulation`` parts, and each part into equal shares. Iterating
-    yields share ``rank`` of ``size`` of each part, as a list of :data:`Draw`. Images after the last whole batch are not
-    used.
+    The smaller class is used several times, and so are small groups if ``config.balance_groups`` is above 0. All
+    processes compute the same order of an epoch and cut it into batches of ``config.batch_size``, each batch into
+    ``config.accumulation`` parts, and each part into equal shares. Iterating yields share ``rank`` of ``size`` of each
+    part, as a list of :data:`Draw`. Images after the last whole batch are not used.
     """
 
-    def __init__(self, labels: Sequence[int], config: TrainConfig, rank: int = 0, size: int = 1) -> None:
-        array = np.asarray(labels)
-        self.classes = [np.flatnonzero(array == label) for label in (datasets.REAL, datasets.FAKE)]
+    def __init__(self, samples: Sequence[Sample], config: TrainConfig, rank: int = 0, size: int = 1) -> None:
+        labels = np.asarray([sample.label for sample in samples])
+        groups = np.asarray([sample.group for sample in samples])
+        self.classes = [np.flatnonzero(labels == label) for label in (datasets.REAL, datasets.FAKE)]
         self.draws = max(map(len, self.classes))
+        self.expected = [self.draws * _shares(groups[members], config.balance_groups) for members in self.classes]
         self.config, self.rank, self.size = config, rank, size
         self.steps = 2 * self.draws // config.batch_size
         self.epoch, self.first_step = 0, 0
@@ -91,9 +93,11 @@ class BalancedBatches(Sampler):
         """Return the sample numbers in the order of an epoch."""
         random = generator(self.config.seed, epoch)
         repeated = []
-        for members in self.classes:
-            passes = -(-self.draws // len(members))
-            repeated.append(np.concatenate([random.permutation(members) for _ in range(passes)])[: self.draws])
+        for members, expected in zip(self.classes, self.expected, strict=True):
+            # Each image comes as often as expected, rounded up or down; which way, the order of the images decides.
+            order = random.permutation(len(members))
+            ends = np.round(np.cumsum(expected[order])).astype(int)
+            repeated.append(np.repeat(members[order], np.diff(ends, prepend=0)))
         return random.permutation(np.concatenate(repeated))
 
     def __len__(self) -> int:
@@ -107,6 +111,13 @@ class BalancedBatches(Sampler):
         for number in range(first, self.steps * self.config.accumulation):
             start = number * part + self.rank * share
             yield [(int(order[position]), self.epoch, position) for position in range(start, start + share)]
+
+
+def _shares(groups: np.ndarray, balance: float) -> np.ndarray:
+    """Return each image's share of its class, given the images' groups; ``balance`` as in :class:`TrainConfig`."""
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    weights = sizes[group] ** -balance
+    return weights / weights.sum()
 
 
 class Loader:

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from npr_model import checkpoints
 from npr_model.checkpoints import Metadata
-from npr_model.datasets import DatasetError, Inspection, LeftOut, Sample, find_samples, require_both_classes
+from npr_model.dataset_checks import Inspection
+from npr_model.datasets import DatasetError, LeftOut, Sample, find_samples, require_both_classes
 from npr_model.detectors import detector_class
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.errors import InputError
 from npr_model.evaluation.evaluate import Evaluation, collect, evaluate
 from npr_model.imaging.views import View
-from npr_model.screening.runner import Scorer
+from npr_model.scoring.scorer import Scorer
 from npr_model.training.config import TrainConfig
 from npr_model.training.distributed import Process, process_group
 from npr_model.training.fitter import Fitter
@@ -159,7 +160,7 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, callbacks:
     with process_group(config.device) as process:
         if config.dtype == "float16" and process.device.type == "cpu":
             raise InputError("dtype float16 needs a GPU: use bfloat16 on the CPU")
-        batches = BalancedBatches([sample.label for sample in images.samples], config, process.rank, process.size)
+        batches = BalancedBatches(images.samples, config, process.rank, process.size)
         crops = config.epochs * batches.steps * config.batch_size
         trainer = Fitter(config, process, crops) if detector_class(config.detector).fitted else Trainer(config, process)
         run = inspection = None
@@ -273,7 +274,7 @@ class _Session:
 
     def _finish_epoch(self, loss: float, accuracy: float) -> Epoch:
         """Write the checkpoints, validate, and save the history and the state to resume from."""
-        run, network, config = self.run, self.trainer.network, self.trainer.config
+        run, network, config = self.run, self.trainer.result, self.trainer.config
         metadata = Metadata(
             name=config.name,
             view=View.parse(config.view),

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from npr_model import datasets
-from npr_model.datasets import DatasetError, Inspection, Sample
+from npr_model import dataset_checks
+from npr_model.dataset_checks import Inspection
+from npr_model.datasets import DatasetError, Sample
 from npr_model.errors import InputError, reason
 from npr_model.files import atomic_write, write_text
 from npr_model.training.config import CONFIG, FIELDS, MACHINE_FIELDS, TrainConfig, load_run
@@ -104,12 +105,14 @@ def _inspect(
 ) -> Inspection:
     """Read all images, so that bad ones are found before hours of training. Returns what the training images are."""
     for part in (samples, validation):
-        if contradiction := str(datasets.find_contradictions(part)):
+        if contradiction := str(dataset_checks.find_contradictions(part)):
             raise DatasetError(f"{contradiction}; remove the wrong one")
     total = len(samples) + len(validation)
 
     def inspect(part: Sequence[Sample]) -> Inspection:
-        return datasets.inspect_samples(part, config.grid_size, config.workers, lambda count: on_read(count, total))
+        return dataset_checks.inspect_samples(
+            part, config.grid_size, config.workers, lambda count: on_read(count, total)
+        )
 
     inspection = inspect(samples)
     inspect(validation)

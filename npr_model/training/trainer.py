@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from npr_kernels.capabilities import onednn_serves
 from npr_kernels.distributed import SyncBatchNorm
@@ -26,7 +27,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, process: Process) -> None:
         self.config, self.process, device = config, process, process.device
         torch.manual_seed(config.seed)
-        self.network = Metadata(detector=config.detector, grid_size=config.grid_size, anchor=config.anchor).network()
+        architecture = {"grid_size": config.grid_size, "anchor": config.anchor}
+        self.network = Metadata(detector=config.detector, architecture=architecture).network()
         if process.size > 1:
             SyncBatchNorm.replace(self.network)
         # torch's type hints leave memory_format out.
@@ -34,6 +36,8 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
+        averaging = get_ema_multi_avg_fn(config.average_decay)
+        self.average = AveragedModel(self.network, multi_avg_fn=averaging, use_buffers=True)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, config.decay_epochs, config.decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
@@ -45,6 +49,12 @@ class Trainer:
     def start_from(self, network: DetectorNetwork) -> None:
         """Start with the weights and running statistics of ``network``, which has the same architecture."""
         self.network.load_state_dict(network.state_dict())
+        self.average.module.load_state_dict(network.state_dict())
+
+    @property
+    def result(self) -> DetectorNetwork:
+        """The network that a checkpoint stores: the running average where the config asks for one."""
+        return cast(DetectorNetwork, self.average.module) if self.config.average_decay else self.network
 
     @property
     def learning_rate(self) -> float:
@@ -71,6 +81,8 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.config.average_decay:
+            self.average.update_parameters(self.network)
         self.process.sum(sums)
         self.totals += sums
         return sums[0] / sums[2]
@@ -87,6 +99,7 @@ class Trainer:
         cuda = self.process.device.type == "cuda"
         return {
             "network": self.network.state_dict(),
+            "average": self.average.state_dict() if self.config.average_decay else None,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -97,6 +110,8 @@ class Trainer:
 
     def load(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
+        if self.config.average_decay:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])

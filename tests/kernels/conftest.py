@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.kernels.emulation import Emulation, compile_emulation
+from tests.kernels.backends.emulation import Emulation, compile_emulation
 
 
 @pytest.fixture(scope="session")

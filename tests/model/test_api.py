@@ -22,7 +22,7 @@ import npr_model
 from npr_model import InputError, Score, checkpoints
 from npr_model.detectors.npr import NPRDetector
 from npr_model.imaging.decode import decode
-from npr_model.screening import runner
+from npr_model.scoring import scorer as scorer_module
 from npr_model.verdicts import Calibration
 from tests.model.conftest import encoded, make_detector, noise
 
@@ -105,7 +105,7 @@ def test_an_iterable_is_scored_lazily_in_order_and_in_batches(detector, monkeypa
     scores = detector.score(watched())
     assert not taken
     first = next(scores)
-    assert len(taken) <= runner.IN_ORDER + 2 * 4 + 1
+    assert len(taken) <= scorer_module.IN_ORDER + 2 * 4 + 1
     logits = [first.logit, *(score.logit for score in scores)]
     assert logits == pytest.approx([logit(image) for image in images], abs=1e-4)
     assert max(batches) == 4 and len(batches) < 150

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from npr_model import datasets
+from npr_model import dataset_checks, datasets
 from npr_model.datasets import FAKE, REAL, DatasetError, LeftOut
 from npr_model.files import natural_key
 from tests.model.conftest import encoded, noise
@@ -105,17 +105,17 @@ def test_folders_nested_deeper_than_the_stack(tmp_path, monkeypatch):
 
 def test_files_of_both_classes(tmp_path):
     root = touch(tmp_path, "0_real/a.png", "1_fake/b.png")
-    assert str(datasets.find_contradictions(datasets.find_samples(root))).startswith("1 file is in both classes")
+    assert str(dataset_checks.find_contradictions(datasets.find_samples(root))).startswith("1 file is in both classes")
     (root / "0_real/c.png").write_bytes(encoded(noise(4, 4, seed=1)))  # another image, possibly of the same size
     (root / "0_real/d.png").write_bytes((root / "1_fake/b.png").read_bytes())
     (root / "0_real/gone.png").symlink_to(root / "absent.png")
-    contradictions = datasets.find_contradictions(datasets.find_samples(root))
+    contradictions = dataset_checks.find_contradictions(datasets.find_samples(root))
     fake = str(root / "1_fake/b.png")
     assert contradictions.pairs == [(str(root / "0_real/a.png"), fake)]
     os.remove(root / "0_real/a.png")
-    assert datasets.find_contradictions(datasets.find_samples(root)).pairs == [(str(root / "0_real/d.png"), fake)]
+    assert dataset_checks.find_contradictions(datasets.find_samples(root)).pairs == [(str(root / "0_real/d.png"), fake)]
     os.remove(root / "0_real/d.png")
-    assert str(datasets.find_contradictions(datasets.find_samples(root))) == ""
+    assert str(dataset_checks.find_contradictions(datasets.find_samples(root))) == ""
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_all_unreadable_images_are_told_at_once(tmp_path):
     (root / "0_real/empty.png").write_bytes(b"")
     (root / "1_fake/tiny.png").write_bytes(encoded(noise(1, 1)))
     with pytest.raises(DatasetError) as caught:
-        datasets.inspect_samples(datasets.find_samples(root), 2, workers=2)
+        dataset_checks.inspect_samples(datasets.find_samples(root), 2, workers=2)
     message = str(caught.value)
     assert message.startswith("2 of 4 images cannot be used")
     assert "empty.png: the file is empty" in message and "tiny.png: the image is 1x1 pixels" in message

@@ -26,8 +26,8 @@ from npr_kernels.backends import table
 from npr_model import checkpoints, cli
 from npr_model.commands import evaluate, options, screen, simulate, terminal
 from npr_model.evaluation import protocols, published
-from npr_model.screening.options import DTYPES, ScoringOptions
-from npr_model.screening.sources import Sources
+from npr_model.scoring.options import DTYPES, ScoringOptions
+from npr_model.screening.inputs.sources import Sources
 from npr_model.simulation import autoencoders
 from npr_model.training import config
 from npr_model.verdicts import Calibration
@@ -127,7 +127,7 @@ def test_interruption_while_the_network_is_loaded(npr, folder, checkpoint, monke
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("npr_model.screening.runner.Scorer.__init__", interrupted)
+    monkeypatch.setattr("npr_model.scoring.scorer.Scorer.__init__", interrupted)
     code, _, err = npr("screen", folder, "--checkpoint", checkpoint)
     assert (code, err) == (terminal.EXIT_INTERRUPTED, "npr: interrupted\n")
 

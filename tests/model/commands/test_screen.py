@@ -15,7 +15,7 @@ from rich.console import Console
 from npr_model import api
 from npr_model.commands import screen, terminal
 from npr_model.errors import InputError
-from npr_model.screening.rows import Row
+from npr_model.scoring.rows import Row
 from tests.model.conftest import encoded, noise
 from tests.model.screening.test_sources import tar, zipped
 

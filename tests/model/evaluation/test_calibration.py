@@ -261,7 +261,18 @@ def test_output_view_and_separate_fakes(npr, labelled, tmp_path, uncalibrated):
     root = labelled({"photos": 30, "generated": 5}, size=20)
     (root / "photos/bad.png").write_bytes(b"")
     before, output = uncalibrated.read_bytes(), tmp_path / "new.safetensors"
-    options = ["--fake", root / "generated", "-o", output, "--view", "crop:16", "--rate", 0.1, "--rate", 0.05]
+    options = [
+        "--fake",
+        root / "generated",
+        "-o",
+        output,
+        "--view",
+        "crop:16",
+        "--false-positive-rate",
+        0.1,
+        "--false-positive-rate",
+        0.05,
+    ]
     code, out, _ = npr("calibrate", uncalibrated, root / "photos", *options)
     assert code == terminal.EXIT_FAILED_INPUTS and "bad.png: the file is empty" in out
     assert uncalibrated.read_bytes() == before
@@ -270,7 +281,7 @@ def test_output_view_and_separate_fakes(npr, labelled, tmp_path, uncalibrated):
     assert loaded.calibration.threshold == loaded.calibration.points[0].threshold
     assert loaded.calibration.temperature != 1
     code, out, _ = npr(
-        "calibrate", output, root / "photos", "-o", output, "--overwrite", "--rate", "0.1"
+        "calibrate", output, root / "photos", "-o", output, "--overwrite", "--false-positive-rate", "0.1"
     )  # without generated images
     assert f"the temperature stays {loaded.calibration.temperature:.3g}" in out
     assert checkpoints.load(output).metadata.calibration.temperature == loaded.calibration.temperature
@@ -279,8 +290,11 @@ def test_output_view_and_separate_fakes(npr, labelled, tmp_path, uncalibrated):
 ERRORS = {
     "output of another kind": (["preview", "{root}/photos", "-o", "x.pth"], "must end in .safetensors"),
     "too few": (["{checkpoint}", "{root}/photos"], "4 different photographs are too few to calibrate; at least 19"),
-    "rates": (["{checkpoint}", "{root}/photos", "--rate", "5%"], "Invalid value for '--rate'"),
-    "rate": (["{checkpoint}", "{root}/photos", "--rate", "5"], "must lie between 0 and 1, got 5"),
+    "rates": (
+        ["{checkpoint}", "{root}/photos", "--false-positive-rate", "5%"],
+        "Invalid value for '--false-positive-rate'",
+    ),
+    "rate": (["{checkpoint}", "{root}/photos", "--false-positive-rate", "5"], "must lie between 0 and 1, got 5"),
     "no such folder": (["{checkpoint}", "{root}/absent"], "cannot be listed: No such file or directory"),
     "no reals": (["{checkpoint}", "{root}/fakes"], "no real images in"),
     "screen uncalibrated": (None, "no threshold at the false-positive rate 0.05; it has: none"),

@@ -16,8 +16,8 @@ from npr_model import checkpoints
 from npr_model.datasets import DatasetError
 from npr_model.evaluation.evaluate import collect, common_size, evaluate
 from npr_model.imaging.perturbations import Perturbation, codec
-from npr_model.screening.rows import Row
-from npr_model.screening.runner import Scorer
+from npr_model.scoring.rows import Row
+from npr_model.scoring.scorer import Scorer
 from npr_model.verdicts import Calibration
 from tests.model.conftest import encoded, make_detector, noise
 

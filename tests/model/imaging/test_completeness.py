@@ -13,7 +13,8 @@ import pytest
 import simplejpeg
 from PIL import Image, PngImagePlugin
 
-from npr_model.imaging.decode import ImageError, decode, from_pillow
+from npr_model.imaging.decode import decode, from_pillow
+from npr_model.imaging.errors import ImageError
 from npr_model.imaging.headers import header_size, read_encoding
 from tests.model.conftest import encoded, noise
 from tests.model.imaging import files

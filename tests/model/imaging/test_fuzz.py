@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from PIL import ImageFile
 
-from npr_model.imaging.decode import ImageError, decode
+from npr_model.imaging.decode import decode
+from npr_model.imaging.errors import ImageError
 from npr_model.imaging.headers import read_encoding
 from tests.model.imaging.files import every_kind, stored_pixels
 

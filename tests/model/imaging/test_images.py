@@ -11,8 +11,9 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageFilter
 
-from npr_model.imaging.decode import ImageError, decode
+from npr_model.imaging.decode import decode
 from npr_model.imaging.encode import encode_jpeg, encode_png
+from npr_model.imaging.errors import ImageError
 from npr_model.imaging.views import View
 from tests.model.conftest import encoded, noise
 

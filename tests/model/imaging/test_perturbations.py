@@ -13,8 +13,9 @@ from PIL import Image, ImageFilter
 
 from npr_model.errors import InputError
 from npr_model.imaging import nvimagecodec, perturbations
-from npr_model.imaging.decode import ImageError, decode
+from npr_model.imaging.decode import decode
 from npr_model.imaging.encode import encode_jpeg
+from npr_model.imaging.errors import ImageError
 from npr_model.imaging.perturbations import Perturbation
 from tests.model.conftest import encoded, noise
 

@@ -14,8 +14,8 @@ from npr_model.imaging.decode import decode
 from npr_model.imaging.headers import read_encoding
 from npr_model.imaging.recompression import gaps, was_coarser
 from npr_model.imaging.views import View
-from npr_model.screening.decoding import Decoder
-from npr_model.screening.items import in_memory
+from npr_model.scoring.decoding import Decoder
+from npr_model.scoring.items import in_memory
 from tests.conftest import ROOT
 
 

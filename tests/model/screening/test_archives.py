@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from npr_model.files import HIDDEN
-from npr_model.screening import tars
-from npr_model.screening.items import EMPTY_ARCHIVE, EMPTY_ROW, INNER_ARCHIVE, NO_IMAGE
-from npr_model.screening.sources import Sources
+from npr_model.screening.inputs import tars
+from npr_model.screening.inputs.skipped import EMPTY_ARCHIVE, EMPTY_ROW, INNER_ARCHIVE, NO_IMAGE
+from npr_model.screening.inputs.sources import Sources
 from tests.model.conftest import encoded, noise
 from tests.model.screening.test_archives_fuzz import zstd
 from tests.model.screening.test_sources import loaded, tar, zipped

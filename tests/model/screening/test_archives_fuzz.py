@@ -23,7 +23,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from npr_model.screening.archives import Archive
+from npr_model.screening.inputs.archives import Archive
 
 CASES = int(os.environ.get("NPR_FUZZ_CASES", 200))
 JUNK = (b"\n", b"<html>502</html>", b"PK", b"\x1f\x8b\x08", b"ustar", bytes(600) + b"\1", b"BZh9", b"\xff" * 700)

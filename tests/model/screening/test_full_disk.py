@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from npr_model.commands import terminal
-from npr_model.screening import files_of_rows, sinks
-from npr_model.screening.rows import SCHEMA, Row
-from npr_model.screening.sinks import SinkError, open_sink
+from npr_model.scoring.rows import SCHEMA, Row
+from npr_model.screening.outputs import files_of_rows, sinks
+from npr_model.screening.outputs.sinks import SinkError, open_sink
 from tests.model.conftest import encoded, noise
 
 

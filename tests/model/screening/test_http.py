@@ -14,9 +14,9 @@ from collections.abc import Callable
 import pytest
 
 from npr_model.errors import InputError
-from npr_model.screening import retries
-from npr_model.screening.retries import RemoteError, describe, is_temporary, request, status_of
-from npr_model.screening.sources import Sources
+from npr_model.screening.inputs import retries
+from npr_model.screening.inputs.retries import RemoteError, describe, is_temporary, request, status_of
+from npr_model.screening.inputs.sources import Sources
 from tests.model.conftest import encoded, noise
 from tests.model.screening.test_sources import PICTURES, loaded, tar, zipped
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from npr_model.screening import alone, journal
-from npr_model.screening.finished import DIGEST_BYTES, digest
-from npr_model.screening.items import in_memory
-from npr_model.screening.journal import Journal, JournalFile
-from npr_model.screening.options import ScoringOptions
-from npr_model.screening.parts import Parts
-from npr_model.screening.rows import Row, as_table
-from npr_model.screening.sinks import open_sink
+from npr_model.scoring.items import in_memory
+from npr_model.scoring.options import ScoringOptions
+from npr_model.scoring.rows import Row, as_table
+from npr_model.screening import alone
+from npr_model.screening.outputs import journal
+from npr_model.screening.outputs.finished import DIGEST_BYTES, digest
+from npr_model.screening.outputs.journal import Journal, JournalFile
+from npr_model.screening.outputs.parts import Parts
+from npr_model.screening.outputs.sinks import open_sink
 from tests.model.conftest import encoded, noise
 from tests.model.screening.test_restart import manifest, rows
 

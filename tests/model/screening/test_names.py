@@ -10,10 +10,10 @@ import threading
 import pytest
 
 from npr_model.errors import InputError
-from npr_model.screening.items import EMPTY_FOLDER
-from npr_model.screening.names import LONGEST_NAME, NameListError, read_names
-from npr_model.screening.patterns import expand_braces
-from npr_model.screening.sources import SourceError, Sources
+from npr_model.screening.inputs.names import LONGEST_NAME, NameListError, read_names
+from npr_model.screening.inputs.patterns import expand_braces
+from npr_model.screening.inputs.skipped import EMPTY_FOLDER
+from npr_model.screening.inputs.sources import SourceError, Sources
 from tests.model.screening.test_sources import loaded, tar
 
 NAMES = ["a b.png", "grüße 漢.png", "c.png"]

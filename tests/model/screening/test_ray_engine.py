@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from npr_model import cli
-from npr_model.screening.archives import Archive
-from npr_model.screening.decoding import Decoded
-from npr_model.screening.finished import Finished
-from npr_model.screening.items import INNER_ARCHIVE, NO_IMAGE
-from npr_model.screening.items import in_memory as item
-from npr_model.screening.rows import Row, Totals
-from npr_model.screening.sources import Sources
+from npr_model.scoring.decoding import Decoded
+from npr_model.scoring.items import in_memory as item
+from npr_model.scoring.rows import Row, Totals
+from npr_model.screening.inputs.archives import Archive
+from npr_model.screening.inputs.skipped import INNER_ARCHIVE, NO_IMAGE
+from npr_model.screening.inputs.sources import Sources
+from npr_model.screening.outputs.finished import Finished
 from tests.model.conftest import encoded, noise
 from tests.model.screening.test_restart import manifest, rows
 from tests.model.screening.test_sources import tar
@@ -128,7 +128,7 @@ def command(checkpoint: Path, inputs: Path, output: Path) -> list[str]:
 
 def driver(cluster: Cluster, arguments: list[str], rows_a_part: int = 50, **options) -> subprocess.Popen:
     """`npr` in a process of its own, with small parts."""
-    text = "import sys; from npr_model import cli; from npr_model.screening import sinks; "
+    text = "import sys; from npr_model import cli; from npr_model.screening.outputs import sinks; "
     text += f"sinks.ROWS_A_PART = {rows_a_part}; sys.exit(cli.main(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", text, *arguments],
@@ -314,7 +314,7 @@ def test_groups_are_bounded_in_pixels(monkeypatch):
 
 def test_pixels_travel_unchanged():
     from npr_model.imaging.views import View
-    from npr_model.screening.decoding import Decoder
+    from npr_model.scoring.decoding import Decoder
 
     decoder = Decoder(View("native"), "m@1", 2)
     decoded = [decoder.decode(item(str(i), encoded(noise(9 + i, 20, seed=i)))) for i in range(3)]

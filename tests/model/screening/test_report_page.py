@@ -13,10 +13,10 @@ import pytest
 
 from npr_model import cli
 from npr_model.errors import InputError
+from npr_model.scoring.rows import Row
 from npr_model.screening import summary
+from npr_model.screening.outputs.sinks import open_sink
 from npr_model.screening.page import THUMBNAIL, fetch, thumbnail
-from npr_model.screening.rows import Row
-from npr_model.screening.sinks import open_sink
 from npr_model.screening.summary import summarise
 from tests.model.conftest import encoded, noise
 from tests.model.screening.test_sources import PICTURES, tar
@@ -51,7 +51,7 @@ def written(folder: Path, name: str, rows: list[Row]) -> Path:
 
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_numbers(tmp_path, name, monkeypatch):
-    monkeypatch.setattr("npr_model.screening.sinks.ROWS_A_PART", 70)
+    monkeypatch.setattr("npr_model.screening.outputs.sinks.ROWS_A_PART", 70)
     rows = made_rows()
     found = summarise(written(tmp_path, name, rows), 60)
     scored = [row for row in rows if row.error is None]

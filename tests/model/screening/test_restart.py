@@ -13,13 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from npr_model import cli
-from npr_model.screening import finished, known, parts, runner, sinks
-from npr_model.screening.finished import Finished
-from npr_model.screening.parts import SinkError
-from npr_model.screening.rows import Row
-from npr_model.screening.sinks import open_sink
+from npr_model.scoring import known
+from npr_model.scoring import scorer as scorer_module
+from npr_model.scoring.rows import Row
+from npr_model.screening.outputs import finished, parts, sinks
+from npr_model.screening.outputs.finished import Finished
+from npr_model.screening.outputs.parts import SinkError
+from npr_model.screening.outputs.sinks import open_sink
 from tests.model.conftest import encoded, noise
-from tests.model.screening.test_runner import item
+from tests.model.scoring.test_scorer import item
 from tests.model.screening.test_sources import tar
 
 ONE = {"model": "m@1", "view": "native", "threshold": "0"}
@@ -208,7 +210,7 @@ def test_killed_at_twenty_random_moments(tmp_path, checkpoint):
     """kill -9, then the same command again: in the end the rows of a run that was never killed."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(
-        ["npr_model.checkpoints", "npr_model.screening.sinks", "tests.model.screening.test_restart"]
+        ["npr_model.checkpoints", "npr_model.screening.outputs.sinks", "tests.model.screening.test_restart"]
     )
     pictures = {f"{i}.png": encoded(noise(16 + 8 * (i % 3), 16, seed=i)) for i in range(150)}
     pictures |= {"broken.png": b"x", "empty.png": b""}
@@ -260,7 +262,7 @@ def test_killed_at_twenty_random_moments(tmp_path, checkpoint):
 def test_identical_files_are_scored_once(checkpoint, monkeypatch):
     from npr_model import checkpoints
 
-    scorer = runner.Scorer(checkpoints.load(checkpoint), batch_size=4)
+    scorer = scorer_module.Scorer(checkpoints.load(checkpoint), batch_size=4)
     scored, logits = [], scorer._logits
     monkeypatch.setattr(scorer, "_logits", lambda pixels: scored.append(len(pixels)) or logits(pixels))
     pictures = [encoded(noise(16, 16, seed=i)) for i in range(3)]
@@ -277,7 +279,7 @@ def test_what_is_known_of_files_is_bounded(checkpoint, monkeypatch):
     from npr_model import checkpoints
 
     monkeypatch.setattr(known, "KNOWN_ROWS", 2)
-    scorer = runner.Scorer(checkpoints.load(checkpoint), batch_size=1, workers=1)
+    scorer = scorer_module.Scorer(checkpoints.load(checkpoint), batch_size=1, workers=1)
     scored, logits = [], scorer._logits
     monkeypatch.setattr(scorer, "_logits", lambda pixels: scored.append(len(pixels)) or logits(pixels))
     pictures = [encoded(noise(16, 16, seed=i)) for i in range(4)]
@@ -289,7 +291,7 @@ def test_what_a_row_says_of_its_file(checkpoint):
     from npr_model import checkpoints
     from npr_model.imaging.views import View
 
-    scorer = runner.Scorer(checkpoints.load(checkpoint), view=View("resize", 64))
+    scorer = scorer_module.Scorer(checkpoints.load(checkpoint), view=View("resize", 64))
     files = {
         "jpeg": encoded(noise(80, 71), "JPEG", quality=83, subsampling="4:2:2"),
         "png": encoded(noise(64, 64)),

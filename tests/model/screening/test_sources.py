@@ -21,9 +21,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from npr_model.errors import InputError
 from npr_model.files import HIDDEN
-from npr_model.screening import items, remote, retries, sources, tars, zips
-from npr_model.screening.items import NO_IMAGE, NO_IMAGE_NAME, Item
-from npr_model.screening.sources import SourceError, Sources
+from npr_model.scoring import items
+from npr_model.scoring.items import Item
+from npr_model.screening.inputs import remote, retries, sources, tars, zips
+from npr_model.screening.inputs.skipped import NO_IMAGE, NO_IMAGE_NAME
+from npr_model.screening.inputs.sources import SourceError, Sources
 from tests.model.conftest import encoded, noise
 
 PICTURES = {f"part{i % 2}/img{i}.png": encoded(noise(8, 8 + i, seed=i)) for i in range(5)}

@@ -12,7 +12,7 @@ from npr_model import checkpoints, cli
 from npr_model.errors import InputError
 from npr_model.evaluation.evaluate import collect, evaluate
 from npr_model.imaging.perturbations import Perturbation
-from npr_model.screening.runner import Scorer
+from npr_model.scoring.scorer import Scorer
 from npr_model.studies import robustness
 from tests.model.conftest import make_detector
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from npr_model.imaging.decode import ImageError, decode
+from npr_model.imaging.decode import decode
+from npr_model.imaging.errors import ImageError
 from npr_model.imaging.filters import gaussian_blur
 from npr_model.imaging.headers import Encoding
 from npr_model.imaging.views import View

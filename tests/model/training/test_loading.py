@@ -6,24 +6,25 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from npr_model import datasets
+from npr_model import dataset_checks
 from npr_model.datasets import FAKE, REAL, DatasetError, Sample
 from npr_model.errors import InputError
 from npr_model.training.config import PRESETS, TrainConfig
 from npr_model.training.loading import BalancedBatches, Loader, TrainingCrops
 from tests.model.conftest import encoded, noise
 
-LABELS = [REAL] * 10 + [FAKE] * 3
+SAMPLES = [Sample(Path(f"{n}.png"), REAL if n < 10 else FAKE, "group") for n in range(13)]
 CPU = torch.device("cpu")
 
 
-def batches(labels=LABELS, rank=0, size=1, **values) -> BalancedBatches:
-    return BalancedBatches(labels, TrainConfig(**{"batch_size": 4, **values}), rank, size)
+def batches(samples=SAMPLES, rank=0, size=1, **values) -> BalancedBatches:
+    return BalancedBatches(samples, TrainConfig(**{"batch_size": 4, **values}), rank, size)
 
 
 def epoch(sampler: BalancedBatches, number: int = 0, first_step: int = 0) -> list[list[tuple[int, int, int]]]:
@@ -45,6 +46,22 @@ def test_classes_are_balanced_and_every_sample_is_used():
     assert orders[0].tolist() != orders[1].tolist()
     assert orders[0].tolist() != batches(seed=1).order(0).tolist()
     assert orders[0].tolist() == batches().order(0).tolist()
+
+
+@pytest.mark.parametrize(("balance", "drawn"), [(0, (16, 4)), (0.5, (40 / 3, 20 / 3)), (1, (10, 10))])
+def test_groups_are_balanced(balance, drawn):
+    """Generated images of a group of 8 and of one of 2, beside 20 real ones: 20 are drawn of each class."""
+    fakes = [Sample(Path(f"{n}.png"), FAKE, "large" if n < 8 else "small") for n in range(10)]
+    samples = [*(Sample(Path(f"{n}.jpg"), REAL, "photographs") for n in range(20)), *fakes]
+    sampler = batches(samples, balance_groups=balance)
+    orders = [sampler.order(number) for number in range(300)]
+    for order in orders:
+        assert sorted(order[order < 20].tolist()) == list(range(20)) and len(order) == 40
+    groups = Counter(samples[number].group for order in orders for number in order)
+    assert groups["large"] / 300 == pytest.approx(drawn[0], rel=0.02)
+    assert groups["small"] / 300 == pytest.approx(drawn[1], rel=0.02)
+    images = Counter(number for order in orders for number in order[order >= 20])
+    assert max(images[n] for n in range(20, 28)) < 1.1 * min(images[n] for n in range(20, 28))
 
 
 def test_batches_cut_the_order_and_a_resumed_epoch_has_the_same_ones():
@@ -134,7 +151,7 @@ def test_loader_gives_the_same_for_any_number_of_workers(samples):
     runs = []
     for workers in (0, 2):
         config = replace(PRESETS["wild"], crop_size=24, batch_size=4, workers=workers)
-        sampler = BalancedBatches([sample.label for sample in samples], config)
+        sampler = BalancedBatches(samples, config)
         loader = Loader(samples, sampler, CPU)
         epochs = []
         for number, first_step in ((0, 0), (1, 0), (1, 1)):
@@ -157,7 +174,7 @@ def test_loader_gives_the_same_for_any_number_of_workers(samples):
 def test_a_bad_file_is_named(samples, workers, match_classes):
     config = TrainConfig(crop_size=24, batch_size=8, workers=workers, match_classes=match_classes)
     samples[0].path.write_bytes(b"")
-    loader = Loader(samples, BalancedBatches([sample.label for sample in samples], config), CPU)
+    loader = Loader(samples, BalancedBatches(samples, config), CPU)
     with pytest.raises(DatasetError, match=r"0\.jpg: the (file is empty|header cannot be read)"):
         list(loader)
 
@@ -168,7 +185,7 @@ def test_inspection(tmp_path):
         (tmp_path / name).write_bytes(encoded(noise(8, 8), format))
         listed.append(Sample(tmp_path / name, label, "x"))
     read = []
-    inspection = datasets.inspect_samples(listed, 2, 1, read.append)
+    inspection = dataset_checks.inspect_samples(listed, 2, 1, read.append)
     assert str(inspection) == "0_real: 1 PNG, 1 JPEG; 1_fake: 1 PNG" and inspection.classes_differ
     assert len(inspection.decoders) == 2 and sum(read) == 3
-    assert not datasets.inspect_samples([listed[0], listed[2]], 2, 1).classes_differ
+    assert not dataset_checks.inspect_samples([listed[0], listed[2]], 2, 1).classes_differ

@@ -122,6 +122,24 @@ def pixels_and_labels(count: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     return pixels, torch.arange(count, dtype=torch.float64)[:, None] % 2
 
 
+def test_the_running_average_is_what_a_checkpoint_stores():
+    parts, decay = pixels_and_labels(), 0.75
+    trainer = Trainer(small(average_decay=decay), CPU)
+    trainer.network.double(), trainer.average.double()
+    expected = None
+    for _ in range(4):
+        trainer.step(iter([parts]))
+        now = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+        expected = {n: decay * expected[n] + (1 - decay) * now[n] for n in now} if expected else now
+    stored = trainer.result.state_dict()
+    for name in ("conv1.weight", "bn1.running_var", "layer2.3.conv3.weight", "fc1.bias"):
+        torch.testing.assert_close(stored[name], expected[name], rtol=1e-12, atol=1e-12, msg=name)
+        assert not torch.equal(stored[name], now[name])
+    resumed = Trainer(small(average_decay=decay), CPU)
+    resumed.load(trainer.state())
+    assert torch.equal(resumed.result.state_dict()["fc1.bias"], stored["fc1.bias"].float())
+
+
 def test_accumulation_equals_the_large_batch():
     """Each part repeats the batch's images, so that its batch-norm statistics are those of the whole batch."""
     pixels, labels = pixels_and_labels()
@@ -200,7 +218,8 @@ def killed_after(number: int):
 def test_a_resumed_run_has_the_losses_and_weights_of_an_unbroken_one(labelled, tmp_path):
     """The run ends before its first save, within an epoch, or between epochs; each has three steps."""
     root = labelled({"train/0_real": 12, "train/1_fake": 12, "held/0_real": 2, "held/1_fake": 2})
-    config = small(root / "train", validation=(str(root / "held"),), epochs=3, save_steps=2, decay_epochs=2)
+    values = {"epochs": 3, "save_steps": 2, "decay_epochs": 2, "average_decay": 0.9, "balance_groups": 0.5}
+    config = small(root / "train", validation=(str(root / "held"),), **values)
     unbroken = []
     loop.train(config, tmp_path / "unbroken", callbacks=Callbacks(on_step=unbroken.append))
     # Saved every second step and after every third; a step is reported when the next one is done.

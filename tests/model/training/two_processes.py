@@ -21,7 +21,7 @@ def float64_steps(chosen: config.TrainConfig) -> dict:
     """Losses and final state of one epoch."""
     samples = loop.find_images(chosen).samples
     with process_group("cpu") as process:
-        sampler = BalancedBatches([sample.label for sample in samples], chosen, process.rank, process.size)
+        sampler = BalancedBatches(samples, chosen, process.rank, process.size)
         trainer = Trainer(chosen, process)
         trainer.network.double()
         parts = ((pixels, labels.double()) for pixels, labels in Loader(samples, sampler, process.device))

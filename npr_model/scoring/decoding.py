@@ -1,0 +1,192 @@
+"""From an item's bytes to the pixels that are scored, in threads (simplejpeg and Pillow release the GIL)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from npr_model.errors import InputError, reason
+from npr_model.imaging.decode import DecodedImage, decode
+from npr_model.imaging.errors import ImageError, check_size
+from npr_model.imaging.headers import Encoding, read_encoding
+from npr_model.imaging.jpeg_quality import estimate_quality
+from npr_model.imaging.limits import MAX_PIXELS
+from npr_model.imaging.recompression import was_coarser
+from npr_model.imaging.views import View
+from npr_model.scoring.items import Item
+from npr_model.scoring.rows import Row
+
+AHEAD_PIXELS = 2**26  # decoded pixels that may wait: 192 MiB
+DECODING_PIXELS = 2**26  # that all threads may decode at once; a larger image is decoded alone
+TINY = 64  # pixels; with a shorter side below it, a verdict depends on few cells
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A row without score and the pixels to score, (H, W, 3) uint8; the pixels are None if the row is finished."""
+
+    row: Row
+    pixels: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Reads and decodes items for one network. Whatever fails becomes a row with an error."""
+
+    view: View
+    model: str
+    grid_size: int
+    max_pixels: int = MAX_PIXELS
+
+    def decode(self, item: Item, find: Callable[[Row], Row | None] = lambda row: None) -> Decoded:
+        """Read and decode an item. ``find`` returns the finished row of identical bytes, if there is one."""
+        began = time.perf_counter()
+        row = Row(item.source, view=str(self.view), model=self.model)
+        pixels = None
+        try:
+            data = item.load()
+            row = replace(row, sha256=_digest(data))
+            if twin := find(row):
+                row = twin
+            else:
+                encoding = _encoding(data)
+                with _room.taken(0 if encoding is None else min(encoding.width * encoding.height, self.max_pixels)):
+                    decoded = self._decoded(data)
+                    row = _describe(row, encoding, decoded, self.grid_size)
+                    pixels = self.view.apply(decoded.pixels, self.grid_size)
+                if self.view.kind == "resize" and (self.view.size or 0) < min(decoded.width, decoded.height):
+                    row = replace(row, flags=" ".join(filter(None, (row.flags, "resized"))))
+        except ImageError as error:
+            row = replace(row, error=str(error), error_code=error.code)
+        except InputError:
+            raise
+        except Exception as error:  # file systems can raise anything; the run must go on
+            row = replace(row, error=f"the file cannot be read ({reason(error)})", error_code="unreadable")
+        return Decoded(replace(row, milliseconds=1000 * (time.perf_counter() - began)), pixels)
+
+    def _decoded(self, data: bytes | DecodedImage) -> DecodedImage:
+        if isinstance(data, bytes):
+            return decode(data, max_pixels=self.max_pixels)
+        check_size(data.width, data.height, self.max_pixels)
+        return data
+
+
+class _Room:
+    """Bounds the pixels that are decoded at once. An image that is larger than the bound gets all the room."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._taken = 0
+
+    @contextlib.contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for ``pixels``, and hold it."""
+        pixels = min(pixels, DECODING_PIXELS)
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken + pixels <= DECODING_PIXELS)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+_room = _Room()
+
+
+def _encoding(data: bytes | DecodedImage) -> Encoding | None:
+    """The header of a file. None for pixels without a file, and for a header that only the decoder understands."""
+    try:
+        return read_encoding(data) if isinstance(data, bytes) else None
+    except ImageError:
+        return None
+
+
+def _digest(data: bytes | DecodedImage) -> str:
+    """sha256 of the encoded bytes; for pixels without a file, of their size and values."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256(f"{data.width}x{data.height} pixels\n".encode())
+    digest.update(data.pixels.data)
+    return digest.hexdigest()
+
+
+def decode_ahead(
+    decode: Callable[[Item], Decoded], items: Iterable[Item], workers: int, most: int
+) -> Iterator[Decoded]:
+    """Decode ``items`` in threads and yield them in order.
+
+    At most ``most`` items, and AHEAD_PIXELS pixels (but at least one image per worker), are decoded ahead.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="npr-decode")
+    ahead: deque[Future[Decoded]] = deque()
+    gate, waiting_pixels, taken, closed = threading.Condition(), 0, 0, False
+
+    def work(item: Item, number: int) -> Decoded:
+        nonlocal waiting_pixels
+        with gate:  # the next item in order must pass, or nothing would make room
+            gate.wait_for(lambda: waiting_pixels < AHEAD_PIXELS or number == taken or closed)
+        decoded = decode(item)
+        with gate:
+            waiting_pixels += _pixels(decoded)
+        return decoded
+
+    def take() -> Decoded:
+        nonlocal waiting_pixels, taken
+        decoded = ahead.popleft().result()
+        with gate:
+            waiting_pixels -= _pixels(decoded)
+            taken += 1
+            gate.notify_all()
+        return decoded
+
+    try:
+        for number, item in enumerate(items):
+            ahead.append(pool.submit(work, item, number))
+            if len(ahead) >= most:
+                yield take()
+        while ahead:
+            yield take()
+    finally:
+        with gate:
+            closed = True
+            gate.notify_all()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _pixels(decoded: Decoded) -> int:
+    return 0 if decoded.pixels is None else math.prod(decoded.pixels.shape[:2])
+
+
+def _describe(row: Row, encoding: Encoding | None, decoded: DecodedImage, grid_size: int) -> Row:
+    """Return ``row`` with the facts about its file."""
+    quality, subsampling, recompressed = None, None, False
+    if encoding is not None and encoding.format == "JPEG":
+        subsampling = encoding.subsampling
+        if encoding.quantization is not None:
+            quality = estimate_quality(encoding.quantization[0])
+            recompressed = was_coarser(decoded.pixels, encoding.quantization[0])
+    height, width = decoded.height, decoded.width
+    tiny, odd = min(height, width) < TINY, height % grid_size or width % grid_size
+    flags = {"tiny": tiny, "odd": odd, "recompressed": recompressed}
+    return replace(
+        row,
+        width=width,
+        height=height,
+        format=decoded.format,
+        jpeg_quality=quality,
+        subsampling=subsampling,
+        flags=" ".join(name for name, is_so in flags.items() if is_so),
+        decoder=decoded.decoder,
+    )

@@ -1,0 +1,288 @@
+"""Screening on one machine: items are decoded in threads, gathered into batches of one size, and scored."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from npr_kernels import BackendError
+from npr_model.checkpoints import LoadedCheckpoint
+from npr_model.errors import reason
+from npr_model.imaging.limits import MAX_PIXELS
+from npr_model.imaging.views import View
+from npr_model.inference.freeze import freeze
+from npr_model.inference.fused import default_dtype
+from npr_model.scoring.batches import Batches
+from npr_model.scoring.decoding import Decoded, Decoder, decode_ahead
+from npr_model.scoring.items import Item
+from npr_model.scoring.journal import Journal
+from npr_model.scoring.known import Cache, Known
+from npr_model.scoring.rows import Row, unscored
+from npr_model.verdicts import Calibration
+
+IN_ORDER = 64  # images among which batches are gathered when the order is kept
+NO_JOURNAL = Journal()
+GPU_ROW_BYTES = 16  # rows of images on a GPU begin at multiples of it: its widest loads
+
+
+@dataclass
+class Rates:
+    """Time spent so far, to see whether decoding or the network limits the run."""
+
+    workers: int
+    decoded: int = 0
+    decoding_seconds: float = 0.0
+    scored: int = 0
+    scoring_seconds: float = 0.0
+
+    @property
+    def decoding(self) -> float:
+        """Images per second that all workers together can read and decode."""
+        return self.decoded * self.workers / self.decoding_seconds if self.decoding_seconds else 0.0
+
+    @property
+    def scoring(self) -> float:
+        """Images per second that the network can score."""
+        return self.scored / self.scoring_seconds if self.scoring_seconds else 0.0
+
+    @property
+    def text(self) -> str:
+        """Both rates as text, once they are known."""
+        return f"decoding {self.decoding:.0f}/s, network {self.scoring:.0f}/s" if self.scored else ""
+
+
+class Scorer:
+    """Scores images with a loaded checkpoint. Memory is bounded, whatever the input.
+
+    Args:
+        checkpoint: The network and its metadata.
+        view, calibration: Default: the checkpoint's.
+        batch_size: Images of one size that are scored together, up to BATCH_PIXELS.
+        workers: Decoding threads (simplejpeg and Pillow release the GIL); 0 for one per core, at most 16.
+        dtype: Precision. Default: bfloat16 where the hardware multiplies it natively, else float32.
+        device: Where the network runs.
+        max_pixels: Larger images are errors.
+        cache: File of a :class:`npr_model.scoring.known.Cache`. None: no cache.
+    """
+
+    def __init__(
+        self,
+        checkpoint: LoadedCheckpoint,
+        *,
+        view: View | None = None,
+        calibration: Calibration | None = None,
+        batch_size: int = 16,
+        workers: int = 0,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        max_pixels: int = MAX_PIXELS,
+        cache: str | os.PathLike | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.decoder = Decoder(
+            view or checkpoint.metadata.view, checkpoint.model_id, checkpoint.model.grid_size, max_pixels
+        )
+        self.checkpoint = checkpoint
+        self.batch_size = batch_size
+        self.workers = workers or min(16, os.cpu_count() or 1)
+        self.device = torch.device(device)
+        calibration = calibration or checkpoint.metadata.calibration
+        self.calibrated = calibration is not None
+        self.calibration = calibration or Calibration()
+        self._calibrated_view = checkpoint.metadata.view
+        self.rates = Rates(self.workers)
+        self.dtype = str(dtype or default_dtype(self.device)).removeprefix("torch.")
+        self._cache = None if cache is None else Cache(cache, self.dtype, self._finish)
+        self._model = freeze(checkpoint.model.to(self.device), dtype)
+        # A GPU gets the next batch before the rows of the last are built, so that it never waits.
+        self._launched_ahead = 1 if self.device.type == "cuda" else 0
+        self._row_bytes = GPU_ROW_BYTES if self.device.type == "cuda" else 1
+
+    @property
+    def view(self) -> View:
+        return self.decoder.view
+
+    @property
+    def verdict_caveat(self) -> str | None:
+        """Why the verdicts may not mean what the calibration's note says; None if they do."""
+        if not self.calibrated:
+            return "not calibrated: verdicts use the logit 0 as threshold, use them as a ranking only"
+        if self.view != self._calibrated_view:
+            return (
+                f"verdicts use the threshold of view {self._calibrated_view}, which may not hold for view {self.view}: "
+                f"npr calibrate --view {self.view} finds one"
+            )
+        return None
+
+    @property
+    def model_id(self) -> str:
+        return self.decoder.model
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What all rows of one output must have in common."""
+        threshold = f"{self.calibration.threshold:g}"
+        return {"model": self.model_id, "view": str(self.view), "dtype": self.dtype, "threshold": threshold}
+
+    def with_view(self, view: View) -> Scorer:
+        """Return a scorer with the same network (not copied) and another view."""
+        other = copy.copy(self)
+        other.decoder = replace(self.decoder, view=view)
+        return other
+
+    def score(self, items: Iterable[Item], journal: Journal = NO_JOURNAL) -> Iterator[Row]:
+        """Yield one row per item as soon as it is known: batch by batch, so not in the order of the items.
+
+        The order depends on the items only, not on the timing of threads. A bad item is a row with an error. Identical
+        files are scored once, if at most KNOWN_ROWS different ones lie between them. ``journal`` records what is being
+        decoded or scored. Raises InputError if the cache fails.
+        """
+        self.rates = Rates(self.workers)
+        known = Known()
+        try:
+            yield from self.score_decoded(self._decode_all(items, known, journal), known, journal)
+        finally:
+            if self._cache is not None:
+                self._cache.commit()
+
+    def score_in_order(self, items: Iterable[Item]) -> Iterator[Row]:
+        """As :meth:`score`, but in the order of the items, gathering batches among IN_ORDER items at a time."""
+        self.rates = Rates(self.workers)
+        known = Known()
+        numbered = (Item(str(number), item.load) for number, item in enumerate(items))
+        decoded, ready, due = self._decode_all(numbered, known), {}, 0
+        try:
+            while some := list(itertools.islice(decoded, 1)):
+                window = itertools.chain(some, itertools.islice(decoded, IN_ORDER - 1))
+                for row in self.score_decoded(window, known):
+                    ready[int(row.source)] = row
+                    while due in ready:
+                        yield ready.pop(due)
+                        due += 1
+        finally:
+            if self._cache is not None:
+                self._cache.commit()
+
+    def score_decoded(self, decoded: Iterable[Decoded], known: Known, journal: Journal = NO_JOURNAL) -> Iterator[Row]:
+        """As :meth:`score`, for items that are already decoded; ``known`` is added to."""
+
+        def on_scored(row: Row) -> None:
+            known.add(row)
+            if self._cache is not None:
+                self._cache.add(row)
+
+        batches = Batches(
+            self._launch,
+            batch_size=self.batch_size,
+            launched_ahead=self._launched_ahead,
+            known=known,
+            on_scored=on_scored,
+            journal=journal,
+        )
+        return batches.rows(decoded)
+
+    def _decode_all(self, items: Iterable[Item], known: Known, journal: Journal = NO_JOURNAL) -> Iterator[Decoded]:
+        def find(row: Row) -> Row | None:
+            twin = known.find(row) or (self._cache and self._cache.find(row))
+            return twin if twin and (twin.width or 0) * (twin.height or 0) <= self.decoder.max_pixels else None
+
+        def decode(item: Item) -> Decoded:
+            journal.start([item.source])
+            try:
+                return self.decoder.decode(item, find=find)
+            finally:
+                journal.end([item.source])
+
+        most = 2 * max(self.workers, self.batch_size)
+        for decoded in decode_ahead(decode, items, self.workers, most):
+            self.rates.decoded += 1
+            self.rates.decoding_seconds += (decoded.row.milliseconds or 0) / 1000
+            yield decoded
+
+    def _launch(self, batch: list[Decoded]) -> Callable[[], Iterator[Row]]:
+        """Send a batch through the network; the result waits for it and yields its rows."""
+        try:
+            logits = self._logits([decoded.pixels for decoded in batch if decoded.pixels is not None])
+        except BackendError:
+            raise  # would fail for every batch
+        except (RuntimeError, MemoryError) as error:
+            why = reason(error)  # not the error itself, which would keep the batch in memory
+        else:
+            return partial(self._rows, batch, logits)
+        return partial(self._halves, batch, why)
+
+    def _rows(self, batch: list[Decoded], logits: Callable[[], tuple[list[float], float]]) -> Iterator[Row]:
+        try:
+            values, seconds = logits()
+        except BackendError:
+            raise
+        except (RuntimeError, MemoryError) as error:
+            why = reason(error)
+        else:
+            self.rates.scored += len(batch)
+            self.rates.scoring_seconds += seconds
+            for decoded, logit in zip(batch, values, strict=True):
+                milliseconds = (decoded.row.milliseconds or 0) + 1000 * seconds / len(batch)
+                yield self._finish(replace(decoded.row, milliseconds=milliseconds), logit)
+            return
+        yield from self._halves(batch, why)
+
+    def _halves(self, batch: list[Decoded], why: str) -> Iterator[Row]:
+        """Score a failed batch in halves, as memory was probably short. An image that fails alone is an error row."""
+        if len(batch) == 1:
+            yield unscored(batch[0].row, f"the image cannot be scored ({why})")
+            return
+        middle = len(batch) // 2
+        for half in (batch[:middle], batch[middle:]):
+            yield from self._launch(half)()
+
+    def _logits(self, pixels: list[np.ndarray]) -> Callable[[], tuple[list[float], float]]:
+        """Send N arrays (H, W, 3) uint8 through the network; the result waits for it, and returns logits and seconds.
+
+        Permuted, the arrays have channels_last strides, which the kernels prefer.
+        """
+        began = time.perf_counter()
+        on_gpu = self.device.type == "cuda"
+        height, width, _ = pixels[0].shape
+        pitch = -(-3 * width // self._row_bytes) * self._row_bytes
+        rows = torch.empty((len(pixels), height, pitch), dtype=torch.uint8, pin_memory=on_gpu)
+        np.stack(pixels, out=_images(rows, width).numpy())
+        if not on_gpu:
+            logits = self._model(_images(rows, width).permute(0, 3, 1, 2)).squeeze(1).tolist()
+            seconds = time.perf_counter() - began
+            return lambda: (logits, seconds)
+        stream = torch.cuda.current_stream(self.device)
+        start, end = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))
+        start.record(stream)
+        rows = rows.to(self.device, non_blocking=True)  # with the bytes between them, or it would be copied row by row
+        logits = self._model(_images(rows, width).permute(0, 3, 1, 2)).squeeze(1)
+        copied = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+        copied.copy_(logits, non_blocking=True)
+        end.record(stream)
+
+        def wait() -> tuple[list[float], float]:
+            end.synchronize()  # blocking wait: the core can decode meanwhile
+            return copied.tolist(), start.elapsed_time(end) / 1000
+
+        return wait
+
+    def _finish(self, row: Row, logit: float) -> Row:
+        if not math.isfinite(logit):
+            return unscored(row, f"the network gave a logit of {logit}")
+        probability = self.calibration.probability(logit)
+        return replace(row, logit=logit, probability=probability, verdict=self.calibration.verdict(logit))
+
+
+def _images(rows: torch.Tensor, width: int) -> torch.Tensor:
+    """The pixels (N, H, width, 3) at the beginning of ``rows`` (N, H, bytes); the same memory."""
+    return rows[:, :, : 3 * width].unflatten(2, (width, 3))

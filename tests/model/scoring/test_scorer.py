@@ -1,0 +1,538 @@
+"""Screening: one row an item, whatever the files are; rows are kept, whatever happens to the run."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import gc
+import itertools
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from npr_kernels import BackendError
+from npr_model import checkpoints
+from npr_model.errors import InputError
+from npr_model.files import HIDDEN, LEADS_BACK
+from npr_model.imaging.views import View
+from npr_model.scoring import batches, decoding
+from npr_model.scoring import scorer as scorer_module
+from npr_model.scoring.items import Item
+from npr_model.scoring.rows import SCHEMA, Row, Totals
+from npr_model.scoring.scorer import Scorer
+from npr_model.screening.inputs.skipped import NO_IMAGE, UNREADABLE
+from npr_model.screening.inputs.sources import SourceError, Sources
+from npr_model.screening.outputs import sinks
+from npr_model.screening.outputs.sinks import SinkError
+from npr_model.verdicts import Calibration
+from tests.model.conftest import encoded, make_detector, noise
+from tests.model.imaging.test_images import png_claiming
+
+
+@pytest.fixture
+def scorer(checkpoint):
+    def make(**options) -> Scorer:
+        return Scorer(checkpoints.load(checkpoint), dtype=torch.float32, **options)
+
+    return make
+
+
+def item(source: str, data: bytes) -> Item:
+    return Item(source, lambda: data)
+
+
+def reference_logit(pixels: np.ndarray) -> float:
+    with torch.no_grad():
+        return make_detector()(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)).item()
+
+
+def mixed_items() -> tuple[list[Item], dict[str, np.ndarray], dict[str, str]]:
+    """Items, the pixels of the good ones, and parts of the errors of the bad ones."""
+    sizes = [(2, 2), (3, 2), (16, 16), (17, 16), (16, 24), (40, 30)]
+    good = {f"good {i}": noise(*sizes[i % len(sizes)], seed=i) for i in range(30)}
+    bad = {
+        "empty": (b"", "empty"),
+        "text": (b"text" * 50, "not an image"),
+        "truncated": (encoded(noise(40, 40), "JPEG")[:900], "truncated"),
+        "1x1": (encoded(noise(1, 1)), "the image is 1x1 pixels, smaller than one cell of 2x2"),
+        "enormous": (png_claiming(100_000, 100_000), "has 100000x100000"),
+    }
+    items = [item(name, encoded(pixels)) for name, pixels in good.items()]
+    items += [item(name, data) for name, (data, _) in bad.items()]
+    random.Random(0).shuffle(items)
+    return items, good, {name: message for name, (_, message) in bad.items()}
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (4, 2), (64, 3)])
+def test_one_row_an_item_with_the_networks_logit(scorer, batch_size, workers):
+    items, good, bad = mixed_items()
+    rows = list(scorer(batch_size=batch_size, workers=workers).score(items))
+    assert sorted(row.source for row in rows) == sorted(i.source for i in items)
+    for row in rows:
+        assert row.view == "native" and row.model.startswith("random@")
+        if row.source in bad:
+            assert bad[row.source] in row.error
+            assert row.logit is row.probability is row.verdict is None
+        else:
+            pixels = good[row.source]
+            assert row.error is None
+            assert row.logit == pytest.approx(reference_logit(pixels), abs=1e-4)
+            assert row.probability == pytest.approx(1 / (1 + math.exp(-row.logit)))
+            assert row.verdict == ("generated" if row.logit > 0 else "real")
+            assert (row.height, row.width) == pixels.shape[:2]
+            assert row.format == "PNG" and row.decoder.startswith("pillow ")
+
+
+def test_size_of_a_decoded_image_is_kept_with_its_error(scorer):
+    (row,) = scorer().score([item("thin", encoded(noise(1, 9)))])
+    assert (row.width, row.height, row.format) == (9, 1, "PNG")
+    assert "smaller than one cell" in row.error
+
+
+def test_order_depends_on_the_items_alone(scorer):
+    items, _, _ = mixed_items()
+    orders = [[row.source for row in scorer(batch_size=4, workers=n).score(items)] for n in (1, 4)]
+    assert orders[0] == orders[1]
+
+
+def test_listing_and_decoding_go_ahead_a_little_only(scorer, monkeypatch):
+    monkeypatch.setattr(batches, "PENDING_PIXELS", 2000)  # seven images of 16x16
+    monkeypatch.setattr(decoding, "AHEAD_PIXELS", 2000)
+    listed = loaded = 0
+
+    def endless():
+        nonlocal listed
+        while True:
+            listed += 1
+            yield Item(str(listed), functools.partial(load, listed))
+
+    def load(number):
+        nonlocal loaded
+        loaded += 1
+        return encoded(noise(16, 16, seed=number))
+
+    rows = scorer(batch_size=100, workers=2).score(endless())
+    next(rows)
+    time.sleep(0.2)
+    assert 7 < listed <= 8 + 2 * 100
+    assert 8 <= loaded <= 8 + 8 + 2
+    seen = 1 + len(list(itertools.islice(rows, 500)))
+    time.sleep(0.2)
+    assert seen == 501 and loaded <= 501 + 8 + 8 + 2
+    rows.close()
+
+
+def test_batches_are_bounded_in_pixels(scorer, monkeypatch):
+    monkeypatch.setattr(batches, "BATCH_PIXELS", 600)
+    made = scorer(batch_size=1000)
+    sizes = []
+    inner = made._logits
+    monkeypatch.setattr(made, "_logits", lambda pixels: sizes.append(len(pixels)) or inner(pixels))
+    assert len(list(made.score([item(str(i), encoded(noise(16, 16, seed=i))) for i in range(8)]))) == 8
+    assert sizes == [3, 3, 2]
+
+
+@pytest.fixture(params=[0, 1, 2])
+def ahead(request, scorer):
+    """As ``scorer``, with so many batches launched before the rows of one are made: on a GPU it is 1."""
+
+    def make(**options) -> Scorer:
+        made = scorer(**options)
+        made._launched_ahead = make.ahead
+        return made
+
+    make.ahead = request.param
+    return make
+
+
+def test_batches_are_launched_before_the_rows_of_others_are_made(scorer, ahead, monkeypatch):
+    """The rows are the same; a copy waits for those of what it is a copy of."""
+    pictures = [encoded(noise(16, 16, seed=i)) for i in range(7)]
+    items = [item(str(i), pictures[number]) for i, number in enumerate((0, 1, 2, 3, 4, 5, 2, 6, 6, 0))]
+    expected = {row.source: row.logit for row in scorer(batch_size=2).score(items)}
+    made = ahead(batch_size=2)
+    inner, events = made._logits, []
+
+    def logits(pixels):
+        events.append(1)
+        wait = inner(pixels)
+        return lambda: events.append(-1) or wait()
+
+    monkeypatch.setattr(made, "_logits", logits)
+    found = list(made.score(items))
+    assert {row.source: row.logit for row in found} == expected and len(found) == 10
+    assert sum(events) == 0 and max(itertools.accumulate(events)) == ahead.ahead + 1
+    assert made.rates.scored == 7
+
+
+@pytest.mark.parametrize("width", [16, 17, 22])
+def test_rows_begin_at_multiples_of_some_bytes_and_logits_stay(scorer, monkeypatch, width):
+    """As on a GPU, whose kernels load 16 bytes at once."""
+    items = [item(str(i), encoded(noise(18, width, seed=i))) for i in range(3)]
+    expected = {row.source: row.logit for row in scorer(batch_size=3).score(items)}
+    made = scorer(batch_size=3)
+    made._row_bytes = scorer_module.GPU_ROW_BYTES
+    inner, seen = made._model, []
+    monkeypatch.setattr(made, "_model", lambda x: seen.append(x) or inner(x))
+    assert {row.source: row.logit for row in made.score(items)} == expected
+    (x,) = seen
+    assert x.shape == (3, 3, 18, width) and x.stride()[1] == 1 and x.stride()[3] == 3
+    assert x.data_ptr() % 16 == x.stride(0) % 16 == x.stride(2) % 16 == 0 and x.stride(2) < 3 * width + 16
+
+
+def test_rows_of_a_gpu_are_those_of_the_cpu(scorer, cuda):
+    """Batches on their way while others are launched, of sizes that come in turns, with copies among them."""
+    items = [item(str(i), encoded(noise(16 + 8 * (i % 3), 24, seed=i % 50))) for i in range(120)]
+    expected = {row.source: row.logit for row in scorer(batch_size=4).score(items)}
+    found = {row.source: row for row in scorer(batch_size=4, device=cuda).score(items)}
+    assert found.keys() == expected.keys() and len(found) == 120
+    for source, row in found.items():
+        assert row.error is None and abs(row.logit - expected[source]) < 0.01  # TF32
+
+
+@pytest.mark.parametrize("when", ["launched", "waited for"])
+def test_what_fails_alone_is_an_error_row(ahead, monkeypatch, when):
+    made = ahead(batch_size=4)
+    inner = made._logits
+
+    def short_of_memory(pixels):
+        def fail():
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp]\nDefaultCPUAllocator: can't allocate memory")
+
+        if any((one == 255).all() for one in pixels):
+            return fail if when == "waited for" else fail()
+        return inner(pixels)
+
+    monkeypatch.setattr(made, "_logits", short_of_memory)
+    pictures = [noise(8, 8, seed=i) for i in range(11)]
+    pictures[3] = np.full((8, 8, 3), 255, np.uint8)
+    rows = {row.source: row for row in made.score(item(str(i), encoded(p)) for i, p in enumerate(pictures))}
+    assert [name for name, row in rows.items() if row.error is not None] == ["3"] and len(rows) == 11
+    assert "can't allocate memory" in rows["3"].error and "\n" not in rows["3"].error
+
+
+def test_a_failed_batch_keeps_no_memory(ahead, monkeypatch):
+    """Where memory was short, the next batch would fail for what the one before still holds."""
+    made = ahead(batch_size=2)
+    held: list[weakref.ref] = []
+
+    def fail(pixels):
+        activations = torch.zeros(1000)
+        held.append(weakref.ref(activations))
+        assert not any(one() is not None for one in held[:-1])
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(made, "_logits", fail)
+    gc.disable()
+    try:
+        rows = list(made.score([item(str(i), encoded(noise(8, 8, seed=i))) for i in range(6)]))
+    finally:
+        gc.enable()
+    assert len(rows) == 6 and len(held) == 9
+    assert {row.error for row in rows} == {"the image cannot be scored (out of memory)"}
+
+
+def test_rows_that_are_computed_are_not_lost_where_the_source_fails(ahead):
+    def items():
+        for i in range(5):
+            yield item(str(i), encoded(noise(8, 8, seed=i)))
+        raise InputError("the list ends here")
+
+    rows = []
+    with pytest.raises(InputError, match="the list ends here"):
+        for row in ahead(batch_size=2, workers=1).score(items()):
+            rows.append(row.source)
+    assert rows == ["0", "1"]  # the others were only on their way to the network
+
+
+def test_backend_that_cannot_serve_stops_the_run(ahead, monkeypatch):
+    made = ahead(batch_size=1)
+    inner, calls = made._logits, []
+
+    def refuse(pixels):
+        calls.append(pixels)
+        if len(calls) == 3:
+            raise BackendError("no")
+        return inner(pixels)
+
+    monkeypatch.setattr(made, "_logits", refuse)
+    rows = []
+    with pytest.raises(BackendError):
+        for row in made.score([item(str(i), encoded(noise(8, 8, seed=i))) for i in range(5)]):
+            rows.append(row.source)
+    assert rows == ["0", "1"]
+
+
+@pytest.mark.parametrize("cost", ["decoding", "rows"])
+def test_rates_tell_the_network_from_the_rest(ahead, cost, monkeypatch):
+    monkeypatch.setattr(
+        scorer_module, "time", SimpleNamespace(perf_counter=time.thread_time)
+    )  # other processes cost it none
+    made = ahead(batch_size=2, workers=1)
+    slow = time.sleep if cost == "decoding" else lambda seconds: None
+    items = [Item(str(i), lambda i=i: slow(0.1) or encoded(noise(8, 8, seed=i))) for i in range(6)]
+    for _ in made.score(items):
+        time.sleep(0 if cost == "decoding" else 0.1)
+    assert made.rates.scoring > 20  # with the rest it would be 10 at most
+    assert cost == "rows" or made.rates.decoding < 10
+
+
+def test_non_finite_logit_is_an_error(scorer, monkeypatch):
+    made = scorer()
+    monkeypatch.setattr(made, "_logits", lambda pixels: lambda: ([math.nan] * len(pixels), 1.0))
+    (row,) = made.score([item("a", encoded(noise(8, 8)))])
+    assert row.logit is None and row.error == "the network gave a logit of nan"
+
+
+def test_view_and_calibration_of_the_checkpoint(tmp_path):
+    path = tmp_path / "calibrated.safetensors"
+    metadata = checkpoints.Metadata(view=View("crop", 16), calibration=Calibration(0.0, -100.0, 100.0))
+    checkpoints.save(path, make_detector(), metadata)
+    pixels = noise(24, 26)
+    items = [item("a", encoded(pixels))]
+    made = Scorer(checkpoints.load(path), dtype=torch.float32)
+    (row,) = made.score(items)
+    assert made.calibrated and row.verdict == "uncertain" and row.view == "crop:16"
+    assert row.logit == pytest.approx(reference_logit(pixels[4:20, 4:20]), abs=1e-4)
+    (row,) = Scorer(checkpoints.load(path), view=View("native"), dtype=torch.float32).score(items)
+    assert row.logit == pytest.approx(reference_logit(pixels), abs=1e-4) and row.view == "native"
+
+
+def test_files_and_folders_in_natural_order(tmp_path):
+    names = ["img10.png", "img2.PNG", "b/c.jpg", "b/a/x.webp", "notes.txt", ".hidden.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    source = Sources([tmp_path / "notes.txt", tmp_path])
+    listed = [os.path.relpath(i.source, tmp_path) for i in source]
+    assert listed == ["notes.txt", "img2.PNG", "img10.png", "b/c.jpg", "b/a/x.webp"]
+    assert source.skipped == {NO_IMAGE: 1, HIDDEN: 1}
+    assert all(i.load() == b"x" for i in source)
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    for path in (folder / "inner", elsewhere):
+        path.mkdir(parents=True)
+    (folder / "a.png").write_bytes(b"x")
+    (elsewhere / "b.png").write_bytes(b"x")
+    (folder / "loop").symlink_to(folder)
+    (folder / "inner" / "up").symlink_to(folder)
+    (folder / "link").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    source = Sources([folder])
+    assert [os.path.relpath(item.source, folder) for item in source] == ["a.png", "link/b.png"]
+    assert source.skipped == {LEADS_BACK: 3}
+    (elsewhere / "itself").symlink_to("itself")
+    (elsewhere / "nowhere").symlink_to("absent")
+    assert len(list(source)) == 2 and source.skipped == {LEADS_BACK: 3, UNREADABLE: 2}
+
+
+def test_a_pattern_does_not_run_in_circles(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert [item.source for item in Sources([f"{tmp_path}/**/*.png"])] == [f"{tmp_path}/a.png"]
+
+
+def test_folders_nested_deeper_than_the_stack(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    limit = sys.getrecursionlimit()
+    for _ in range(1300):  # a longer path would be too long for the system
+        os.mkdir("d")
+        os.chdir("d")
+    Path("a.png").write_bytes(b"x")
+    try:
+        sys.setrecursionlimit(1000)  # Python's own; some packages raise it
+        for source in (tmp_path, f"{tmp_path}/**/*.png", f"file://{tmp_path}"):
+            assert len(list(Sources([source]))) == 1
+    finally:  # pytest would remove them recursively, which fails
+        sys.setrecursionlimit(limit)
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
+
+
+def test_paths_that_cannot_be_screened(tmp_path):
+    with pytest.raises(SourceError, match="absent does not exist"):
+        Sources([tmp_path / "absent"])
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(SourceError, match="no images in folder"):
+        Sources([tmp_path])
+
+
+def test_what_cannot_be_read_is_an_item_that_fails(tmp_path, monkeypatch, scorer):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "gone.png").write_bytes(b"x")
+    scandir = os.scandir
+
+    def closed(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)  # permissions do not bind the superuser
+    items = list(Sources([tmp_path]))
+    (tmp_path / "gone.png").unlink()
+    errors = {os.path.basename(row.source): row.error for row in scorer().score(items)}
+    assert set(errors) == {"pipe.png", "closed", "gone.png"}
+    assert "not a regular file" in errors["pipe.png"]
+    assert "the folder cannot be listed: Permission denied" in errors["closed"]
+    assert "No such file" in errors["gone.png"]
+
+
+ODD_NAMES = [b"new\nline.png", b"not utf-8 \xff\xfe.png", "grüße 漢字.png".encode(), b'quo"te, comma.png', b"tab\t.png"]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_odd_names_survive(tmp_path, suffix, scorer):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, name in enumerate(ODD_NAMES):
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            file.write(encoded(noise(8, 8, seed=i)))
+    output = tmp_path / f"scores{suffix}"
+    with sinks.open_sink(output) as sink:
+        for row in scorer().score(Sources([folder])):
+            sink.write(row)
+    rows = read(output)
+    expected = {name.decode("utf-8", "backslashreplace") for name in ODD_NAMES}
+    assert {os.path.relpath(row["source"], folder) for row in rows} == expected
+    assert all(row["error"] in (None, "") for row in rows)
+
+
+def read(output: Path) -> list[dict]:
+    if output.suffix == ".csv":
+        with open(output, encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    if output.suffix == ".jsonl":
+        return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    return pq.read_table(output).to_pylist()
+
+
+LOGIT = float(np.float32(0.1))
+GOOD = Row("a.png", "00ff", LOGIT, 0.525, "generated", 4, 5, "PNG", view="native", milliseconds=0.1, model="m@1")
+FAILED = Row("b.png", error="the file is empty", error_code="empty", view="native", model="m@1")
+
+
+def test_parquet_schema_and_compression(tmp_path):
+    output = tmp_path / "scores.parquet"
+    with sinks.open_sink(output) as sink:
+        sink.write(GOOD)
+        sink.write(FAILED)
+    file = pq.ParquetFile(output)
+    assert file.schema_arrow.equals(SCHEMA)
+    assert file.metadata.row_group(0).column(0).compression == "ZSTD"
+    first, second = read(output)
+    assert first["logit"] == LOGIT and first["source"] == "a.png" and first["error"] is None
+    assert second["logit"] is None and second["error"] == "the file is empty"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_text_formats_round_to_float32(tmp_path, suffix):
+    output = tmp_path / f"scores{suffix}"
+    with sinks.open_sink(output) as sink:
+        sink.write(GOOD)
+        sink.write(FAILED)
+    first, second = read(output)
+    assert str(first["logit"]) == "0.1"
+    assert second["logit"] in (None, "")
+    assert list(first) == SCHEMA.names
+
+
+def test_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(sinks, "ROWS_A_PART", 2)
+    output = f"{tmp_path}/scores/"
+    with sinks.open_sink(output) as sink:
+        for i in range(5):
+            sink.write(GOOD)
+            assert len(list(Path(output).glob("*.parquet"))) == (i + 1) // 2
+    names = [f"part-0000{number}.parquet" for number in range(3)]
+    assert sorted(os.listdir(output)) == [".lock", "_manifest.json", *names]
+    assert pq.read_table(output).num_rows == 5
+    manifest = json.loads((Path(output) / "_manifest.json").read_text())
+    assert manifest["complete"] and manifest["rows"] == 5 and list(manifest["parts"]) == names
+
+
+def test_parts_are_closed_after_a_while(tmp_path, monkeypatch):
+    monkeypatch.setattr(sinks, "SECONDS_A_PART", -1)
+    with sinks.open_sink(f"{tmp_path}/scores/") as sink:
+        sink.write(GOOD)
+        assert pq.read_table(tmp_path / "scores").num_rows == 1
+
+
+OUTPUTS = ["scores.parquet", "scores.csv", "scores.jsonl", "scores/"]
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, BackendError])
+def test_rows_before_a_failure_are_kept(tmp_path, name, failure):
+    output = f"{tmp_path}/{name}"
+    with pytest.raises(failure), sinks.open_sink(output) as sink:
+        sink.write(GOOD)
+        sink.write(FAILED)
+        raise failure
+    assert len(read(Path(output))) == 2
+    assert os.listdir(tmp_path) == [name.rstrip("/")]
+
+
+@pytest.mark.parametrize("name", OUTPUTS[:3])
+def test_a_failure_before_any_row_leaves_the_old_file(tmp_path, name):
+    (tmp_path / name).write_text("old")
+    with pytest.raises(KeyboardInterrupt), sinks.open_sink(tmp_path / name):
+        raise KeyboardInterrupt
+    assert (tmp_path / name).read_text() == "old"
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_what_the_rows_come_from_is_not_blamed_on_the_output(tmp_path, name):
+    with pytest.raises(ConnectionError, match=r"^reset$"), sinks.open_sink(f"{tmp_path}/{name}"):
+        raise ConnectionError("reset")
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_run_without_rows_is_an_empty_table(tmp_path, name):
+    with sinks.open_sink(f"{tmp_path}/{name}"):
+        pass
+    assert read(tmp_path / name) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("scores.xlsx", "must end in .parquet, .csv, .jsonl"),
+        ("scores", "must end in"),
+        ("absent/scores.csv", "in a folder that does not exist"),
+        ("folder.csv", "is a folder"),
+        ("file/", "is a file, not a folder"),
+        ("used/", "holds other files than rows"),
+        ("s3://bucket/scores.parquet", "is a URL"),
+        ("s3://bucket/scores/", "is a URL"),
+    ],
+)
+def test_unusable_outputs(tmp_path, name, message):
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").write_text("x")
+    with pytest.raises(SinkError, match=message):
+        sinks.check(name if "://" in name else f"{tmp_path}/{name}")
+
+
+def test_summary():
+    summary = Totals()
+    for row in (GOOD, GOOD, FAILED):
+        summary.add(row)
+    assert (summary.scored, summary.failed) == (2, 1)
+    assert summary.verdicts == {"real": 0, "generated": 2, "uncertain": 0}
