@@ -39,12 +39,14 @@ class Score:
     Attributes:
         logit: float32; higher means more likely generated.
         probability: That the image was generated, in 0 .. 1, if real and generated images are equally frequent.
-        verdict: "real", "generated" or "uncertain", by the checkpoint's calibration.
+        verdict: "real", "generated" or "uncertain", by the checkpoint's calibration; "generated (declared)" where the
+            file says so itself.
         source: The path, or the kind of the input for one that has none.
         width, height: Size of the image in pixels, before the view.
         format: File format as Pillow names it; None for arrays.
         flags: What limits the score: "tiny", "odd", "recompressed", "resized" (see
             :class:`npr_model.scoring.rows.Row`).
+        declared, declared_by: What the file says of its origin ("generated", "edited" or "camera"), and where.
         error: Why the image was not scored, one line; logit, probability and verdict are then None.
     """
 
@@ -56,13 +58,26 @@ class Score:
     height: int | None = None
     format: str | None = None
     flags: tuple[str, ...] = ()
+    declared: str | None = None
+    declared_by: str | None = None
     error: str | None = None
 
     @classmethod
     def of_row(cls, row: Row, source: str) -> Score:
         """The score in a row of a screening."""
-        flags = tuple((row.flags or "").split())
-        return cls(row.logit, row.probability, row.verdict, source, row.width, row.height, row.format, flags, row.error)
+        return cls(
+            logit=row.logit,
+            probability=row.probability,
+            verdict=row.verdict,
+            source=source,
+            width=row.width,
+            height=row.height,
+            format=row.format,
+            flags=tuple((row.flags or "").split()),
+            declared=row.declared,
+            declared_by=row.declared_by,
+            error=row.error,
+        )
 
 
 class Detector:

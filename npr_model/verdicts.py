@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from npr_model.errors import InputError
 
-VERDICTS = ("real", "generated", "uncertain")
+DECLARED = "generated (declared)"  # the file says so itself; the logit does not count
+VERDICTS = ("real", "generated", "uncertain", DECLARED)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Calibration:
         return math.exp(logit) / (1 + math.exp(logit))
 
     def verdict(self, logit: float) -> str:
-        """Return one of VERDICTS."""
+        """Return "real", "generated" or "uncertain"."""
         low, high = self.band
         if low < high and low <= logit <= high:
             return "uncertain"

@@ -29,6 +29,7 @@ LAYERS = (
     ("explanation", "inference"),
     ("dataset_checks",),
     ("checkpoints", "datasets"),
+    ("provenance",),
     ("imaging",),
     ("detectors",),
     ("verdicts", "tables", "figures", "devices"),

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from npr_model.imaging.decode import DecodedImage
     from npr_model.imaging.views import View
 
+SHOWN = 1024  # side of the central part that is shown where the network sees several parts
+
 
 @scoring_options("checkpoint", "view", "device", "backend")
 def explain(
@@ -41,6 +43,7 @@ def explain(
 ) -> None:
     """Show why an image got its verdict: NPR map, class activation map, saliency and spectrum, as PNG files.
 
+    For a checkpoint whose view is sample:KxS, figures and logit are those of the central 1024x1024 pixels.
     The network runs in float32, so the logit may differ from that of npr screen in the third digit.
     """
     from npr_model.devices import choose_device
@@ -62,6 +65,8 @@ def explain(
             f"checkpoint {options.checkpoint} is a {loaded.metadata.detector} detector; only npr has NPR maps to show"
         )
     view = given_view or loaded.metadata.view
+    if view.kind == "sample" and given_view is None:  # maps show one part
+        view = View("crop", SHOWN)
     paths = [image, other] if other else [image]
     pictures = [_read(path, view, loaded.model.grid_size) for path in paths]
     _require_equal_sizes([pixels for _, pixels in pictures])

@@ -87,8 +87,9 @@ Checkpoint = Annotated[str, typer.Option(help=CHECKPOINT)]
 View = Annotated[
     str | None,
     typer.Option(
-        help="What the network sees: native (all pixels), crop:S (the central S x S), resize:S (scaled to S x S) or "
-        "tile:S (crop:S, but small images are repeated). Default: the checkpoint's view.",
+        help="What the network sees: native (all pixels), sample:KxS (K tiles of S x S, and small images whole), "
+        "crop:S (the central S x S), resize:S (scaled to S x S) or tile:S (crop:S, but small images are repeated). "
+        "Default: the checkpoint's view.",
         show_default=False,
     ),
 ]

@@ -167,8 +167,9 @@ def _run(run: Screening) -> bool:
 
 def _row_table(rows: list[Row], width: int) -> Table:
     from npr_model.files import natural_key
+    from npr_model.verdicts import DECLARED
 
-    styles: dict[str | None, str] = {"generated": "red", "real": "green", "uncertain": "yellow"}
+    styles: dict[str | None, str] = {"generated": "red", DECLARED: "red", "real": "green", "uncertain": "yellow"}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))  # narrow, so that names fit on 80 columns
     is_narrow = width < NARROW
     others = len("  generated  probability")
@@ -190,9 +191,11 @@ def _row_table(rows: list[Row], width: int) -> Table:
 
 def _print_totals(run: Screening, scorer: Scorer, seconds: float) -> None:
     from npr_model.screening.inputs.skipped import describe_skipped
+    from npr_model.verdicts import DECLARED
 
     totals = run.totals
-    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in totals.verdicts.items())
+    shown = {verdict: count for verdict, count in totals.verdicts.items() if count or verdict != DECLARED}
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in shown.items())
     out.print(
         f"{totals.count} images: {verdicts}, {totals.failed} failed; {totals.count / seconds:.1f} images/s",
         soft_wrap=True,

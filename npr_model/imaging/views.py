@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from npr_model.errors import InputError
+from npr_model.imaging import sampling
 from npr_model.imaging.errors import ImageError
 from npr_model.imaging.filters import resize
-from npr_model.imaging.limits import MAX_SIDE
+from npr_model.imaging.limits import MAX_PIXELS, MAX_SIDE
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class View:
     - ``crop:S``: the central S x S. A side shorter than S stays whole; no pixels are added.
     - ``resize:S``: bilinear with antialiasing to S x S, as the paper does with 256. In images much larger than S it
       removes most of the traces that NPR looks for.
+    - ``sample:KxS``: K tiles of S x S, spread over the image (:mod:`npr_model.imaging.sampling`); the logit is the mean
+      of theirs. An image of at most K * S * S pixels is seen whole. So the cost of an image is bounded.
     - ``tile:S``: images smaller than S are repeated side by side, then ``crop:S`` ("translate duplicate" in the
       authors' code). They are trimmed to whole cells first, so that every copy starts on a cell.
 
@@ -30,32 +33,57 @@ class View:
 
     kind: str
     size: int | None = None
+    count: int | None = None
 
-    KINDS = ("native", "crop", "resize", "tile")
+    KINDS = ("native", "crop", "resize", "tile", "sample")
 
     def __post_init__(self) -> None:
-        sized = self.kind != "native"
-        if self.kind not in self.KINDS or sized != (self.size is not None) or (self.size is not None and self.size < 2):
-            raise InputError(f"unknown view {str(self)!r}: use native, crop:S, resize:S or tile:S, e.g. crop:256")
-        if self.size is not None and self.size > MAX_SIDE:
-            raise InputError(f"view {str(self)!r} is too large: the size must be at most {MAX_SIDE}")
+        sized, sampled = self.kind != "native", self.kind == "sample"
+        fits = self.kind in self.KINDS and sized == (self.size is not None) and sampled == (self.count is not None)
+        if not fits or (self.size is not None and self.size < 2) or (self.count is not None and self.count < 1):
+            raise InputError(
+                f"unknown view {str(self)!r}: use native, crop:S, resize:S, tile:S or sample:KxS, e.g. crop:256 or "
+                "sample:8x128"
+            )
+        if self.size is not None and (self.size > MAX_SIDE or (self.count or 1) * self.size**2 > MAX_PIXELS):
+            raise InputError(f"view {str(self)!r} is too large: at most {MAX_SIDE} per side, and {MAX_PIXELS} pixels")
 
     def __str__(self) -> str:
-        return self.kind if self.size is None else f"{self.kind}:{self.size}"
+        size = self.size if self.count is None else f"{self.count}x{self.size}"
+        return self.kind if size is None else f"{self.kind}:{size}"
 
     @classmethod
     def parse(cls, text: str) -> View:
-        """Parse text such as "native" or "crop:256". Raises InputError."""
-        kind, colon, size = text.partition(":")
-        if colon and not re.fullmatch("[0-9]{1,9}", size):
-            raise InputError(f"view {text!r} has no valid size: write it like crop:256")
-        return cls(kind, int(size) if colon else None)
+        """Parse text such as "native", "crop:256" or "sample:8x128". Raises InputError."""
+        kind, colon, numbers = text.partition(":")
+        if not colon:
+            return cls(kind)
+        if not (match := re.fullmatch("(?:([0-9]{1,9})x)?([0-9]{1,9})", numbers)):
+            raise InputError(f"view {text!r} has no valid size: write it like crop:256 or sample:8x128")
+        count, size = match.groups()
+        return cls(kind, int(size), None if count is None else int(count))
 
-    def apply(self, pixels: np.ndarray, grid_size: int = 2) -> np.ndarray:
-        """Apply to (H, W, 3) uint8 pixels; returns (H', W', 3) uint8.
+    def parts(self, pixels: np.ndarray, grid_size: int = 2) -> np.ndarray:
+        """Return the parts of an image that are scored: (H, W, 3) to (P, H', W', 3) uint8; P is 1 but for ``sample``.
 
         Raises ImageError if less than one cell is left.
         """
+        if self.size is None or self.count is None:
+            return self.apply(pixels, grid_size)[None]
+        check_cell(pixels, grid_size)
+        if pixels.shape[0] * pixels.shape[1] <= self.count * self.size**2:
+            return pixels[None]
+        parts = sampling.tiles(pixels, self.count, self.size, grid_size)
+        check_cell(parts[0], grid_size)
+        return parts
+
+    def apply(self, pixels: np.ndarray, grid_size: int = 2) -> np.ndarray:
+        """As :meth:`parts`, for views with one part: returns (H', W', 3).
+
+        Raises InputError for a ``sample`` view.
+        """
+        if self.kind == "sample":
+            raise InputError(f"view {self} has several parts: use native, crop:S, resize:S or tile:S here")
         check_cell(pixels, grid_size)
         size = self.size
         if size is None:

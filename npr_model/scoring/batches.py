@@ -1,4 +1,4 @@
-"""Decoded images are gathered into batches of one size, and identical images are scored once."""
+"""Decoded images are gathered into batches whose parts have one size, and identical images are scored once."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ class Batches:
     """Sends decoded images through the network in batches.
 
     Args:
-        launch: Sends a batch of images of one size to the network; the result waits for it and yields the rows.
-        batch_size: Images per batch, up to BATCH_PIXELS.
+        launch: Sends a batch of images, whose parts have one size, to the network; the result waits for it and yields
+            the rows.
+        batch_size: Parts per batch, up to BATCH_PIXELS. The parts of an image stay together, so there may be more.
         launched_ahead: Batches that are launched before the rows of an earlier one are built.
         known: Rows that identical images get.
         on_scored: Called with each row that the network gave.
@@ -65,7 +66,7 @@ class Batches:
 
     def _add(self, one: Decoded) -> Iterator[Row]:
         """Let an image wait for a batch; yield the rows that are known by then."""
-        if one.pixels is None:
+        if one.parts is None:
             yield one.row
             return
         if one.row.sha256 in self._unscored:  # a copy waits for the row of what it is a copy of
@@ -76,19 +77,20 @@ class Batches:
         if twin := self._known.find(one.row):
             yield twin
             return
-        size = one.pixels.shape[:2]
+        size = one.parts.shape[1:3]
         batch = self._waiting.setdefault(size, [])
         batch.append(one)
         self._unscored[one.row.sha256] = size
-        self._pixels_waiting += math.prod(size)
-        if len(batch) == self._batch_size or self._pixels(size) >= BATCH_PIXELS:
+        self._pixels_waiting += one.pixels
+        waiting = self._pixels(size)
+        if waiting >= min(self._batch_size * math.prod(size), BATCH_PIXELS):
             yield from self._launch(size)
         while self._pixels_waiting > PENDING_PIXELS:
             yield from self._launch(max(self._waiting, key=self._pixels))
 
     def _pixels(self, size: Size) -> int:
         """Number of pixels that wait for a batch of this size."""
-        return len(self._waiting[size]) * math.prod(size)
+        return sum(one.pixels for one in self._waiting[size])
 
     def _launch(self, size: Size) -> Iterator[Row]:
         """Send the images of this size to the network; yield the rows of earlier batches."""

@@ -22,6 +22,7 @@ from npr_model.imaging.jpeg_quality import estimate_quality
 from npr_model.imaging.limits import MAX_PIXELS
 from npr_model.imaging.recompression import was_coarser
 from npr_model.imaging.views import View
+from npr_model.provenance.declaration import read_declaration
 from npr_model.scoring.items import Item
 from npr_model.scoring.rows import Row
 
@@ -32,10 +33,15 @@ TINY = 64  # pixels; with a shorter side below it, a verdict depends on few cell
 
 @dataclass(frozen=True)
 class Decoded:
-    """A row without score and the pixels to score, (H, W, 3) uint8; the pixels are None if the row is finished."""
+    """A row without score, and the parts of the image to score, (P, H, W, 3) uint8; None if the row is finished."""
 
     row: Row
-    pixels: np.ndarray | None
+    parts: np.ndarray | None
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels to score."""
+        return 0 if self.parts is None else math.prod(self.parts.shape[:3])
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Decoder:
         """Read and decode an item. ``find`` returns the finished row of identical bytes, if there is one."""
         began = time.perf_counter()
         row = Row(item.source, view=str(self.view), model=self.model)
-        pixels = None
+        parts = None
         try:
             data = item.load()
             row = replace(row, sha256=_digest(data))
@@ -62,7 +68,9 @@ class Decoder:
                 with _room.taken(0 if encoding is None else min(encoding.width * encoding.height, self.max_pixels)):
                     decoded = self._decoded(data)
                     row = _describe(row, encoding, decoded, self.grid_size)
-                    pixels = self.view.apply(decoded.pixels, self.grid_size)
+                    if isinstance(data, bytes) and (declaration := read_declaration(data, str(decoded.format))):
+                        row = replace(row, declared=declaration.kind, declared_by=declaration.evidence)
+                    parts = self.view.parts(decoded.pixels, self.grid_size)
                 if self.view.kind == "resize" and (self.view.size or 0) < min(decoded.width, decoded.height):
                     row = replace(row, flags=" ".join(filter(None, (row.flags, "resized"))))
         except ImageError as error:
@@ -71,7 +79,7 @@ class Decoder:
             raise
         except Exception as error:  # file systems can raise anything; the run must go on
             row = replace(row, error=f"the file cannot be read ({reason(error)})", error_code="unreadable")
-        return Decoded(replace(row, milliseconds=1000 * (time.perf_counter() - began)), pixels)
+        return Decoded(replace(row, milliseconds=1000 * (time.perf_counter() - began)), parts)
 
     def _decoded(self, data: bytes | DecodedImage) -> DecodedImage:
         if isinstance(data, bytes):
@@ -139,14 +147,14 @@ def decode_ahead(
             gate.wait_for(lambda: waiting_pixels < AHEAD_PIXELS or number == taken or closed)
         decoded = decode(item)
         with gate:
-            waiting_pixels += _pixels(decoded)
+            waiting_pixels += decoded.pixels
         return decoded
 
     def take() -> Decoded:
         nonlocal waiting_pixels, taken
         decoded = ahead.popleft().result()
         with gate:
-            waiting_pixels -= _pixels(decoded)
+            waiting_pixels -= decoded.pixels
             taken += 1
             gate.notify_all()
         return decoded
@@ -163,10 +171,6 @@ def decode_ahead(
             closed = True
             gate.notify_all()
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _pixels(decoded: Decoded) -> int:
-    return 0 if decoded.pixels is None else math.prod(decoded.pixels.shape[:2])
 
 
 def _describe(row: Row, encoding: Encoding | None, decoded: DecodedImage, grid_size: int) -> Row:

@@ -14,7 +14,7 @@ from npr_model.errors import InputError, reason
 from npr_model.scoring.rows import Row
 
 KNOWN_ROWS = 2**14  # kept in memory, about 10 MiB
-_VERSION = 2  # to be raised when the same checkpoint gives other logits
+_VERSION = 3  # to be raised when the same checkpoint gives other logits
 ROWS_A_COMMIT = 1000
 _SECONDS_OF_PATIENCE = 60  # while another run writes to the same cache
 _OF_THE_RUN = ("source", "sha256", "view", "model", "probability", "verdict", "milliseconds", "error", "error_code")

@@ -25,7 +25,8 @@ class ScoringOptions:
 
     Attributes:
         checkpoint: Name of a bundled checkpoint, or path of a .safetensors or .pth file.
-        view: Pixels that the network sees: "native", "crop:S", "resize:S" or "tile:S". None: the checkpoint's.
+        view: Pixels that the network sees: "native", "sample:KxS", "crop:S", "resize:S" or "tile:S". None: the
+            checkpoint's.
         batch_size: Images of one size that are scored together.
         workers: Decoding threads; 0 for one per core, at most 16.
         backend: Backend of npr_kernels. None: the best that is available.

@@ -25,6 +25,8 @@ SCHEMA = pa.schema(
         ("jpeg_quality", pa.int32()),
         ("subsampling", pa.string()),
         ("flags", pa.string()),
+        ("declared", pa.string()),
+        ("declared_by", pa.string()),
         ("decoder", pa.string()),
         ("view", pa.string()),
         ("error", pa.string()),
@@ -44,7 +46,7 @@ class Row:
         sha256: Of the encoded bytes, in hex.
         logit: float32, as the network gave it.
         probability: That the image was generated: sigmoid of the logit over the calibration's temperature.
-        verdict: "real", "generated" or "uncertain".
+        verdict: "real", "generated" or "uncertain" by the logit; "generated (declared)" where the file says so itself.
         width, height: Size in pixels, as in the file.
         format: File format as Pillow names it.
         jpeg_quality: Nearest quality of libjpeg; JPEG only.
@@ -52,6 +54,9 @@ class Row:
         flags: Separated by spaces: "tiny" (a side below TINY pixels), "odd" (a side that is not a multiple of the cell
             size), "recompressed" (a JPEG saved from a more coarsely quantised JPEG, see
             :mod:`npr_model.imaging.recompression`), "resized" (made smaller by the view).
+        declared: What the file says of its origin: "generated", "edited" or "camera"
+            (:mod:`npr_model.provenance.declaration`).
+        declared_by: Where in the file, and in which words.
         decoder: What decoded it, with version.
         view: The pixels that the network saw.
         error: What is wrong, in one line; None if the image was scored.
@@ -72,6 +77,8 @@ class Row:
     jpeg_quality: int | None = None
     subsampling: str | None = None
     flags: str | None = None
+    declared: str | None = None
+    declared_by: str | None = None
     decoder: str | None = None
     view: str | None = None
     error: str | None = None

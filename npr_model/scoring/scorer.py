@@ -21,13 +21,14 @@ from npr_model.imaging.limits import MAX_PIXELS
 from npr_model.imaging.views import View
 from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import default_dtype
+from npr_model.provenance.declaration import GENERATED
 from npr_model.scoring.batches import Batches
 from npr_model.scoring.decoding import Decoded, Decoder, decode_ahead
 from npr_model.scoring.items import Item
 from npr_model.scoring.journal import Journal
 from npr_model.scoring.known import Cache, Known
 from npr_model.scoring.rows import Row, unscored
-from npr_model.verdicts import Calibration
+from npr_model.verdicts import DECLARED, Calibration
 
 IN_ORDER = 64  # images among which batches are gathered when the order is kept
 NO_JOURNAL = Journal()
@@ -66,7 +67,7 @@ class Scorer:
     Args:
         checkpoint: The network and its metadata.
         view, calibration: Default: the checkpoint's.
-        batch_size: Images of one size that are scored together, up to BATCH_PIXELS.
+        batch_size: Images, or their tiles, of one size that are scored together, up to BATCH_PIXELS.
         workers: Decoding threads (simplejpeg and Pillow release the GIL); 0 for one per core, at most 16.
         dtype: Precision. Default: bfloat16 where the hardware multiplies it natively, else float32.
         device: Where the network runs.
@@ -212,7 +213,7 @@ class Scorer:
     def _launch(self, batch: list[Decoded]) -> Callable[[], Iterator[Row]]:
         """Send a batch through the network; the result waits for it and yields its rows."""
         try:
-            logits = self._logits([decoded.pixels for decoded in batch if decoded.pixels is not None])
+            logits = self._logits([decoded.parts for decoded in batch if decoded.parts is not None])
         except BackendError:
             raise  # would fail for every batch
         except (RuntimeError, MemoryError) as error:
@@ -223,7 +224,7 @@ class Scorer:
 
     def _rows(self, batch: list[Decoded], logits: Callable[[], tuple[list[float], float]]) -> Iterator[Row]:
         try:
-            values, seconds = logits()
+            of_parts, seconds = logits()
         except BackendError:
             raise
         except (RuntimeError, MemoryError) as error:
@@ -231,7 +232,9 @@ class Scorer:
         else:
             self.rates.scored += len(batch)
             self.rates.scoring_seconds += seconds
-            for decoded, logit in zip(batch, values, strict=True):
+            ends = np.cumsum([len(decoded.parts) for decoded in batch if decoded.parts is not None])
+            means = [float(np.mean(values)) for values in np.split(np.array(of_parts), ends[:-1])]
+            for decoded, logit in zip(batch, means, strict=True):
                 milliseconds = (decoded.row.milliseconds or 0) + 1000 * seconds / len(batch)
                 yield self._finish(replace(decoded.row, milliseconds=milliseconds), logit)
             return
@@ -246,17 +249,19 @@ class Scorer:
         for half in (batch[:middle], batch[middle:]):
             yield from self._launch(half)()
 
-    def _logits(self, pixels: list[np.ndarray]) -> Callable[[], tuple[list[float], float]]:
-        """Send N arrays (H, W, 3) uint8 through the network; the result waits for it, and returns logits and seconds.
+    def _logits(self, parts: list[np.ndarray]) -> Callable[[], tuple[list[float], float]]:
+        """Send arrays (P, H, W, 3) uint8 through the network.
+
+        The result waits for it, and returns the logits of all parts and the seconds it took.
 
         Permuted, the arrays have channels_last strides, which the kernels prefer.
         """
         began = time.perf_counter()
         on_gpu = self.device.type == "cuda"
-        height, width, _ = pixels[0].shape
+        _, height, width, _ = parts[0].shape
         pitch = -(-3 * width // self._row_bytes) * self._row_bytes
-        rows = torch.empty((len(pixels), height, pitch), dtype=torch.uint8, pin_memory=on_gpu)
-        np.stack(pixels, out=_images(rows, width).numpy())
+        rows = torch.empty((sum(map(len, parts)), height, pitch), dtype=torch.uint8, pin_memory=on_gpu)
+        np.concatenate(parts, out=_images(rows, width).numpy())
         if not on_gpu:
             logits = self._model(_images(rows, width).permute(0, 3, 1, 2)).squeeze(1).tolist()
             seconds = time.perf_counter() - began
@@ -280,7 +285,8 @@ class Scorer:
         if not math.isfinite(logit):
             return unscored(row, f"the network gave a logit of {logit}")
         probability = self.calibration.probability(logit)
-        return replace(row, logit=logit, probability=probability, verdict=self.calibration.verdict(logit))
+        verdict = DECLARED if row.declared == GENERATED else self.calibration.verdict(logit)
+        return replace(row, logit=logit, probability=probability, verdict=verdict)
 
 
 def _images(rows: torch.Tensor, width: int) -> torch.Tensor:

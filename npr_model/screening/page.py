@@ -35,6 +35,7 @@ def write_page(path: Path, title: str, summary: Summary, on_image: Callable[[int
     values = {
         "total": summary.total,
         "verdicts": dict(summary.verdicts),
+        "declared": dict(summary.declared),
         "models": [f"{model}, view {view}" for (model, view), _ in summary.models.most_common()],
         "threshold": summary.threshold,
         "edges": edges().tolist(),

@@ -54,9 +54,9 @@ _DECODED = pa.schema(
     [
         *SCHEMA,
         ("counts", pa.binary()),
-        ("pixels", pa.large_binary()),
-        ("pixel_height", pa.int32()),
-        ("pixel_width", pa.int32()),
+        ("parts", pa.large_binary()),
+        ("part_height", pa.int32()),
+        ("part_width", pa.int32()),
     ]
 )
 
@@ -252,7 +252,7 @@ def _groups(decoded: Iterator[Decoded]) -> Iterator[list[Decoded]]:
     group, size = [], 0
     for one in decoded:
         group.append(one)
-        size += 0 if one.pixels is None else one.pixels.nbytes
+        size += 3 * one.pixels
         if len(group) == IMAGES_A_GROUP or size >= BLOCK_BYTES:
             yield group
             group, size = [], 0
@@ -262,35 +262,35 @@ def _groups(decoded: Iterator[Decoded]) -> Iterator[list[Decoded]]:
 
 def _packed(decoded: list[Decoded]) -> pa.Table:
     """Copies the pixels once; arrow's own builder would copy them three times."""
-    pixels = [np.empty(0, np.uint8) if one.pixels is None else one.pixels for one in decoded]
-    sizes = [(None, None) if one.pixels is None else one.pixels.shape[:2] for one in decoded]
-    ends = np.cumsum([0, *(array.size for array in pixels)], dtype=np.int64)
-    together = np.concatenate([array.reshape(-1) for array in pixels])
+    parts = [np.empty(0, np.uint8) if one.parts is None else one.parts for one in decoded]
+    sizes = [(None, None) if one.parts is None else one.parts.shape[1:3] for one in decoded]
+    ends = np.cumsum([0, *(array.size for array in parts)], dtype=np.int64)
+    together = np.concatenate([array.reshape(-1) for array in parts])
     buffers = [None, pa.py_buffer(ends), pa.py_buffer(together)]
     rows = pa.Table.from_pylist([one.row.as_dict() for one in decoded], SCHEMA)
     heights, widths = zip(*sizes, strict=True)
     added = {
         "counts": pa.nulls(len(decoded), pa.binary()),
-        "pixels": pa.Array.from_buffers(pa.large_binary(), len(decoded), buffers),
-        "pixel_height": pa.array(heights, pa.int32()),
-        "pixel_width": pa.array(widths, pa.int32()),
+        "parts": pa.Array.from_buffers(pa.large_binary(), len(decoded), buffers),
+        "part_height": pa.array(heights, pa.int32()),
+        "part_width": pa.array(widths, pa.int32()),
     }
     return pa.table([*rows.columns, *added.values()], _DECODED)
 
 
 def _unpacked(table: pa.Table) -> Iterator[Decoded]:
-    sizes = zip(*(table.column(name).to_pylist() for name in ("pixel_height", "pixel_width")), strict=True)
-    for values, counts, pixels, (height, width) in zip(
+    sizes = zip(*(table.column(name).to_pylist() for name in ("part_height", "part_width")), strict=True)
+    for values, counts, parts, (height, width) in zip(
         table.select(SCHEMA.names).to_pylist(),
         table.column("counts").to_pylist(),
-        table.column("pixels"),
+        table.column("parts"),
         sizes,
         strict=True,
     ):
         if counts is None:
             array = None
             if height is not None:
-                array = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(height, width, 3)
+                array = np.frombuffer(parts.as_buffer(), np.uint8).reshape(-1, height, width, 3)
             yield Decoded(Row(**values), array)
 
 

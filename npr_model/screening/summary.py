@@ -18,13 +18,15 @@ import pyarrow.dataset as ds
 from npr_model.errors import InputError, reason
 from npr_model.scoring.rows import SCHEMA
 from npr_model.screening.outputs import parts
+from npr_model.verdicts import DECLARED
 
 BINS, LIMIT = 240, 12.0  # of the histograms, from -LIMIT to LIMIT; logits beyond count in the outer bins
 EXAMPLES = 5  # of sources per error code
 MAX_GROUPS = 1000  # folders and archives with their own histogram, in order of appearance
 OTHERS = "(others)"
 _FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}
-_COLUMNS = ("source", "logit", "probability", "verdict", "width", "height", "format", "flags", "error", "error_code")
+_COLUMNS = ("source", "logit", "probability", "verdict", "width", "height", "format", "flags", "declared_by")
+_ERRORS = ("error", "error_code")
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Summary:
 
     Attributes:
         total: Number of rows.
-        verdicts, models: Counts.
+        verdicts, models, declared: Counts. ``declared`` leaves out files that declare nothing.
         histograms: Counts of logits in BINS, by (group, format). A group is a folder or an archive.
         errors: By code, the count and some sources with their messages.
         threshold: Larger logits are called generated; None if the rows do not tell.
@@ -43,6 +45,7 @@ class Summary:
     total: int = 0
     verdicts: Counter = field(default_factory=Counter)
     models: Counter = field(default_factory=Counter)
+    declared: Counter = field(default_factory=Counter)
     histograms: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     errors: dict[str, tuple[int, list[tuple[str, str]]]] = field(default_factory=dict)
     threshold: float | None = None
@@ -57,9 +60,10 @@ def summarise(path: Path, images: int, seed: int = 0) -> Summary:
     """
     result = Summary()
     lowest_generated, highest_other = np.inf, -np.inf
-    for batch in _batches(path, [*_COLUMNS, "model", "view"]):
+    for batch in _batches(path, [*_COLUMNS, *_ERRORS, "declared", "model", "view"]):
         table = batch.to_pydict()
         result.total += len(batch)
+        result.declared.update(filter(None, table["declared"]))
         result.models.update(zip(table["model"], table["view"], strict=True))
         logits = np.array([np.nan if value is None else value for value in table["logit"]], float)
         for source, message, code in zip(table["source"], table["error"], table["error_code"], strict=True):
@@ -70,9 +74,10 @@ def summarise(path: Path, images: int, seed: int = 0) -> Summary:
                 result.errors[code or "error"] = count + 1, examples
         scored = np.flatnonzero(~np.isnan(logits))
         result.verdicts.update(table["verdict"][i] for i in scored)
-        generated = np.array([table["verdict"][i] == "generated" for i in scored], bool)
+        verdicts = np.array([table["verdict"][i] for i in scored], object)
+        generated, others = verdicts == "generated", ~np.isin(verdicts, ["generated", DECLARED])
         lowest_generated = min(lowest_generated, logits[scored][generated].min(initial=np.inf))
-        highest_other = max(highest_other, logits[scored][~generated].max(initial=-np.inf))
+        highest_other = max(highest_other, logits[scored][others].max(initial=-np.inf))
         bins = _bins(logits[scored])
         for i, place in zip(scored, bins, strict=True):
             key = group(table["source"][i]), table["format"][i] or ""

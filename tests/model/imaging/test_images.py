@@ -11,6 +11,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageFilter
 
+from npr_model.errors import InputError
 from npr_model.imaging.decode import decode
 from npr_model.imaging.encode import encode_jpeg, encode_png
 from npr_model.imaging.errors import ImageError
@@ -245,10 +246,15 @@ def test_view_round_trip(text):
         "crop:²",
         "resize:13378",
         "tile:1" + "0" * 5000,
+        "sample:8",
+        "crop:8x8",
+        "sample:0x64",
+        "sample:-1x64",
+        "sample:11000x128",
     ],
 )
 def test_bad_view(text):
-    with pytest.raises(ImageError, match="view"):
+    with pytest.raises(InputError, match="view"):
         View.parse(text)
 
 
@@ -290,9 +296,9 @@ def test_resize_is_pillows_bilinear():
     np.testing.assert_array_equal(View.parse("resize:16").apply(pixels), np.asarray(expected))
 
 
-@pytest.mark.parametrize("view", ["native", "crop:8", "resize:8", "tile:8"])
+@pytest.mark.parametrize("view", ["native", "crop:8", "resize:8", "tile:8", "sample:1x8"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1)], ids=str)
 def test_image_without_a_whole_cell(view, size):
     height, width = size
     with pytest.raises(ImageError, match=f"is {width}x{height} pixels, smaller than one cell of 2x2"):
-        View.parse(view).apply(noise(*size))
+        View.parse(view).parts(noise(*size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import gc
+import io
 import itertools
 import json
 import math
@@ -21,6 +22,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from npr_kernels import BackendError
 from npr_model import checkpoints
@@ -93,6 +96,33 @@ def test_one_row_an_item_with_the_networks_logit(scorer, batch_size, workers):
             assert row.verdict == ("generated" if row.logit > 0 else "real")
             assert (row.height, row.width) == pixels.shape[:2]
             assert row.format == "PNG" and row.decoder.startswith("pillow ")
+
+
+@pytest.mark.parametrize("batch_size", [1, 6, 64])
+def test_a_sampled_image_has_the_mean_of_its_tiles_logits(scorer, batch_size):
+    view = View.parse("sample:4x16")
+    images = [
+        noise(*size, seed=i) for i, size in enumerate([(60, 50), (16, 16), (33, 32), (61, 40), (9, 90), (60, 50)])
+    ]
+    made = scorer(view=view, batch_size=batch_size)
+    rows = {row.source: row for row in made.score(item(str(i), encoded(pixels)) for i, pixels in enumerate(images))}
+    for number, pixels in enumerate(images):
+        row = rows[str(number)]
+        expected = np.mean([reference_logit(part) for part in view.parts(pixels)])
+        assert row.logit == pytest.approx(expected, abs=1e-4) and row.view == "sample:4x16"
+        assert (row.height, row.width) == pixels.shape[:2]
+
+
+def test_what_a_file_declares_is_in_its_row_and_does_not_change_the_logit(scorer):
+    text = PngInfo()
+    text.add_text("parameters", "a fox\nSteps: 20, Sampler: Euler a, CFG scale: 7")
+    file, pixels = io.BytesIO(), noise(20, 30)
+    Image.fromarray(pixels).save(file, "PNG", pnginfo=text)
+    plain, declared = scorer().score([item("plain", encoded(pixels)), item("declared", file.getvalue())])
+    assert (plain.declared, plain.declared_by) == (None, None) and plain.verdict in ("real", "generated")
+    assert (declared.declared, declared.verdict) == ("generated", "generated (declared)")
+    assert declared.declared_by == "PNG text parameters: parameters of a Stable Diffusion web UI"
+    assert declared.logit == plain.logit
 
 
 def test_size_of_a_decoded_image_is_kept_with_its_error(scorer):
@@ -535,4 +565,4 @@ def test_summary():
     for row in (GOOD, GOOD, FAILED):
         summary.add(row)
     assert (summary.scored, summary.failed) == (2, 1)
-    assert summary.verdicts == {"real": 0, "generated": 2, "uncertain": 0}
+    assert summary.verdicts == {"real": 0, "generated": 2, "uncertain": 0, "generated (declared)": 0}

@@ -305,7 +305,7 @@ def test_a_name_that_is_twice_in_an_archive_listed_twice(tmp_path):
 def test_groups_are_bounded_in_pixels(monkeypatch):
     monkeypatch.setattr(ray_engine, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(ray_engine, "IMAGES_A_GROUP", 16)
-    images = [Decoded(Row(str(side)), np.zeros((side, side, 3), np.uint8)) for side in (10, 10, 10, 10, 50, 2, 2)]
+    images = [Decoded(Row(str(side)), np.zeros((1, side, side, 3), np.uint8)) for side in (10, 10, 10, 10, 50, 2, 2)]
     images += [Decoded(Row("bad"), None)] * 40
     groups = list(ray_engine._groups(iter(images)))
     assert [len(group) for group in groups] == [4, 1, 16, 16, 10]
@@ -316,14 +316,14 @@ def test_pixels_travel_unchanged():
     from npr_model.imaging.views import View
     from npr_model.scoring.decoding import Decoder
 
-    decoder = Decoder(View("native"), "m@1", 2)
+    decoder = Decoder(View("sample", 8, 3), "m@1", 2)
     decoded = [decoder.decode(item(str(i), encoded(noise(9 + i, 20, seed=i)))) for i in range(3)]
     decoded.append(decoder.decode(item("bad", b"x")))
     table = pa.concat_tables(
         [ray_engine._packed(decoded), pa.Table.from_pylist([{"counts": b""}], ray_engine._DECODED)]
     )
     found = list(ray_engine._unpacked(table))
-    assert len(found) == 4 and found[3].pixels is None and found[3].row.error == decoded[3].row.error
+    assert len(found) == 4 and found[3].parts is None and found[3].row.error == decoded[3].row.error
     for ours, theirs in zip(found[:3], decoded, strict=False):
         assert ours.row.sha256 == theirs.row.sha256
-        np.testing.assert_array_equal(ours.pixels, theirs.pixels)
+        np.testing.assert_array_equal(ours.parts, theirs.parts)

@@ -1,0 +1,172 @@
+"""Whether a file says itself that it was generated, edited or taken by a camera.
+
+What counts is documented in docs/screening.md. The first of these that applies wins: traces of generators, claims that
+generated parts were added, names of editing programs, and the tags that cameras write.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from npr_model.provenance.content_credentials import Claims, read_claims
+from npr_model.provenance.exif import read_exif
+from npr_model.provenance.metadata import read_metadata
+
+GENERATED, EDITED, CAMERA = "generated", "edited", "camera"
+_LONGEST_NAME = 80
+
+# IPTC's digital source types, https://cv.iptc.org/newscodes/digitalsourcetype
+_SOURCE_TYPES = {
+    "trainedAlgorithmicMedia": GENERATED,
+    "compositeWithTrainedAlgorithmicMedia": EDITED,
+    "algorithmicallyEnhanced": EDITED,
+    "humanEdits": EDITED,
+    "minorHumanEdits": EDITED,
+    "digitalCapture": CAMERA,
+    "computationalCapture": CAMERA,
+}
+_GENERATORS = re.compile(
+    r"Midjourney|DALL[·\-. ]?E\b|GPT-4o|Stable ?Diffusion|NovelAI|InvokeAI|ComfyUI|Fooocus|SwarmUI|Draw Things|"
+    r"Adobe Firefly|Bing Image Creator|Image Creator from|Ideogram|Leonardo\.?AI|Made with Google AI|Imagen\b|"
+    r"Black Forest Labs|FLUX\.1|Grok\b",
+    re.IGNORECASE,
+)
+_EDITORS = re.compile(
+    r"Photoshop|Lightroom|Camera Raw|GIMP|Affinity|Pixelmator|Snapseed|Picasa|Paint\.NET|Canva|PicsArt|Luminar|"
+    r"Capture One|darktable|RawTherapee|FaceApp|Facetune|VSCO|Photopea|Krita|Topaz",
+    re.IGNORECASE,
+)
+_XMP_SOURCE_TYPE = re.compile(
+    r"DigitalSourceType\W{1,200}?(?:https?://cv\.iptc\.org/newscodes/digitalsourcetype/)?(\w+)"
+)
+_XMP_PROGRAM = re.compile(r"(?:CreatorTool|softwareAgent|photoshop:Credit)\s{0,9}(?:=\s{0,9}[\"']|>)([^\"'<]{1,200})")
+_WEB_UI = re.compile(r"\bSteps: \d+.{0,400}?(?:Sampler|Seed|CFG scale): ", re.DOTALL)
+_MIDJOURNEY_JOB = re.compile(r"Job ID: [0-9a-f]{8}-[0-9a-f]{4}-")
+
+
+class Declaration(NamedTuple):
+    """``kind``: GENERATED, EDITED or CAMERA. ``evidence``: where the file says so, and in which words."""
+
+    kind: str
+    evidence: str
+
+
+class _Facts(NamedTuple):
+    text: dict[str, str]
+    exif: dict[str, str]
+    xmp: str
+    claims: Claims | None
+
+
+def read_declaration(data: bytes, format: str) -> Declaration | None:
+    """Return what an encoded image declares; None if it declares nothing.
+
+    Args:
+        data: The file.
+        format: As Pillow names it. Of formats other than AVIF, JPEG, PNG, TIFF and WebP, nothing is read.
+    """
+    metadata = read_metadata(data, format)
+    exif = read_exif(metadata.exif)
+    xmp = metadata.xmp.decode("utf-8", "replace") or exif.get("xmp", "")
+    facts = _Facts(metadata.text, exif, xmp, read_claims(metadata.c2pa))
+    for find in (_generated, _edited, _camera):
+        if evidence := next(find(facts), None):
+            return evidence
+    return None
+
+
+def _generated(facts: _Facts) -> Iterator[Declaration]:
+    yield from _by_source_type(facts, GENERATED)
+    for where, text in _texts(facts):
+        for is_so, program in _PARAMETERS:
+            if is_so(where, text):
+                yield Declaration(GENERATED, f"{where}: parameters of {program}")
+    for where, name in _programs(facts):
+        if _GENERATORS.search(name):
+            yield Declaration(GENERATED, f"{where}: {_clean(name)}")
+
+
+def _edited(facts: _Facts) -> Iterator[Declaration]:
+    yield from _by_source_type(facts, EDITED)
+    if facts.claims and facts.claims.is_edited:
+        yield Declaration(EDITED, _credentials(facts.claims, "edited"))
+    for where, name in _programs(facts):
+        if _EDITORS.search(name):
+            yield Declaration(EDITED, f"{where}: {_clean(name)}")
+
+
+def _camera(facts: _Facts) -> Iterator[Declaration]:
+    yield from _by_source_type(facts, CAMERA)
+    make, model = facts.exif.get("make", ""), facts.exif.get("model", "")
+    if (make or model) and "exposure" in facts.exif:
+        name = model if model.lower().startswith(make.lower()) else f"{make} {model}"
+        yield Declaration(CAMERA, f"EXIF: {_clean(name)}")
+
+
+def _by_source_type(facts: _Facts, kind: str) -> Iterator[Declaration]:
+    """Yield the digital source types of this kind, in Content Credentials and in XMP."""
+    if facts.claims:
+        for name in sorted(facts.claims.source_types):
+            if _SOURCE_TYPES.get(name) == kind:
+                yield Declaration(kind, _credentials(facts.claims, name))
+    for name in _XMP_SOURCE_TYPE.findall(facts.xmp):
+        if _SOURCE_TYPES.get(name) == kind:
+            yield Declaration(kind, f"XMP: {name}")
+
+
+def _credentials(claims: Claims, what: str) -> str:
+    return f"Content Credentials: {what}" + (f", by {_clean(claims.generator)}" if claims.generator else "")
+
+
+def _texts(facts: _Facts) -> Iterator[tuple[str, str]]:
+    """Texts in which generators store their parameters, with their places."""
+    for keyword, text in facts.text.items():
+        yield ("JPEG comment" if keyword == "comment" else f"PNG text {_clean(keyword)}"), text
+    for name in ("comment", "make", "model", "description"):
+        if name in facts.exif:
+            yield f"EXIF {name}", facts.exif[name]
+    if facts.xmp:
+        yield "XMP", facts.xmp
+
+
+def _programs(facts: _Facts) -> Iterator[tuple[str, str]]:
+    """Names of the programs that wrote the file, with their places."""
+    if facts.claims and facts.claims.generator:
+        yield "Content Credentials", facts.claims.generator
+    for keyword in ("Software", "Source", "Title", "Description"):
+        if keyword in facts.text:
+            yield f"PNG text {keyword}", facts.text[keyword][:200]
+    for name in ("software", "make", "description"):
+        if name in facts.exif:
+            yield f"EXIF {name}", facts.exif[name][:200]
+    for name in _XMP_PROGRAM.findall(facts.xmp):
+        yield "XMP", name
+
+
+def _comfyui(where: str, text: str) -> bool:
+    """ComfyUI stores its graph as JSON: PNG text "prompt" and "workflow", or EXIF make "workflow:{...}" in WebP."""
+    graph = text.partition(":")[2] if text[:9].lower().startswith(("workflow:", "prompt:")) else text
+    return graph.lstrip()[:1] == "{" and ('"class_type"' in text or ('"nodes"' in text and '"links"' in text))
+
+
+def _keyword(*names: str) -> Callable[[str, str], bool]:
+    return lambda where, text: where in {f"PNG text {name}" for name in names}
+
+
+_PARAMETERS: tuple[tuple[Callable[[str, str], bool], str], ...] = (
+    (_keyword("invokeai_metadata", "invokeai_graph", "invokeai_workflow", "sd-metadata", "Dream"), "InvokeAI"),
+    (lambda where, text: "fooocus_scheme" in where or '"Fooocus' in text or "Version: Fooocus" in text, "Fooocus"),
+    (lambda where, text: '"sui_image_params"' in text, "SwarmUI"),
+    (_comfyui, "ComfyUI"),
+    (lambda where, text: text[:1] == "{" and '"uc"' in text and '"sampler"' in text, "NovelAI or Draw Things"),
+    (lambda where, text: bool(_WEB_UI.search(text[:20_000])), "a Stable Diffusion web UI"),
+    (lambda where, text: bool(_MIDJOURNEY_JOB.search(text[:20_000])), "Midjourney"),
+)
+
+
+def _clean(name: str) -> str:
+    """A name from a file, for one line: without control characters, and not too long."""
+    printable = " ".join("".join(c if c.isprintable() else " " for c in name[: 4 * _LONGEST_NAME]).split())
+    return printable[:_LONGEST_NAME]

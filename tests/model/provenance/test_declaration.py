@@ -1,0 +1,311 @@
+"""What files declare, in the layouts of the programs that write them, and what hostile metadata cost."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+
+from npr_model.provenance.declaration import read_declaration
+from npr_model.provenance.metadata import LONGEST_BLOCK
+from tests.model.conftest import noise
+
+WEB_UI = (
+    "a castle on a hill\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512"
+)
+GRAPH = json.dumps({"3": {"class_type": "KSampler", "inputs": {"seed": 5}}})
+WORKFLOW = json.dumps({"nodes": [{"id": 1, "type": "KSampler"}], "links": [], "version": 0.4})
+MAKE, MODEL, SOFTWARE, DESCRIPTION, EXIF_IFD, COMMENT, EXPOSURE = 0x10F, 0x110, 0x131, 0x10E, 0x8769, 0x9286, 0x829A
+CV = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+
+
+def encoded(format: str, exif: dict | None = None, **options) -> bytes:
+    file = io.BytesIO()
+    if exif is not None:
+        made = Image.Exif()
+        inner = {tag: value for tag, value in exif.items() if tag in (COMMENT, EXPOSURE)}
+        for tag, value in exif.items():
+            if tag not in inner:
+                made[tag] = value
+        if inner:
+            made[EXIF_IFD] = inner
+        options["exif"] = made.tobytes()
+    Image.fromarray(noise(24, 24)).save(file, format, **options)
+    return file.getvalue()
+
+
+def png(*, compressed: bool = False, international: bool = False, **text: str) -> bytes:
+    info = PngImagePlugin.PngInfo()
+    for keyword, value in text.items():
+        add = info.add_itxt if international else info.add_text
+        add(keyword.replace("_", "-") if keyword == "sd_metadata" else keyword, value, zip=compressed)
+    return encoded("PNG", pnginfo=info)
+
+
+def xmp(inner: str) -> bytes:
+    return (
+        '<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+        'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
+        'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:xmp="http://ns.adobe.com/xap/1.0/" '
+        f"{inner}</rdf:Description></rdf:RDF></x:xmpmeta>"
+    ).encode()
+
+
+def attribute(source_type: str) -> bytes:
+    return xmp(f'Iptc4xmpExt:DigitalSourceType="{CV}{source_type}">')
+
+
+def element(source_type: str) -> bytes:
+    return xmp(f"><Iptc4xmpExt:DigitalSourceType>{CV}{source_type}</Iptc4xmpExt:DigitalSourceType>")
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def jumbf(label: bytes, *contents: bytes) -> bytes:
+    description = box(b"jumd", bytes(16) + b"\x03" + label + b"\0")
+    return box(b"jumb", description + b"".join(contents))
+
+
+def text(value: str) -> bytes:
+    """A CBOR text."""
+    data = value.encode()
+    return (bytes([0x60 + len(data)]) if len(data) < 24 else b"\x78" + bytes([len(data)])) + data
+
+
+def manifest(label: bytes, generator: str, action: str, source_type: str = "") -> bytes:
+    actions = b"\xa1" + text("actions") + b"\x81\xa2" + text("action") + text(f"c2pa.{action}")
+    actions += text("digitalSourceType") + text(CV + source_type)
+    claim = b"\xa1" + text("claim_generator") + text(generator)
+    return jumbf(
+        label,
+        jumbf(b"c2pa.assertions", jumbf(b"c2pa.actions.v2", box(b"cbor", actions))),
+        jumbf(b"c2pa.claim", box(b"cbor", claim)),
+    )
+
+
+def store(*manifests: bytes) -> bytes:
+    return jumbf(b"c2pa", *manifests)
+
+
+def in_jpeg(data: bytes, credentials: bytes, part: int = 100) -> bytes:
+    """Content Credentials in segments of at most ``part`` bytes; each repeats the header of the box."""
+    segments, header = b"", credentials[:8]
+    for number, start in enumerate(range(8, len(credentials), part), 1):
+        content = b"JP" + struct.pack(">HI", 0x211, number) + header + credentials[start : start + part]
+        segments += b"\xff\xeb" + struct.pack(">H", 2 + len(content)) + content
+    return data[:2] + segments + data[2:]
+
+
+def in_png(data: bytes, name: bytes, content: bytes) -> bytes:
+    chunk = struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return data[:33] + chunk + data[33:]
+
+
+def in_webp(data: bytes, name: bytes, content: bytes) -> bytes:
+    chunk = name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
+    return b"RIFF" + struct.pack("<I", len(data) - 8 + len(chunk)) + data[8:] + chunk
+
+
+AI = store(manifest(b"urn:uuid:1", "OpenAI-API", "created", "trainedAlgorithmicMedia"))
+# A generated image that was then edited: the edits belong to the last manifest.
+EDITED_AI = store(
+    manifest(b"urn:uuid:1", "OpenAI-API", "created", "trainedAlgorithmicMedia"),
+    manifest(b"urn:uuid:2", "Adobe Photoshop 26.0", "color_adjustments"),
+)
+CAPTURED = store(manifest(b"urn:uuid:1", "Leica M11-P", "created", "digitalCapture"))
+
+CASES = {
+    # Generators
+    "web UI, PNG": (
+        "PNG",
+        png(parameters=WEB_UI),
+        "generated",
+        "PNG text parameters: parameters of a Stable Diffusion",
+    ),
+    "web UI, iTXt": ("PNG", png(parameters=WEB_UI, international=True), "generated", "PNG text parameters"),
+    "web UI, zTXt": ("PNG", png(parameters=WEB_UI, compressed=True), "generated", "PNG text parameters"),
+    "web UI, JPEG": (
+        "JPEG",
+        encoded("JPEG", {COMMENT: b"UNICODE\0" + WEB_UI.encode("utf-16-be")}),
+        "generated",
+        "EXIF comment: parameters of a Stable Diffusion web UI",
+    ),
+    "web UI, WebP, little-endian": (
+        "WEBP",
+        encoded("WEBP", {COMMENT: b"UNICODE\0" + WEB_UI.encode("utf-16-le")}),
+        "generated",
+        "EXIF comment",
+    ),
+    "web UI, AVIF": ("AVIF", encoded("AVIF", {COMMENT: b"ASCII\0\0\0" + WEB_UI.encode()}), "generated", "EXIF comment"),
+    "ComfyUI, prompt": (
+        "PNG",
+        png(prompt=GRAPH, workflow=WORKFLOW),
+        "generated",
+        "PNG text prompt: parameters of ComfyUI",
+    ),
+    "ComfyUI, workflow alone": ("PNG", png(workflow=WORKFLOW), "generated", "PNG text workflow"),
+    "ComfyUI, WebP": ("WEBP", encoded("WEBP", {MAKE: f"workflow:{WORKFLOW}"}), "generated", "EXIF make: parameters of"),
+    "InvokeAI": ("PNG", png(invokeai_metadata='{"model": "x"}'), "generated", "parameters of InvokeAI"),
+    "InvokeAI 2": ("PNG", png(sd_metadata='{"model": "x"}'), "generated", "PNG text sd-metadata"),
+    "NovelAI": (
+        "PNG",
+        png(Software="NovelAI", Comment=json.dumps({"uc": "", "sampler": "k_euler"})),
+        "generated",
+        "NovelAI",
+    ),
+    "Fooocus": ("PNG", png(parameters='{"version": "Fooocus v2.5"}', fooocus_scheme="fooocus"), "generated", "Fooocus"),
+    "SwarmUI": ("PNG", png(parameters='{"sui_image_params": {}}'), "generated", "parameters of SwarmUI"),
+    "Draw Things": (
+        "PNG",
+        in_png(png(), b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp('xmp:CreatorTool="Draw Things">')),
+        "generated",
+        "XMP: Draw Things",
+    ),
+    "Midjourney": (
+        "PNG",
+        png(Description="a fox --v 6 Job ID: 0b1a2c3d-0000-4000-8000-000000000000", Author="someone"),
+        "generated",
+        "Midjourney",
+    ),
+    "Midjourney, EXIF": ("JPEG", encoded("JPEG", {SOFTWARE: "Midjourney"}), "generated", "EXIF software: Midjourney"),
+    "IPTC, attribute": ("JPEG", encoded("JPEG", xmp=attribute("trainedAlgorithmicMedia")), "generated", "XMP: trained"),
+    "IPTC, element": ("WEBP", encoded("WEBP", xmp=element("trainedAlgorithmicMedia")), "generated", "XMP: trained"),
+    "IPTC, AVIF": ("AVIF", encoded("AVIF", xmp=element("trainedAlgorithmicMedia")), "generated", "XMP: trained"),
+    "C2PA, JPEG": (
+        "JPEG",
+        in_jpeg(encoded("JPEG"), AI),
+        "generated",
+        "Content Credentials: trainedAlgorithmicMedia, by OpenAI-API",
+    ),
+    "C2PA, PNG": ("PNG", in_png(encoded("PNG"), b"caBX", AI), "generated", "Content Credentials"),
+    "C2PA, WebP": ("WEBP", in_webp(encoded("WEBP"), b"C2PA", AI), "generated", "Content Credentials"),
+    "C2PA, AVIF": (
+        "AVIF",
+        encoded("AVIF")
+        + box(b"uuid", bytes.fromhex("d8fec3d61b0e483c92975828877ec481") + bytes(4) + b"manifest\0" + bytes(8) + AI),
+        "generated",
+        "Content Credentials",
+    ),
+    # Editors
+    "composite": (
+        "JPEG",
+        encoded("JPEG", xmp=attribute("compositeWithTrainedAlgorithmicMedia")),
+        "edited",
+        "XMP: comp",
+    ),
+    "Photoshop": (
+        "JPEG",
+        encoded("JPEG", {SOFTWARE: "Adobe Photoshop 25.1 (Windows)"}),
+        "edited",
+        "EXIF software: Adobe",
+    ),
+    "GIMP, TIFF": ("TIFF", encoded("TIFF", tiffinfo={SOFTWARE: "GIMP 2.10.34"}), "edited", "EXIF software: GIMP"),
+    "C2PA, edited": (
+        "JPEG",
+        in_jpeg(encoded("JPEG"), EDITED_AI),
+        "edited",
+        "Content Credentials: edited, by Adobe Photoshop 26.0",
+    ),
+    "camera, then editor": (
+        "JPEG",
+        encoded("JPEG", {MAKE: "Canon", MODEL: "Canon EOS R5", SOFTWARE: "GIMP 2.10", EXPOSURE: 0.01}),
+        "edited",
+        "GIMP",
+    ),
+    # Cameras
+    "camera": (
+        "JPEG",
+        encoded("JPEG", {MAKE: "Canon", MODEL: "Canon EOS R5", EXPOSURE: 0.01}),
+        "camera",
+        "EXIF: Canon EOS",
+    ),
+    "phone": (
+        "JPEG",
+        encoded("JPEG", {MAKE: "Apple", MODEL: "iPhone 15", SOFTWARE: "17.1", EXPOSURE: 0.01}),
+        "camera",
+        "EXIF: Apple iPhone 15",
+    ),
+    "C2PA, camera": ("JPEG", in_jpeg(encoded("JPEG"), CAPTURED), "camera", "digitalCapture, by Leica M11-P"),
+    # Nothing
+    "nothing": ("PNG", encoded("PNG"), None, ""),
+    "words about steps": ("PNG", png(Description="Steps: open the box, then read"), None, ""),
+    "a painting": ("JPEG", encoded("JPEG", xmp=attribute("digitalArt")), None, ""),
+    "make without exposure": ("JPEG", encoded("JPEG", {MAKE: "Canon"}), None, ""),
+    "GIF": ("GIF", encoded("GIF"), None, ""),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_declarations(case):
+    format, data, kind, evidence = CASES[case]
+    found = read_declaration(data, format)
+    assert (found and found.kind) == kind
+    assert found is None or (evidence in found.evidence and found.evidence.isprintable())
+
+
+def test_evidence_is_one_short_line():
+    found = read_declaration(encoded("JPEG", {SOFTWARE: "Midjourney \x1b[31m\n" + 500 * "x"}), "JPEG")
+    assert found.evidence.isprintable() and len(found.evidence) < 120
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(CASES)), st.data())
+def test_damaged_metadata_raise_nothing(case, data):
+    format, content, _, _ = CASES[case]
+    changed = bytearray(content[: data.draw(st.integers(0, len(content)))])
+    for _ in range(data.draw(st.integers(0, 8)) if changed else 0):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    read_declaration(bytes(changed), format)
+
+
+@functools.cache
+def hostile() -> dict[str, tuple[str, bytes]]:
+    start = encoded("PNG")
+    bomb = zlib.compress(bytes(2**26))
+    many = start[:33] + 200_000 * struct.pack(">I4sI", 0, b"tEXt", 0) + start[33:]
+    directory = b"II*\0" + struct.pack("<IH", 8, 65535) + struct.pack("<HHII", SOFTWARE, 2, 2**31, 8) * 65535
+    looping = b"II*\0" + struct.pack("<IHHHII", 8, 1, EXIF_IFD, 4, 1, 8) * 3
+    brackets = xmp("DigitalSourceType" + 400_000 * "<a>")
+    return {
+        "text bomb": ("PNG", in_png(start, b"zTXt", b"parameters\0\0" + bomb)),
+        "many chunks": ("PNG", many),
+        "large directory": ("PNG", in_png(start, b"eXIf", directory)),
+        "looping directory": ("PNG", in_png(start, b"eXIf", looping)),
+        "empty boxes": ("AVIF", encoded("AVIF") + box(b"free", b"") * 200_000),
+        "long XMP": ("WEBP", in_webp(encoded("WEBP"), b"XMP ", brackets)),
+        "repeated words": ("PNG", png(parameters=200_000 * "Steps: 1 ")),
+        "nested boxes": ("PNG", in_png(start, b"caBX", struct.pack(">I4s", 2**31, b"jumb") * 60_000)),
+    }
+
+
+@pytest.mark.parametrize("case", hostile())
+def test_hostile_metadata_cost_little(case):
+    format, data = hostile()[case]
+    began = time.thread_time()
+    read_declaration(data, format)
+    assert time.thread_time() - began < 2
+
+
+def test_text_is_read_up_to_a_limit():
+    found = read_declaration(png(parameters=LONGEST_BLOCK * " " + WEB_UI), "PNG")
+    assert found is None
+    assert read_declaration(png(parameters=WEB_UI + LONGEST_BLOCK * " "), "PNG").kind == "generated"
+
+
+def test_pixels_do_not_matter():
+    file = io.BytesIO()
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", WEB_UI)
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(file, "PNG", pnginfo=info)
+    assert read_declaration(file.getvalue()[:400], "PNG").kind == "generated"
