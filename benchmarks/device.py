@@ -162,7 +162,7 @@ def rest_steps() -> list[Step]:
         benchmark("train", "--seconds", "10", limit=70),
         benchmark("screening", "--seconds", "10", "--only", "JPEG", limit=70),
         test("test_cuda_graphs", *graphs, limit=60),
-        test("test_screening", "tests/model/screening/test_runner.py", limit=60, only="gpu"),
+        test("test_screening", "tests/model/scoring/test_scorer.py", limit=60, only="gpu"),
     ]
 
 

@@ -66,7 +66,7 @@ def main(
     json_file: command.JsonFile = None,
     checkpoint: Annotated[
         str, typer.Option(metavar="NAME_OR_FILE", help="Name of a bundled checkpoint, or a file.")
-    ] = "preview",
+    ] = checkpoints.DEFAULT,
     only: Annotated[
         str, typer.Option(metavar="REGEX", show_default=False, help="Run only float32 and the dtypes that match.")
     ] = "",

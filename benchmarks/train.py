@@ -213,7 +213,7 @@ def loading(
         for dtype in ("float32", "bfloat16"):
             config = TrainConfig(folders=(name,), batch_size=batch_size, crop_size=size, workers=workers, dtype=dtype)
             samples = find_images(config).samples
-            batches = BalancedBatches([sample.label for sample in samples], config)
+            batches = BalancedBatches(samples, config)
             loader, trainer = Loader(samples, batches, device), Trainer(config, Process(device))
 
             def parts(batches: BalancedBatches = batches, loader: Loader = loader) -> Iterator:

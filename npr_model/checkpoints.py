@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from npr_model import defaults
 from npr_model.detectors import detector_class
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.errors import InputError, reason
@@ -31,7 +32,7 @@ from npr_model.imaging.views import View
 from npr_model.verdicts import Calibration, OperatingPoint
 
 FORMAT_VERSION = 1
-DEFAULT = "preview"
+DEFAULT = defaults.CHECKPOINT
 WEIGHTS = Path(__file__).parent / "weights"
 
 _HEADER_KEY = "npr_model"  # our key in the safetensors header; its value is JSON

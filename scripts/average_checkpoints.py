@@ -1,13 +1,15 @@
 """Averages a fine-tuned network with the network it started from, so that it forgets less (Wortsman et al., CVPR 2022).
 
-    python scripts/average_checkpoints.py FINE_TUNED STARTED_FROM --share 0.25 -o OUTPUT
+    python scripts/average_checkpoints.py FINE_TUNED STARTED_FROM --share 0.25 --name N --training-data TEXT -o OUTPUT
 
-Weights and batch-norm statistics become (1 - share) * FINE_TUNED + share * STARTED_FROM. The metadata are FINE_TUNED's.
+Weights and batch-norm statistics become (1 - share) * FINE_TUNED + share * STARTED_FROM. The other metadata are
+FINE_TUNED's.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from npr_model import checkpoints
@@ -18,6 +20,9 @@ def main() -> None:
     parser.add_argument("fine_tuned")
     parser.add_argument("started_from")
     parser.add_argument("--share", type=float, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--training-data", required=True)
+    parser.add_argument("--licence", default="Apache-2.0")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     if not 0 <= arguments.share <= 1:
@@ -29,7 +34,10 @@ def main() -> None:
         for name, tensor in ours.model.state_dict().items()
     }
     ours.model.load_state_dict(averaged)
-    checkpoints.save(arguments.output, ours.model, ours.metadata)
+    metadata = dataclasses.replace(
+        ours.metadata, name=arguments.name, training_data=arguments.training_data, licence=arguments.licence
+    )
+    checkpoints.save(arguments.output, ours.model, metadata)
 
 
 if __name__ == "__main__":

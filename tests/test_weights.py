@@ -1,40 +1,62 @@
-"""The bundled checkpoint: its card is what its results file says, and the results are this file's."""
+"""The bundled checkpoint: its card is what its results file says, and the results fit together."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 
 import pytest
 
 from npr_model import checkpoints
+from npr_model.imaging.views import View
 from scripts import make_card
 from tests.conftest import ROOT
 
-RESULTS = json.loads((ROOT / "benchmarks" / "results" / "checkpoint.json").read_text())
+RESULTS = ROOT / "benchmarks" / "results" / "checkpoint.csv"
 
 
-def test_card_is_printed_from_the_results():
-    assert (checkpoints.WEIGHTS / "preview.md").read_text() == make_card.card(RESULTS)
+@pytest.fixture(scope="module")
+def lines() -> list[make_card.Line]:
+    return make_card.read(RESULTS)
 
 
-def test_results_are_of_the_bundled_file():
-    loaded = checkpoints.load("preview")
-    assert RESULTS["checkpoint"] == {"sha256": loaded.sha256} | json.loads(loaded.metadata.to_json())
-    assert (loaded.model.grid_size, loaded.model.anchor, loaded.metadata.licence) == (2, 0, "Apache-2.0")
-    assert loaded.metadata.calibration is not None
+def test_card_is_printed_from_the_results(lines):
+    loaded = checkpoints.load()
+    card = checkpoints.WEIGHTS / f"{checkpoints.DEFAULT}.md"
+    assert card.read_text() == make_card.card(loaded.metadata, loaded.sha256, lines)
 
 
-def test_it_is_the_default():
-    default, named = checkpoints.load().model, checkpoints.load("preview").model
-    for name, tensor in named.state_dict().items():
-        assert (default.state_dict()[name] == tensor).all()
+def test_it_is_the_only_one_and_calibrated():
+    loaded = checkpoints.load()
+    assert checkpoints.available() == [checkpoints.DEFAULT] == [loaded.metadata.name]
+    assert loaded.metadata.licence == "Apache-2.0" and loaded.metadata.view == View("sample", 128, 8)
+    assert loaded.metadata.calibration.points
 
 
-def test_no_number_of_the_card_is_a_constant():
-    changed = json.loads(json.dumps(RESULTS))
-    for section in changed["validation"]:
-        section["generators"]["sd1"]["roc_auc"] = 0.12345
-    assert make_card.card(changed).count("12.3 |") >= 3
+def test_results_fit_together(lines):
+    for condition in make_card.CONDITIONS:
+        here = [line for line in lines if line.condition == condition]
+        large = [line for line in here if line.kind == make_card.FAMILY and line.images >= make_card.LARGE]
+        means = {line.name: line for line in here if line.kind == make_card.MEAN}
+        for name, members in {make_card.ALL: large, make_card.UNSEEN: [m for m in large if not m.seen]}.items():
+            assert means[name].auc == pytest.approx(sum(line.auc for line in members) / len(members), abs=1e-3)
+            assert means[name].auc_low < means[name].auc < means[name].auc_high
+        sources = [line for line in here if line.kind == make_card.SOURCE]
+        (reals,) = (line for line in here if (line.kind, line.name) == (make_card.PHOTOGRAPHS, "all"))
+        assert reals.images == sum(line.images for line in sources)
+        assert reals.flagged == pytest.approx(
+            sum(line.flagged * line.images for line in sources) / reals.images, abs=1e-3
+        )
+
+
+def test_no_number_of_the_card_is_a_constant(lines):
+    loaded = checkpoints.load()
+    changed = [replace(line, auc=0.12345) if line.name == "sd15" else line for line in lines]
+    assert "| sd15 | 28 | yes | 12.3 (" in make_card.card(loaded.metadata, loaded.sha256, changed)
+
+
+def test_results_survive_a_file(lines, tmp_path):
+    make_card.write(tmp_path / "results.csv", lines)
+    assert (tmp_path / "results.csv").read_text() == RESULTS.read_text()
 
 
 @pytest.mark.parametrize("command", ["measure", "print"])

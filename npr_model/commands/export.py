@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from npr_model import defaults
 from npr_model.commands.options import Checkpoint, Dtype
 from npr_model.commands.terminal import print_paths, work_begins
 from npr_model.errors import InputError
@@ -16,7 +17,7 @@ def export(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="Write to an .onnx file or a .pt2 package.")
     ],
-    checkpoint: Checkpoint = "preview",
+    checkpoint: Checkpoint = defaults.CHECKPOINT,
     dtype: Dtype = None,
 ) -> None:
     """Export the network. Input "pixels": uint8 (N, 3, H, W), RGB; output "logit": (N, 1).

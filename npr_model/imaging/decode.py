@@ -2,7 +2,7 @@
 
 The detector reads traces that a decoder or converter could create or remove. So there is one rule for each case:
 
-- EXIF orientation is not applied, in no format: rotation by 90 degrees moves the cells.
+- Orientation is not applied, in no format, neither EXIF's nor HEIF's: rotation by 90 degrees moves the cells.
 - Alpha is dropped, never blended, also in palettes. Hidden colours are used as stored.
 - Palette, grey, black-and-white, CMYK, YCbCr and Lab become RGB by Pillow's ``convert("RGB")``. Embedded colour
   profiles are ignored.
@@ -13,7 +13,8 @@ The detector reads traces that a decoder or converter could create or remove. So
 - The content tells the format, not the name of the file.
 
 :mod:`npr_model.imaging.formats` checks that the data is complete. Then simplejpeg decodes plain 8-bit grey, YCbCr and
-RGB JPEGs, which is faster; its pixels equal Pillow's bit for bit (tested). Pillow decodes everything else.
+RGB JPEGs, which is faster; its pixels equal Pillow's bit for bit (tested). pillow-heif decodes HEIF. Pillow decodes
+everything else.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from PIL import Image
 from npr_model.errors import reason
 from npr_model.imaging import pillow
 from npr_model.imaging.errors import ImageError, check_size
-from npr_model.imaging.formats import bmp, gif, jpeg, jpeg2000, netpbm, png, tiff, webp
+from npr_model.imaging.formats import bmp, gif, heif, jpeg, jpeg2000, netpbm, png, tiff, webp
 from npr_model.imaging.formats.signatures import format_of
 from npr_model.imaging.limits import MAX_PIXELS
 
@@ -87,6 +88,8 @@ def _decode(data: bytes, max_pixels: int) -> DecodedImage:
         if isinstance(decoded, np.ndarray):
             return DecodedImage(decoded, format, _SIMPLEJPEG)
         versions = decoded
+    elif format == "HEIF":
+        return DecodedImage(heif.decode(data, max_pixels), format, heif.DECODER)
     elif format in _WHOLE:
         versions = _WHOLE[format](data, max_pixels)
     pixels = _decode_pillow(versions[0], format, max_pixels)

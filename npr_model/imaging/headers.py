@@ -15,7 +15,7 @@ import PIL
 from npr_model.errors import reason
 from npr_model.imaging import pillow
 from npr_model.imaging.errors import ImageError, check_size
-from npr_model.imaging.formats import jpeg, png, tiff, webp
+from npr_model.imaging.formats import heif, jpeg, png, tiff, webp
 from npr_model.imaging.formats.signatures import LENGTH, format_of
 from npr_model.imaging.limits import MAX_PIXELS
 
@@ -101,6 +101,8 @@ def _size(file: BinaryIO, format: str) -> tuple[int, int]:
         return png.read_size(file.read(LENGTH))
     if format == "WEBP":  # Pillow would take memory for all of its pixels
         return webp.read_size(file.read(LENGTH))
+    if format == "HEIF":
+        return heif.read_size(file.read())
     if format == "TIFF":  # Pillow would turn it by its orientation tag
         try:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:

@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from npr_model.imaging.formats import boxes
+
 LONGEST_BLOCK = 2**20  # bytes of a block; the rest of a longer one is not read
 MOST_BLOCKS = 1000  # text chunks, segments and boxes that are looked at
 
@@ -34,9 +36,7 @@ class Metadata:
 
 def read_metadata(data: bytes, format: str) -> Metadata:
     """Return the metadata of an encoded image. ``format``: as Pillow names it. Damaged blocks are left out."""
-    reader = {"JPEG": _read_jpeg, "PNG": _read_png, "WEBP": _read_webp, "TIFF": _read_tiff, "AVIF": _read_boxes}.get(
-        format
-    )
+    reader = _READERS.get(format)
     metadata = Metadata()
     if reader is not None:
         reader(data, metadata)
@@ -140,88 +140,28 @@ def _read_tiff(data: bytes, metadata: Metadata) -> None:
 
 
 def _read_boxes(data: bytes, metadata: Metadata) -> None:
-    """AVIF: Exif and XMP are items, whose places the box "meta" lists; Content Credentials have a box of their own."""
-    for name, content in _boxes(data, 0, len(data)):
-        if name == b"uuid" and data[content.start : content.start + 16] == _C2PA_UUID:
+    """AVIF and HEIF: EXIF and XMP are items; Content Credentials have a box of their own."""
+    for name, place in boxes.boxes(data):
+        if name == b"uuid" and data[place.start : place.start + 16] == _C2PA_UUID:
             # Version and flags, the purpose as text, and an offset for other purposes come first.
-            rest = data[content.start + 20 : content.stop][:LONGEST_BLOCK]
-            purpose, _, boxes = rest.partition(b"\0")
+            purpose, _, content = data[place.start + 20 : place.stop][:LONGEST_BLOCK].partition(b"\0")
             if purpose == b"manifest":
-                metadata.c2pa = boxes[8:]
-        elif name == b"meta":
-            _read_items(data, content, metadata)
+                metadata.c2pa = content[8:]
+    for item in boxes.items(data):
+        if len(item.pieces) == 1:
+            offset, length = item.pieces[0]
+            content = data[offset : offset + min(length, LONGEST_BLOCK)]
+            if item.kind == b"Exif" and len(content) > 4:
+                metadata.exif = content[4 + int.from_bytes(content[:4], "big") :]  # from where the TIFF begins
+            elif item.kind == b"mime":
+                metadata.xmp = content
 
 
-def _read_items(data: bytes, meta: range, metadata: Metadata) -> None:
-    kinds: dict[int, bytes] = {}
-    places: dict[int, tuple[int, int]] = {}
-    for name, place in _boxes(data, meta.start + 4, meta.stop):
-        try:
-            if name == b"iinf" and place:
-                kinds = _item_kinds(data, place)
-            elif name == b"iloc" and len(place) >= 6:
-                places = _item_places(data[place.start : place.stop][:LONGEST_BLOCK])
-        except struct.error:
-            return
-    for item, kind in kinds.items():
-        start, length = places.get(item, (0, 0))
-        content = data[start : start + min(length, LONGEST_BLOCK)]
-        if kind == b"Exif" and len(content) > 4:
-            metadata.exif = content[4 + int.from_bytes(content[:4], "big") :]  # from where the TIFF structure begins
-        elif kind == b"mime":
-            metadata.xmp = content
-
-
-def _item_kinds(data: bytes, content: range) -> dict[int, bytes]:
-    """Types of the items, by number, from the entries (infe, version 2) of the box iinf."""
-    version = data[content.start]
-    kinds = {}
-    for name, entry in _boxes(data, content.start + (6 if version == 0 else 8), content.stop):
-        if name == b"infe" and len(entry) >= 12 and data[entry.start] == 2:
-            number, _, kind = struct.unpack_from(">HH4s", data, entry.start + 4)
-            kinds[number] = kind
-    return kinds
-
-
-def _item_places(box: bytes) -> dict[int, tuple[int, int]]:
-    """Offset and length of the items that lie in one piece in the file, by number, from the content of the box iloc."""
-    version, sizes = box[0], struct.unpack_from(">H", box, 4)[0]
-    offset_size, length_size, base_size, index_size = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
-    position, places = 6, {}
-
-    def number(size: int) -> int:
-        nonlocal position
-        if position + size > len(box):
-            raise struct.error("the box ends too early")
-        position += size
-        return int.from_bytes(box[position - size : position], "big")
-
-    for _ in range(min(number(2 if version < 2 else 4), MOST_BLOCKS)):
-        item = number(2 if version < 2 else 4)
-        method = number(2) & 15 if version else 0
-        number(2)  # where the data is: always this file
-        base, extents = number(base_size), number(2)
-        for _ in range(min(extents, MOST_BLOCKS)):
-            if version:
-                number(index_size)
-            offset, length = number(offset_size), number(length_size)
-            if extents == 1 and method == 0:
-                places[item] = base + offset, length
-    return places
-
-
-def _boxes(data: bytes, position: int, end: int) -> Iterator[tuple[bytes, range]]:
-    """Yield type and place of the content of the boxes (ISO 14496-12) in data[position:end]."""
-    for _ in range(MOST_BLOCKS):
-        if position + 8 > end:
-            return
-        length, name = struct.unpack_from(">I4s", data, position)
-        header = 8
-        if length == 1 and position + 16 <= end:
-            length, header = struct.unpack_from(">Q", data, position + 8)[0], 16
-        if length == 0:
-            length = end - position
-        if length < header:
-            return
-        yield name, range(position + header, min(position + length, end))
-        position += length
+_READERS = {
+    "AVIF": _read_boxes,
+    "HEIF": _read_boxes,
+    "JPEG": _read_jpeg,
+    "PNG": _read_png,
+    "TIFF": _read_tiff,
+    "WEBP": _read_webp,
+}

@@ -94,9 +94,9 @@ class BalancedBatches(Sampler):
         random = generator(self.config.seed, epoch)
         repeated = []
         for members, expected in zip(self.classes, self.expected, strict=True):
-            # Each image comes as often as expected, rounded up or down; which way, the order of the images decides.
-            order = random.permutation(len(members))
-            ends = np.round(np.cumsum(expected[order])).astype(int)
+            # Systematic sampling: each image comes as often as expected, rounded up or down at random.
+            order, start = random.permutation(len(members)), random.random()
+            ends = np.floor(np.cumsum(expected[order]).round(9) + start).astype(int)
             repeated.append(np.repeat(members[order], np.diff(ends, prepend=0)))
         return random.permutation(np.concatenate(repeated))
 
@@ -116,7 +116,7 @@ class BalancedBatches(Sampler):
 def _shares(groups: np.ndarray, balance: float) -> np.ndarray:
     """Return each image's share of its class, given the images' groups; ``balance`` as in :class:`TrainConfig`."""
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    weights = sizes[group] ** -balance
+    weights = sizes[group].astype(float) ** -balance
     return weights / weights.sum()
 
 

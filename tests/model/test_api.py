@@ -270,7 +270,7 @@ def test_what_a_detector_says_of_itself(detector, calibrated):
 
 
 def test_the_default_is_the_bundled_checkpoint():
-    assert npr_model.load(device="cpu").info.name == "preview"
+    assert npr_model.load(device="cpu").info.name == checkpoints.DEFAULT
 
 
 def test_screen_writes_what_the_command_writes(calibrated, tmp_path):

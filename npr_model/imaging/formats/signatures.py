@@ -58,8 +58,7 @@ _WITHOUT_PIXELS = (  # documents and drawings; for some of them Pillow would cal
 )
 _BRANDS = (  # of files in boxes (ISO 14496-12)
     ({b"avif", b"avis"}, "AVIF"),
-    ({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}, "HEIC"),
-    ({b"mif1", b"mif2", b"msf1"}, "HEIF"),
+    ({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"}, "HEIF"),
     ({b"crx "}, "Canon CR3 (camera raw)"),
 )
 
@@ -88,7 +87,7 @@ def format_of(data: bytes) -> str:
             return name
     for brands, name in _BRANDS:
         if brands & _brands_of(head):
-            if name == "AVIF":
+            if name in ("AVIF", "HEIF"):
                 return name
             raise unsupported(name)
     if is_lfs_pointer(head):

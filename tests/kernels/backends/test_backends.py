@@ -286,11 +286,11 @@ def test_every_instruction_set_this_machine_has(capability):
     if capability == cpu_capability():
         pytest.skip("all other tests run on it")
     if CAPABILITIES.index(capability) > CAPABILITIES.index(cpu_capability()):
-        code = "from npr_kernels.backends import extension; print(extension.FAILURE)"
+        code = "from npr_kernels.backends import extension; print(extension.LOAD_ERROR)"
         assert f"is '{capability}'; this machine has" in run(code, NPR_KERNELS_CPU_CAPABILITY=capability).stdout
         pytest.skip(f"this machine lacks {capability}")
-    names = "parity", "training_stem", "bottleneck", "quantised_bottleneck"
-    tests = [f"tests/kernels/test_{name}.py" for name in names]
+    names = "test_parity", "test_training_stem", "trunk/test_bottleneck", "trunk/test_quantised_bottleneck"
+    tests = [f"tests/kernels/{name}.py" for name in names]
     chosen = "(cpu or bottleneck) and not (gradcheck or processes or opcheck or memory)"
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "-k", chosen],

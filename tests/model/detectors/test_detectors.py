@@ -114,7 +114,7 @@ def test_trains_is_resumed_and_compared(name, labelled, tmp_path, capsys):
         "compare",
         str(root / "held"),
         "-c",
-        "preview",
+        "wild-1",
         "-c",
         str(best),
         "-o",

@@ -93,7 +93,7 @@ def test_int8_is_near_float32(detector):
 
 @needs_int8
 def test_the_bundled_checkpoint_ranks_in_int8_as_in_float32():
-    model = checkpoints.load("preview").model
+    model = checkpoints.load().model
     crops = torch.cat([torch.cat(list(quarters(path))) for path in sorted(EXAMPLES.rglob("*.??g"))])
     exact, quantised = (freeze(model, dtype)(crops).flatten() for dtype in (torch.float32, torch.int8))
     assert len(crops) > 90 and torch.corrcoef(torch.stack([exact, quantised]))[0, 1] > 0.999

@@ -23,7 +23,7 @@ from npr_model.errors import InputError
 from npr_model.files import HIDDEN
 from npr_model.scoring import items
 from npr_model.scoring.items import Item
-from npr_model.screening.inputs import remote, retries, sources, tars, zips
+from npr_model.screening.inputs import remote, retries, tars, zips
 from npr_model.screening.inputs.skipped import NO_IMAGE, NO_IMAGE_NAME
 from npr_model.screening.inputs.sources import SourceError, Sources
 from tests.model.conftest import encoded, noise
@@ -392,7 +392,7 @@ def test_members_that_are_damaged_leave_the_others(tmp_path, monkeypatch):
 
 
 def test_what_unpacks_to_too_much_is_not_unpacked(tmp_path, monkeypatch):
-    for module in (items, remote, sources, tars, zips):
+    for module in (items, remote, tars, zips):
         monkeypatch.setattr(module, "MAX_BYTES", 1000)
     files = {"bomb.png": bytes(10**6), "good.png": b"x"}
     tar(tmp_path / "a.tar", files=files)

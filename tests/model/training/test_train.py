@@ -240,7 +240,9 @@ def test_a_resumed_run_has_the_losses_and_weights_of_an_unbroken_one(labelled, t
 # `npr train` in a process group of its own, which is killed while it writes its fourth state.
 KILLED = """
 import os, signal, sys
+import torch
 from npr_model import cli
+torch.set_num_threads(1)  # as in all tests of this package: the sums depend on it
 replace, written = os.replace, []
 def replace_or_die(source, target):
     written.append(os.path.basename(target))
