@@ -19,7 +19,7 @@ from npr_model.explanation.pictures import npr_picture
 from npr_model.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
-NAME = "joshua-stannard.png"
+NAME = "fabio-mangione.png"
 TITLES = {"real": "photograph", "generated": "generated image"}  # by folder of examples/
 GAP = 8  # pixels between two panels
 LINE = 26  # height in pixels of a line of a caption
