@@ -63,7 +63,9 @@ class Metadata:
 
     def to_json(self) -> str:
         """Return one JSON object: format_version, architecture, and the other fields."""
-        values = dataclasses.asdict(self) | {"view": str(self.view)}
+        values = vars(self) | {"view": str(self.view)}
+        if self.calibration is not None:
+            values["calibration"] = _as_values(self.calibration)
         architecture = {"detector": values.pop("detector"), **values.pop("architecture")}
         return json.dumps({"format_version": FORMAT_VERSION, "architecture": architecture} | values)
 
@@ -85,8 +87,7 @@ class Metadata:
         if "classes" in known:
             known["classes"] = tuple(known["classes"])
         if known.get("calibration") is not None:
-            points = tuple(OperatingPoint(**point) for point in known["calibration"].get("points", ()))
-            known["calibration"] = Calibration(**known["calibration"] | {"points": points})
+            known["calibration"] = _calibration(known["calibration"])
         return cls(**known)
 
     def network(self, backend: str | None = None) -> DetectorNetwork:
@@ -95,6 +96,20 @@ class Metadata:
         network = kind(**{name: self.architecture[name] for name in kind.architecture if name in self.architecture})
         network.backend = backend
         return network
+
+
+def _as_values(calibration: Calibration) -> dict[str, Any]:
+    """Return a calibration as JSON values."""
+    points = [dataclasses.asdict(point) for point in calibration.points]
+    conditions = {name: _as_values(own) for name, own in calibration.conditions.items()}
+    return vars(calibration) | {"points": points, "conditions": conditions}
+
+
+def _calibration(values: dict[str, Any]) -> Calibration:
+    """Return a calibration from its JSON values."""
+    points = tuple(OperatingPoint(**point) for point in values.get("points", ()))
+    conditions = {name: _calibration(own) for name, own in values.get("conditions", {}).items()}
+    return Calibration(**values | {"points": points, "conditions": conditions})
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from npr_model.errors import InputError
 
@@ -44,6 +45,8 @@ class Calibration:
         note: What the verdicts mean, in words.
         points: Thresholds at other false-positive rates, for :meth:`at`.
         temperature: The probability is sigmoid(logit / temperature).
+        conditions: Thresholds for the files of one condition (:mod:`npr_model.imaging.condition`), by its name. The
+            others have the thresholds above.
     """
 
     threshold: float = 0.0
@@ -52,6 +55,7 @@ class Calibration:
     note: str = ""
     points: tuple[OperatingPoint, ...] = ()
     temperature: float = 1.0
+    conditions: Mapping[str, Calibration] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         low, high = self.band
@@ -71,19 +75,33 @@ class Calibration:
         )
 
     def at(self, rate: float) -> Calibration:
-        """Return the calibration with the threshold of another rate among ``points``.
+        """Return the calibration with the thresholds of another rate among ``points``.
 
-        The lower edge of the uncertain band stays, but never above the threshold. Raises InputError, which lists the
-        rates.
+        A condition that has too few photographs for the rate gets the threshold of all. The lower edge of the uncertain
+        band stays, but never above the threshold. Raises InputError, which lists the rates.
         """
         for point in self.points:
             if math.isclose(point.rate, rate):
                 low = None if self.low is None else min(self.low, point.threshold)
+                with_rate = {
+                    name: own.at(rate)
+                    for name, own in self.conditions.items()
+                    if any(math.isclose(p.rate, rate) for p in own.points)
+                }
                 return dataclasses.replace(
-                    self, threshold=point.threshold, low=low, high=point.threshold, note=point.note
+                    self,
+                    threshold=point.threshold,
+                    low=low,
+                    high=point.threshold,
+                    note=point.note,
+                    conditions=with_rate,
                 )
         rates = ", ".join(f"{point.rate:g}" for point in self.points) or "none; npr calibrate adds some"
         raise InputError(f"the checkpoint has no threshold at the false-positive rate {rate:g}; it has: {rates}")
+
+    def of(self, condition: str | None) -> Calibration:
+        """Return the calibration for the files of a condition; None if the condition is unknown."""
+        return self if condition is None else self.conditions.get(condition, self)
 
     def probability(self, logit: float) -> float:
         """Probability that the image was generated, if real and generated images are equally frequent."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from scipy.stats import binomtest
 
 from npr_model import checkpoints
-from npr_model.datasets import REAL, Sample
+from npr_model.datasets import FAKE, REAL, Sample
 from npr_model.evaluation import evaluate as evaluation
 from npr_model.evaluation.evaluate import Evaluation, Scores, collect
 from npr_model.imaging import perturbations
@@ -65,16 +65,16 @@ def measure(checkpoint: str, validation: Path, training: Path) -> list[Line]:
     """Measure all numbers of the card."""
     scorer = Scorer(checkpoints.load(checkpoint))
     samples = against_all_reals(collect([validation]))
+    by_source = {str(sample.path): sample for sample in samples}
     seen = {path.name for path in training.iterdir()}
     lines = []
     for condition, steps in CONDITIONS.items():
         rows: list[Row] = []
-        result = evaluation.evaluate(
-            scorer, samples, perturbation=perturbations.Perturbation.parse(steps) if steps else None, on_row=rows.append
-        )
-        lines += condition_lines(condition, result, seen)
-        if steps is None:
-            lines += format_lines(condition, rows, samples, result.threshold)
+        perturbation = perturbations.Perturbation.parse(steps) if steps else None
+        result = evaluation.evaluate(scorer, samples, perturbation=perturbation, on_row=rows.append)
+        scored = [(by_source[row.source], row) for row in rows if row.error is None]
+        lines += family_lines(condition, result, seen, [pair for pair in scored if pair[0].label == FAKE])
+        lines += real_lines(condition, [pair for pair in scored if pair[0].label == REAL], by_file=steps is None)
     return lines
 
 
@@ -83,54 +83,58 @@ def against_all_reals(samples: Sequence[Sample]) -> list[Sample]:
     return [replace(s, group=f"{s.group} (real)") if s.label == REAL else s for s in samples]
 
 
-def condition_lines(condition: str, result: Evaluation, seen: set[str]) -> list[Line]:
-    """Return the lines of families, means and sources of real images."""
-    lines = [
-        line(condition, FAMILY, name, name in seen, [scores], result.threshold)
-        for name, scores in result.scores.items()
-    ]
+def family_lines(
+    condition: str, result: Evaluation, seen: set[str], scored: Sequence[tuple[Sample, Row]]
+) -> list[Line]:
+    """Return the lines of families and of the means over families."""
+    flagged = counted((sample.group, row) for sample, row in scored)
+    lines = []
+    for name, scores in result.scores.items():
+        separation = aucs([scores])
+        lines.append(
+            Line(condition, FAMILY, name, len(scores.fake), name in seen, *separation, *shares(*flagged[name]))
+        )
     large = {name: scores for name, scores in result.scores.items() if len(scores.fake) >= LARGE}
-    unseen = [scores for name, scores in large.items() if name not in seen]
-    lines.append(line(condition, MEAN, ALL, None, list(large.values()), result.threshold))
-    if unseen:
-        lines.append(line(condition, MEAN, UNSEEN, False, unseen, result.threshold))
-    for name, metrics in result.reals.items():
-        flagged = round((1 - (metrics.accuracy_real or 0)) * metrics.real)
-        lines.append(real_line(condition, SOURCE, name.removesuffix(" (real)"), flagged, metrics.real))
-    total = sum(entry.images for entry in lines if entry.kind == SOURCE)
-    flagged = round(sum(entry.flagged * entry.images for entry in lines if entry.kind == SOURCE))
-    return [*lines, real_line(condition, PHOTOGRAPHS, "all", flagged, total)]
+    for title, names in {ALL: list(large), UNSEEN: [name for name in large if name not in seen]}.items():
+        if names:
+            images = sum(len(large[name].fake) for name in names)
+            share = sum(flagged[name][0] / flagged[name][1] for name in names) / len(names)
+            separation = aucs([large[name] for name in names])
+            lines.append(Line(condition, MEAN, title, images, None, *separation, share, None, None))
+    return lines
 
 
-def line(condition: str, kind: str, name: str, seen: bool | None, scores: Sequence[Scores], threshold: float) -> Line:
-    """Return the line of one family, or of the mean over several."""
-    metrics = evaluation.mean(scores, threshold)
-    assert metrics is not None  # as there are images of both classes
-    images = sum(len(one.fake) for one in scores)
-    low, high = metrics.intervals["roc_auc"]
-    flagged = metrics.accuracy_fake or 0.0
-    bounds = interval(round(flagged * images), images) if kind == FAMILY else (None, None)
-    found = metrics.at_rates[0].detected
-    return Line(condition, kind, name, images, seen, metrics.roc_auc, low, high, found, flagged, *bounds)
-
-
-def format_lines(condition: str, rows: Iterable[Row], samples: Sequence[Sample], threshold: float) -> list[Line]:
-    """Return the lines of real images by the format of their files."""
-    reals = {str(sample.path) for sample in samples if sample.label == REAL}
-    logits: dict[str, list[float]] = {}
-    for row in rows:
-        if row.source in reals and row.logit is not None:
-            logits.setdefault("JPEG" if row.format == "JPEG" else "lossless", []).append(row.logit)
+def real_lines(condition: str, scored: Sequence[tuple[Sample, Row]], *, by_file: bool) -> list[Line]:
+    """Return the lines of sources of real images, of all of them and, with ``by_file``, of conditions of files."""
+    kinds = {SOURCE: counted((sample.group.removesuffix(" (real)"), row) for sample, row in scored)}
+    kinds[PHOTOGRAPHS] = counted(("all", row) for _, row in scored)
+    if by_file:
+        kinds[PHOTOGRAPHS] |= counted((str(row.condition), row) for _, row in scored)
     return [
-        real_line(condition, PHOTOGRAPHS, name, sum(logit > threshold for logit in values), len(values))
-        for name, values in sorted(logits.items())
+        Line(condition, kind, name, count, None, None, None, None, None, *shares(flagged, count))
+        for kind, counts in kinds.items()
+        for name, (flagged, count) in sorted(counts.items())
     ]
 
 
-def real_line(condition: str, kind: str, name: str, flagged: int, images: int) -> Line:
-    return Line(
-        condition, kind, name, images, None, None, None, None, None, flagged / images, *interval(flagged, images)
-    )
+def counted(rows: Iterable[tuple[str, Row]]) -> dict[str, tuple[int, int]]:
+    """Return by key how many rows have the verdict "generated", and how many there are."""
+    counts: dict[str, tuple[int, int]] = {}
+    for key, row in rows:
+        flagged, count = counts.get(key, (0, 0))
+        counts[key] = flagged + (row.verdict == "generated"), count + 1
+    return counts
+
+
+def aucs(scores: Sequence[Scores]) -> tuple[float | None, float, float, float]:
+    """Return the mean AUC, its interval, and the mean share above the threshold that 5 % of the real images exceed."""
+    metrics = evaluation.mean(scores, 0.0)
+    assert metrics is not None  # as there are images of both classes
+    return metrics.roc_auc, *metrics.intervals["roc_auc"], metrics.at_rates[0].detected
+
+
+def shares(flagged: int, count: int) -> tuple[float, float, float]:
+    return flagged / count, *interval(flagged, count)
 
 
 def interval(count: int, of: int) -> tuple[float, float]:
@@ -142,10 +146,11 @@ def interval(count: int, of: int) -> tuple[float, float]:
 def calibrated(calibration: Calibration | None) -> str:
     if calibration is None:
         return "Not calibrated: the threshold of the verdict is the logit 0; use the logits as a ranking only"
-    text = f'Verdict "generated": logits above {calibration.threshold:.3f} ({calibration.note})'
-    for point in calibration.points:
-        text += f"; {percent(point.rate)} % false positives above {point.threshold:.3f}"
-        text += f" (95 % upper bound {percent(point.upper)} %)"
+    text = 'Verdict "generated": logits above the threshold at 5 % for the condition of the file'
+    for name, own in {"all files": calibration, **calibration.conditions}.items():
+        for point in own.points:
+            text += f"\n  - {name}: {percent(point.rate)} % false positives above {point.threshold:.3f}, on "
+            text += f"{point.photographs} images (95 % upper bound {percent(point.upper)} %)"
     return text
 
 
@@ -161,14 +166,15 @@ def card(metadata: checkpoints.Metadata, sha256: str, lines: Sequence[Line]) -> 
         f"- SHA-256: `{sha256}`\n"
         f"- Trained on {metadata.training_data}.\n"
         f"- View: `{metadata.view}`. Decoder: {metadata.decoder}. Licence: {metadata.licence}.\n"
-        f"- {calibrated(metadata.calibration)}.\n"
+        f"- {calibrated(metadata.calibration)}\n"
         f"- Training config: {recipe}.",
         "A score is a hint, not a proof: the checkpoint misses generated images, and some photographs get the verdict "
         '"generated".',
         "All numbers are in percent, with 95 % intervals in brackets. The images come from repositories that the "
         'training set does not use. Each family of generators is measured against all real images. "Found" is the '
         "share of its images above the threshold that 5 % of the real images exceed. The verdict's threshold was "
-        "chosen on the same real images, as they are.",
+        "chosen on the same real images, as they are, for each condition of files by itself: lossless, JPEG of quality "
+        "90 or more, JPEG below, recompressed JPEG, other lossy formats.",
         "## Summary",
         summary(lines).markdown().rstrip(),
         "## Families of generators",

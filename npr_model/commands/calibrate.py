@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from npr_model.detectors.base import DetectorNetwork
     from npr_model.evaluation.calibration import Result
     from npr_model.evaluation.distinct import DistinctScores
+    from npr_model.verdicts import OperatingPoint
 
 
 @scoring_options(*EVALUATION)
@@ -83,6 +84,9 @@ def calibrate(
     99, and 0.1 % needs 999; for a rate with too few photographs, no threshold is set. More photographs tighten the
     upper bound that is printed. Copies of a photograph count once.
 
+    Each condition of files (lossless; JPEG of quality 90 or more; JPEG below; recompressed JPEG; other lossy formats)
+    that has enough photographs gets thresholds of its own, as logits differ between them. The rest share those of all.
+
     The photographs alone decide the thresholds and the uncertain band. The temperature of the probabilities is fitted
     to photographs and generated images, and stays as it is if there are no generated images. All images together
     decide the quantisation scales for --dtype int8.
@@ -110,6 +114,7 @@ def calibrate(
         rates=rates,
         uncertain_rate=uncertain_rate,
         temperature=(loaded.metadata.calibration or Calibration()).temperature,
+        conditions=scores.logits_by_condition(REAL),
     )
     _measure_activations(loaded.model, [sample for sample, _ in scores.scored])
     metadata = replace(loaded.metadata, calibration=result.calibration, view=scorer.view)
@@ -174,18 +179,15 @@ def _print_calibration(result: Result, scores: DistinctScores) -> None:
         if sample.label == REAL:
             sources.setdefault(sample.group, []).append(logit)
     table = Table()
-    for column in ("false positives", "logit threshold", "photographs", "upper bound (95 %)", "worst source"):
-        table.add_column(column, justify="right", overflow="fold")
+    for column in ("condition", "false positives", "threshold", "photographs", "upper bound (95 %)", "worst source"):
+        table.add_column(column, justify="left" if column == "condition" else "right", overflow="fold")
     for point in calibration.points:
         shares = {name: sum(x > point.threshold for x in logits) / len(logits) for name, logits in sources.items()}
         worst = max(shares, key=shares.__getitem__)
-        table.add_row(
-            f"{100 * point.rate:g} %",
-            f"{point.threshold:.3f}",
-            str(point.photographs),
-            f"{100 * point.upper:.2g} %",
-            f"{printable(worst)} {100 * shares[worst]:.1f} %",
-        )
+        table.add_row("all", *_cells(point), f"{printable(worst)} {100 * shares[worst]:.1f} %")
+    for name, own in calibration.conditions.items():
+        for point in own.points:
+            table.add_row(name, *_cells(point), "")
     out.print(table)
     low, high = calibration.band
     out.print(f"verdicts: {calibration.note}; uncertain between the logits {low:.3f} and {high:.3f}", soft_wrap=True)
@@ -195,3 +197,7 @@ def _print_calibration(result: Result, scores: DistinctScores) -> None:
         out.print(f"no generated images were given: the temperature stays {calibration.temperature:.3g}")
     for warning in result.warnings:
         warn(warning)
+
+
+def _cells(point: OperatingPoint) -> tuple[str, ...]:
+    return f"{100 * point.rate:g} %", f"{point.threshold:.3f}", str(point.photographs), f"{100 * point.upper:.2g} %"

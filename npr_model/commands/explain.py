@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -69,17 +70,17 @@ def explain(
         view = View("crop", SHOWN)
     paths = [image, other] if other else [image]
     pictures = [_read(path, view, loaded.model.grid_size) for path in paths]
-    _require_equal_sizes([pixels for _, pixels in pictures])
+    _require_equal_sizes([pixels for _, pixels, _ in pictures])
     model = loaded.model.to(choose_device(options.device))
-    explanations = [explain(model, pixels) for _, pixels in pictures]
+    explanations = [explain(model, pixels) for _, pixels, _ in pictures]
 
     work_begins()
     written = heat_maps.plot_explanation(pictures[0][1], explanations[0], output)
     if other:
         written.append(heat_maps.plot_difference(explanations[0], explanations[1], output))
     values = [
-        {"source": readable_name(path)} | _describe(decoded, explanation, loaded, view)
-        for path, (decoded, _), explanation in zip(paths, pictures, explanations, strict=True)
+        {"source": readable_name(path)} | _describe(decoded, condition, explanation, loaded, view)
+        for path, (decoded, _, condition), explanation in zip(paths, pictures, explanations, strict=True)
     ]
     result = values[0] | ({"other": values[1]} if other else {})
     written.append(output / "explanation.json")
@@ -94,19 +95,27 @@ def _require_equal_sizes(pictures: list[np.ndarray]) -> None:
         raise InputError(f"the images are {sizes} pixels; --other needs equal sizes: try --view crop:S")
 
 
-def _read(path: Path, view: View, grid_size: int) -> tuple[DecodedImage, np.ndarray]:
-    """A file's image, and the pixels of it that the network sees."""
+def _read(path: Path, view: View, grid_size: int) -> tuple[DecodedImage, np.ndarray, str | None]:
+    """A file's image, the pixels of it that the network sees, and its condition."""
     from npr_model import datasets
+    from npr_model.imaging.condition import file_facts
     from npr_model.imaging.errors import ImageError
+    from npr_model.imaging.headers import read_encoding
 
     try:
         decoded = datasets.read(path)
-        return decoded, view.apply(decoded.pixels, grid_size)
+        pixels = view.apply(decoded.pixels, grid_size)
     except ImageError as error:
         raise InputError(f"{readable_name(path)}: {error}") from error
+    condition = None
+    with contextlib.suppress(ImageError):  # a header that only the decoder understands
+        condition = file_facts(read_encoding(path), decoded.pixels).condition
+    return decoded, pixels, condition
 
 
-def _describe(decoded: DecodedImage, explanation: Explanation, loaded: LoadedCheckpoint, view: View) -> dict:
+def _describe(
+    decoded: DecodedImage, condition: str | None, explanation: Explanation, loaded: LoadedCheckpoint, view: View
+) -> dict:
     """The columns of npr screen, and numbers that summarise the maps."""
     import numpy as np
 
@@ -117,7 +126,8 @@ def _describe(decoded: DecodedImage, explanation: Explanation, loaded: LoadedChe
     return {
         "logit": explanation.logit,
         "probability": calibration.probability(explanation.logit),
-        "verdict": calibration.verdict(explanation.logit),
+        "verdict": calibration.of(condition).verdict(explanation.logit),
+        "condition": condition,
         "width": decoded.width,
         "height": decoded.height,
         "format": decoded.format,

@@ -12,10 +12,12 @@ distribution it follows Beta(n + 1 - k, k). Its 95 % quantile is stored with the
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from types import MappingProxyType
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -49,6 +51,7 @@ def calibrate(
     rates: Sequence[float] = RATES,
     uncertain_rate: float = UNCERTAIN_RATE,
     temperature: float = 1.0,
+    conditions: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> Result:
     """Calibrate on logits.
 
@@ -58,6 +61,8 @@ def calibrate(
         rates: False-positive rates. The first one that has enough photographs gives the default verdict.
         uncertain_rate: Logits between this rate's threshold and the verdict's threshold are uncertain.
         temperature: Used if there are no ``fakes``.
+        conditions: Those of ``reals`` whose files have the same condition, by its name. Each condition with enough
+            photographs for the default rate gets thresholds of its own.
 
     Raises:
         CalibrationError: A rate is not in 0 .. 1, or there are too few photographs for all rates.
@@ -84,19 +89,28 @@ def calibrate(
             )
         elif temperature <= 1 / MAX_TEMPERATURE:
             warnings.append("the logits separate all images, so the temperature is at its lower limit")
-    first = points[0]
-    low = None
-    if count >= needed(uncertain_rate):
-        low = min(operating_point(reals, uncertain_rate).threshold, first.threshold)
-    calibration = Calibration(
-        threshold=first.threshold,
-        low=low,
-        high=first.threshold,
-        note=first.note,
-        points=tuple(points),
-        temperature=temperature,
-    )
+    own = {}
+    for name, logits in sorted(conditions.items()):
+        if len(logits) >= needed(points[0].rate):
+            found = [operating_point(logits, point.rate) for point in points if len(logits) >= needed(point.rate)]
+            own[name] = _with_band(found, logits, uncertain_rate, temperature)
+        else:
+            warnings.append(
+                f"{len(logits)} photographs with the condition {name} are too few for a threshold of their own at "
+                f"{100 * points[0].rate:g} %"
+            )
+    calibration = dataclasses.replace(_with_band(points, reals, uncertain_rate, temperature), conditions=own)
     return Result(calibration, tuple(warnings))
+
+
+def _with_band(
+    points: Sequence[OperatingPoint], reals: Sequence[float], uncertain_rate: float, temperature: float
+) -> Calibration:
+    """Return a calibration whose default rate is that of the first point, with the band below its threshold."""
+    first, low = points[0], None
+    if len(reals) >= needed(uncertain_rate):
+        low = min(operating_point(reals, uncertain_rate).threshold, first.threshold)
+    return Calibration(first.threshold, low, first.threshold, first.note, tuple(points), temperature)
 
 
 def require_enough(count: int, rates: Sequence[float], uncertain_rate: float) -> None:

@@ -50,6 +50,8 @@ class Evaluation:
         generators: Metrics by generator, each against its own real images or the pooled ones.
         reals: Metrics of folders with real images only.
         mean: Over the generators that have both classes; None if there are none.
+        flagged: By condition of the files (:mod:`npr_model.imaging.condition`), the number of real images and how many
+            of them get the verdict "generated". Verdicts use the condition's own threshold, the metrics ``threshold``.
         errors: Messages of the images that were not scored, by source.
         left_out: Files in the folders that were not used, with the reasons.
         comparison: How the classes were encoded, and their sizes.
@@ -66,6 +68,7 @@ class Evaluation:
     reals: dict[str, Metrics]
     mean: Metrics | None
     temperature: float = 1.0
+    flagged: dict[str, tuple[int, int]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=LeftOut)
     comparison: str = ""
@@ -150,6 +153,7 @@ def evaluate(
         generators={name: _measured(generator, threshold) for name, generator in scores.items()},
         reals={name: metrics.measure([REAL] * len(logits), logits, threshold) for name, logits in reals.items()},
         mean=mean(scores.values(), threshold),
+        flagged=dict(sorted(scored.flagged.items())),
         errors=scored.errors,
         comparison=scored.composition.text + treatment.text,
         warning=None if equalise else scored.composition.warning,
@@ -254,6 +258,7 @@ class _Scored:
 
     logits: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    flagged: dict[str, tuple[int, int]] = field(default_factory=dict)
     composition: _Composition = field(default_factory=_Composition)
     contradictions: Contradictions = field(default_factory=Contradictions)
 
@@ -272,6 +277,9 @@ def _score(scorer: Scorer, samples: Sequence[Sample], treatment: _Treatment, on_
         assert row.logit is not None  # as it has no error
         members = by_source[row.source]
         scored.composition.add(members[0].label, row)
+        if members[0].label == REAL and row.condition is not None:
+            count, flagged = scored.flagged.get(row.condition, (0, 0))
+            scored.flagged[row.condition] = count + 1, flagged + (row.verdict == "generated")
         for sample in members:
             scored.logits.setdefault((sample.group, sample.label), []).append(row.logit)
             if row.sha256 is not None:

@@ -155,6 +155,12 @@ def _notes(evaluation: Evaluation, table: int | None, methods: Iterable[str]) ->
         f"Checkpoint {evaluation.model}, view {evaluation.view}; accuracy at the logit {evaluation.threshold:g}. "
         f"In percent, with 95 % bootstrap intervals. {evaluation.comparison[:1].upper()}{evaluation.comparison[1:]}."
     ]
+    if evaluation.flagged:
+        shares = (
+            f"{name} {flagged} of {count} ({100 * flagged / count:.1f} %)"
+            for name, (count, flagged) in evaluation.flagged.items()
+        )
+        notes.append(f'Real images with the verdict "generated", by condition: {", ".join(shares)}.')
     if evaluation.warning:
         notes.append(f"Warning: {evaluation.warning}.")
     if evaluation.contradiction:

@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from npr_model.errors import InputError, reason
+from npr_model.imaging.condition import file_facts
 from npr_model.imaging.decode import DecodedImage, decode
 from npr_model.imaging.errors import ImageError, check_size
 from npr_model.imaging.headers import Encoding, read_encoding
-from npr_model.imaging.jpeg_quality import estimate_quality
 from npr_model.imaging.limits import MAX_PIXELS
-from npr_model.imaging.recompression import was_coarser
 from npr_model.imaging.views import View
 from npr_model.provenance.declaration import read_declaration
 from npr_model.scoring.items import Item
@@ -175,22 +174,21 @@ def decode_ahead(
 
 def _describe(row: Row, encoding: Encoding | None, decoded: DecodedImage, grid_size: int) -> Row:
     """Return ``row`` with the facts about its file."""
-    quality, subsampling, recompressed = None, None, False
-    if encoding is not None and encoding.format == "JPEG":
-        subsampling = encoding.subsampling
-        if encoding.quantization is not None:
-            quality = estimate_quality(encoding.quantization[0])
-            recompressed = was_coarser(decoded.pixels, encoding.quantization[0])
+    facts = None if encoding is None else file_facts(encoding, decoded.pixels)
     height, width = decoded.height, decoded.width
-    tiny, odd = min(height, width) < TINY, height % grid_size or width % grid_size
-    flags = {"tiny": tiny, "odd": odd, "recompressed": recompressed}
+    flags = {
+        "tiny": min(height, width) < TINY,
+        "odd": height % grid_size or width % grid_size,
+        "recompressed": facts is not None and facts.recompressed,
+    }
     return replace(
         row,
         width=width,
         height=height,
         format=decoded.format,
-        jpeg_quality=quality,
-        subsampling=subsampling,
+        jpeg_quality=None if facts is None else facts.quality,
+        subsampling=None if encoding is None else encoding.subsampling,
+        condition=None if facts is None else facts.condition,
         flags=" ".join(name for name, is_so in flags.items() if is_so),
         decoder=decoded.decoder,
     )

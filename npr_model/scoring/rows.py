@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
         ("format", pa.string()),
         ("jpeg_quality", pa.int32()),
         ("subsampling", pa.string()),
+        ("condition", pa.string()),
         ("flags", pa.string()),
         ("declared", pa.string()),
         ("declared_by", pa.string()),
@@ -51,6 +52,7 @@ class Row:
         format: File format as Pillow names it.
         jpeg_quality: Nearest quality of libjpeg; JPEG only.
         subsampling: Chroma subsampling; JPEG only.
+        condition: How the pixels were compressed (:mod:`npr_model.imaging.condition`), which chooses the threshold.
         flags: Separated by spaces: "tiny" (a side below TINY pixels), "odd" (a side that is not a multiple of the cell
             size), "recompressed" (a JPEG saved from a more coarsely quantised JPEG, see
             :mod:`npr_model.imaging.recompression`), "resized" (made smaller by the view).
@@ -76,6 +78,7 @@ class Row:
     format: str | None = None
     jpeg_quality: int | None = None
     subsampling: str | None = None
+    condition: str | None = None
     flags: str | None = None
     declared: str | None = None
     declared_by: str | None = None

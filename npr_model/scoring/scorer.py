@@ -132,8 +132,9 @@ class Scorer:
     @property
     def identity(self) -> dict[str, str]:
         """What all rows of one output must have in common."""
-        threshold = f"{self.calibration.threshold:g}"
-        return {"model": self.model_id, "view": str(self.view), "dtype": self.dtype, "threshold": threshold}
+        own = {name: own.threshold for name, own in self.calibration.conditions.items()}
+        thresholds = [f"{self.calibration.threshold:g}", *(f"{name}:{value:g}" for name, value in sorted(own.items()))]
+        return {"model": self.model_id, "view": str(self.view), "dtype": self.dtype, "threshold": " ".join(thresholds)}
 
     def with_view(self, view: View) -> Scorer:
         """Return a scorer with the same network (not copied) and another view."""
@@ -285,7 +286,7 @@ class Scorer:
         if not math.isfinite(logit):
             return unscored(row, f"the network gave a logit of {logit}")
         probability = self.calibration.probability(logit)
-        verdict = DECLARED if row.declared == GENERATED else self.calibration.verdict(logit)
+        verdict = DECLARED if row.declared == GENERATED else self.calibration.of(row.condition).verdict(logit)
         return replace(row, logit=logit, probability=probability, verdict=verdict)
 
 

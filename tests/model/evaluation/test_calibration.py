@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pickle
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -310,3 +311,32 @@ def test_errors_are_one_line(npr, labelled, uncalibrated, name):
     else:
         code, _, err = npr("calibrate", *(a.format(root=root, checkpoint=uncalibrated) for a in arguments))
     assert code == terminal.EXIT_USAGE and err.startswith("npr: error: ") and err.count("\n") == 1 and message in err
+
+
+def test_each_condition_has_its_own_threshold():
+    """Logits of lossless photographs are 2 higher; five photographs are too few for a threshold of their own."""
+    random = np.random.default_rng(0)
+    fine, lossless, other = random.normal(0, 1, 400), random.normal(2, 1, 200), random.normal(0, 1, 5)
+    conditions = {"jpeg-90-100": fine.tolist(), "lossless": lossless.tolist(), "other-lossy": other.tolist()}
+    reals = [logit for logits in conditions.values() for logit in logits]
+    result = calibrate(reals, conditions=conditions)
+    calibration = result.calibration
+    assert set(calibration.conditions) == {"jpeg-90-100", "lossless"}
+    assert any("5 photographs with the condition other-lossy are too few" in warning for warning in result.warnings)
+    for name, logits in conditions.items():
+        own = calibration.of(name)
+        flagged = np.mean([own.verdict(logit) == "generated" for logit in logits])
+        assert name == "other-lossy" or 0.03 < flagged <= 0.05
+    assert calibration.of(None) is calibration.of("other-lossy") is calibration
+    at_one = calibration.at(0.01)
+    assert at_one.of("lossless").threshold == operating_point(lossless, 0.01).threshold
+    assert at_one.of("jpeg-90-100").threshold == operating_point(fine, 0.01).threshold
+    at_mille = calibrate(reals + [9.0] * 500, rates=[0.05, 0.001], conditions=conditions).calibration.at(0.001)
+    assert at_mille.conditions == {}  # too few of each
+
+
+def test_conditions_survive_a_checkpoint(tmp_path):
+    own = Calibration(2.0, 1.0, 2.0, "own", POINTS)
+    metadata = Metadata(calibration=Calibration(1.0, 0.5, 1.0, "x", POINTS, 2.0, {"lossless": own}))
+    assert Metadata.from_json(metadata.to_json()).calibration == metadata.calibration
+    assert pickle.loads(pickle.dumps(metadata)).calibration == metadata.calibration

@@ -29,6 +29,7 @@ from npr_kernels import BackendError
 from npr_model import checkpoints
 from npr_model.errors import InputError
 from npr_model.files import HIDDEN, LEADS_BACK
+from npr_model.imaging.decode import DecodedImage
 from npr_model.imaging.views import View
 from npr_model.scoring import batches, decoding
 from npr_model.scoring import scorer as scorer_module
@@ -338,6 +339,27 @@ def test_view_and_calibration_of_the_checkpoint(tmp_path):
     assert row.logit == pytest.approx(reference_logit(pixels[4:20, 4:20]), abs=1e-4)
     (row,) = Scorer(checkpoints.load(path), view=View("native"), dtype=torch.float32).score(items)
     assert row.logit == pytest.approx(reference_logit(pixels), abs=1e-4) and row.view == "native"
+
+
+def test_the_condition_of_a_file_chooses_its_threshold(tmp_path):
+    path, pixels = tmp_path / "calibrated.safetensors", noise(24, 26)
+    never, always = Calibration(1e6), Calibration(-1e6)
+    conditions = {"lossless": never, "jpeg-90-100": always, "jpeg-recompressed": never}
+    checkpoints.save(path, make_detector(), checkpoints.Metadata(calibration=Calibration(1e6, conditions=conditions)))
+    files = {
+        "lossless": encoded(pixels),
+        "jpeg-90-100": encoded(pixels, "JPEG", quality=95),
+        "jpeg-below-90": encoded(pixels, "JPEG", quality=70),
+        "other-lossy": encoded(pixels, "WEBP"),
+    }
+    files["lossless "] = encoded(pixels, "WEBP", lossless=True)
+    made = Scorer(checkpoints.load(path))
+    for row in made.score(item(name, data) for name, data in files.items()):
+        assert row.condition == row.source.strip()
+        assert row.verdict == ("generated" if row.condition == "jpeg-90-100" else "real")
+    assert made.identity["threshold"].startswith("1e+06 jpeg-90-100:-1e+06 ")
+    (row,) = made.score([Item("pixels", lambda: DecodedImage(pixels, None, None))])
+    assert row.condition is None and row.verdict == "real"
 
 
 def test_files_and_folders_in_natural_order(tmp_path):
