@@ -34,16 +34,20 @@ Network = Callable[[Tensor], Tensor]
 
 
 class LogitJudge:
-    """Judges the logits of ``detector``, which is on ``device``, for ``pixels`` against float64."""
+    """Judges the logits of ``detector``, which is on ``device``, for ``pixels`` against float64.
 
-    def __init__(self, detector: NPRDetector, pixels: Tensor, device: torch.device) -> None:
-        self._detector, self._pixels, self._device = detector, pixels, device
+    ``parts``: consecutive pixels that belong to one image, whose logit is the mean of theirs.
+    """
+
+    def __init__(self, detector: NPRDetector, pixels: Tensor, device: torch.device, parts: int = 1) -> None:
+        self._detector, self._pixels, self._device, self._parts = detector, pixels, device, parts
         self.limit = functools.cache(self._limit)
 
     @torch.inference_mode()
     def _eager(self, dtype: torch.dtype) -> Tensor:
         network = peers.AuthorsDetector(self._detector, dtype).to(self._device)
-        return torch.cat([network(piece.to(self._device)) for piece in self._pixels.split(PIECE)])
+        logits = torch.cat([network(piece.to(self._device)) for piece in self._pixels.split(PIECE)])
+        return logits.view(-1, self._parts).mean(1, keepdim=True)
 
     @functools.cached_property
     def truth(self) -> Tensor:

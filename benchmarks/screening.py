@@ -29,12 +29,22 @@ from benchmarks.rows import OURS, REFERENCE, Results
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.detectors.npr import NPRDetector
 from npr_model.imaging.decode import decode
+from npr_model.imaging.views import View
 from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import default_dtype
 from npr_model.scoring.scorer import Scorer
 from npr_model.screening.inputs.sources import Sources
 
-CASES = (("JPEG", 256, 64), ("JPEG", 512, 32), ("JPEG", 1024, 16), ("PNG", 512, 32), ("WEBP", 512, 32))
+SAMPLE = "sample:8x128"
+CASES = (  # format, side of the images, number of files, view
+    ("JPEG", 256, 64, "native"),
+    ("JPEG", 512, 32, "native"),
+    ("JPEG", 1024, 16, "native"),
+    ("JPEG", 3464, 8, SAMPLE),  # 12 megapixels
+    ("JPEG", 6928, 4, SAMPLE),  # 48 megapixels
+    ("PNG", 512, 32, "native"),
+    ("WEBP", 512, 32, "native"),
+)
 BATCH = {"cpu": 8, "cuda": 64}
 MORE_FILES = {"cpu": 1, "cuda": 32}  # times as many
 MOST_WORKERS = 16
@@ -53,29 +63,33 @@ class Zeros(DetectorNetwork):
 
 
 class PlainFiles(Dataset):
-    """Files as Pillow opens them, (3, H, W) uint8."""
+    """The parts of files as Pillow opens them, (P, 3, H, W) uint8."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
+    def __init__(self, paths: Sequence[Path], view: View) -> None:
+        self.paths, self.view = paths, view
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, number: int) -> Tensor:
         pixels = np.array(Image.open(self.paths[number]).convert("RGB"))
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+        return torch.from_numpy(self.view.parts(pixels)).permute(0, 3, 1, 2)
 
 
 class Job:
     """Screening of equally large files, whole and in parts."""
 
-    def __init__(self, detector: NPRDetector, paths: Sequence[Path], workers: int, device: torch.device) -> None:
-        self.paths, self.workers, self.device = paths, workers, device
+    def __init__(
+        self, detector: NPRDetector, paths: Sequence[Path], view: View, workers: int, device: torch.device
+    ) -> None:
+        self.paths, self.view, self.workers, self.device = paths, view, workers, device
         self.detector, self.dtype = detector.to(device), default_dtype(device)
         self.batch_size = BATCH[device.type]
         self.decoded = np.stack([np.array(Image.open(path).convert("RGB")) for path in paths])
-        self.pixels = torch.from_numpy(self.decoded).permute(0, 3, 1, 2)
-        self._judge_logits = LogitJudge(self.detector, self.pixels[:JUDGED], device)
+        parts = [view.parts(pixels) for pixels in self.decoded]
+        self.parts = len(parts[0])  # of each image
+        self.pixels = torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2)
+        self._judge_logits = LogitJudge(self.detector, self.pixels[: JUDGED * self.parts], device, self.parts)
 
     # Each of these builds a call. Its result is the logits in the order of the files; of decoding alone it is the
     # pixels, and without the network the sizes of the images.
@@ -83,7 +97,7 @@ class Job:
     def plain_loop(self) -> Callable[[], Tensor]:
         network = peers.AuthorsDetector(self.detector).to(self.device)
         options = {"batch_size": self.batch_size, "num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
-        return lambda: self._logits(network, DataLoader(PlainFiles(self.paths), **options))
+        return lambda: self._logits(network, DataLoader(PlainFiles(self.paths, self.view), **options))
 
     def end_to_end(self, dtype: torch.dtype) -> Callable[[], Tensor]:
         scorer = self._scorer(self.detector, dtype)
@@ -125,18 +139,19 @@ class Job:
 
     def _logits(self, network: Network, batches: Sequence[Tensor] | DataLoader) -> Tensor:
         with torch.inference_mode():
-            return torch.cat([network(batch.to(self.device, non_blocking=True)) for batch in batches]).cpu()
+            parts = (batch.flatten(0, -4).to(self.device, non_blocking=True) for batch in batches)
+            return torch.cat([network(part) for part in parts]).view(-1, self.parts).mean(1, keepdim=True).cpu()
 
     def _scorer(self, network: DetectorNetwork, dtype: torch.dtype) -> Scorer:
         options = {"batch_size": self.batch_size, "workers": self.workers, "dtype": dtype, "device": self.device}
-        return Scorer(as_checkpoint(network), **options)
+        return Scorer(as_checkpoint(network), view=self.view, **options)
 
 
 def benchmark(
-    detector: NPRDetector, format: str, paths: Sequence[Path], workers: int, device: torch.device
+    detector: NPRDetector, format: str, paths: Sequence[Path], view: View, workers: int, device: torch.device
 ) -> Benchmark:
     """The case: all files once."""
-    job = Job(detector, paths, workers, device)
+    job = Job(detector, paths, view, workers, device)
     height, width = job.decoded.shape[1:3]
     contenders = [
         Contender(REFERENCE, job.plain_loop),
@@ -147,9 +162,10 @@ def benchmark(
         Contender(NETWORK, job.network, job.dtype),
     ]
     flops = needed_flops(peers.AuthorsDetector(job.detector).to(device), job.pixels[:1].to(device))
-    return Benchmark(
-        f"screening {len(paths)} {format} files of {width}x{height}", contenders, job.judge, len(paths) * flops
-    )
+    name = f"screening {len(paths)} {format} files of {width}x{height}"
+    if view.kind != "native":
+        name += f", view {view}"
+    return Benchmark(name, contenders, job.judge, len(paths) * job.parts * flops)
 
 
 def with_rates(rows: list[dict], count: int) -> list[dict]:
@@ -165,6 +181,8 @@ def with_rates(rows: list[dict], count: int) -> list[dict]:
     rates = {name: row.get("images_per_second") for name, row in by_name.items()}
     if rates[OURS] and rates[DECODING] and rates[NETWORK]:
         by_name[OURS]["share_of_slower_half"] = rates[OURS] / min(rates[DECODING], rates[NETWORK])
+    if rates[OURS] and rates[DECODING]:
+        by_name[OURS]["share_of_decoding"] = rates[OURS] / rates[DECODING]
     if rates[DECODING] and rates[WITHOUT_NETWORK]:
         by_name[WITHOUT_NETWORK]["share_of_decoding"] = rates[WITHOUT_NETWORK] / rates[DECODING]
     return rows
@@ -175,7 +193,8 @@ def print_shares(results: Results, rows: list[dict]) -> None:
         if "share_of_slower_half" in row:
             results.console.print(f"whole run: {row['share_of_slower_half']:.0%} of the slower of decoding and network")
         if "share_of_decoding" in row:
-            results.console.print(f"without the network: {row['share_of_decoding']:.0%} of decoding alone")
+            what = "whole run" if row["contender"] == OURS else "without the network"
+            results.console.print(f"{what}: {row['share_of_decoding']:.0%} of decoding alone")
 
 
 def main(
@@ -187,18 +206,18 @@ def main(
 ) -> None:
     """Time screening from files to rows; fail if a logit or a pixel of ours is wrong. Case names: "JPEG 256"."""
     target = command.available(device)
-    names = [f"{format} {size}" for format, size, _ in CASES]
+    names = [f"{format} {size}" for format, size, _, _ in CASES]
     chosen = command.matching(only, names, "cases")
     results = command.start(target, json_file, only)
     detector = random_detector()
     workers = workers or min(MOST_WORKERS, results.machine["cores"])
-    for name, (format, size, count) in zip(names, CASES, strict=True):
+    for name, (format, size, count, view) in zip(names, CASES, strict=True):
         if name not in chosen:
             continue
         with tempfile.TemporaryDirectory() as folder:
             count *= MORE_FILES[device]
             paths = make_files(Path(folder), format, size, count)
-            case = benchmark(detector, format, paths, workers, target)
+            case = benchmark(detector, format, paths, View.parse(view), workers, target)
             rows = with_rates(run(case, results.machine, target, seconds, results.save), count)
         results.add(rows)
         print_shares(results, rows)

@@ -22,6 +22,7 @@ from benchmarks.training_stem_cases import TrainingStemCase
 from npr_kernels import available_backends, reference
 from npr_kernels.testing import error
 from npr_model.detectors.npr import NPRDetector
+from npr_model.imaging.views import View
 from tests.conftest import ROOT
 from tests.model.conftest import encoded, noise
 
@@ -72,10 +73,12 @@ def test_residual_blocks_are_judged_each_and_together():
     ]
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_screening_judges_logits_and_pixels(format, tmp_path):
+@pytest.mark.parametrize(
+    ("format", "view"), [("JPEG", "native"), ("PNG", "native"), ("WEBP", "native"), ("JPEG", "sample:3x16")]
+)
+def test_screening_judges_logits_and_pixels(format, view, tmp_path):
     paths = inputs.make_files(tmp_path, format, 32, 10)
-    case = screening.benchmark(inputs.random_detector(), format, paths, 1, CPU)
+    case = screening.benchmark(inputs.random_detector(), format, paths, View.parse(view), 1, CPU)
     for contender in case.contenders:
         parity = case.judge(contender.build()(), contender.dtype)
         assert parity.green, contender.name
