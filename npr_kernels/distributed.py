@@ -39,6 +39,11 @@ def check_count(count: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"expected more than 1 value per channel in all processes when training, got {shape} in this")
 
 
+def is_empty(count: Tensor | int) -> bool:
+    """Return whether the batches of all processes are empty. False for a GPU's count, as in :func:`check_count`."""
+    return count == 0 if isinstance(count, int) else count.device.type == "cpu" and bool(count == 0)
+
+
 def synchronised_batch_norm(
     x: Tensor,
     running_mean: Tensor | None,
@@ -57,6 +62,8 @@ def synchronised_batch_norm(
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     count, total = sum_over_processes(group, wide.new_tensor(wide.numel() // wide.shape[1]), wide.sum((0, 2, 3)))
     check_count(count, tuple(x.shape))
+    if is_empty(count):
+        running_mean, running_var, count = None, None, count + 1  # no statistics
     mean = total / count
     centred = wide - mean.view(1, -1, 1, 1)
     (squares,) = sum_over_processes(group, centred.square().sum((0, 2, 3)))

@@ -13,7 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function, has_torch
 from npr_kernels import arguments, autograd, batch_norm, reference
 from npr_kernels.backends import registry
 from npr_kernels.backends.base import Call, Convolution
-from npr_kernels.distributed import check_count, sum_over_processes
+from npr_kernels.distributed import check_count, is_empty, sum_over_processes
 from npr_kernels.reference import Anchor
 
 
@@ -206,7 +206,7 @@ def npr_batch_norm_stem(
     if process_group is not None:
         first, second, count = sum_over_processes(process_group, first, second, first.new_tensor(count))
         check_count(count, shape)
-    elif count == 0:  # an empty batch has no statistics and no gradients
+    if is_empty(count):  # an empty batch has no statistics and no gradients
         running_mean, running_var, count = None, None, 1
     mean, variance = batch_norm.batch_statistics(weight, first, second, count)
     batch_norm.update_running_statistics(running_mean, running_var, mean, variance, bias, count, momentum)

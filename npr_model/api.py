@@ -46,7 +46,8 @@ class Score:
         format: File format as Pillow names it; None for arrays.
         flags: What limits the score: "tiny", "odd", "recompressed", "resized" (see
             :class:`npr_model.scoring.rows.Row`).
-        declared, declared_by: What the file says of its origin ("generated", "edited" or "camera"), and where.
+        declared, declared_by: What the file says of its origin ("generated", "edited" or "camera"), and where. None for
+            PIL images and arrays, which have no file.
         error: Why the image was not scored, one line; logit, probability and verdict are then None.
     """
 
@@ -174,7 +175,8 @@ def load(
     Args:
         name_or_path: Name of a bundled checkpoint, or path of a .safetensors or .pth file. Files are not trusted:
             nothing in them is executed.
-        view: Pixels that the network sees: "native", "crop:S", "resize:S" or "tile:S". Default: the checkpoint's.
+        view: Pixels that the network sees: "native", "sample:KxS", "crop:S", "resize:S" or "tile:S". Default: the
+            checkpoint's.
         device: "auto" (cuda where there is a GPU), "cpu", "cuda" or "cuda:N".
         dtype: "float32", "bfloat16" or "int8". Default: bfloat16 where the hardware multiplies it natively, else
             float32.

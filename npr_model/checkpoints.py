@@ -93,7 +93,9 @@ class Metadata:
     def network(self, backend: str | None = None) -> DetectorNetwork:
         """Return a network of this architecture with random weights. ``backend`` is for NPR only. Raises InputError."""
         kind = detector_class(self.detector)
-        network = kind(**{name: self.architecture[name] for name in kind.architecture if name in self.architecture})
+        if unknown := sorted(self.architecture.keys() - set(kind.architecture)):
+            raise InputError(f"the detector {self.detector} has no {', '.join(unknown)}")
+        network = kind(**self.architecture)
         network.backend = backend
         return network
 

@@ -37,6 +37,7 @@ class Line:
     """One measurement.
 
     Attributes:
+        model: Name and digest of the checkpoint.
         condition: Key of CONDITIONS.
         kind: FAMILY or MEAN of families, SOURCE or PHOTOGRAPHS of a format.
         name: What was measured.
@@ -47,6 +48,7 @@ class Line:
         flagged, flagged_low, flagged_high: Share with the verdict "generated", with a 95 % interval (Clopper-Pearson).
     """
 
+    model: str
     condition: str
     kind: str
     name: str
@@ -73,8 +75,12 @@ def measure(checkpoint: str, validation: Path, training: Path) -> list[Line]:
         perturbation = perturbations.Perturbation.parse(steps) if steps else None
         result = evaluation.evaluate(scorer, samples, perturbation=perturbation, on_row=rows.append)
         scored = [(by_source[row.source], row) for row in rows if row.error is None]
-        lines += family_lines(condition, result, seen, [pair for pair in scored if pair[0].label == FAKE])
-        lines += real_lines(condition, [pair for pair in scored if pair[0].label == REAL], by_file=steps is None)
+        lines += family_lines(
+            scorer.model_id, condition, result, seen, [pair for pair in scored if pair[0].label == FAKE]
+        )
+        lines += real_lines(
+            scorer.model_id, condition, [pair for pair in scored if pair[0].label == REAL], by_file=steps is None
+        )
     return lines
 
 
@@ -84,7 +90,7 @@ def against_all_reals(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def family_lines(
-    condition: str, result: Evaluation, seen: set[str], scored: Sequence[tuple[Sample, Row]]
+    model: str, condition: str, result: Evaluation, seen: set[str], scored: Sequence[tuple[Sample, Row]]
 ) -> list[Line]:
     """Return the lines of families and of the means over families."""
     flagged = counted((sample.group, row) for sample, row in scored)
@@ -92,7 +98,7 @@ def family_lines(
     for name, scores in result.scores.items():
         separation = aucs([scores])
         lines.append(
-            Line(condition, FAMILY, name, len(scores.fake), name in seen, *separation, *shares(*flagged[name]))
+            Line(model, condition, FAMILY, name, len(scores.fake), name in seen, *separation, *shares(*flagged[name]))
         )
     large = {name: scores for name, scores in result.scores.items() if len(scores.fake) >= LARGE}
     for title, names in {ALL: list(large), UNSEEN: [name for name in large if name not in seen]}.items():
@@ -100,18 +106,18 @@ def family_lines(
             images = sum(len(large[name].fake) for name in names)
             share = sum(flagged[name][0] / flagged[name][1] for name in names) / len(names)
             separation = aucs([large[name] for name in names])
-            lines.append(Line(condition, MEAN, title, images, None, *separation, share, None, None))
+            lines.append(Line(model, condition, MEAN, title, images, None, *separation, share, None, None))
     return lines
 
 
-def real_lines(condition: str, scored: Sequence[tuple[Sample, Row]], *, by_file: bool) -> list[Line]:
+def real_lines(model: str, condition: str, scored: Sequence[tuple[Sample, Row]], *, by_file: bool) -> list[Line]:
     """Return the lines of sources of real images, of all of them and, with ``by_file``, of conditions of files."""
     kinds = {SOURCE: counted((sample.group.removesuffix(" (real)"), row) for sample, row in scored)}
     kinds[PHOTOGRAPHS] = counted(("all", row) for _, row in scored)
     if by_file:
         kinds[PHOTOGRAPHS] |= counted((str(row.condition), row) for _, row in scored)
     return [
-        Line(condition, kind, name, count, None, None, None, None, None, *shares(flagged, count))
+        Line(model, condition, kind, name, count, None, None, None, None, None, *shares(flagged, count))
         for kind, counts in kinds.items()
         for name, (flagged, count) in sorted(counts.items())
     ]
@@ -174,7 +180,8 @@ def card(metadata: checkpoints.Metadata, sha256: str, lines: Sequence[Line]) -> 
         'training set does not use. Each family of generators is measured against all real images. "Found" is the '
         "share of its images above the threshold that 5 % of the real images exceed. The verdict's threshold was "
         "chosen on the same real images, as they are, for each condition of files by itself: lossless, JPEG of quality "
-        "90 or more, JPEG below, recompressed JPEG, other lossy formats.",
+        "90 or more, JPEG below, recompressed JPEG, other lossy formats. The shares of the averaged networks were "
+        "chosen on these images, too.",
         "## Summary",
         summary(lines).markdown().rstrip(),
         "## Families of generators",
@@ -242,7 +249,7 @@ def read(path: Path) -> list[Line]:
 
 
 def _parsed(row: dict[str, str]) -> Line:
-    texts = {name: row[name] for name in ("condition", "kind", "name")}
+    texts = {name: row[name] for name in ("model", "condition", "kind", "name")}
     numbers = {
         name: float(text) if text else None for name, text in row.items() if name not in (*texts, "images", "seen")
     }

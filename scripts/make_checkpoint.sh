@@ -12,7 +12,7 @@ WILD=$(realpath "$1") RUNS=$(realpath -m "$2")
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 NAME=wild-1
-DESCRIPTION='3,441 images that people published in 124 repositories: the output of 147 families of generators, and photographs, scans, paintings, drawings and screenshots from 76 sources; before that, crops of 388 photographs and re-creations of them by autoencoders, super-resolution and style-transfer networks'
+DESCRIPTION='3,441 images that people published in 124 repositories: the output of 147 families of generators, and photographs, scans, paintings, drawings and screenshots from 76 sources; before that, crops of 388 photographs and re-creations of them by autoencoders, super-resolution and style-transfer networks. The weights are an average: 70 % of the network trained with the config below, 30 % of its predecessor'
 mkdir -p "$RUNS"
 git show 1e01354:npr_model/weights/preview.safetensors > "$RUNS/earlier.safetensors"
 python scripts/average_checkpoints.py "$WILD/start.safetensors" "$RUNS/earlier.safetensors" --share 0.3 \

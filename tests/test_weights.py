@@ -21,6 +21,7 @@ def lines() -> list[make_card.Line]:
 
 def test_card_is_printed_from_the_results(lines):
     loaded = checkpoints.load()
+    assert {line.model for line in lines} == {loaded.model_id}
     card = checkpoints.WEIGHTS / f"{checkpoints.DEFAULT}.md"
     assert card.read_text() == make_card.card(loaded.metadata, loaded.sha256, lines)
 

@@ -185,7 +185,7 @@ def _warn_of_view(scorer: Scorer, view: str | None, protocol: Protocol) -> None:
         warn(f"the published numbers of {protocol.title} use the view {protocol.view}, not {view}")
     elif not view and str(scorer.view) != protocol.view:
         warn(
-            f"{protocol.title} is measured with its view {protocol.view}, but the checkpoint was trained for "
+            f"{protocol.title} is measured with its view {protocol.view}, but the checkpoint was calibrated for "
             f"{scorer.view} (use --view {scorer.view} for that)"
         )
 

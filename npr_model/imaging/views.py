@@ -13,6 +13,8 @@ from npr_model.imaging.errors import ImageError
 from npr_model.imaging.filters import resize
 from npr_model.imaging.limits import MAX_PIXELS, MAX_SIDE
 
+MOST_TILES, LEAST_TILE = 1024, 8  # of a sample: their number, and their side
+
 
 @dataclass(frozen=True)
 class View:
@@ -47,6 +49,8 @@ class View:
             )
         if self.size is not None and (self.size > MAX_SIDE or (self.count or 1) * self.size**2 > MAX_PIXELS):
             raise InputError(f"view {str(self)!r} is too large: at most {MAX_SIDE} per side, and {MAX_PIXELS} pixels")
+        if self.count is not None and (self.count > MOST_TILES or (self.size or 0) < LEAST_TILE):
+            raise InputError(f"view {str(self)!r} has more than {MOST_TILES} tiles, or tiles below {LEAST_TILE} pixels")
 
     def __str__(self) -> str:
         size = self.size if self.count is None else f"{self.count}x{self.size}"
@@ -64,7 +68,7 @@ class View:
         return cls(kind, int(size), None if count is None else int(count))
 
     def parts(self, pixels: np.ndarray, grid_size: int = 2) -> np.ndarray:
-        """Return the parts of an image that are scored: (H, W, 3) to (P, H', W', 3) uint8; P is 1 but for ``sample``.
+        """Return the parts of an image that are scored: (H, W, 3) to (P, H', W', 3) uint8. Only ``sample`` has P > 1.
 
         Raises ImageError if less than one cell is left.
         """

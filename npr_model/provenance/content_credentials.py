@@ -14,9 +14,7 @@ from dataclasses import dataclass
 
 _MOST_BOXES = 1000
 _SOURCE_TYPE = re.compile(rb"digitalsourcetype/([A-Za-z]{1,64})")
-_ACTION = re.compile(
-    rb"c2pa\.(created|opened|placed|edited|cropped|resized|color_adjustments|drawing|filtered|converted)"
-)
+_ACTION = re.compile(rb"c2pa\.(created|opened|placed|edited|cropped|resized|color_adjustments|drawing|filtered)(?!\.)")
 # A CBOR text (with its length in the first byte, or in one more byte) after the name of a field.
 _GENERATOR = re.compile(rb"claim_generator(?:_info)?(?:[\x81-\x9f]?[\xa1-\xbf]dname)?([\x60-\x77]|\x78.)", re.DOTALL)
 _EDITS = {"edited", "color_adjustments", "drawing", "filtered", "placed"}

@@ -28,22 +28,21 @@ _SOURCE_TYPES = {
     "computationalCapture": CAMERA,
 }
 _GENERATORS = re.compile(
-    r"Midjourney|DALL[·\-. ]?E\b|GPT-4o|Stable ?Diffusion|NovelAI|InvokeAI|ComfyUI|Fooocus|SwarmUI|Draw Things|"
-    r"Adobe Firefly|Bing Image Creator|Image Creator from|Ideogram|Leonardo\.?AI|Made with Google AI|Imagen\b|"
-    r"Black Forest Labs|FLUX\.1|Grok\b",
+    r"\b(?:Midjourney|DALL[·\-. ]?E|GPT-4o|Stable ?Diffusion|NovelAI|InvokeAI|ComfyUI|Fooocus|SwarmUI|Draw Things|"
+    r"Adobe Firefly|Bing Image Creator|Ideogram|Leonardo[. ]?AI|Google AI|Imagen \d|Black Forest Labs|FLUX\.1|"
+    r"Grok)\b",
     re.IGNORECASE,
 )
 _EDITORS = re.compile(
-    r"Photoshop|Lightroom|Camera Raw|GIMP|Affinity|Pixelmator|Snapseed|Picasa|Paint\.NET|Canva|PicsArt|Luminar|"
-    r"Capture One|darktable|RawTherapee|FaceApp|Facetune|VSCO|Photopea|Krita|Topaz",
+    r"\b(?:Photoshop|Lightroom|Camera Raw|GIMP|Affinity|Pixelmator|Snapseed|Picasa|Paint\.NET|Canva|PicsArt|Luminar|"
+    r"Capture One|darktable|RawTherapee|FaceApp|Facetune|VSCO|Photopea|Krita|Topaz)\b",
     re.IGNORECASE,
 )
-_XMP_SOURCE_TYPE = re.compile(
-    r"DigitalSourceType\W{1,200}?(?:https?://cv\.iptc\.org/newscodes/digitalsourcetype/)?(\w+)"
-)
-_XMP_PROGRAM = re.compile(r"(?:CreatorTool|softwareAgent|photoshop:Credit)\s{0,9}(?:=\s{0,9}[\"']|>)([^\"'<]{1,200})")
-_WEB_UI = re.compile(r"\bSteps: \d+.{0,400}?(?:Sampler|Seed|CFG scale): ", re.DOTALL)
-_MIDJOURNEY_JOB = re.compile(r"Job ID: [0-9a-f]{8}-[0-9a-f]{4}-")
+_XMP_SOURCE_TYPE = re.compile(r"DigitalSourceType[^<]{0,200}?[\"'>/](\w+)[\"'<]")
+_XMP_PROGRAM = re.compile(r"(?:CreatorTool|softwareAgent)\s{0,9}(?:=\s{0,9}[\"']|>)([^\"'<]{1,200})")
+_XMP_CREDIT = re.compile(r"photoshop:Credit\s{0,9}(?:=\s{0,9}[\"']|>)\s{0,9}Made with Google AI")
+_WEB_UI = re.compile(r"\bSteps: \d+, .{0,400}?\b(?:Sampler|CFG scale): .{0,400}?\b(?:CFG scale|Seed): \d", re.DOTALL)
+_MIDJOURNEY_JOB = re.compile(r" --\w+ .{0,400}?Job ID: [0-9a-f]{8}-[0-9a-f]{4}-", re.DOTALL)
 
 
 class Declaration(NamedTuple):
@@ -55,6 +54,7 @@ class Declaration(NamedTuple):
 
 class _Facts(NamedTuple):
     text: dict[str, str]
+    comment: str
     exif: dict[str, str]
     xmp: str
     claims: Claims | None
@@ -70,7 +70,7 @@ def read_declaration(data: bytes, format: str) -> Declaration | None:
     metadata = read_metadata(data, format)
     exif = read_exif(metadata.exif)
     xmp = metadata.xmp.decode("utf-8", "replace") or exif.get("xmp", "")
-    facts = _Facts(metadata.text, exif, xmp, read_claims(metadata.c2pa))
+    facts = _Facts(metadata.text, metadata.comment, exif, xmp, read_claims(metadata.c2pa))
     for find in (_generated, _edited, _camera):
         if evidence := next(find(facts), None):
             return evidence
@@ -86,6 +86,8 @@ def _generated(facts: _Facts) -> Iterator[Declaration]:
     for where, name in _programs(facts):
         if _GENERATORS.search(name):
             yield Declaration(GENERATED, f"{where}: {_clean(name)}")
+    if _XMP_CREDIT.search(facts.xmp):
+        yield Declaration(GENERATED, "XMP: Made with Google AI")
 
 
 def _edited(facts: _Facts) -> Iterator[Declaration]:
@@ -108,8 +110,11 @@ def _camera(facts: _Facts) -> Iterator[Declaration]:
 def _by_source_type(facts: _Facts, kind: str) -> Iterator[Declaration]:
     """Yield the digital source types of this kind, in Content Credentials and in XMP."""
     if facts.claims:
-        for name in sorted(facts.claims.source_types):
-            if _SOURCE_TYPES.get(name) == kind:
+        kinds = {name: _SOURCE_TYPES.get(name) for name in sorted(facts.claims.source_types)}
+        if {GENERATED, CAMERA} <= set(kinds.values()):  # a generated part in a photograph
+            kinds = {name: EDITED if other == GENERATED else None for name, other in kinds.items()}
+        for name, other in kinds.items():
+            if other == kind:
                 yield Declaration(kind, _credentials(facts.claims, name))
     for name in _XMP_SOURCE_TYPE.findall(facts.xmp):
         if _SOURCE_TYPES.get(name) == kind:
@@ -123,7 +128,9 @@ def _credentials(claims: Claims, what: str) -> str:
 def _texts(facts: _Facts) -> Iterator[tuple[str, str]]:
     """Texts in which generators store their parameters, with their places."""
     for keyword, text in facts.text.items():
-        yield ("JPEG comment" if keyword == "comment" else f"PNG text {_clean(keyword)}"), text
+        yield f"PNG text {_clean(keyword)}", text
+    if facts.comment:
+        yield "JPEG comment", facts.comment
     for name in ("comment", "make", "model", "description"):
         if name in facts.exif:
             yield f"EXIF {name}", facts.exif[name]
@@ -135,20 +142,21 @@ def _programs(facts: _Facts) -> Iterator[tuple[str, str]]:
     """Names of the programs that wrote the file, with their places."""
     if facts.claims and facts.claims.generator:
         yield "Content Credentials", facts.claims.generator
-    for keyword in ("Software", "Source", "Title", "Description"):
+    for keyword in ("Software", "Source"):
         if keyword in facts.text:
             yield f"PNG text {keyword}", facts.text[keyword][:200]
-    for name in ("software", "make", "description"):
-        if name in facts.exif:
-            yield f"EXIF {name}", facts.exif[name][:200]
+    if "software" in facts.exif:
+        yield "EXIF software", facts.exif["software"][:200]
     for name in _XMP_PROGRAM.findall(facts.xmp):
         yield "XMP", name
 
 
 def _comfyui(where: str, text: str) -> bool:
     """ComfyUI stores its graph as JSON: PNG text "prompt" and "workflow", or EXIF make "workflow:{...}" in WebP."""
-    graph = text.partition(":")[2] if text[:9].lower().startswith(("workflow:", "prompt:")) else text
-    return graph.lstrip()[:1] == "{" and ('"class_type"' in text or ('"nodes"' in text and '"links"' in text))
+    has_prefix = text[:9].lower().startswith(("workflow:", "prompt:"))
+    graph = text.partition(":")[2] if has_prefix else text
+    is_workflow = (has_prefix or where == "PNG text workflow") and '"nodes"' in text and '"links"' in text
+    return graph.lstrip()[:1] == "{" and (is_workflow or '"class_type"' in text)
 
 
 def _keyword(*names: str) -> Callable[[str, str], bool]:

@@ -1,7 +1,11 @@
-"""The metadata blocks of an image file, by format. Hostile files cost little: the bytes of all blocks are bounded."""
+"""The metadata blocks of an image file, by format. Of each kind, the first one counts.
+
+Hostile files cost little: the bytes of a block, the blocks and the texts of a file are bounded.
+"""
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -10,10 +14,16 @@ from dataclasses import dataclass, field
 from npr_model.imaging.formats import boxes
 
 LONGEST_BLOCK = 2**20  # bytes of a block; the rest of a longer one is not read
-MOST_BLOCKS = 1000  # text chunks, segments and boxes that are looked at
+LONGEST_CREDENTIALS = 2**24  # bytes of Content Credentials; longer ones are not read, as the file's own come last
+MOST_TEXT = 2**21  # bytes of all texts together
+MOST_BLOCKS = 1000  # texts, and other blocks of interest
+MOST_STEPS = 100_000  # chunks and segments that are passed
 
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _APP1, _APP11, _COMMENT, _SOS = 0xE1, 0xEB, 0xFE, 0xDA
+_FILL = re.compile(rb"\xff{2,}")  # before a marker
+_PNG_BLOCKS = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"caBX")
+_WEBP_BLOCKS = (b"EXIF", b"XMP ", b"C2PA")
 _C2PA_UUID = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 
 
@@ -25,12 +35,14 @@ class Metadata:
         exif: A TIFF structure, from its byte order mark.
         xmp: XML.
         c2pa: JUMBF boxes, the Content Credentials.
-        text: PNG text by keyword, and a JPEG's comments by the keyword "comment".
+        comment: A JPEG's comment.
+        text: PNG text by keyword.
     """
 
     exif: bytes = b""
     xmp: bytes = b""
     c2pa: bytes = b""
+    comment: str = ""
     text: dict[str, str] = field(default_factory=dict)
 
 
@@ -54,18 +66,18 @@ def _read_jpeg(data: bytes, metadata: Metadata) -> None:
             number, part = content[2:4], content[8:]
             # Each part repeats the length and the type of the box.
             joined = manifests.get(number, b"") + (part[8:] if number in manifests else part)
-            manifests[number] = joined[:LONGEST_BLOCK]
+            manifests[number] = joined[:LONGEST_CREDENTIALS]
         elif marker == _COMMENT:
-            metadata.text.setdefault("comment", content.decode("utf-8", "replace"))
-    metadata.c2pa = next((box for box in manifests.values() if b"c2pa" in box[:64]), b"")
+            metadata.comment = metadata.comment or content.decode("utf-8", "replace")
+    metadata.c2pa = next((_whole(box) for box in manifests.values() if b"c2pa" in box[:64]), b"")
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield marker and content of a JPEG's segments before its first scan."""
     position = 2
     for _ in range(MOST_BLOCKS):
-        while data[position : position + 2] == b"\xff\xff":  # fill bytes
-            position += 1
+        if match := _FILL.match(data, position):
+            position = match.end() - 1
         if position + 4 > len(data) or data[position] != 0xFF:
             return
         marker, length = struct.unpack_from(">BH", data, position + 1)
@@ -76,28 +88,30 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _read_png(data: bytes, metadata: Metadata) -> None:
-    position = 8
-    for _ in range(MOST_BLOCKS):
+    position, texts, left = 8, 0, MOST_TEXT
+    for _ in range(MOST_STEPS):
         if position + 8 > len(data):
             return
         length, name = struct.unpack_from(">I4s", data, position)
-        if name in (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"caBX"):
-            content = data[position + 8 : position + 8 + min(length, LONGEST_BLOCK)]
-            if name == b"eXIf":
-                metadata.exif = content
-            elif name == b"caBX":
-                metadata.c2pa = content
+        most = LONGEST_CREDENTIALS if name == b"caBX" else LONGEST_BLOCK
+        content = data[position + 8 : position + 8 + min(length, most)] if name in _PNG_BLOCKS else b""
+        if name == b"eXIf":
+            metadata.exif = metadata.exif or content
+        elif name == b"caBX":
+            metadata.c2pa = metadata.c2pa or _whole(content)
+        elif content and texts < MOST_BLOCKS:
+            texts += 1
+            keyword, text = _png_text(name, content, left)
+            left -= len(text)
+            if keyword == "XML:com.adobe.xmp":
+                metadata.xmp = metadata.xmp or text
             else:
-                keyword, text = _png_text(name, content)
-                if keyword == "XML:com.adobe.xmp":
-                    metadata.xmp = text
-                else:
-                    metadata.text.setdefault(keyword, text.decode("utf-8", "replace"))
+                metadata.text.setdefault(keyword, text.decode("utf-8", "replace"))
         position += 12 + length
 
 
-def _png_text(name: bytes, content: bytes) -> tuple[str, bytes]:
-    """Return keyword and text of a text chunk; the text is Latin-1 in tEXt and zTXt, and UTF-8 in iTXt."""
+def _png_text(name: bytes, content: bytes, most: int) -> tuple[str, bytes]:
+    """Return keyword and text of a text chunk, up to ``most`` bytes of UTF-8."""
     keyword, _, rest = content.partition(b"\0")
     is_compressed = name == b"zTXt"
     if name == b"iTXt":
@@ -107,31 +121,31 @@ def _png_text(name: bytes, content: bytes) -> tuple[str, bytes]:
         rest = rest[1:]
     if is_compressed:
         try:
-            rest = zlib.decompressobj().decompress(rest, LONGEST_BLOCK)
+            rest = zlib.decompressobj().decompress(rest, min(most, LONGEST_BLOCK)) if most > 0 else b""
         except zlib.error:
             rest = b""
-    if name != b"iTXt":
-        try:  # many writers store UTF-8 here, against the standard
+    if name != b"iTXt":  # Latin-1 by the standard, but many writers store UTF-8
+        try:
             rest.decode()
         except UnicodeError:
             rest = rest.decode("latin-1").encode()
-    return keyword.decode("latin-1"), rest
+    return keyword.decode("latin-1"), rest[: max(0, most)]
 
 
 def _read_webp(data: bytes, metadata: Metadata) -> None:
     position = 12
-    for _ in range(MOST_BLOCKS):
+    for _ in range(MOST_STEPS):
         if position + 8 > len(data):
             return
         name, length = struct.unpack_from("<4sI", data, position)
-        if name in (b"EXIF", b"XMP ", b"C2PA"):
-            content = data[position + 8 : position + 8 + min(length, LONGEST_BLOCK)]
-            if name == b"EXIF":
-                metadata.exif = content.removeprefix(_EXIF)
-            elif name == b"XMP ":
-                metadata.xmp = content
-            else:
-                metadata.c2pa = content
+        most = LONGEST_CREDENTIALS if name == b"C2PA" else LONGEST_BLOCK
+        content = data[position + 8 : position + 8 + min(length, most)] if name in _WEBP_BLOCKS else b""
+        if name == b"EXIF":
+            metadata.exif = metadata.exif or content.removeprefix(_EXIF)
+        elif name == b"XMP ":
+            metadata.xmp = metadata.xmp or content
+        elif name == b"C2PA":
+            metadata.c2pa = metadata.c2pa or _whole(content)
         position += 8 + length + length % 2
 
 
@@ -144,17 +158,22 @@ def _read_boxes(data: bytes, metadata: Metadata) -> None:
     for name, place in boxes.boxes(data):
         if name == b"uuid" and data[place.start : place.start + 16] == _C2PA_UUID:
             # Version and flags, the purpose as text, and an offset for other purposes come first.
-            purpose, _, content = data[place.start + 20 : place.stop][:LONGEST_BLOCK].partition(b"\0")
+            purpose, _, content = data[place.start + 20 : place.stop][:LONGEST_CREDENTIALS].partition(b"\0")
             if purpose == b"manifest":
-                metadata.c2pa = content[8:]
+                metadata.c2pa = metadata.c2pa or _whole(content[8:])
     for item in boxes.items(data):
-        if len(item.pieces) == 1:
+        if item.kind in (b"Exif", b"mime") and len(item.pieces) == 1:
             offset, length = item.pieces[0]
             content = data[offset : offset + min(length, LONGEST_BLOCK)]
-            if item.kind == b"Exif" and len(content) > 4:
-                metadata.exif = content[4 + int.from_bytes(content[:4], "big") :]  # from where the TIFF begins
-            elif item.kind == b"mime":
-                metadata.xmp = content
+            if item.kind == b"mime":
+                metadata.xmp = metadata.xmp or content
+            elif len(content) > 4:  # the TIFF structure begins behind so many bytes
+                metadata.exif = metadata.exif or content[4 + int.from_bytes(content[:4], "big") :]
+
+
+def _whole(credentials: bytes) -> bytes:
+    """Return a JUMBF box; nothing if it ends early, as the file's own claims are its last ones."""
+    return credentials if len(credentials) >= int.from_bytes(credentials[:4], "big") else b""
 
 
 _READERS = {

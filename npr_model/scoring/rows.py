@@ -45,7 +45,7 @@ class Row:
     Attributes:
         source: Name of the input.
         sha256: Of the encoded bytes, in hex.
-        logit: float32, as the network gave it.
+        logit: float32, as the network gave it; the mean over the tiles of a view ``sample``.
         probability: That the image was generated: sigmoid of the logit over the calibration's temperature.
         verdict: "real", "generated" or "uncertain" by the logit; "generated (declared)" where the file says so itself.
         width, height: Size in pixels, as in the file.

@@ -1,4 +1,4 @@
-"""Screening on one machine: items are decoded in threads, gathered into batches of one size, and scored."""
+"""The scorer: items are decoded in threads, gathered into batches of one size, and scored."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ class Scorer:
             self.rates.scored += len(batch)
             self.rates.scoring_seconds += seconds
             ends = np.cumsum([len(decoded.parts) for decoded in batch if decoded.parts is not None])
-            means = [float(np.mean(values)) for values in np.split(np.array(of_parts), ends[:-1])]
+            means = [float(np.float32(np.mean(values))) for values in np.split(np.array(of_parts), ends[:-1])]
             for decoded, logit in zip(batch, means, strict=True):
                 milliseconds = (decoded.row.milliseconds or 0) + 1000 * seconds / len(batch)
                 yield self._finish(replace(decoded.row, milliseconds=milliseconds), logit)

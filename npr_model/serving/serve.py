@@ -25,6 +25,7 @@ from npr_model.imaging.views import View
 from npr_model.scoring.items import in_memory
 from npr_model.scoring.scorer import Scorer
 from npr_model.serving.uploads import UploadError, receive_file
+from npr_model.verdicts import DECLARED
 
 SHOWN = 512  # side in pixels of the central part whose maps are shown
 _PAGE = Path(__file__).with_name("serve.html")
@@ -61,7 +62,8 @@ def make_app(scorer: Scorer, *, max_bytes: int) -> FastAPI:
     def _answer(data: bytes) -> dict[str, Any]:
         with one_at_a_time:
             (row,) = scorer.score([in_memory("", data)])
-            answer = row.as_dict() | {"note": scorer.verdict_caveat or scorer.calibration.note}
+            note = scorer.verdict_caveat or scorer.calibration.note
+            answer = row.as_dict() | {"note": "" if row.verdict == DECLARED else note}
             if row.error is None and isinstance(scorer.checkpoint.model, NPRDetector):
                 answer |= _maps(scorer.checkpoint.model, decode(data, max_pixels=scorer.decoder.max_pixels).pixels)
             return answer

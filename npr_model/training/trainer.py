@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from npr_kernels.capabilities import onednn_serves
 from npr_kernels.distributed import SyncBatchNorm
 from npr_model.checkpoints import Metadata
+from npr_model.detectors import detector_class
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.training.config import TrainConfig
 from npr_model.training.distributed import Process
@@ -27,7 +28,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, process: Process) -> None:
         self.config, self.process, device = config, process, process.device
         torch.manual_seed(config.seed)
-        architecture = {"grid_size": config.grid_size, "anchor": config.anchor}
+        chosen = {"grid_size": config.grid_size, "anchor": config.anchor}
+        architecture = {name: chosen[name] for name in detector_class(config.detector).architecture if name in chosen}
         self.network = Metadata(detector=config.detector, architecture=architecture).network()
         if process.size > 1:
             SyncBatchNorm.replace(self.network)

@@ -406,3 +406,7 @@ def test_synchronised_layer_of_one_process(momentum, track, one_process):
     for layers in (network, other):
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             layers.train()(x[:1, :, :1, :1])
+    before = copy.deepcopy(network.state_dict())
+    assert network(x[:0]).shape == (0, 4, 5, 5)
+    for name in ("0.running_mean", "0.running_var") if track else ():
+        assert torch.equal(network.state_dict()[name], before[name])

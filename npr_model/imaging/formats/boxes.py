@@ -66,7 +66,10 @@ def _kinds(data: bytes, content: range) -> dict[int, bytes]:
 
 
 def _places(box: bytes) -> dict[int, tuple[tuple[int, int], ...]]:
-    """Pieces of the items, by number, from the content of the box "iloc"; those before the first damage."""
+    """Pieces of the items, by number, from the content of the box "iloc"; those before the first damage.
+
+    At most MOST pieces are read: they can take no bytes in the file.
+    """
     position, places = 0, {}
 
     def number(size: int) -> int:
@@ -81,12 +84,16 @@ def _places(box: bytes) -> dict[int, tuple[tuple[int, int], ...]]:
         number(3)
         sizes = number(2)
         offset_size, length_size, base_size, index_size = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
-        long = 4 if version == 2 else 2
+        long, left = 4 if version == 2 else 2, MOST
         for _ in range(min(number(long), MOST)):
             item, method = number(long), number(2) & 15 if version else 0
             number(2)  # the file that holds the data: always this one
-            base, pieces = number(base_size), []
-            for _ in range(min(number(2), MOST)):
+            base, count = number(base_size), number(2)
+            left -= count
+            if left < 0:
+                break
+            pieces = []
+            for _ in range(count):
                 number(index_size if version else 0)
                 offset, length = number(offset_size), number(length_size)
                 pieces.append((base + offset, length))

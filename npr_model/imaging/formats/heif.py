@@ -30,7 +30,8 @@ def decode(data: bytes, max_pixels: int) -> np.ndarray:
     """Return the primary image as (H, W, 3) uint8; 10 and 12 bits keep their high byte.
 
     Rotation and mirroring, which the file asks a viewer for, are undone: like EXIF orientation, they would move the
-    cells. Raises ImageError.
+    cells. A file that asks to cut off the top or the left (a clean aperture) is refused for the same reason. Raises
+    ImageError.
     """
     for item in boxes.items(data):
         if any(offset + length > len(data) for offset, length in item.pieces):
@@ -38,6 +39,8 @@ def decode(data: bytes, max_pixels: int) -> np.ndarray:
     image = _open(data)
     check_size(*image.size, max_pixels)
     transformations = _transformations(image)  # decoding drops them
+    if any(kind == "clap" and any(values[:2]) for kind, *values in transformations):
+        raise ImageError("the HEIF file cuts off rows or columns, which would move the cells", "unsupported")
     try:
         with pillow.settings():
             pixels = pillow.rgb_pixels(image.to_pillow(), "HEIF")

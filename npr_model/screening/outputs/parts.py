@@ -33,7 +33,7 @@ except ImportError:  # Windows: the user must not start two runs into one folder
 MANIFEST = "_manifest.json"  # Parquet readers skip names that start with _
 _LOCK = ".lock"
 _PART = re.compile(r"part-([0-9]+)(-retry)?\.parquet")
-_VERSION = 1
+_VERSION = 2  # to be raised with the columns of rows
 ROWS_A_GROUP = 5_000  # per row group; with 50,000 the encoders would use 25 MiB more
 
 
@@ -186,8 +186,8 @@ def threshold(folder: Path) -> float | None:
 def _manifest(folder: Path) -> dict | None:
     try:
         values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values["version"] > _VERSION:
-            raise ValueError("not a manifest that this version can read")
+        if not isinstance(values, dict) or values["version"] != _VERSION:
+            raise ValueError("the rows there have other columns than those of this version: use a new folder")
         return values
     except FileNotFoundError:
         return None

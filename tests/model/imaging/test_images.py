@@ -251,6 +251,8 @@ def test_view_round_trip(text):
         "sample:0x64",
         "sample:-1x64",
         "sample:11000x128",
+        "sample:2000x16",
+        "sample:4x7",
     ],
 )
 def test_bad_view(text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import io
 import json
 import struct
@@ -237,6 +238,35 @@ CASES = {
         "EXIF: Apple iPhone 15",
     ),
     "C2PA, camera": ("JPEG", in_jpeg(encoded("JPEG"), CAPTURED), "camera", "digitalCapture, by Leica M11-P"),
+    "C2PA, metadata edited": (
+        "JPEG",
+        in_jpeg(encoded("JPEG"), store(manifest(b"urn:uuid:1", "Leica M11-P", "edited.metadata", "digitalCapture"))),
+        "camera",
+        "digitalCapture",
+    ),
+    "IPTC, resource": (
+        "JPEG",
+        encoded("JPEG", xmp=xmp(f'><Iptc4xmpExt:DigitalSourceType rdf:resource="{CV}trainedAlgorithmicMedia"/>')),
+        "generated",
+        "XMP: trained",
+    ),
+    "Google": ("JPEG", encoded("JPEG", xmp=xmp('photoshop:Credit="Made with Google AI">')), "generated", "Google AI"),
+    "Leonardo": ("JPEG", encoded("JPEG", {SOFTWARE: "Leonardo AI"}), "generated", "Leonardo AI"),
+    "generated part": (
+        "JPEG",
+        in_jpeg(
+            encoded("JPEG"),
+            store(
+                jumbf(
+                    b"urn:uuid:1",
+                    manifest(b"a", "x", "created", "digitalCapture"),
+                    manifest(b"b", "x", "drawing", "trainedAlgorithmicMedia"),
+                )
+            ),
+        ),
+        "edited",
+        "trainedAlgorithmicMedia",
+    ),
     # Nothing
     "nothing": ("PNG", encoded("PNG"), None, ""),
     "words about steps": ("PNG", png(Description="Steps: open the box, then read"), None, ""),
@@ -254,6 +284,51 @@ def test_declarations(case):
     assert found is None or (evidence in found.evidence and found.evidence.isprintable())
 
 
+CAPTIONS = [
+    "Imagen de la playa al atardecer",
+    "A Chinese ideogram carved in stone",
+    "Grok, the klingon dog",
+    "Children draw things in a park",
+    "Not made with Midjourney, a real photo",
+    "Protest against DALL-E, Berlin",
+    "Oil on canvas, Louvre",
+    "Print order, Job ID: 0a1b2c3d-1234-4000-8000-000000000000",
+    "Fitness challenge. Steps: 12043, Distance: 8 km, Seed: sunflower",
+    json.dumps({"nodes": [{"id": 1}], "links": []}),
+]
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_a_caption_declares_nothing(caption):
+    assert read_declaration(png(Title=caption, Description=caption, Comment=caption), "PNG") is None
+    camera = encoded("JPEG", {MAKE: "Canon", MODEL: "Canon EOS R5", DESCRIPTION: caption, EXPOSURE: 0.01})
+    assert read_declaration(camera, "JPEG").kind == "camera"
+    credit = xmp(f'photoshop:Credit="{html.escape(caption)}">')
+    assert read_declaration(encoded("JPEG", xmp=credit), "JPEG") is None
+
+
+@pytest.mark.parametrize("software", ["Luminaria 2", "Canvas 5", "1.0 Imagen", "GIMPER", "Topazio"])
+def test_other_programs_declare_nothing(software):
+    assert read_declaration(encoded("JPEG", {SOFTWARE: software}), "JPEG") is None
+
+
+def test_text_behind_many_pixels():
+    data = png(parameters=WEB_UI)
+    pieces = 2000 * struct.pack(">I4sI", 0, b"IDAT", zlib.crc32(b"IDAT"))
+    assert read_declaration(data[:33] + pieces + data[33:], "PNG").kind == "generated"
+
+
+def test_long_credentials_are_the_files_own():
+    """An ingredient's manifest with a large thumbnail comes before the file's own."""
+    ingredient = manifest(b"urn:uuid:1", "OpenAI-API", "created", "trainedAlgorithmicMedia")
+    thumbnail = jumbf(b"thumbnail", box(b"bidb", bytes(3 * 2**20)))
+    own = manifest(b"urn:uuid:2", "Leica M11-P", "created", "digitalCapture")
+    data = in_png(encoded("PNG"), b"caBX", store(ingredient, jumbf(b"urn:uuid:3", thumbnail), own))
+    assert read_declaration(data, "PNG").kind == "camera"
+    huge = store(ingredient, jumbf(b"urn:uuid:3", box(b"bidb", bytes(2**24))), own)
+    assert read_declaration(in_png(encoded("PNG"), b"caBX", huge), "PNG") is None
+
+
 def test_evidence_is_one_short_line():
     found = read_declaration(encoded("JPEG", {SOFTWARE: "Midjourney \x1b[31m\n" + 500 * "x"}), "JPEG")
     assert found.evidence.isprintable() and len(found.evidence) < 120
@@ -269,10 +344,18 @@ def test_damaged_metadata_raise_nothing(case, data):
     read_declaration(bytes(changed), format)
 
 
+def meta_of_empty_pieces() -> bytes:
+    """A box "iloc" whose items have 65,535 pieces each, which take no bytes."""
+    items = b"".join(struct.pack(">HHH", number, 0, 65535) for number in range(20_000))
+    return box(b"meta", bytes(4) + box(b"iloc", bytes(6) + struct.pack(">H", 20_000) + items))
+
+
 @functools.cache
 def hostile() -> dict[str, tuple[str, bytes]]:
     start = encoded("PNG")
     bomb = zlib.compress(bytes(2**26))
+    content = b"\0\0" + zlib.compress("\N{GRINNING FACE}".encode() + bytes(2**20))
+    bomb_chunk = struct.pack(">I4s", len(content), b"zTXt") + content + bytes(4)
     many = start[:33] + 200_000 * struct.pack(">I4sI", 0, b"tEXt", 0) + start[33:]
     directory = b"II*\0" + struct.pack("<IH", 8, 65535) + struct.pack("<HHII", SOFTWARE, 2, 2**31, 8) * 65535
     looping = b"II*\0" + struct.pack("<IHHHII", 8, 1, EXIF_IFD, 4, 1, 8) * 3
@@ -280,6 +363,9 @@ def hostile() -> dict[str, tuple[str, bytes]]:
     return {
         "text bomb": ("PNG", in_png(start, b"zTXt", b"parameters\0\0" + bomb)),
         "many chunks": ("PNG", many),
+        "many text bombs": ("PNG", start[:33] + 300 * bomb_chunk + start[33:]),
+        "fill bytes": ("JPEG", encoded("JPEG")[:2] + 30_000_000 * b"\xff"),
+        "empty pieces": ("HEIF", meta_of_empty_pieces()),
         "large directory": ("PNG", in_png(start, b"eXIf", directory)),
         "looping directory": ("PNG", in_png(start, b"eXIf", looping)),
         "empty boxes": ("AVIF", encoded("AVIF") + box(b"free", b"") * 200_000),
