@@ -20,6 +20,7 @@ everything else.
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,8 @@ _WHOLE = {
     "WEBP": webp.whole,
 }
 _WEAK_SIGNATURES = ("BMP", "PPM", "TGA")  # text may begin like them
+_SEVERAL = re.compile(rb"\xff\xe2..MPF\0", re.DOTALL)  # a segment that lists further JPEGs behind the first: MPO
+_SEVERAL_WITHIN = 2**17  # first bytes of a file: two segments of the greatest length, such as EXIF, may come before
 _MOST_REDUCED = 8  # side of a JPEG's blocks, which Pillow can be told to decode to one pixel
 _SIMPLEJPEG = f"simplejpeg {simplejpeg.__version__}"
 _PILLOW = f"pillow {PIL.__version__}"
@@ -81,12 +84,13 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
 def _decode(data: bytes, max_pixels: int) -> DecodedImage:
     if not data:
         raise ImageError("the file is empty", "empty")
-    format = format_of(data)
+    format = name = format_of(data)
     versions: tuple[bytes, ...] = (data,)
     if format == "JPEG":
         decoded = jpeg.decode(data, max_pixels)
+        name = "MPO" if _SEVERAL.search(data, 0, _SEVERAL_WITHIN) else format
         if isinstance(decoded, np.ndarray):
-            return DecodedImage(decoded, format, _SIMPLEJPEG)
+            return DecodedImage(decoded, name, _SIMPLEJPEG)
         versions = decoded
     elif format == "HEIF":
         return DecodedImage(heif.decode(data, max_pixels), format, heif.DECODER)
@@ -96,7 +100,7 @@ def _decode(data: bytes, max_pixels: int) -> DecodedImage:
     for version in versions[1:]:
         if not np.array_equal(_decode_pillow(version, format, max_pixels), pixels):
             raise ImageError("the image is truncated: the data of its last pixels is missing")
-    return DecodedImage(pixels, format, _PILLOW)
+    return DecodedImage(pixels, name, _PILLOW)
 
 
 def _decode_pillow(data: bytes, format: str, max_pixels: int) -> np.ndarray:

@@ -65,7 +65,7 @@ def read_declaration(data: bytes, format: str) -> Declaration | None:
 
     Args:
         data: The file.
-        format: As Pillow names it. Of formats other than AVIF, HEIF, JPEG, PNG, TIFF and WebP, nothing is read.
+        format: As Pillow names it. Of formats other than AVIF, HEIF, JPEG, MPO, PNG, TIFF and WebP, nothing is read.
     """
     metadata = read_metadata(data, format)
     exif = read_exif(metadata.exif)

@@ -180,6 +180,7 @@ _READERS = {
     "AVIF": _read_boxes,
     "HEIF": _read_boxes,
     "JPEG": _read_jpeg,
+    "MPO": _read_jpeg,
     "PNG": _read_png,
     "TIFF": _read_tiff,
     "WEBP": _read_webp,

@@ -38,8 +38,9 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
-        averaging = get_ema_multi_avg_fn(config.average_decay)
-        self.average = AveragedModel(self.network, multi_avg_fn=averaging, use_buffers=True)
+        averaging, self.average = get_ema_multi_avg_fn(config.average_decay), None
+        if config.average_decay:
+            self.average = AveragedModel(self.network, multi_avg_fn=averaging, use_buffers=True)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, config.decay_epochs, config.decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
@@ -51,12 +52,13 @@ class Trainer:
     def start_from(self, network: DetectorNetwork) -> None:
         """Start with the weights and running statistics of ``network``, which has the same architecture."""
         self.network.load_state_dict(network.state_dict())
-        self.average.module.load_state_dict(network.state_dict())
+        if self.average is not None:
+            self.average.module.load_state_dict(network.state_dict())
 
     @property
     def result(self) -> DetectorNetwork:
         """The network that a checkpoint stores: the running average where the config asks for one."""
-        return cast(DetectorNetwork, self.average.module) if self.config.average_decay else self.network
+        return self.network if self.average is None else cast(DetectorNetwork, self.average.module)
 
     @property
     def learning_rate(self) -> float:
@@ -83,7 +85,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.config.average_decay:
+        if self.average is not None:
             self.average.update_parameters(self.network)
         self.process.sum(sums)
         self.totals += sums
@@ -101,7 +103,7 @@ class Trainer:
         cuda = self.process.device.type == "cuda"
         return {
             "network": self.network.state_dict(),
-            "average": self.average.state_dict() if self.config.average_decay else None,
+            "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -112,7 +114,7 @@ class Trainer:
 
     def load(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
-        if self.config.average_decay:
+        if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -298,6 +298,16 @@ def test_resize_is_pillows_bilinear():
     np.testing.assert_array_equal(View.parse("resize:16").apply(pixels), np.asarray(expected))
 
 
+def test_the_first_picture_of_an_mpo():
+    first, second = (Image.fromarray(noise(40, 56, seed)) for seed in range(2))
+    file, plain = io.BytesIO(), io.BytesIO()
+    first.save(file, "MPO", save_all=True, append_images=[second], quality=95)
+    first.save(plain, "JPEG", quality=95)
+    found = decode(file.getvalue())
+    assert found.format == "MPO" and decode(plain.getvalue()).format == "JPEG"
+    np.testing.assert_array_equal(found.pixels, decode(plain.getvalue()).pixels)
+
+
 @pytest.mark.parametrize("view", ["native", "crop:8", "resize:8", "tile:8", "sample:1x8"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1)], ids=str)
 def test_image_without_a_whole_cell(view, size):
