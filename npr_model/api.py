@@ -44,7 +44,7 @@ class Score:
         source: The path, or the kind of the input for one that has none.
         width, height: Size of the image in pixels, before the view.
         format: File format as Pillow names it; None for arrays.
-        flags: What limits the score: "tiny", "odd", "recompressed", "resized" (see
+        flags: What limits the score: "tiny", "odd", "recompressed", "resized", "flat" (see
             :class:`npr_model.scoring.rows.Row`).
         declared, declared_by: What the file says of its origin ("generated", "edited" or "camera"), and where. None for
             PIL images and arrays, which have no file.

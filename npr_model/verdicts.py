@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from npr_model.errors import InputError
 
 DECLARED = "generated (declared)"  # the file says so itself; the logit does not count
-VERDICTS = ("real", "generated", "uncertain", DECLARED)
+UNCERTAIN = "uncertain"
+VERDICTS = ("real", "generated", UNCERTAIN, DECLARED)
 
 
 @dataclass(frozen=True)
@@ -114,5 +115,5 @@ class Calibration:
         """Return "real", "generated" or "uncertain"."""
         low, high = self.band
         if low < high and low <= logit <= high:
-            return "uncertain"
+            return UNCERTAIN
         return "generated" if logit > self.threshold else "real"

@@ -23,11 +23,12 @@ from npr_model.imaging.limits import MAX_PIXELS
 from npr_model.imaging.views import View
 from npr_model.provenance.declaration import read_declaration
 from npr_model.scoring.items import Item
-from npr_model.scoring.rows import Row
+from npr_model.scoring.rows import FLAT, RESIZED, Row
 
 AHEAD_PIXELS = 2**26  # decoded pixels that may wait: 192 MiB
 DECODING_PIXELS = 2**26  # that all threads may decode at once; a larger image is decoded alone
 TINY = 64  # pixels; with a shorter side below it, a verdict depends on few cells
+LEAST_DETAIL = 0.1  # share of cells that are not of one colour; with less, there is nothing to judge
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ class Decoder:
                     if isinstance(data, bytes) and (declaration := read_declaration(data, str(decoded.format))):
                         row = replace(row, declared=declaration.kind, declared_by=declaration.evidence)
                     parts = self.view.parts(decoded.pixels, self.grid_size)
-                if self.view.kind == "resize" and (self.view.size or 0) < min(decoded.width, decoded.height):
-                    row = replace(row, flags=" ".join(filter(None, (row.flags, "resized"))))
+                is_smaller = self.view.kind == "resize" and (self.view.size or 0) < min(decoded.width, decoded.height)
+                flags = {RESIZED: is_smaller, FLAT: _is_flat(parts, self.grid_size)}
+                row = replace(row, flags=" ".join(filter(None, (row.flags, *(n for n in flags if flags[n])))))
         except ImageError as error:
             row = replace(row, error=str(error), error_code=error.code)
         except InputError:
@@ -118,6 +120,13 @@ def _encoding(data: bytes | DecodedImage) -> Encoding | None:
         return read_encoding(data) if isinstance(data, bytes) else None
     except ImageError:
         return None
+
+
+def _is_flat(parts: np.ndarray, grid_size: int) -> bool:
+    """Return whether the parts, (P, H, W, 3), hold too few cells in which the first and the last pixel differ."""
+    height, width = (side // grid_size * grid_size for side in parts.shape[1:3])
+    first, last = (parts[:, start:height:grid_size, start:width:grid_size] for start in (0, grid_size - 1))
+    return bool((first != last).any(3).mean() < LEAST_DETAIL)
 
 
 def _digest(data: bytes | DecodedImage) -> str:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from npr_model.verdicts import VERDICTS
 
+FLAT, RESIZED = "flat", "resized"  # flags
 KILLED = "killed"  # error code of a file at which a process died
 SCHEMA = pa.schema(
     [
@@ -55,7 +56,8 @@ class Row:
         condition: How the pixels were compressed (:mod:`npr_model.imaging.condition`), which chooses the threshold.
         flags: Separated by spaces: "tiny" (a side below TINY pixels), "odd" (a side that is not a multiple of the cell
             size), "recompressed" (a JPEG saved from a more coarsely quantised JPEG, see
-            :mod:`npr_model.imaging.recompression`), "resized" (made smaller by the view).
+            :mod:`npr_model.imaging.recompression`), "resized" (made smaller by the view), "flat" (nearly all cells
+            are of one colour; the verdict is "uncertain").
         declared: What the file says of its origin: "generated", "edited" or "camera"
             (:mod:`npr_model.provenance.declaration`).
         declared_by: Where in the file, and in which words.

@@ -27,8 +27,8 @@ from npr_model.scoring.decoding import Decoded, Decoder, decode_ahead
 from npr_model.scoring.items import Item
 from npr_model.scoring.journal import Journal
 from npr_model.scoring.known import Cache, Known
-from npr_model.scoring.rows import Row, unscored
-from npr_model.verdicts import DECLARED, Calibration
+from npr_model.scoring.rows import FLAT, Row, unscored
+from npr_model.verdicts import DECLARED, UNCERTAIN, Calibration
 
 IN_ORDER = 64  # images among which batches are gathered when the order is kept
 NO_JOURNAL = Journal()
@@ -286,7 +286,11 @@ class Scorer:
         if not math.isfinite(logit):
             return unscored(row, f"the network gave a logit of {logit}")
         probability = self.calibration.probability(logit)
-        verdict = DECLARED if row.declared == GENERATED else self.calibration.of(row.condition).verdict(logit)
+        verdict = self.calibration.of(row.condition).verdict(logit)
+        if row.declared == GENERATED:
+            verdict = DECLARED
+        elif FLAT in (row.flags or "").split():
+            verdict = UNCERTAIN
         return replace(row, logit=logit, probability=probability, verdict=verdict)
 
 

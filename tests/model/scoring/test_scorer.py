@@ -126,6 +126,18 @@ def test_what_a_file_declares_is_in_its_row_and_does_not_change_the_logit(scorer
     assert declared.logit == plain.logit
 
 
+@pytest.mark.parametrize("view", ["native", "sample:2x16"])
+def test_where_there_is_nothing_to_see_the_verdict_is_uncertain(scorer, view):
+    black, dotted = np.zeros((80, 90, 3), np.uint8), np.full((80, 90, 3), 200, np.uint8)
+    dotted[::16, ::16] = 0
+    images = {"black": black, "dotted": dotted, "noise": noise(80, 90)}
+    made = scorer(view=View.parse(view), calibration=Calibration(-1e6))
+    for row in made.score(item(name, encoded(pixels)) for name, pixels in images.items()):
+        is_flat = row.source != "noise"
+        assert ("flat" in row.flags.split()) == is_flat
+        assert row.verdict == ("uncertain" if is_flat else "generated")
+
+
 def test_size_of_a_decoded_image_is_kept_with_its_error(scorer):
     (row,) = scorer().score([item("thin", encoded(noise(1, 9)))])
     assert (row.width, row.height, row.format) == (9, 1, "PNG")
