@@ -37,7 +37,7 @@ def test_python_runs(code, monkeypatch, capsys):
         assert names["features"].shape == (8, 64, 128, 128)
 
 
-NAMES = {"as they are": "as published", "half size": "scaled to half their size"}
+NAMES = {"as they are": "files as they are", "half size": "scaled to half their size"}
 
 
 def test_accuracy_is_that_of_the_results():
@@ -47,7 +47,7 @@ def test_accuracy_is_that_of_the_results():
         assert f"| {name} | {' | '.join(cells)} |" in TEXT
     first = {line.name: line for line in reversed(lines) if line.condition == "as they are"}
     graphics, everything = (f"{100 * first[name].flagged:.0f} %" for name in ("cgi_raytracing", "all"))
-    assert f"{graphics} of the computer graphics generated, though {everything} of all real images" in TEXT
+    assert f"{graphics} of the computer graphics generated, but only {everything} of all real images" in TEXT
 
 
 def test_speed_on_a_gpu_is_that_of_the_results():

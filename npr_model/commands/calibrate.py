@@ -60,20 +60,23 @@ def calibrate(
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output file if it exists, also CHECKPOINT itself.")
+        bool, typer.Option("--overwrite", help="Replace the output file if it exists. It may be CHECKPOINT itself.")
     ] = False,
     rate: Annotated[
         list[float] | None,
         typer.Option(
             "--false-positive-rate",
-            help="False-positive rate to find a threshold for (default: 0.05, 0.01 and 0.001). The first one that has "
-            "enough photographs is the default of npr screen. Repeatable.",
+            help="False-positive rate to find a threshold for (default: 0.05, 0.01 and 0.001). npr screen uses the "
+            "first of these rates for which there are enough photographs. Repeatable.",
             show_default=False,
         ),
     ] = None,
     uncertain_rate: Annotated[
         float,
-        typer.Option(help='Logits from the threshold for this rate up to the verdict threshold are "uncertain".'),
+        typer.Option(
+            help="False-positive rate of a second, lower threshold. Logits between the two have the verdict "
+            '"uncertain".'
+        ),
     ] = 0.2,
     *,
     options: ScoringOptions,
@@ -81,14 +84,15 @@ def calibrate(
     """Find thresholds for fixed false-positive rates from photographs, and write them to a new checkpoint.
 
     Use photographs like those you will screen. A false-positive rate of 5 % needs at least 19 photographs, 1 % needs
-    99, and 0.1 % needs 999; for a rate with too few photographs, no threshold is set. More photographs tighten the
-    upper bound that is printed. Copies of a photograph count once.
+    99, and 0.1 % needs 999; for a rate with too few photographs, no threshold is set. The command prints an upper bound
+    of the true rate; more photographs make it lower. Copies of a photograph count once.
 
     Each condition of files (lossless; JPEG of quality 90 or more; JPEG below; recompressed JPEG; other lossy formats)
-    that has enough photographs gets thresholds of its own, as logits differ between them. The rest share those of all.
+    that has enough photographs gets thresholds of its own, as logits differ between them. The others use the thresholds
+    computed from all photographs.
 
-    The photographs alone decide the thresholds and the uncertain band. The temperature of the probabilities is fitted
-    to photographs and generated images, and stays as it is if there are no generated images. All images together
+    The photographs alone decide the thresholds. The temperature divides the logits before they become probabilities. It
+    is fitted only if there are generated images. All images together
     decide the quantisation scales for --dtype int8.
     """
     from npr_model import checkpoints

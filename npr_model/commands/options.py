@@ -96,13 +96,15 @@ View = Annotated[
 Backend = Annotated[
     BackendName | None,
     typer.Option(
-        help="Kernels to use (default: the first that can run; npr info shows which can).", show_default=False
+        help="Implementation of the kernels (default: the first that can run; npr info shows which can).",
+        show_default=False,
     ),
 ]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "int8"] | None,
     typer.Option(
-        help="Precision of the network (default: bfloat16 where the hardware supports it, else float32).",
+        help="Precision of the network (default: bfloat16 where the hardware supports it, else float32). int8 needs a "
+        "calibrated checkpoint and a CPU.",
         show_default=False,
     ),
 ]
@@ -124,7 +126,12 @@ Settings = Annotated[
 _SCORING = {
     "checkpoint": Checkpoint,
     "view": View,
-    "batch_size": Annotated[int, typer.Option(min=1, help="Number of equally sized images to score at once.")],
+    "batch_size": Annotated[
+        int,
+        typer.Option(
+            min=1, help="Number of images, or tiles, to score at once. Only those of the same size share a batch."
+        ),
+    ],
     "workers": Workers,
     "backend": Backend,
     "dtype": Dtype,

@@ -47,7 +47,7 @@ Output = Annotated[
         "-o",
         metavar="FILE|FOLDER/",
         help="Write the rows to a .parquet, .csv or .jsonl file, or to Parquet files in a folder (its name ends in /). "
-        "With a folder, the same command continues an interrupted run.",
+        "With a folder, the same command continues an interrupted run. Without this option, no file is written.",
         show_default=False,
     ),
 ]
@@ -63,7 +63,8 @@ Null = Annotated[
 Column = Annotated[
     str | None,
     typer.Option(
-        help="Parquet column that holds the encoded images (default: the only binary column).", show_default=False
+        help="Parquet column that holds the encoded images. Needed if several columns could hold them.",
+        show_default=False,
     ),
 ]
 RetryFailed = Annotated[
@@ -73,8 +74,8 @@ RetryFailed = Annotated[
 Engine = Annotated[
     Literal["local", "ray"],
     typer.Option(
-        help="local: score on this machine. ray: score on the Ray cluster in RAY_ADDRESS, else on the one that this "
-        "machine belongs to, else on a new one on this machine."
+        help="local: score on this machine. ray: score with Ray, a library for clusters (extra: ray). It uses the "
+        "cluster RAY_ADDRESS or the one this machine is in, or starts one here."
     ),
 ]
 Actors = Annotated[

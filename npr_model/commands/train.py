@@ -63,9 +63,10 @@ def train(
 ) -> None:
     """Train NPR or, with --set detector=NAME, another detector of the paper (npr info lists them).
 
-    Every epoch writes last.safetensors. With --validation, best.safetensors holds the best epoch so far. The default
-    preset is "wild". Options such as --epochs override the config from --preset, --config or --resume. --set overrides
-    them all.
+    Every epoch writes last.safetensors. With --validation, best.safetensors holds the epoch with the highest mean
+    average precision so far. The default
+    preset is "wild". The config comes from --preset, --config or --resume. Options such as --epochs override it, and
+    --set overrides those options. --print-config shows all fields.
 
     To train in several processes: torchrun --nproc-per-node 2 -m npr_model.cli train ...
     """
