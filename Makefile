@@ -16,7 +16,7 @@ test: .venv/tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 20
 
 bench: .venv/benchmarks  ## every table of docs/performance.md that needs nothing but this machine; an hour
 	for name in ops model train screening scaling memory; do \
