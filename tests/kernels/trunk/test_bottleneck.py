@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +15,9 @@ from npr_kernels.backends import extension
 from npr_kernels.testing import assert_close, error
 from npr_kernels.trunk import cpu_bottleneck
 from npr_kernels.trunk.cpu_bottleneck import FusedBottleneck, FusedBottlenecks
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(bool(extension.LOAD_ERROR), reason=str(extension.LOAD_ERROR))
-ROOT = Path(__file__).resolve().parents[2]
 
 # batch, channels in, width, channels out, stride, height, width
 SHAPES = [

@@ -230,7 +230,7 @@ def test_evaluate_a_set(npr, tmp_path, checkpoint):
         tmp_path / "p",
     )
     assert code == 0
-    assert "is measured with its view resize:256, but the checkpoint was trained for native" in err
+    assert "is measured with its view resize:256, but the checkpoint was calibrated for native" in err
     assert "Missing sub-sets, excluded from the averages: StyleGAN, StyleGAN2, CycleGAN" in out
     assert "not part of the set: crn" in out and "99.8" in out
     result = json.loads(outputs[0].read_text())["sets"][0]
