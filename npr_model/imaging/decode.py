@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import PIL
@@ -57,12 +57,14 @@ _PILLOW = f"pillow {PIL.__version__}"
 class DecodedImage:
     """Pixels with the names of the file format (Pillow's) and of the decoder (with its version).
 
-    ``pixels``: (H, W, 3) uint8, contiguous. The names are None for pixels that do not come from a file.
+    ``pixels``: (H, W, 3) uint8, contiguous. The names are None for pixels that do not come from a file. ``file``: the
+    encoded bytes of an image that was opened elsewhere, for what its header tells.
     """
 
     pixels: np.ndarray
     format: str | None
     decoder: str | None
+    file: bytes | None = None
 
     @property
     def width(self) -> int:
@@ -128,7 +130,7 @@ def from_pillow(image: Image.Image) -> DecodedImage:
         if data is not None:
             decoded = decode(data, max_pixels=_MOST_REDUCED**2 * image.width * image.height)
             if {decoded.width, decoded.height} == set(image.size):  # else Pillow was told to decode to another size
-                return decoded
+                return replace(decoded, file=data)
         with pillow.settings():
             return DecodedImage(pillow.rgb_pixels(image, image.format), image.format, _PILLOW)
     except ImageError:

@@ -60,15 +60,16 @@ class Decoder:
         parts = None
         try:
             data = item.load()
+            file = data if isinstance(data, bytes) else data.file
             row = replace(row, sha256=_digest(data))
             if twin := find(row):
                 row = twin
             else:
-                encoding = _encoding(data)
+                encoding = None if file is None else _encoding(file)
                 with _room.taken(0 if encoding is None else min(encoding.width * encoding.height, self.max_pixels)):
                     decoded = self._decoded(data)
                     row = _describe(row, encoding, decoded, self.grid_size)
-                    if isinstance(data, bytes) and (declaration := read_declaration(data, str(decoded.format))):
+                    if file is not None and (declaration := read_declaration(file, str(decoded.format))):
                         row = replace(row, declared=declaration.kind, declared_by=declaration.evidence)
                     parts = self.view.parts(decoded.pixels, self.grid_size)
                 is_smaller = self.view.kind == "resize" and (self.view.size or 0) < min(decoded.width, decoded.height)
@@ -114,10 +115,10 @@ class _Room:
 _room = _Room()
 
 
-def _encoding(data: bytes | DecodedImage) -> Encoding | None:
-    """The header of a file. None for pixels without a file, and for a header that only the decoder understands."""
+def _encoding(file: bytes) -> Encoding | None:
+    """The header of a file. None for a header that only the decoder understands."""
     try:
-        return read_encoding(data) if isinstance(data, bytes) else None
+        return read_encoding(file)
     except ImageError:
         return None
 
@@ -133,6 +134,8 @@ def _digest(data: bytes | DecodedImage) -> str:
     """sha256 of the encoded bytes; for pixels without a file, of their size and values."""
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
+    if data.file is not None:
+        return hashlib.sha256(data.file).hexdigest()
     digest = hashlib.sha256(f"{data.width}x{data.height} pixels\n".encode())
     digest.update(data.pixels.data)
     return digest.hexdigest()

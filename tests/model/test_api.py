@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import npr_model
 from npr_model import InputError, Score, checkpoints
@@ -27,6 +28,16 @@ from npr_model.verdicts import Calibration
 from tests.model.conftest import encoded, make_detector, noise
 
 PIXELS = noise(40, 52)
+
+
+def test_an_opened_image_has_the_score_of_its_file(detector, tmp_path):
+    """Also what the file declares, and the flags and thresholds of its condition."""
+    path, text = tmp_path / "image.png", PngInfo()
+    text.add_text("parameters", "a fox\nSteps: 20, Sampler: Euler a, CFG scale: 7")
+    Image.fromarray(PIXELS).save(path, pnginfo=text)
+    with Image.open(path) as image:
+        opened = detector.score(image)
+    assert opened == detector.score(path) and opened.verdict == "generated (declared)"
 
 
 @pytest.fixture(scope="module")
