@@ -413,7 +413,7 @@ def every_kind(height: int = 45, width: int = 38) -> dict[str, bytes]:
         "JPEG bad icc": saved(image, "JPEG", icc_profile=bytes(1000)).replace(
             b"ICC_PROFILE\0\1\1", b"ICC_PROFILE\0\0\2"
         ),
-        "JPEG mpo": saved(image, "MPO", **frames),
+        "MPO": saved(image, "MPO", **frames),
         **{f"JPEG turbo {name}": simplejpeg.encode_jpeg(colour, 85, colorsubsampling=name) for name in ("440", "411")},
         **{f"JPEG own {name}": jpeg(height, width, factors) for name, factors in SAMPLING.items()},
         **{
