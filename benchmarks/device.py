@@ -160,7 +160,7 @@ def rest_steps() -> list[Step]:
         test("parity", "tests/kernels/test_parity.py", limit=200, only="triton", processes=14, after=()),
         benchmark("ops", "--seconds", "1", "--only", f"{stems}|{others}", limit=150),
         benchmark("train", "--seconds", "10", limit=70),
-        benchmark("screening", "--seconds", "10", "--only", "JPEG", limit=70),
+        benchmark("screening", "--seconds", "10", "--only", "JPEG (256|512|1024)", limit=70),
         test("test_cuda_graphs", *graphs, limit=60),
         test("test_screening", "tests/model/scoring/test_scorer.py", limit=60, only="gpu"),
     ]

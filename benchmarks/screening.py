@@ -41,7 +41,7 @@ CASES = (  # format, side of the images, number of files, view
     ("JPEG", 512, 32, "native"),
     ("JPEG", 1024, 16, "native"),
     ("JPEG", 3464, 8, SAMPLE),  # 12 megapixels
-    ("JPEG", 6928, 4, SAMPLE),  # 48 megapixels
+    ("JPEG", 6928, 2, SAMPLE),  # 48 megapixels
     ("PNG", 512, 32, "native"),
     ("WEBP", 512, 32, "native"),
 )
@@ -215,7 +215,8 @@ def main(
         if name not in chosen:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            count *= MORE_FILES[device]
+            if view == "native":  # large images are too many bytes
+                count *= MORE_FILES[device]
             paths = make_files(Path(folder), format, size, count)
             case = benchmark(detector, format, paths, View.parse(view), workers, target)
             rows = with_rates(run(case, results.machine, target, seconds, results.save), count)
