@@ -56,20 +56,20 @@ def read_metadata(data: bytes, format: str) -> Metadata:
 
 
 def _read_jpeg(data: bytes, metadata: Metadata) -> None:
-    manifests: dict[bytes, bytes] = {}  # parts of a JUMBF box, by its number
+    manifests: dict[bytes, bytearray] = {}  # JUMBF boxes, joined from their parts, by number
     for marker, content in _segments(data):
         if marker == _APP1 and content.startswith(_EXIF):
             metadata.exif = metadata.exif or content[len(_EXIF) :]
         elif marker == _APP1 and content.startswith(_XMP):
             metadata.xmp = metadata.xmp or content[len(_XMP) :]
         elif marker == _APP11 and content.startswith(b"JP") and len(content) > 16:
-            number, part = content[2:4], content[8:]
-            # Each part repeats the length and the type of the box.
-            joined = manifests.get(number, b"") + (part[8:] if number in manifests else part)
-            manifests[number] = joined[:LONGEST_CREDENTIALS]
+            # Each part after the first repeats the length and the type of the box.
+            joined = manifests.setdefault(content[2:4], bytearray())
+            if len(joined) < LONGEST_CREDENTIALS:
+                joined += content[16:] if joined else content[8:]
         elif marker == _COMMENT:
             metadata.comment = metadata.comment or content.decode("utf-8", "replace")
-    metadata.c2pa = next((_whole(box) for box in manifests.values() if b"c2pa" in box[:64]), b"")
+    metadata.c2pa = next((_whole(bytes(box)) for box in manifests.values() if b"c2pa" in box[:64]), b"")
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
