@@ -28,11 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Fresh memory is NaN, so that a kernel which leaves an output unwritten is seen."""
-    torch.use_deterministic_algorithms(True)
+    """Fresh memory is NaN, so that a kernel which leaves an output unwritten is seen.
+
+    torch.use_deterministic_algorithms would first import torch's compiler, eight seconds in each process of tests.
+    """
+    torch._C._set_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
-    torch.use_deterministic_algorithms(False)
+    torch._C._set_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)

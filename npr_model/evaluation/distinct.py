@@ -59,7 +59,7 @@ def score_distinct(
     """Score every sample. ``on_row`` is called with each row, also of copies."""
     by_source = {file_item(sample.path).source: sample for sample in samples}
     result, contents = DistinctScores(), set()
-    conditions: dict[str, str] = {}
+    conditions: dict[str, str | None] = {}
     for row in scorer.score(_decoded_items(samples, scorer.decoder.max_pixels, conditions)):
         on_row(row)
         sample = by_source[row.source]
@@ -76,7 +76,7 @@ def score_distinct(
     return result
 
 
-def _decoded_items(samples: Iterable[Sample], max_pixels: int, conditions: dict[str, str]) -> Iterable[Item]:
+def _decoded_items(samples: Iterable[Sample], max_pixels: int, conditions: dict[str, str | None]) -> Iterable[Item]:
     """Items that give pixels instead of encoded bytes, so that the sha256 in their rows is that of the pixels.
 
     The condition of each file is added to ``conditions`` by its source.

@@ -31,24 +31,24 @@ class Facts(NamedTuple):
 
     Attributes:
         quality: Quality of a JPEG (:mod:`npr_model.imaging.jpeg_quality`); None for other formats.
-        recompressed: Whether it is a JPEG that was more coarsely quantised before
-            (:mod:`npr_model.imaging.recompression`).
-        condition: One of CONDITIONS.
+        condition: One of CONDITIONS; None if the header is not known. RECOMPRESSED_JPEG is a JPEG that was more
+            coarsely quantised before (:mod:`npr_model.imaging.recompression`).
     """
 
     quality: int | None
-    recompressed: bool
-    condition: str
+    condition: str | None
 
 
-def file_facts(encoding: Encoding, pixels: np.ndarray) -> Facts:
+def file_facts(encoding: Encoding | None, pixels: np.ndarray) -> Facts:
     """Return the facts about a file, from its header and its pixels, (H, W, 3) uint8."""
+    if encoding is None:
+        return Facts(None, None)
     if encoding.format != "JPEG":
         is_lossy = encoding.lossy_webp or encoding.format in _LOSSY_FORMATS
-        return Facts(None, False, OTHER_LOSSY if is_lossy else LOSSLESS)
+        return Facts(None, OTHER_LOSSY if is_lossy else LOSSLESS)
     if encoding.quantization is None:
-        return Facts(None, False, COARSE_JPEG)
+        return Facts(None, COARSE_JPEG)
     quality = estimate_quality(encoding.quantization[0])
     if was_coarser(pixels, encoding.quantization[0]):
-        return Facts(quality, True, RECOMPRESSED_JPEG)
-    return Facts(quality, False, FINE_JPEG if quality >= FINE else COARSE_JPEG)
+        return Facts(quality, RECOMPRESSED_JPEG)
+    return Facts(quality, FINE_JPEG if quality >= FINE else COARSE_JPEG)

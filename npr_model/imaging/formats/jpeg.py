@@ -13,6 +13,7 @@ and simplejpeg turns its warnings into errors. Three gaps are left:
 
 from __future__ import annotations
 
+import operator
 import re
 import struct
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ _ZIGZAG = (
     35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
     58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
 )  # fmt: skip
+_row_by_row = operator.itemgetter(*(_ZIGZAG.index(place) for place in range(64)))
 
 
 class Component(NamedTuple):
@@ -219,10 +221,7 @@ def _tables(content: bytes) -> Iterator[tuple[int, tuple[int, ...]]]:
         length = 1 + struct.calcsize(kind)
         if len(content) < length:
             return
-        table = [0] * 64
-        for place, value in zip(_ZIGZAG, struct.unpack(kind, content[1:length]), strict=True):
-            table[place] = value
-        yield number, tuple(table)
+        yield number, _row_by_row(struct.unpack(kind, content[1:length]))
         content = content[length:]
 
 

@@ -15,6 +15,13 @@ from tests.conftest import ROOT
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
+if INTERPRETED:
+    from triton.runtime import interpreter
+
+    # The interpreter checks each sum and product of integers for overflow, which takes half of its time. The offsets of
+    # these small images cannot overflow; tests of large ones need a GPU.
+    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+
 
 def interpreted(test: Callable) -> Callable | None:
     """Keep a test for the interpreter's process, and hide it from pytest elsewhere."""
