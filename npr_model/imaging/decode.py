@@ -90,7 +90,8 @@ def _decode(data: bytes, max_pixels: int) -> DecodedImage:
     versions: tuple[bytes, ...] = (data,)
     if format == "JPEG":
         decoded = jpeg.decode(data, max_pixels)
-        name = "MPO" if _SEVERAL.search(data, 0, _SEVERAL_WITHIN) else format
+        several = data.find(b"MPF\0", 0, _SEVERAL_WITHIN) >= 0 and _SEVERAL.search(data, 0, _SEVERAL_WITHIN)
+        name = "MPO" if several else format
         if isinstance(decoded, np.ndarray):
             return DecodedImage(decoded, name, _SIMPLEJPEG)
         versions = decoded

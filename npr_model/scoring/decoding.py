@@ -214,4 +214,7 @@ def decode_ahead(
         with gate:
             closed = True
             gate.notify_all()
+        with contextlib.suppress(RuntimeError):  # that it is free now: a signal may have hit just after it was taken
+            while True:
+                gate.release()
         pool.shutdown(wait=False, cancel_futures=True)
