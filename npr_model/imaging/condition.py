@@ -44,7 +44,7 @@ class Facts(NamedTuple):
 def file_facts(encoding: Encoding, pixels: np.ndarray) -> Facts:
     """Return the facts about a file, from its header and its pixels, (H, W, 3) uint8."""
     if encoding.format != "JPEG":
-        is_lossy = encoding.lossy_webp or encoding.format in _LOSSY_FORMATS
+        is_lossy = encoding.lossy or encoding.format in _LOSSY_FORMATS
         return Facts(None, False, OTHER_LOSSY if is_lossy else LOSSLESS)
     if encoding.quantization is None:
         return Facts(None, False, COARSE_JPEG)

@@ -65,7 +65,8 @@ def read_declaration(data: bytes, format: str) -> Declaration | None:
 
     Args:
         data: The file.
-        format: As Pillow names it. Of formats other than AVIF, HEIF, JPEG, MPO, PNG, TIFF and WebP, nothing is read.
+        format: As Pillow names it. Of formats other than AVIF, HEIF, JPEG, JPEG XL, MPO, PNG, TIFF and WebP,
+            nothing is read.
     """
     metadata = read_metadata(data, format)
     exif = read_exif(metadata.exif)

@@ -68,8 +68,11 @@ class Decoder:
                 encoding = None if file is None else _encoding(file)
                 with _room.taken(0 if encoding is None else min(encoding.width * encoding.height, self.max_pixels)):
                     decoded = self._decoded(data)
+                    format = str(decoded.format)
+                    if decoded.file is not None and isinstance(data, bytes):  # a JPEG was inside
+                        file, format, encoding = decoded.file, "JPEG", _encoding(decoded.file)
                     row = _describe(row, encoding, decoded, self.grid_size)
-                    if file is not None and (declaration := read_declaration(file, str(decoded.format))):
+                    if file is not None and (declaration := read_declaration(file, format)):
                         row = replace(row, declared=declaration.kind, declared_by=declaration.evidence)
                     parts = self.view.parts(decoded.pixels, self.grid_size)
                 is_smaller = self.view.kind == "resize" and (self.view.size or 0) < min(decoded.width, decoded.height)

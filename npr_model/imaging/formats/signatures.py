@@ -16,6 +16,7 @@ _SUPPORTED = (
     (rb"RIFF....WEBP", "WEBP"),
     (rb"\x00\x00\x00\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG2000"),
     (rb"P[1-6]\s", "PPM"),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL \r\n\x87\n", "JXL"),
 )
 _UNSUPPORTED = (
     (rb"II\*\x00....CR", "Canon CR2 (camera raw)"),
@@ -25,7 +26,6 @@ _UNSUPPORTED = (
     (rb"IIU\x00", "Panasonic RW2 (camera raw)"),
     (rb"FOVb", "Sigma X3F (camera raw)"),
     (rb"\x00MRM", "Minolta MRW (camera raw)"),
-    (rb"\xff\x0a|\x00\x00\x00\x0cJXL \r\n\x87\n", "JPEG XL"),
     (rb"II\xbc[\x00\x01]", "JPEG XR"),
     (rb"8BPS", "PSD (Photoshop)"),
     (rb"gimp xcf", "XCF (GIMP)"),

@@ -480,8 +480,6 @@ def box(*brands: bytes) -> bytes:
 
 UNSUPPORTED = {
     "CR3": box(b"crx ", b"crx ", b"isom"),
-    "JPEG XL": b"\xff\x0a" + bytes(range(200)),
-    "JPEG XL in a box": b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(200),
     "JPEG XR": b"II\xbc\x01\x20\0\0\0" + bytes(200),
     "CR2": b"II*\0\x10\0\0\0CR\2\0" + bytes(200),
     "RAF": b"FUJIFILMCCD-RAW 0201" + bytes(200),
@@ -510,12 +508,11 @@ UNSUPPORTED = {
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_formats_that_are_not_supported_are_named(name, tmp_path):
-    expected = name.partition(" in a")[0]
-    refused(UNSUPPORTED[name], expected, "unsupported")
+    refused(UNSUPPORTED[name], name, "unsupported")
     path = tmp_path / "image.jpg"  # the content decides
     path.write_bytes(UNSUPPORTED[name])
     for read in (read_encoding, header_size):
-        with pytest.raises(ImageError, match=expected) as caught:
+        with pytest.raises(ImageError, match=name) as caught:
             read(path)
         assert caught.value.code == "unsupported"
 
