@@ -18,6 +18,8 @@ from npr_model.errors import InputError, reason
 from npr_model.imaging.condition import file_facts
 from npr_model.imaging.decode import DecodedImage, decode
 from npr_model.imaging.errors import ImageError, check_size
+from npr_model.imaging.formats.raw import camera_raw_name, largest_jpeg
+from npr_model.imaging.formats.signatures import CameraRawError
 from npr_model.imaging.headers import Encoding, read_encoding
 from npr_model.imaging.limits import MAX_PIXELS
 from npr_model.imaging.views import View
@@ -46,12 +48,16 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Reads and decodes items for one network. Whatever fails becomes a row with an error."""
+    """Reads and decodes items for one network. Whatever fails becomes a row with an error.
+
+    ``raw_previews``: whether the preview in a camera raw file is scored; else such a file is an error.
+    """
 
     view: View
     model: str
     grid_size: int
     max_pixels: int = MAX_PIXELS
+    raw_previews: bool = False
 
     def decode(self, item: Item, find: Callable[[Row], Row | None] = lambda row: None) -> Decoded:
         """Read and decode an item. ``find`` returns the finished row of identical bytes, if there is one."""
@@ -60,24 +66,14 @@ class Decoder:
         parts = None
         try:
             data = item.load()
-            file = data if isinstance(data, bytes) else data.file
             row = replace(row, sha256=_digest(data))
+            raw_name = camera_raw_name(data) if isinstance(data, bytes) else None
+            if raw_name and not self.raw_previews:  # also if a cache knows the score of its preview
+                raise CameraRawError(raw_name)
             if twin := find(row):
                 row = twin
             else:
-                encoding = None if file is None else _encoding(file)
-                with _room.taken(0 if encoding is None else min(encoding.width * encoding.height, self.max_pixels)):
-                    decoded = self._decoded(data)
-                    format = str(decoded.format)
-                    if decoded.file is not None and isinstance(data, bytes):  # a JPEG was inside
-                        file, format, encoding = decoded.file, "JPEG", _encoding(decoded.file)
-                    row = _describe(row, encoding, decoded, self.grid_size)
-                    if file is not None and (declaration := read_declaration(file, format)):
-                        row = replace(row, declared=declaration.kind, declared_by=declaration.evidence)
-                    parts = self.view.parts(decoded.pixels, self.grid_size)
-                is_smaller = self.view.kind == "resize" and (self.view.size or 0) < min(decoded.width, decoded.height)
-                flags = {RESIZED: is_smaller, FLAT: _is_flat(parts, self.grid_size)}
-                row = replace(row, flags=" ".join(filter(None, (row.flags, *(n for n in flags if flags[n])))))
+                row, parts = self._prepared(row, data, raw_name)
         except ImageError as error:
             row = replace(row, error=str(error), error_code=error.code)
         except InputError:
@@ -85,6 +81,25 @@ class Decoder:
         except Exception as error:  # file systems can raise anything; the run must go on
             row = replace(row, error=f"the file cannot be read ({reason(error)})", error_code="unreadable")
         return Decoded(replace(row, milliseconds=1000 * (time.perf_counter() - began)), parts)
+
+    def _prepared(self, row: Row, data: bytes | DecodedImage, raw_name: str | None) -> tuple[Row, np.ndarray]:
+        """Return ``row`` with the facts about the file, and the parts of the image to score. Raises ImageError."""
+        image = largest_jpeg(data) if raw_name and isinstance(data, bytes) else data
+        file = image if isinstance(image, bytes) else image.file
+        encoding = None if file is None else _encoding(file)
+        with _room.taken(0 if encoding is None else min(encoding.width * encoding.height, self.max_pixels)):
+            decoded = self._decoded(image)
+            declaring = [(file, decoded.format)]
+            if raw_name:
+                declaring = [(data, "TIFF"), (file, "JPEG")]
+                decoded = replace(decoded, format=raw_name, decoder=f"{decoded.decoder} (preview in {raw_name})")
+            elif isinstance(data, bytes) and decoded.file is not None:  # a JPEG was inside
+                declaring, encoding = [(decoded.file, "JPEG")], _encoding(decoded.file)
+            row = _declare(_describe(row, encoding, decoded, self.grid_size), declaring)
+            parts = self.view.parts(decoded.pixels, self.grid_size)
+        is_smaller = self.view.kind == "resize" and (self.view.size or 0) < min(decoded.width, decoded.height)
+        flags = {RESIZED: is_smaller, FLAT: _is_flat(parts, self.grid_size)}
+        return replace(row, flags=" ".join(filter(None, (row.flags, *(n for n in flags if flags[n]))))), parts
 
     def _decoded(self, data: bytes | DecodedImage) -> DecodedImage:
         if isinstance(data, bytes):
@@ -185,6 +200,14 @@ def decode_ahead(
             closed = True
             gate.notify_all()
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _declare(row: Row, files: Iterable[tuple[bytes | DecodedImage | None, str | None]]) -> Row:
+    """Return ``row`` with what the first of some files, given with their formats, declares."""
+    for file, format in files:
+        if isinstance(file, bytes) and (declaration := read_declaration(file, str(format))):
+            return replace(row, declared=declaration.kind, declared_by=declaration.evidence)
+    return row
 
 
 def _describe(row: Row, encoding: Encoding | None, decoded: DecodedImage, grid_size: int) -> Row:
