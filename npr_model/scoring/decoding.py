@@ -89,7 +89,7 @@ class Decoder:
         encoding = None if file is None else _encoding(file)
         with _room.taken(0 if encoding is None else min(encoding.width * encoding.height, self.max_pixels)):
             decoded = self._decoded(image)
-            declaring = [(file, decoded.format)]
+            declaring: list[tuple[bytes | DecodedImage | None, str | None]] = [(file, decoded.format)]
             if raw_name:
                 declaring = [(data, "TIFF"), (file, "JPEG")]
                 decoded = replace(decoded, format=raw_name, decoder=f"{decoded.decoder} (preview in {raw_name})")
@@ -206,7 +206,7 @@ def _declare(row: Row, files: Iterable[tuple[bytes | DecodedImage | None, str | 
     """Return ``row`` with what the first of some files, given with their formats, declares."""
     for file, format in files:
         if isinstance(file, bytes) and (declaration := read_declaration(file, str(format))):
-            return replace(row, declared=declaration.kind, declared_by=declaration.evidence)
+            return replace(row, declared=declaration.kind or None, declared_by=declaration.evidence)
     return row
 
 
