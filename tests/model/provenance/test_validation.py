@@ -89,13 +89,13 @@ def test_without_the_package_claims_count_as_before(monkeypatch):
     assert found == ("generated", f"Content Credentials: {GENERATED}, by OpenAI-API")
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b"no certificate"])
 def test_trust_anchors_that_cannot_be_read(content, tmp_path, monkeypatch):
     path = tmp_path / "anchors.pem"
-    if content:
+    if content is not None:
         path.write_bytes(content)
     monkeypatch.setenv(validation.TRUST_ANCHORS, str(path))
-    with pytest.raises(InputError, match=r"NPR_TRUST_ANCHORS=.*anchors.pem cannot be read"):
+    with pytest.raises(InputError, match=r"NPR_TRUST_ANCHORS=.*anchors.pem is no readable PEM file"):
         read_declaration(SIGNED, "JPEG")
 
 
