@@ -73,7 +73,19 @@ class Decoder:
             if twin := find(row):
                 row = twin
             else:
-                row, parts = self._prepared(row, data, raw_name)
+                image = largest_jpeg(data) if raw_name and isinstance(data, bytes) else data
+                encoding = _encoding(image)
+                with _room.taken(0 if encoding is None else min(encoding.width * encoding.height, self.max_pixels)):
+                    decoded = self._decoded(image)
+                    if decoded.file is not None:  # a JPEG that was inside tells more
+                        image, encoding = decoded, _encoding(decoded)
+                    row = _describe(row, encoding, decoded, self.grid_size)
+                    if raw_name:
+                        row = replace(row, format=raw_name, decoder=f"{row.decoder} (preview in {raw_name})")
+                        row = _declare(row, data, "TIFF")
+                    row = _declare(row, image, encoding.format if encoding else str(decoded.format))
+                    parts = self.view.parts(decoded.pixels, self.grid_size)
+                row = self._flagged(row, parts)
         except ImageError as error:
             row = replace(row, error=str(error), error_code=error.code)
         except InputError:
@@ -82,24 +94,11 @@ class Decoder:
             row = replace(row, error=f"the file cannot be read ({reason(error)})", error_code="unreadable")
         return Decoded(replace(row, milliseconds=1000 * (time.perf_counter() - began)), parts)
 
-    def _prepared(self, row: Row, data: bytes | DecodedImage, raw_name: str | None) -> tuple[Row, np.ndarray]:
-        """Return ``row`` with the facts about the file, and the parts of the image to score. Raises ImageError."""
-        image = largest_jpeg(data) if raw_name and isinstance(data, bytes) else data
-        file = image if isinstance(image, bytes) else image.file
-        encoding = None if file is None else _encoding(file)
-        with _room.taken(0 if encoding is None else min(encoding.width * encoding.height, self.max_pixels)):
-            decoded = self._decoded(image)
-            declaring: list[tuple[bytes | DecodedImage | None, str | None]] = [(file, decoded.format)]
-            if raw_name:
-                declaring = [(data, "TIFF"), (file, "JPEG")]
-                decoded = replace(decoded, format=raw_name, decoder=f"{decoded.decoder} (preview in {raw_name})")
-            elif isinstance(data, bytes) and decoded.file is not None:  # a JPEG was inside
-                declaring, encoding = [(decoded.file, "JPEG")], _encoding(decoded.file)
-            row = _declare(_describe(row, encoding, decoded, self.grid_size), declaring)
-            parts = self.view.parts(decoded.pixels, self.grid_size)
-        is_smaller = self.view.kind == "resize" and (self.view.size or 0) < min(decoded.width, decoded.height)
+    def _flagged(self, row: Row, parts: np.ndarray) -> Row:
+        """Return ``row`` with the flags that depend on the view."""
+        is_smaller = self.view.kind == "resize" and (self.view.size or 0) < min(row.width or 0, row.height or 0)
         flags = {RESIZED: is_smaller, FLAT: _is_flat(parts, self.grid_size)}
-        return replace(row, flags=" ".join(filter(None, (row.flags, *(n for n in flags if flags[n]))))), parts
+        return replace(row, flags=" ".join(filter(None, (row.flags, *(name for name in flags if flags[name])))))
 
     def _decoded(self, data: bytes | DecodedImage) -> DecodedImage:
         if isinstance(data, bytes):
@@ -133,10 +132,11 @@ class _Room:
 _room = _Room()
 
 
-def _encoding(file: bytes) -> Encoding | None:
-    """The header of a file. None for a header that only the decoder understands."""
+def _encoding(image: bytes | DecodedImage) -> Encoding | None:
+    """The header of a file. None for pixels without a file, and for a header that only the decoder understands."""
+    file = image if isinstance(image, bytes) else image.file
     try:
-        return read_encoding(file)
+        return None if file is None else read_encoding(file)
     except ImageError:
         return None
 
@@ -202,12 +202,13 @@ def decode_ahead(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _declare(row: Row, files: Iterable[tuple[bytes | DecodedImage | None, str | None]]) -> Row:
-    """Return ``row`` with what the first of some files, given with their formats, declares."""
-    for file, format in files:
-        if isinstance(file, bytes) and (declaration := read_declaration(file, str(format))):
-            return replace(row, declared=declaration.kind or None, declared_by=declaration.evidence)
-    return row
+def _declare(row: Row, image: bytes | DecodedImage, format: str) -> Row:
+    """Return ``row`` with what a file declares, unless an earlier one did."""
+    file = image if isinstance(image, bytes) else image.file
+    declaration = read_declaration(file, format) if file is not None and row.declared is None else None
+    if declaration is None:
+        return row
+    return replace(row, declared=declaration.kind or None, declared_by=declaration.evidence)
 
 
 def _describe(row: Row, encoding: Encoding | None, decoded: DecodedImage, grid_size: int) -> Row:
