@@ -169,6 +169,7 @@ def load(
     batch_size: int = 16,
     workers: int = 0,
     max_pixels: int = ScoringOptions.max_pixels,
+    raw_previews: bool = False,
 ) -> Detector:
     """Load a checkpoint to score images with.
 
@@ -186,6 +187,7 @@ def load(
         batch_size: Images of one size that are scored together.
         workers: Decoding threads; 0 for one per core, at most 16.
         max_pixels: Larger images are errors.
+        raw_previews: Whether the JPEG preview in a camera raw file is scored; else such a file is an error.
 
     Raises:
         InputError: The checkpoint cannot be read, or an option cannot be used here.
@@ -203,6 +205,7 @@ def load(
         batch_size=batch_size,
         workers=workers,
         max_pixels=max_pixels,
+        raw_previews=raw_previews,
     )
     scorer = options.scorer()
     return Detector(scorer, scorer.checkpoint.model, scorer.checkpoint.metadata)
@@ -235,7 +238,7 @@ def screen(
         actors: Ray only: processes that run the network; 0 for one per GPU, or without GPUs one per machine.
         on_row: Called with each :class:`npr_model.scoring.rows.Row` after it was written.
         options: Fields of :class:`npr_model.scoring.options.ScoringOptions`: checkpoint, view, device, dtype,
-            backend, false_positive_rate, batch_size, workers, max_pixels, cache.
+            backend, false_positive_rate, batch_size, workers, max_pixels, raw_previews, cache.
 
     Returns:
         Counts of this call: ``failed`` and ``scored`` rows, ``verdicts`` by name, files that were ``skipped`` by

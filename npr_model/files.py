@@ -15,13 +15,16 @@ from npr_model.errors import InputError, reason
 
 _JPEG_SUFFIXES = (".jfif", ".jpe", ".jpeg", ".jpg")
 _HEIF_SUFFIXES = (".heic", ".heif", ".hif")
-_OTHER_SUFFIXES = (".apng", ".avif", ".bmp", ".gif", ".j2k", ".jp2", ".png", ".tga", ".tif", ".tiff", ".webp")
+_OTHER_SUFFIXES = (".apng", ".avif", ".bmp", ".gif", ".png", ".tga", ".tif", ".tiff", ".webp")
 _NETPBM_SUFFIXES = (".pbm", ".pgm", ".pnm", ".ppm")
+_NEWER_JPEG_SUFFIXES = (".j2k", ".jp2", ".jxl")
 AT_ONCE = 100_000  # entries of a folder that are sorted together
 HIDDEN = "hidden (a leading dot, or in __MACOSX)"
 LEADS_BACK = "links to folders that they lie in"
 T = TypeVar("T")
-IMAGE_SUFFIXES = frozenset((*_HEIF_SUFFIXES, *_JPEG_SUFFIXES, *_NETPBM_SUFFIXES, *_OTHER_SUFFIXES))
+IMAGE_SUFFIXES = frozenset(
+    (*_HEIF_SUFFIXES, *_JPEG_SUFFIXES, *_NETPBM_SUFFIXES, *_NEWER_JPEG_SUFFIXES, *_OTHER_SUFFIXES)
+)
 
 
 def natural_key(name: str) -> tuple:

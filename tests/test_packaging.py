@@ -246,6 +246,8 @@ def test_each_requirement_has_a_pin_within_its_range(project):
 IN_NO_EXTRA = {"gan-face-generate", "nvidia", "triton"}
 # Installed for fsspec, which imports them when it meets a URL, or for Ray's and torch's sake.
 NOT_IMPORTED = {"aiohttp", "s3fs", "tensorboard"}
+# Modules with another name than their package, of extras that need not be installed here.
+PACKAGE_OF = {"c2pa": "c2pa-python"}
 
 
 def imported(folder: Path) -> Iterator[str]:
@@ -264,7 +266,7 @@ def test_every_import_is_declared(project):
     modules = {name for package in PACKAGES for name in imported(ROOT / package)}
     distributions = importlib.metadata.packages_distributions()
     used = {
-        canonicalize_name(distributions.get(module, [module])[0])
+        canonicalize_name(distributions.get(module, [PACKAGE_OF.get(module, module)])[0])
         for module in modules - {*PACKAGES, *sys.stdlib_module_names}
     }
     extras = project["project"]["optional-dependencies"]

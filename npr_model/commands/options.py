@@ -137,6 +137,14 @@ _SCORING = {
     "dtype": Dtype,
     "device": Device,
     "max_pixels": Annotated[int, typer.Option(min=1, help="Do not score images with more pixels; report an error.")],
+    "raw_previews": Annotated[
+        bool,
+        typer.Option(
+            "--raw-previews",
+            help="Score the largest JPEG preview in each camera raw file (DNG, NEF, CR2 and others). Without it, such "
+            "files are errors.",
+        ),
+    ],
     "false_positive_rate": Annotated[
         float | None,
         typer.Option(

@@ -98,6 +98,7 @@ Actors = Annotated[
     "batch_size",
     "workers",
     "max_pixels",
+    "raw_previews",
     "cache",
 )
 def screen(

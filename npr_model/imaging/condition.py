@@ -44,7 +44,7 @@ def file_facts(encoding: Encoding | None, pixels: np.ndarray) -> Facts:
     if encoding is None:
         return Facts(None, None)
     if encoding.format != "JPEG":
-        is_lossy = encoding.lossy_webp or encoding.format in _LOSSY_FORMATS
+        is_lossy = encoding.lossy or encoding.format in _LOSSY_FORMATS
         return Facts(None, OTHER_LOSSY if is_lossy else LOSSLESS)
     if encoding.quantization is None:
         return Facts(None, COARSE_JPEG)

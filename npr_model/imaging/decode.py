@@ -2,7 +2,8 @@
 
 The detector reads traces that a decoder or converter could create or remove. So there is one rule for each case:
 
-- Orientation is not applied, in no format, neither EXIF's nor HEIF's: rotation by 90 degrees moves the cells.
+- Orientation is not applied, in no format, neither EXIF's nor HEIF's nor JPEG XL's: rotation by 90 degrees moves the
+  cells.
 - Alpha is dropped, never blended, also in palettes. Hidden colours are used as stored.
 - Palette, grey, black-and-white, CMYK, YCbCr and Lab become RGB by Pillow's ``convert("RGB")``. Embedded colour
   profiles are ignored.
@@ -13,8 +14,8 @@ The detector reads traces that a decoder or converter could create or remove. So
 - The content tells the format, not the name of the file.
 
 :mod:`npr_model.imaging.formats` checks that the data is complete. Then simplejpeg decodes plain 8-bit grey, YCbCr and
-RGB JPEGs, which is faster; its pixels equal Pillow's bit for bit (tested). pillow-heif decodes HEIF. Pillow decodes
-everything else.
+RGB JPEGs, which is faster; its pixels equal Pillow's bit for bit (tested). pillow-heif decodes HEIF, imagecodecs JPEG
+XL. Pillow decodes everything else.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from PIL import Image
 from npr_model.errors import reason
 from npr_model.imaging import pillow
 from npr_model.imaging.errors import ImageError, check_size
-from npr_model.imaging.formats import bmp, gif, heif, jpeg, jpeg2000, netpbm, png, tiff, webp
+from npr_model.imaging.formats import bmp, gif, heif, jpeg, jpeg2000, jpegxl, netpbm, png, tiff, webp
 from npr_model.imaging.formats.signatures import format_of
 from npr_model.imaging.limits import MAX_PIXELS
 
@@ -58,7 +59,8 @@ class DecodedImage:
     """Pixels with the names of the file format (Pillow's) and of the decoder (with its version).
 
     ``pixels``: (H, W, 3) uint8, contiguous. The names are None for pixels that do not come from a file. ``file``: the
-    encoded bytes of an image that was opened elsewhere, for what its header tells.
+    encoded bytes for what their header tells, if :func:`decode` was not given them: those of an image that was opened
+    elsewhere, or a JPEG that was inside another file.
     """
 
     pixels: np.ndarray
@@ -97,6 +99,8 @@ def _decode(data: bytes, max_pixels: int) -> DecodedImage:
         versions = decoded
     elif format == "HEIF":
         return DecodedImage(heif.decode(data, max_pixels), format, heif.DECODER)
+    elif format == "JXL":
+        return _decode_jpegxl(data, max_pixels)
     elif format in _WHOLE:
         versions = _WHOLE[format](data, max_pixels)
     pixels = _decode_pillow(versions[0], format, max_pixels)
@@ -104,6 +108,14 @@ def _decode(data: bytes, max_pixels: int) -> DecodedImage:
         if not np.array_equal(_decode_pillow(version, format, max_pixels), pixels):
             raise ImageError("the image is truncated: the data of its last pixels is missing")
     return DecodedImage(pixels, name, _PILLOW)
+
+
+def _decode_jpegxl(data: bytes, max_pixels: int) -> DecodedImage:
+    check_size(*jpegxl.read_header(data)[:2], max_pixels)
+    if original := jpegxl.original_jpeg(data):
+        decoded = _decode(original, max_pixels)
+        return replace(decoded, format="JXL", decoder=f"{decoded.decoder} (JPEG by {jpegxl.decoder()})", file=original)
+    return DecodedImage(jpegxl.decode(data, max_pixels), "JXL", jpegxl.decoder())
 
 
 def _decode_pillow(data: bytes, format: str, max_pixels: int) -> np.ndarray:

@@ -36,7 +36,7 @@ def encoded_as(pixels: np.ndarray, encoding: Encoding) -> np.ndarray:
 
     JPEGs without chroma count as 4:4:4. Pillow writes 4:4:4, 4:2:2 and 4:2:0; other subsampling becomes 4:2:0.
     """
-    if encoding.lossy_webp:
+    if encoding.lossy and encoding.format == "WEBP":
         return decode(encode_webp(pixels, 80)).pixels
     if encoding.quantization is None:
         return pixels

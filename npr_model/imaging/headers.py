@@ -15,7 +15,7 @@ import PIL
 from npr_model.errors import reason
 from npr_model.imaging import pillow
 from npr_model.imaging.errors import ImageError, check_size
-from npr_model.imaging.formats import heif, jpeg, png, tiff, webp
+from npr_model.imaging.formats import heif, jpeg, jpegxl, png, tiff, webp
 from npr_model.imaging.formats.signatures import LENGTH, format_of
 from npr_model.imaging.limits import MAX_PIXELS
 
@@ -31,7 +31,7 @@ class Encoding:
         quantization: Two tables of a JPEG (luma, chroma), each 64 numbers row by row; None for other formats.
         subsampling: Chroma of a JPEG, such as "4:2:0"; None where there is none: grey, RGB and CMYK. Sampling without a
             name is written with the factors of all components, such as "3x1,1x1,1x1".
-        lossy_webp: Whether it is a lossy WebP, whose quality the header does not tell.
+        lossy: Whether it is a lossy WebP or JPEG XL file, whose quality the header does not tell.
         format: As Pillow names it.
     """
 
@@ -39,7 +39,7 @@ class Encoding:
     height: int
     quantization: tuple[tuple[int, ...], ...] | None = None
     subsampling: str | None = None
-    lossy_webp: bool = False
+    lossy: bool = False
     format: str = ""
 
 
@@ -49,10 +49,13 @@ def read_encoding(file: str | os.PathLike | bytes) -> Encoding:
         if format == "JPEG":
             header = _jpeg_header(opened)
             return Encoding(header.width, header.height, header.quantization, header.subsampling, format=format)
+        if format == "JXL":
+            stream = jpegxl.read_header(opened.read())
+            return Encoding(stream.width, stream.height, lossy=stream.is_lossy, format=format)
         width, height = _size(opened, format)
         opened.seek(0)
-        lossy_webp = format == "WEBP" and b"VP8 " in opened.read(2**16)
-        return Encoding(width, height, lossy_webp=lossy_webp, format=format)
+        lossy = format == "WEBP" and b"VP8 " in opened.read(2**16)
+        return Encoding(width, height, lossy=lossy, format=format)
 
 
 def header_size(path: str | os.PathLike) -> tuple[int, int]:
@@ -103,6 +106,8 @@ def _size(file: BinaryIO, format: str) -> tuple[int, int]:
         return webp.read_size(file.read(LENGTH))
     if format == "HEIF":
         return heif.read_size(file.read())
+    if format == "JXL":
+        return jpegxl.read_header(file.read())[:2]
     if format == "TIFF":  # Pillow would turn it by its orientation tag
         try:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:

@@ -1,8 +1,8 @@
 """What the Content Credentials (C2PA) in a file claim: who made it, with what, and what was done to it.
 
-The claims are read, not verified: neither the signature nor the hash of the pixels is checked. The store of manifests
-is a JUMBF box (ISO 19566-5) with one box per manifest. The last manifest is that of the file itself; those before it
-belong to what it was made from. Inside, assertions are CBOR or JSON, in which texts stand as plain UTF-8.
+The claims are only read here; :mod:`npr_model.provenance.validation` checks the signature and the hashes. The store of
+manifests is a JUMBF box (ISO 19566-5) with one box per manifest. The last manifest is that of the file itself; those
+before it belong to what it was made from. Inside, assertions are CBOR or JSON, in which texts stand as plain UTF-8.
 """
 
 from __future__ import annotations

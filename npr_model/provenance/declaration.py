@@ -13,6 +13,7 @@ from typing import NamedTuple
 from npr_model.provenance.content_credentials import Claims, read_claims
 from npr_model.provenance.exif import read_exif
 from npr_model.provenance.metadata import read_metadata
+from npr_model.provenance.validation import validate
 
 GENERATED, EDITED, CAMERA = "generated", "edited", "camera"
 _LONGEST_NAME = 80
@@ -46,7 +47,10 @@ _MIDJOURNEY_JOB = re.compile(r" --\w+ .{0,400}?Job ID: [0-9a-f]{8}-[0-9a-f]{4}-"
 
 
 class Declaration(NamedTuple):
-    """``kind``: GENERATED, EDITED or CAMERA. ``evidence``: where the file says so, and in which words."""
+    """``kind``: GENERATED, EDITED or CAMERA. ``evidence``: where the file says so, and in which words.
+
+    ``kind`` is empty for a file whose Content Credentials are invalid and that declares nothing else.
+    """
 
     kind: str
     evidence: str
@@ -58,6 +62,7 @@ class _Facts(NamedTuple):
     exif: dict[str, str]
     xmp: str
     claims: Claims | None
+    credentials: str  # what evidence calls them
 
 
 def read_declaration(data: bytes, format: str) -> Declaration | None:
@@ -65,16 +70,24 @@ def read_declaration(data: bytes, format: str) -> Declaration | None:
 
     Args:
         data: The file.
-        format: As Pillow names it. Of formats other than AVIF, HEIF, JPEG, MPO, PNG, TIFF and WebP, nothing is read.
+        format: As Pillow names it. Of formats other than AVIF, HEIF, JPEG, JPEG XL, MPO, PNG, TIFF and WebP,
+            nothing is read.
     """
     metadata = read_metadata(data, format)
     exif = read_exif(metadata.exif)
     xmp = metadata.xmp.decode("utf-8", "replace") or exif.get("xmp", "")
-    facts = _Facts(metadata.text, metadata.comment, exif, xmp, read_claims(metadata.c2pa))
+    claims, credentials = read_claims(metadata.c2pa), "Content Credentials"
+    validation = validate(data, format) if claims else None
+    invalid = None
+    if validation and not validation.is_valid:  # what they claim was said of another file, or by nobody
+        claims, invalid = None, Declaration("", f"{credentials} are invalid ({_clean(validation.remark)})")
+    elif validation:
+        credentials += f" ({validation.remark})"
+    facts = _Facts(metadata.text, metadata.comment, exif, xmp, claims, credentials)
     for find in (_generated, _edited, _camera):
         if evidence := next(find(facts), None):
             return evidence
-    return None
+    return invalid
 
 
 def _generated(facts: _Facts) -> Iterator[Declaration]:
@@ -93,7 +106,7 @@ def _generated(facts: _Facts) -> Iterator[Declaration]:
 def _edited(facts: _Facts) -> Iterator[Declaration]:
     yield from _by_source_type(facts, EDITED)
     if facts.claims and facts.claims.is_edited:
-        yield Declaration(EDITED, _credentials(facts.claims, "edited"))
+        yield Declaration(EDITED, _credentials(facts, "edited"))
     for where, name in _programs(facts):
         if _EDITORS.search(name):
             yield Declaration(EDITED, f"{where}: {_clean(name)}")
@@ -115,14 +128,15 @@ def _by_source_type(facts: _Facts, kind: str) -> Iterator[Declaration]:
             kinds = {name: EDITED if other == GENERATED else None for name, other in kinds.items()}
         for name, other in kinds.items():
             if other == kind:
-                yield Declaration(kind, _credentials(facts.claims, name))
+                yield Declaration(kind, _credentials(facts, name))
     for name in _XMP_SOURCE_TYPE.findall(facts.xmp):
         if _SOURCE_TYPES.get(name) == kind:
             yield Declaration(kind, f"XMP: {name}")
 
 
-def _credentials(claims: Claims, what: str) -> str:
-    return f"Content Credentials: {what}" + (f", by {_clean(claims.generator)}" if claims.generator else "")
+def _credentials(facts: _Facts, what: str) -> str:
+    by = f", by {_clean(facts.claims.generator)}" if facts.claims and facts.claims.generator else ""
+    return f"{facts.credentials}: {what}{by}"
 
 
 def _texts(facts: _Facts) -> Iterator[tuple[str, str]]:
@@ -141,7 +155,7 @@ def _texts(facts: _Facts) -> Iterator[tuple[str, str]]:
 def _programs(facts: _Facts) -> Iterator[tuple[str, str]]:
     """Names of the programs that wrote the file, with their places."""
     if facts.claims and facts.claims.generator:
-        yield "Content Credentials", facts.claims.generator
+        yield facts.credentials, facts.claims.generator
     for keyword in ("Software", "Source"):
         if keyword in facts.text:
             yield f"PNG text {keyword}", facts.text[keyword][:200]

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from npr_model.imaging.formats import boxes
+from npr_model.imaging.formats import boxes, jpegxl
 
 LONGEST_BLOCK = 2**20  # bytes of a block; the rest of a longer one is not read
 LONGEST_CREDENTIALS = 2**24  # bytes of Content Credentials; longer ones are not read, as the file's own come last
@@ -167,8 +167,30 @@ def _read_boxes(data: bytes, metadata: Metadata) -> None:
             content = data[offset : offset + min(length, LONGEST_BLOCK)]
             if item.kind == b"mime":
                 metadata.xmp = metadata.xmp or content
-            elif len(content) > 4:  # the TIFF structure begins behind so many bytes
-                metadata.exif = metadata.exif or content[4 + int.from_bytes(content[:4], "big") :]
+            elif len(content) > 4:
+                metadata.exif = metadata.exif or _behind_offset(content)
+
+
+def _read_jpegxl(data: bytes, metadata: Metadata) -> None:
+    """A box each; a box "brob" holds another one, compressed."""
+    for name, place in boxes.boxes(data) if data[4:8] == b"JXL " else ():
+        if name not in (b"Exif", b"xml ", b"jumb", b"brob"):
+            continue
+        most = LONGEST_CREDENTIALS if name == b"jumb" else LONGEST_BLOCK
+        content = data[place.start : min(place.stop, place.start + most)]
+        if name == b"brob":
+            name, content = content[:4], jpegxl.uncompressed(content[4:], LONGEST_BLOCK)
+        if name == b"Exif" and len(content) > 4:
+            metadata.exif = metadata.exif or _behind_offset(content)
+        elif name == b"xml ":
+            metadata.xmp = metadata.xmp or content
+        elif name == b"jumb":
+            metadata.c2pa = metadata.c2pa or _whole(struct.pack(">I", 8 + len(place)) + name + content)
+
+
+def _behind_offset(content: bytes) -> bytes:
+    """EXIF of a box: the TIFF structure begins behind so many bytes as the first four tell."""
+    return content[4 + int.from_bytes(content[:4], "big") :]
 
 
 def _whole(credentials: bytes) -> bytes:
@@ -180,6 +202,7 @@ _READERS = {
     "AVIF": _read_boxes,
     "HEIF": _read_boxes,
     "JPEG": _read_jpeg,
+    "JXL": _read_jpegxl,
     "MPO": _read_jpeg,
     "PNG": _read_png,
     "TIFF": _read_tiff,

@@ -19,6 +19,8 @@ from npr_model.errors import InputError, reason
 from npr_model.imaging.condition import RECOMPRESSED_JPEG, file_facts
 from npr_model.imaging.decode import DecodedImage, decode
 from npr_model.imaging.errors import ImageError, check_size
+from npr_model.imaging.formats.raw import camera_raw_name, largest_jpeg
+from npr_model.imaging.formats.signatures import CameraRawError
 from npr_model.imaging.headers import Encoding, read_encoding
 from npr_model.imaging.limits import MAX_PIXELS
 from npr_model.imaging.views import View
@@ -47,12 +49,16 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Reads and decodes items for one network. Whatever fails becomes a row with an error."""
+    """Reads and decodes items for one network. Whatever fails becomes a row with an error.
+
+    ``raw_previews``: whether the preview in a camera raw file is scored; else such a file is an error.
+    """
 
     view: View
     model: str
     grid_size: int
     max_pixels: int = MAX_PIXELS
+    raw_previews: bool = False
 
     def decode(self, item: Item, find: Callable[[Row], Row | None] = lambda row: None) -> Decoded:
         """Read and decode an item. ``find`` returns the finished row of identical bytes, if there is one."""
@@ -63,16 +69,26 @@ class Decoder:
         try:
             data = item.load()
             row = replace(row, sha256=_digest(data))
+            raw_name = camera_raw_name(data) if isinstance(data, bytes) else None
+            if raw_name and not self.raw_previews:  # also if a cache knows the score of its preview
+                raise CameraRawError(raw_name)
             if twin := find(row):
                 row = twin
             else:
-                file = data if isinstance(data, bytes) else data.file
-                encoding = None if file is None else _encoding(file)
+                image = largest_jpeg(data) if raw_name and isinstance(data, bytes) else data
+                encoding = _encoding(image)
                 pixels = 0 if encoding is None else encoding.width * encoding.height
                 with _room.taken(min(pixels, self.max_pixels)):
-                    image = self._decoded(data)
-                    facts = _facts(file, encoding, image)
-                    parts = self.view.parts(image.pixels, self.grid_size)
+                    decoded = self._decoded(image)
+                    if decoded.file is not None:  # a JPEG that was inside tells more
+                        image, encoding = decoded, _encoding(decoded)
+                    facts = _facts(encoding, decoded)
+                    if raw_name:
+                        facts |= {"format": raw_name, "decoder": f"{decoded.decoder} (preview in {raw_name})"}
+                        facts |= _declared(data, "TIFF")
+                    if not facts.get("declared"):
+                        facts |= _declared(image, encoding.format if encoding else str(decoded.format))
+                    parts = self.view.parts(decoded.pixels, self.grid_size)
                 facts["flags"] = self._flags(facts, parts)
         except ImageError as error:
             facts |= {"error": str(error), "error_code": error.code}
@@ -100,21 +116,27 @@ class Decoder:
         return " ".join(name for name, is_so in flags.items() if is_so)
 
 
-def _facts(file: bytes | None, encoding: Encoding | None, image: DecodedImage) -> dict[str, Any]:
-    """The columns of a row that tell about a decoded file. ``file``, ``encoding``: None if they are not known."""
-    compression = file_facts(encoding, image.pixels)
-    declaration = None if file is None else read_declaration(file, str(image.format))
+def _facts(encoding: Encoding | None, decoded: DecodedImage) -> dict[str, Any]:
+    """The columns of a row that tell about a decoded file. ``encoding``: None if its header is not known."""
+    compression = file_facts(encoding, decoded.pixels)
     return {
-        "width": image.width,
-        "height": image.height,
-        "format": image.format,
+        "width": decoded.width,
+        "height": decoded.height,
+        "format": decoded.format,
         "jpeg_quality": compression.quality,
         "subsampling": None if encoding is None else encoding.subsampling,
         "condition": compression.condition,
-        "declared": None if declaration is None else declaration.kind,
-        "declared_by": None if declaration is None else declaration.evidence,
-        "decoder": image.decoder,
+        "decoder": decoded.decoder,
     }
+
+
+def _declared(image: bytes | DecodedImage, format: str) -> dict[str, Any]:
+    """The columns of a row that tell what the file declares; none if it declares nothing."""
+    file = image if isinstance(image, bytes) else image.file
+    declaration = None if file is None else read_declaration(file, format)
+    if declaration is None:
+        return {}
+    return {"declared": declaration.kind or None, "declared_by": declaration.evidence}
 
 
 class _Room:
@@ -142,10 +164,11 @@ class _Room:
 _room = _Room()
 
 
-def _encoding(file: bytes) -> Encoding | None:
-    """The header of a file. None for a header that only the decoder understands."""
+def _encoding(image: bytes | DecodedImage) -> Encoding | None:
+    """The header of a file. None for pixels without a file, and for a header that only the decoder understands."""
+    file = image if isinstance(image, bytes) else image.file
     try:
-        return read_encoding(file)
+        return None if file is None else read_encoding(file)
     except ImageError:
         return None
 

@@ -34,6 +34,7 @@ class ScoringOptions:
         dtype: "float32", "bfloat16" or "int8". None: bfloat16 where the hardware multiplies it natively, else float32.
         device: "auto", "cpu", "cuda" or "cuda:N".
         max_pixels: Larger images are errors.
+        raw_previews: Whether the JPEG preview in a camera raw file is scored; else such a file is an error.
         false_positive_rate: One of the rates that the checkpoint was calibrated at. None: the checkpoint's default.
         cache: SQLite file that keeps scores by the bytes of the images, for later runs. None: no cache.
     """
@@ -46,6 +47,7 @@ class ScoringOptions:
     dtype: str | None = None
     device: str = "auto"
     max_pixels: int = MAX_PIXELS
+    raw_previews: bool = False
     false_positive_rate: float | None = None
     cache: str | os.PathLike | None = None
 
@@ -84,6 +86,7 @@ class ScoringOptions:
             workers=self.workers,
             dtype=dtype,
             max_pixels=self.max_pixels,
+            raw_previews=self.raw_previews,
             cache=self.cache,
         )
 

@@ -60,7 +60,7 @@ class Row:
             are of one colour; the verdict is "uncertain").
         declared: What the file says of its origin: "generated", "edited" or "camera"
             (:mod:`npr_model.provenance.declaration`).
-        declared_by: Where in the file, and in which words.
+        declared_by: Where in the file, and in which words. Without ``declared``: why Content Credentials do not count.
         decoder: What decoded it, with version.
         view: The pixels that the network saw.
         error: What is wrong, in one line; None if the image was scored.

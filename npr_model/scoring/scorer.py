@@ -72,6 +72,7 @@ class Scorer:
         dtype: Precision. Default: bfloat16 where the hardware multiplies it natively, else float32.
         device: Where the network runs.
         max_pixels: Larger images are errors.
+        raw_previews: Whether the JPEG preview in a camera raw file is scored; else such a file is an error.
         cache: File of a :class:`npr_model.scoring.known.Cache`. None: no cache.
     """
 
@@ -86,12 +87,13 @@ class Scorer:
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         max_pixels: int = MAX_PIXELS,
+        raw_previews: bool = False,
         cache: str | os.PathLike | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.decoder = Decoder(
-            view or checkpoint.metadata.view, checkpoint.model_id, checkpoint.model.grid_size, max_pixels
+            view or checkpoint.metadata.view, checkpoint.model_id, checkpoint.model.grid_size, max_pixels, raw_previews
         )
         self.checkpoint = checkpoint
         self.batch_size = batch_size

@@ -16,16 +16,19 @@ _SUPPORTED = (
     (rb"RIFF....WEBP", "WEBP"),
     (rb"\x00\x00\x00\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG2000"),
     (rb"P[1-6]\s", "PPM"),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL \r\n\x87\n", "JXL"),
+)
+_CAMERA_RAW = (  # those that are not TIFFs, or whose first bytes tell more
+    (rb"II\*\x00....CR", "Canon CR2"),
+    (rb"II....HEAPCCDR", "Canon CRW"),
+    (rb"FUJIFILMCCD-RAW", "Fujifilm RAF"),
+    (rb"IIR[OS]|MMOR", "Olympus ORF"),
+    (rb"IIU\x00", "Panasonic RW2"),
+    (rb"II\*\x00....IIIITwaR|MM\x00\*....MMMMRawT", "Phase One IIQ"),
+    (rb"FOVb", "Sigma X3F"),
+    (rb"\x00MR[MI]", "Minolta MRW"),
 )
 _UNSUPPORTED = (
-    (rb"II\*\x00....CR", "Canon CR2 (camera raw)"),
-    (rb"II....HEAPCCDR", "Canon CRW (camera raw)"),
-    (rb"FUJIFILMCCD-RAW", "Fujifilm RAF (camera raw)"),
-    (rb"IIR[OS]|MMOR", "Olympus ORF (camera raw)"),
-    (rb"IIU\x00", "Panasonic RW2 (camera raw)"),
-    (rb"FOVb", "Sigma X3F (camera raw)"),
-    (rb"\x00MRM", "Minolta MRW (camera raw)"),
-    (rb"\xff\x0a|\x00\x00\x00\x0cJXL \r\n\x87\n", "JPEG XL"),
     (rb"II\xbc[\x00\x01]", "JPEG XR"),
     (rb"8BPS", "PSD (Photoshop)"),
     (rb"gimp xcf", "XCF (GIMP)"),
@@ -59,7 +62,7 @@ _WITHOUT_PIXELS = (  # documents and drawings; for some of them Pillow would cal
 _BRANDS = (  # of files in boxes (ISO 14496-12)
     ({b"avif", b"avis"}, "AVIF"),
     ({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"}, "HEIF"),
-    ({b"crx "}, "Canon CR3 (camera raw)"),
+    ({b"crx "}, "Canon CR3"),
 )
 
 
@@ -68,7 +71,19 @@ def _compiled(table: tuple[tuple[bytes, str], ...]) -> tuple[tuple[re.Pattern[by
 
 
 _SUPPORTED_PATTERNS, _UNSUPPORTED_PATTERNS = _compiled(_SUPPORTED), _compiled(_UNSUPPORTED)
-_WITHOUT_PIXELS_PATTERNS = _compiled(_WITHOUT_PIXELS)
+_WITHOUT_PIXELS_PATTERNS, _CAMERA_RAW_PATTERNS = _compiled(_WITHOUT_PIXELS), _compiled(_CAMERA_RAW)
+
+
+class CameraRawError(ImageError):
+    """A camera raw file. ``name``: of its format, such as "Nikon NEF"."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"camera raw files ({name}) are not supported; convert the file to PNG, or score its JPEG preview with "
+            "npr screen --raw-previews",
+            "unsupported",
+        )
+        self.name = name
 
 
 def format_of(data: bytes) -> str:
@@ -78,6 +93,7 @@ def format_of(data: bytes) -> str:
     it is the answer when nothing else fits.
 
     Raises:
+        CameraRawError: It is a camera raw file.
         ImageError: The format is known and not supported, or has no pixels (the message names it), or the file is a Git
             LFS pointer.
     """
@@ -89,9 +105,12 @@ def format_of(data: bytes) -> str:
         if brands & _brands_of(head):
             if name in ("AVIF", "HEIF"):
                 return name
-            raise unsupported(name)
+            raise CameraRawError(name)
     if is_lfs_pointer(head):
         raise ImageError("a Git LFS pointer, not the image itself; fetch it with git lfs pull", "not_an_image")
+    for pattern, name in _CAMERA_RAW_PATTERNS:
+        if pattern.match(head):
+            raise CameraRawError(name)
     for pattern, name in _UNSUPPORTED_PATTERNS:
         if pattern.match(head):
             raise unsupported(name)

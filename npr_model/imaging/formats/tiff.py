@@ -6,6 +6,7 @@ Only the tags that decide the stored pixels are handed on.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import struct
 import zlib
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 
 from npr_model.imaging.errors import ImageError, check_size
 from npr_model.imaging.formats import jpeg
-from npr_model.imaging.formats.signatures import unsupported
+from npr_model.imaging.formats.signatures import CameraRawError, unsupported
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _MAKE, _SAMPLES, _PLANAR = 256, 257, 258, 259, 262, 271, 277, 284
 _STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_LENGTHS = 273, 278, 279
@@ -33,6 +34,7 @@ _LENGTH_CHECKED_BY_LIBTIFF = (_LZW, _PACKBITS, _LZMA, _ZSTD, _WEBP)
 _OTHER_COMPRESSION = {2: "CCITT fax", 3: "CCITT fax", 4: "CCITT fax", 6: "old-style JPEG"}
 
 _MOST_SAMPLES = 16  # per pixel
+_MOST_SUBDIRECTORIES = 16
 _HEADER = 8  # bytes, at least
 _CAMERA_RAW = (32803, 34892)  # photometric interpretation: a colour filter array, and linear raw
 _MAKERS = {
@@ -41,9 +43,11 @@ _MAKERS = {
     b"KODAK": "Kodak DCR",
     b"EASTMAN": "Kodak DCR",
     b"LEAF": "Leaf MOS",
+    b"MAMIYA": "Mamiya MEF",
     b"NIKON": "Nikon NEF",
     b"PENTAX": "Pentax PEF",
     b"PHASE ONE": "Phase One IIQ",
+    b"RICOH": "Pentax PEF",
     b"SAMSUNG": "Samsung SRW",
     b"SEIKO EPSON": "Epson ERF",
     b"SONY": "Sony ARW",
@@ -151,16 +155,32 @@ def whole(data: bytes, max_pixels: int) -> tuple[bytes]:
 def _check_no_camera_raw(page: _Directory) -> None:
     """Raise ImageError for camera raw files, whose first page is often a thumbnail."""
     if _DNG_VERSION in page.entries:
-        raise unsupported("DNG (camera raw)")
-    pages = [page]
-    for offset in page.numbers(_SUBDIRECTORIES)[:16] if _SUBDIRECTORIES in page.entries else ():
-        try:
-            pages.append(_Directory(page.data, offset))
-        except ImageError:
-            continue
-    if any(page.number(_PHOTOMETRIC, 0) in _CAMERA_RAW for page in pages):
+        raise CameraRawError("DNG")
+    if any(_is_raw_data(part) for part in _with_subdirectories(page)):
         make = page.content(_MAKE).upper()
-        raise unsupported(next((f"{name} (camera raw)" for key, name in _MAKERS.items() if key in make), "camera raw"))
+        raise CameraRawError(next((name for key, name in _MAKERS.items() if key in make), "unknown maker"))
+
+
+def camera_raw_parts(data: bytes) -> set[int]:
+    """Where the strips and tiles of raw data begin in a camera raw file; none if it is no TIFF, or damaged."""
+    found: set[int] = set()
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        with contextlib.suppress(ImageError):
+            for part in filter(_is_raw_data, _with_subdirectories(_Directory(data))):
+                found.update(part.numbers(_STRIP_OFFSETS), part.numbers(_TILE_OFFSETS))
+    return found
+
+
+def _with_subdirectories(page: _Directory) -> list[_Directory]:
+    pages = [page]
+    for offset in page.numbers(_SUBDIRECTORIES)[:_MOST_SUBDIRECTORIES]:
+        with contextlib.suppress(ImageError):
+            pages.append(_Directory(page.data, offset))
+    return pages
+
+
+def _is_raw_data(page: _Directory) -> bool:
+    return page.number(_PHOTOMETRIC, 0) in _CAMERA_RAW
 
 
 def _parts(page: _Directory, width: int, height: int, compression: int) -> Iterator[tuple[bytes, int, int, int, int]]:

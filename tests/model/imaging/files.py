@@ -318,6 +318,44 @@ def tiff(
     return mark + version + body + directory + values
 
 
+# Camera raw -----------------------------------------------------------------------------------------------------------
+
+RAW_DATA, LOSSY_RAW_DATA, MAKE = 32803, 34892, 271
+_RAW_STARTS = {
+    "Canon CR2": b"II*\0\x10\0\0\0CR\2\0",
+    "Canon CRW": b"II\x1a\0\0\0HEAPCCDR\2\0\1\0",
+    "Canon CR3": struct.pack(">I", 24) + b"ftypcrx \0\0\0\1crx isom",
+    "Fujifilm RAF": b"FUJIFILMCCD-RAW 0201FF159501X-Pro2",
+    "Minolta MRW": b"\0MRM\0\0\0\0",
+    "Olympus ORF": b"IIRO\x08\0\0\0",
+    "Panasonic RW2": b"IIU\0\x18\0\0\0",
+    "Phase One IIQ": b"II*\0\x08\0\0\0IIIITwaR",
+    "Sigma X3F": b"FOVb\0\0\2\0",
+}
+_RAW_MAKERS = {
+    "Epson ERF": b"SEIKO EPSON CORP.",
+    "Hasselblad 3FR": b"Hasselblad",
+    "Kodak DCR": b"Kodak",
+    "Leaf MOS": b"Leaf",
+    "Mamiya MEF": b"Mamiya-OP Co.,Ltd.",
+    "Nikon NEF": b"NIKON CORPORATION",
+    "Pentax PEF": b"RICOH IMAGING COMPANY, LTD.",
+    "Samsung SRW": b"SAMSUNG",
+    "Sony ARW": b"SONY",
+    "unknown maker": b"Somebody",
+}
+
+
+def camera_raw(preview: bytes, size: int = 16) -> dict[str, bytes]:
+    """The beginnings of camera raw files by the names of their formats, each followed by ``preview``, a JPEG."""
+    pixels, padding = picture(size, size), bytes(200)
+    tiffs = {
+        name: tiff(pixels, tags={262: (3, [RAW_DATA]), MAKE: (1, make + b"\0")}) for name, make in _RAW_MAKERS.items()
+    }
+    tiffs["DNG"] = tiff(pixels, tags={50706: (1, [1, 4, 0, 0])})
+    return {name: data + padding + preview + padding for name, data in (_RAW_STARTS | tiffs).items()}
+
+
 # BMP ------------------------------------------------------------------------------------------------------------------
 
 

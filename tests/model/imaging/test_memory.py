@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -25,6 +26,7 @@ MOST_BYTES = {
     "GIF": 14,
     "WEBP": 22,
     "JPEG2000": 32,
+    "JXL": 32,
 }
 MOST = 28  # of other formats
 ANY_IMAGE = 6 * 2**20  # for any size
@@ -74,6 +76,10 @@ def test_memory_per_pixel(tmp_path):
     }
     if "AVIF" in Image.OPEN:
         files["AVIF"] = encoded(quarter, "AVIF", speed=10)
+    if importlib.util.find_spec("imagecodecs"):
+        import imagecodecs
+
+        files["JXL"] = imagecodecs.jpegxl_encode(samples.astype(np.uint16), lossless=True, effort=4)
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     paths = [str(tmp_path / name) for name in files]

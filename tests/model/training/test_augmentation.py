@@ -163,7 +163,7 @@ def test_other_partners(tmp_path):
     ):
         (tmp_path / name).write_bytes(encoded(image, **options))
         partner = augmentation.encoding_of(tmp_path / name)
-        assert partner.lossy_webp == (name == "webp")
+        assert partner.lossy == (name == "webp")
         difference = np.abs(match(smooth(40, 50), partner, random()).astype(int) - smooth(40, 50)).mean()
         assert 0 < difference < 15
     for name, data in (("empty", b""), ("text", b"text" * 99), ("cut", encoded(noise(50, 50), "JPEG")[:30])):
