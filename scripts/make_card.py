@@ -1,7 +1,8 @@
 """Measures the bundled checkpoint into a CSV file, and prints the checkpoint's card from this file as Markdown.
 
     python scripts/make_card.py measure VALIDATION --training TRAINING --results benchmarks/results/checkpoint.csv
-    python scripts/make_card.py print benchmarks/results/checkpoint.csv > npr_model/weights/wild-1.md
+    python scripts/make_card.py print benchmarks/results/checkpoint.csv \
+        --curve benchmarks/results/learning-curve.csv > npr_model/weights/wild-2.md
 
 VALIDATION and TRAINING hold <family>/{0_real,1_fake}. A family of VALIDATION is seen if TRAINING has it too.
 """
@@ -160,8 +161,8 @@ def calibrated(calibration: Calibration | None) -> str:
     return text
 
 
-def card(metadata: checkpoints.Metadata, sha256: str, lines: Sequence[Line]) -> str:
-    """Return the card as Markdown."""
+def card(metadata: checkpoints.Metadata, sha256: str, lines: Sequence[Line], curve: Sequence[dict[str, str]]) -> str:
+    """Return the card as Markdown. ``curve``: the table of scripts/fit_last_layer.py."""
     recipe = ", ".join(
         f"{name} {value}"
         for name, value in (metadata.training or {}).items()
@@ -180,8 +181,8 @@ def card(metadata: checkpoints.Metadata, sha256: str, lines: Sequence[Line]) -> 
         'training set does not use. Each family of generators is measured against all real images. "Found" is the '
         "share of its images above the threshold that 5 % of the real images exceed. The verdict's threshold was "
         "chosen on the same real images, as they are, for each condition of files by itself: lossless, JPEG of quality "
-        "90 or more, JPEG below, recompressed JPEG, other lossy formats. The shares of the averaged networks were "
-        "chosen on these images, too.",
+        "90 or more, JPEG below, recompressed JPEG, other lossy formats. The shares of the averaged networks and the "
+        "strength of the last layer's regularisation were chosen on these images, too.",
         "## Summary",
         summary(lines).markdown().rstrip(),
         "## Families of generators",
@@ -190,6 +191,12 @@ def card(metadata: checkpoints.Metadata, sha256: str, lines: Sequence[Line]) -> 
         "## Real images",
         'Share with the verdict "generated".',
         sources(lines).markdown().rstrip(),
+        "## Would more images help?",
+        "The last layer was fitted anew on the images of some of the repositories, drawn at random several times. The "
+        "other layers stayed as they are, trained on all repositories. The AUC on the crops that it was fitted on "
+        "is that of a network that cannot tell more, however many images it has seen. In brackets are the lowest "
+        "and the highest of the draws.",
+        learning(curve).markdown().rstrip(),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -226,6 +233,20 @@ def sources(lines: Sequence[Line]) -> Table:
     return Table("", ("source", "images", *CONDITIONS), tuple(rows))
 
 
+def learning(curve: Sequence[dict[str, str]]) -> Table:
+    """Mean, lowest and highest AUC of the draws of each number of repositories."""
+    rows = []
+    for count in dict.fromkeys(line["repositories"] for line in curve):
+        draws = [line for line in curve if line["repositories"] == count]
+        cells = []
+        for column in ("auc_training", "auc_validation"):
+            values = [float(line[column]) for line in draws]
+            spread = f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
+            cells.append(f"{sum(values) / len(values):.1f}{spread}")
+        rows.append((count, f"{sum(int(line['images']) for line in draws) / len(draws):.0f}", *cells))
+    return Table("", ("repositories", "images", "AUC, its own crops", "AUC, validation images"), tuple(rows))
+
+
 def auc(entry: Line | None) -> str:
     return "-" if entry is None else f"{percent(entry.auc)} ({percent(entry.auc_low)}-{percent(entry.auc_high)})"
 
@@ -248,6 +269,11 @@ def read(path: Path) -> list[Line]:
         return [_parsed(row) for row in csv.DictReader(file)]
 
 
+def read_curve(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def _parsed(row: dict[str, str]) -> Line:
     texts = {name: row[name] for name in ("model", "condition", "kind", "name")}
     numbers = {
@@ -267,13 +293,14 @@ def main() -> None:
     measuring.add_argument("--results", type=Path, required=True)
     printing = commands.add_parser("print", help="print the card from the results file")
     printing.add_argument("results", type=Path)
+    printing.add_argument("--curve", type=Path, required=True)
     printing.add_argument("--checkpoint", default=checkpoints.DEFAULT)
     arguments = parser.parse_args()
     if arguments.command == "measure":
         write(arguments.results, measure(arguments.checkpoint, arguments.validation, arguments.training))
     else:
         loaded = checkpoints.load(arguments.checkpoint)
-        print(card(loaded.metadata, loaded.sha256, read(arguments.results)), end="")
+        print(card(loaded.metadata, loaded.sha256, read(arguments.results), read_curve(arguments.curve)), end="")
 
 
 if __name__ == "__main__":

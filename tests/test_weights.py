@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from npr_model import checkpoints
 from npr_model.imaging.views import View
-from scripts import make_card
+from scripts import fit_last_layer, make_card
 from tests.conftest import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results" / "checkpoint.csv"
+CURVE = make_card.read_curve(ROOT / "benchmarks" / "results" / "learning-curve.csv")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def test_card_is_printed_from_the_results(lines):
     loaded = checkpoints.load()
     assert {line.model for line in lines} == {loaded.model_id}
     card = checkpoints.WEIGHTS / f"{checkpoints.DEFAULT}.md"
-    assert card.read_text() == make_card.card(loaded.metadata, loaded.sha256, lines)
+    assert card.read_text() == make_card.card(loaded.metadata, loaded.sha256, lines, CURVE)
 
 
 def test_it_is_the_only_one_and_calibrated():
@@ -52,7 +54,7 @@ def test_results_fit_together(lines):
 def test_no_number_of_the_card_is_a_constant(lines):
     loaded = checkpoints.load()
     changed = [replace(line, auc=0.12345) if line.name == "sd15" else line for line in lines]
-    assert "| sd15 | 28 | yes | 12.3 (" in make_card.card(loaded.metadata, loaded.sha256, changed)
+    assert "| sd15 | 28 | yes | 12.3 (" in make_card.card(loaded.metadata, loaded.sha256, changed, CURVE)
 
 
 def test_results_survive_a_file(lines, tmp_path):
@@ -66,3 +68,18 @@ def test_commands_explain_themselves(command, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         make_card.main()
     assert stopped.value.code == 0 and "results" in capsys.readouterr().out
+
+
+def test_the_last_layer_is_fitted_as_by_gradient_descent():
+    """On features of which one tells the classes apart: its weight is the largest, and standardising is undone."""
+    random = np.random.default_rng(0)
+    labels = np.arange(400) % 2
+    values = random.normal(5, 3, (400, 6))
+    values[:, 2] += 4 * labels
+    features = fit_last_layer.Features(values, labels, np.array(["a", "b"] * 200), np.array(["x", "y"] * 200))
+    head = fit_last_layer.fit(features)
+    assert np.abs(head.weight).argmax() == 2
+    assert fit_last_layer.mean_auc(features, head) > 0.8
+    assert abs(head.logits(values).mean()) < 0.1
+    lines = list(fit_last_layer.curve(features, features))
+    assert lines[-1]["repositories"] == 2 and lines[-1]["auc_training"] == pytest.approx(lines[-1]["auc_validation"])

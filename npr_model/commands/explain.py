@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from npr_model.explanation.explain import Explanation
     from npr_model.imaging.decode import DecodedImage
     from npr_model.imaging.views import View
+    from npr_model.provenance.declaration import Declaration
 
 SHOWN = 1024  # side of the central part that is shown where the network sees several parts
 
@@ -70,17 +71,17 @@ def explain(
         view = View("crop", SHOWN)
     paths = [image, other] if other else [image]
     pictures = [_read(path, view, loaded.model.grid_size) for path in paths]
-    _require_equal_sizes([pixels for _, pixels, _ in pictures])
+    _require_equal_sizes([picture.pixels for picture in pictures])
     model = loaded.model.to(choose_device(options.device))
-    explanations = [explain(model, pixels) for _, pixels, _ in pictures]
+    explanations = [explain(model, picture.pixels) for picture in pictures]
 
     work_begins()
-    written = heat_maps.plot_explanation(pictures[0][1], explanations[0], output)
+    written = heat_maps.plot_explanation(pictures[0].pixels, explanations[0], output)
     if other:
         written.append(heat_maps.plot_difference(explanations[0], explanations[1], output))
     values = [
-        {"source": readable_name(path)} | _describe(decoded, condition, explanation, loaded, view)
-        for path, (decoded, _, condition), explanation in zip(paths, pictures, explanations, strict=True)
+        {"source": readable_name(path)} | _describe(picture, explanation, loaded, view)
+        for path, picture, explanation in zip(paths, pictures, explanations, strict=True)
     ]
     result = values[0] | ({"other": values[1]} if other else {})
     written.append(output / "explanation.json")
@@ -95,12 +96,21 @@ def _require_equal_sizes(pictures: list[np.ndarray]) -> None:
         raise InputError(f"the images are {sizes} pixels; --other needs equal sizes: try --view crop:S")
 
 
-def _read(path: Path, view: View, grid_size: int) -> tuple[DecodedImage, np.ndarray, str | None]:
-    """A file's image, the pixels of it that the network sees, and its condition."""
+class _Picture(NamedTuple):
+    """A file's image, the pixels of it that the network sees, its condition, and what it declares."""
+
+    decoded: DecodedImage
+    pixels: np.ndarray
+    condition: str | None
+    declaration: Declaration | None
+
+
+def _read(path: Path, view: View, grid_size: int) -> _Picture:
     from npr_model import datasets
     from npr_model.imaging.condition import file_facts
     from npr_model.imaging.errors import ImageError
     from npr_model.imaging.headers import read_encoding
+    from npr_model.provenance.declaration import read_declaration
 
     try:
         decoded = datasets.read(path)
@@ -110,24 +120,27 @@ def _read(path: Path, view: View, grid_size: int) -> tuple[DecodedImage, np.ndar
     condition = None
     with contextlib.suppress(ImageError):  # a header that only the decoder understands
         condition = file_facts(read_encoding(path), decoded.pixels).condition
-    return decoded, pixels, condition
+    return _Picture(decoded, pixels, condition, read_declaration(path.read_bytes(), str(decoded.format)))
 
 
-def _describe(
-    decoded: DecodedImage, condition: str | None, explanation: Explanation, loaded: LoadedCheckpoint, view: View
-) -> dict:
+def _describe(picture: _Picture, explanation: Explanation, loaded: LoadedCheckpoint, view: View) -> dict:
     """The columns of npr screen, and numbers that summarise the maps."""
     import numpy as np
 
-    from npr_model.verdicts import Calibration
+    from npr_model.provenance.declaration import GENERATED
+    from npr_model.verdicts import DECLARED, Calibration
 
     calibration = loaded.metadata.calibration or Calibration()
+    decoded, declaration = picture.decoded, picture.declaration
+    verdict = calibration.of(picture.condition).verdict(explanation.logit)
     magnitudes = np.abs(explanation.npr)
     return {
         "logit": explanation.logit,
         "probability": calibration.probability(explanation.logit),
-        "verdict": calibration.of(condition).verdict(explanation.logit),
-        "condition": condition,
+        "verdict": DECLARED if declaration and declaration.kind == GENERATED else verdict,
+        "condition": picture.condition,
+        "declared": declaration.kind or None if declaration else None,
+        "declared_by": declaration.evidence if declaration else None,
         "width": decoded.width,
         "height": decoded.height,
         "format": decoded.format,

@@ -144,6 +144,11 @@ class InferenceDetector(nn.Module):
         options |= {"scale": self.pixel_scale, "pixel_std": None}
         return npr_stem(images, self.pixel_weight, self.stem_bias.to(self.dtype), **options)
 
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the last layer sees, the averages of the last block: (N, 512) float32."""
+        return self.trunk(self.stem(images)).flatten(1)
+
     def score(self, images: Tensor) -> Tensor:
         """Score all ``images`` at once; returns (N, 1) float32 logits."""
         x = self.stem(images)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from npr_kernels import reference
 from npr_model import NPRDetector, cli
@@ -144,3 +145,13 @@ def test_bad_input_is_one_line(images, monkeypatch, capsys, arguments, message):
     assert cli.main(["explain", "-o", "out", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("npr: ") and err.count("\n") == 1 and message in err
+
+
+def test_what_the_file_declares_is_said(checkpoint, tmp_path, capsys):
+    text = PngInfo()
+    text.add_text("parameters", "a cat\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1")
+    Image.fromarray(noise(16, 16)).save(tmp_path / "a.png", pnginfo=text)
+    assert cli.main(["explain", str(tmp_path / "a.png"), "-o", str(tmp_path), "--checkpoint", str(checkpoint)]) == 0
+    values = json.loads((tmp_path / "explanation.json").read_text())
+    assert values["verdict"] == "generated (declared)" and values["verdict"] in capsys.readouterr().out
+    assert values["declared"] == "generated" and "web UI" in values["declared_by"]
