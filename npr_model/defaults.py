@@ -1,3 +1,3 @@
 """Defaults that command lines show. Loads nothing."""
 
-CHECKPOINT = "wild-1"  # the bundled checkpoint
+CHECKPOINT = "wild-2"  # the bundled checkpoint

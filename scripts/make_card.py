@@ -192,10 +192,10 @@ def card(metadata: checkpoints.Metadata, sha256: str, lines: Sequence[Line], cur
         'Share with the verdict "generated".',
         sources(lines).markdown().rstrip(),
         "## Would more images help?",
-        "The last layer was fitted anew on the images of some of the repositories, drawn at random several times. The "
-        "other layers stayed as they are, trained on all repositories. The AUC on the crops that it was fitted on "
-        "is that of a network that cannot tell more, however many images it has seen. In brackets are the lowest "
-        "and the highest of the draws.",
+        "The last layer was fitted anew on the images of some of the repositories, drawn at random several times; "
+        "the lowest and the highest result are in brackets. The other layers stayed as they are, trained on all "
+        "repositories. Where the two AUCs meet, more images no longer help the last layer: what the layers before it "
+        "show is the limit.",
         learning(curve).markdown().rstrip(),
     ]
     return "\n\n".join(parts) + "\n"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-CHECKPOINT = "wild-1"
+CHECKPOINT = "wild-2"
 
 
 def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

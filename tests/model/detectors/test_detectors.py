@@ -114,7 +114,7 @@ def test_trains_is_resumed_and_compared(name, labelled, tmp_path, capsys):
         "compare",
         str(root / "held"),
         "-c",
-        "wild-1",
+        "wild-2",
         "-c",
         str(best),
         "-o",

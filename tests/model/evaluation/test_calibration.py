@@ -289,7 +289,7 @@ def test_output_view_and_separate_fakes(npr, labelled, tmp_path, uncalibrated):
 
 
 ERRORS = {
-    "output of another kind": (["wild-1", "{root}/photos", "-o", "x.pth"], "must end in .safetensors"),
+    "output of another kind": (["wild-2", "{root}/photos", "-o", "x.pth"], "must end in .safetensors"),
     "too few": (["{checkpoint}", "{root}/photos"], "4 different photographs are too few to calibrate; at least 19"),
     "rates": (
         ["{checkpoint}", "{root}/photos", "--false-positive-rate", "5%"],
