@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Makes the bundled checkpoint, its results and its card. This takes half an hour on two cores. After an interruption, the
-# same command goes on where it stopped.
+# Makes the bundled checkpoint, its results, its card, the picture in README and docs/results.md. This takes three
+# quarters of an hour on two cores. After an interruption, the same command goes on where it stopped.
 #
-#   scripts/make_checkpoint.sh WILD RUNS
+#   scripts/make_checkpoint.sh DATA RUNS
 #
-# WILD holds train/ and validation/, each with <family>/{0_real,1_fake}, and start.safetensors: the paper's network,
-# trained for 18 epochs with the preset "wild" on the originals of train/ (its metadata has the whole config). It was
-# fine-tuned from an earlier checkpoint of this repository, whose weights are averaged into it. Then the last layer is
-# fitted anew. The validation images choose the share of the average, the strength of the fit and the thresholds.
+# DATA/validation holds images for docs/results.md. DATA/wild holds train/ and validation/, each with
+# <family>/{0_real,1_fake}, and start.safetensors: the paper's network, trained for 18 epochs with the preset "wild" on
+# the originals of train/ (its metadata has the whole config). It was fine-tuned from an earlier checkpoint of this
+# repository, whose weights are averaged into it. Then the last layer is fitted anew. The validation images choose the
+# share of the average, the strength of the fit and the thresholds.
 set -euo pipefail
-WILD=$(realpath "$1") RUNS=$(realpath -m "$2")
+DATA=$(realpath "$1") RUNS=$(realpath -m "$2")
+WILD="$DATA/wild"
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 NAME=wild-2
@@ -31,3 +33,5 @@ python scripts/make_card.py measure "$WILD/validation" --training "$WILD/train" 
     --results benchmarks/results/checkpoint.csv
 python scripts/make_card.py print benchmarks/results/checkpoint.csv --curve "$CURVE" --checkpoint "$NAME" \
     > "npr_model/weights/$NAME.md"
+python scripts/make_picture.py
+scripts/make_report.sh "$DATA/validation" "$RUNS/report-of-$NAME"

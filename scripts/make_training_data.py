@@ -1,10 +1,11 @@
-"""Makes the training set of the bundled checkpoint, as `npr simulate` does, with fixed shares for the generators.
+"""Makes the training set of the first bundled checkpoint, as `npr simulate` does, with fixed shares for the generators.
 
     python scripts/make_training_data.py --photos PHOTOS --taef2 TAEF2 --output DIR
 
 Writes DIR/{packaged,simulated}/{train,validation}/<generator>/{0_real,1_fake}/*.png, and manifest.csv in DIR/packaged
 and in DIR/simulated. No photograph is in both train and validation, and no photograph of examples/ is in either.
-scripts/make_checkpoint.sh trains on DIR/packaged and DIR/simulated.
+That checkpoint was trained on DIR/packaged and DIR/simulated; its weights are averaged into the present one
+(scripts/make_checkpoint.sh).
 """
 
 from __future__ import annotations
