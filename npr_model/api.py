@@ -47,7 +47,8 @@ class Score:
         flags: What limits the score: "tiny", "odd", "recompressed", "resized", "flat" (see
             :class:`npr_model.scoring.rows.Row`).
         declared, declared_by: What the file says of its origin ("generated", "edited" or "camera"), and where. None for
-            arrays and for PIL images without an unread file.
+            arrays and for PIL images without an unread file. With invalid Content Credentials and nothing else,
+            ``declared_by`` alone says so.
         error: Why the image was not scored, one line; logit, probability and verdict are then None.
     """
 

@@ -35,11 +35,11 @@ from npr_model.inference.fused import InferenceDetector
 from npr_model.training.augmentation import augment
 from npr_model.training.config import TrainConfig, preset
 
-VERSIONS = 4  # of each training image
-SIDE = 176  # of the changed ones: a little less than the smallest images of TRAINING, so that crops can differ
+VERSIONS = 4  # of each training image: itself, and changed crops of it
+SIDE = 176  # of the changed crops; a little less than the smallest images of TRAINING, so that crops can differ
 STRENGTH = 1e-3  # inverse of the regularisation; chosen on the validation images among 1e-4, 1e-3 and 1e-2
 SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the repositories
-DRAWS = 5  # of each share
+DRAWS = 5  # for each share
 LARGE = 10  # images of a family that counts in the mean AUC
 
 
@@ -116,7 +116,7 @@ def curve(training: Features, validation: Features) -> Iterator[dict[str, object
             yield {
                 "repositories": round(share * len(order)),
                 "draw": draw,
-                "images": len(some.labels) // VERSIONS,
+                "crops": len(some.labels) // VERSIONS,
                 "auc_training": round(100 * roc_auc_score(some.labels, head.logits(some.values)), 2),
                 "auc_validation": round(100 * mean_auc(validation, head), 2),
             }

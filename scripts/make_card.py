@@ -192,10 +192,10 @@ def card(metadata: checkpoints.Metadata, sha256: str, lines: Sequence[Line], cur
         'Share with the verdict "generated".',
         sources(lines).markdown().rstrip(),
         "## Would more images help?",
-        "The last layer was fitted anew on the images of some of the repositories, drawn at random several times; "
+        "The last layer was fitted anew on the crops from some of the repositories, drawn at random several times; "
         "the lowest and the highest result are in brackets. The other layers stayed as they are, trained on all "
-        "repositories. Where the two AUCs meet, more images no longer help the last layer: what the layers before it "
-        "show is the limit.",
+        "repositories. Its own crops, of which three in four were changed as in training, are measured all together; "
+        "the validation images as in the summary.",
         learning(curve).markdown().rstrip(),
     ]
     return "\n\n".join(parts) + "\n"
@@ -243,8 +243,8 @@ def learning(curve: Sequence[dict[str, str]]) -> Table:
             values = [float(line[column]) for line in draws]
             spread = f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
             cells.append(f"{sum(values) / len(values):.1f}{spread}")
-        rows.append((count, f"{sum(int(line['images']) for line in draws) / len(draws):.0f}", *cells))
-    return Table("", ("repositories", "images", "AUC, its own crops", "AUC, validation images"), tuple(rows))
+        rows.append((count, f"{sum(int(line['crops']) for line in draws) / len(draws):.0f}", *cells))
+    return Table("", ("repositories", "crops", "AUC, its own crops", "AUC, validation images"), tuple(rows))
 
 
 def auc(entry: Line | None) -> str:

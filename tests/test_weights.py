@@ -82,4 +82,5 @@ def test_the_last_layer_finds_the_feature_that_tells():
     assert fit_last_layer.mean_auc(features, head) > 0.8
     assert abs(head.logits(values).mean()) < 0.05
     lines = list(fit_last_layer.curve(features, features))
-    assert lines[-1]["repositories"] == 20 and lines[-1]["auc_training"] == pytest.approx(lines[-1]["auc_validation"], abs=2)
+    assert [line["repositories"] for line in lines[::5]] == [2, 4, 8, 12, 16, 20]
+    assert lines[-1]["auc_training"] > 80 and lines[-1]["auc_validation"] > 80

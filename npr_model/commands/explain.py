@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,11 +19,10 @@ from npr_model.scoring.options import ScoringOptions
 if TYPE_CHECKING:
     import numpy as np
 
-    from npr_model.checkpoints import LoadedCheckpoint
     from npr_model.explanation.explain import Explanation
-    from npr_model.imaging.decode import DecodedImage
-    from npr_model.imaging.views import View
-    from npr_model.provenance.declaration import Declaration
+    from npr_model.scoring.decoding import Decoder
+    from npr_model.scoring.rows import Row
+    from npr_model.verdicts import Calibration
 
 SHOWN = 1024  # side of the central part that is shown where the network sees several parts
 
@@ -53,6 +52,10 @@ def explain(
     from npr_model.imaging.views import View
 
     given_view = View.parse(options.view) if options.view else None
+    if given_view and given_view.kind == "sample":
+        raise InputError(f"view {given_view} has several parts: use native, crop:S, resize:S or tile:S here")
+    if given_view and given_view.kind == "sample":
+        raise InputError(f"view {given_view} has several parts: use native, crop:S, resize:S or tile:S here")
     require_matplotlib()
 
     from npr_model import checkpoints
@@ -60,6 +63,8 @@ def explain(
     from npr_model.explanation import heat_maps
     from npr_model.explanation.explain import explain
     from npr_model.files import write_text
+    from npr_model.scoring.decoding import Decoder
+    from npr_model.verdicts import Calibration
 
     loaded = checkpoints.load(options.checkpoint, backend=options.backend)
     if not isinstance(loaded.model, NPRDetector):
@@ -70,19 +75,18 @@ def explain(
     if view.kind == "sample" and given_view is None:  # maps show one part
         view = View("crop", SHOWN)
     paths = [image, other] if other else [image]
-    pictures = [_read(path, view, loaded.model.grid_size) for path in paths]
-    _require_equal_sizes([picture.pixels for picture in pictures])
+    decoder = Decoder(view, loaded.model_id, loaded.model.grid_size)
+    rows, pictures = zip(*(_read(path, decoder) for path in paths), strict=True)
+    _require_equal_sizes(pictures)
     model = loaded.model.to(choose_device(options.device))
-    explanations = [explain(model, picture.pixels) for picture in pictures]
+    explanations = [explain(model, pixels) for pixels in pictures]
 
     work_begins()
-    written = heat_maps.plot_explanation(pictures[0].pixels, explanations[0], output)
+    written = heat_maps.plot_explanation(pictures[0], explanations[0], output)
     if other:
         written.append(heat_maps.plot_difference(explanations[0], explanations[1], output))
-    values = [
-        {"source": readable_name(path)} | _describe(picture, explanation, loaded, view)
-        for path, picture, explanation in zip(paths, pictures, explanations, strict=True)
-    ]
+    calibration = loaded.metadata.calibration or Calibration()
+    values = [_describe(row, explanation, calibration) for row, explanation in zip(rows, explanations, strict=True)]
     result = values[0] | ({"other": values[1]} if other else {})
     written.append(output / "explanation.json")
     write_text(written[-1], json.dumps(result, indent=1) + "\n")
@@ -90,63 +94,31 @@ def explain(
     print_paths(*written)
 
 
-def _require_equal_sizes(pictures: list[np.ndarray]) -> None:
+def _require_equal_sizes(pictures: Sequence[np.ndarray]) -> None:
     if len({pixels.shape for pixels in pictures}) > 1:
         sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in pictures)
         raise InputError(f"the images are {sizes} pixels; --other needs equal sizes: try --view crop:S")
 
 
-class _Picture(NamedTuple):
-    """A file's image, the pixels of it that the network sees, its condition, and what it declares."""
+def _read(path: Path, decoder: Decoder) -> tuple[Row, np.ndarray]:
+    """What is known of a file, and the pixels of it that the network sees."""
+    from npr_model.scoring.items import file_item
 
-    decoded: DecodedImage
-    pixels: np.ndarray
-    condition: str | None
-    declaration: Declaration | None
-
-
-def _read(path: Path, view: View, grid_size: int) -> _Picture:
-    from npr_model import datasets
-    from npr_model.imaging.condition import file_facts
-    from npr_model.imaging.errors import ImageError
-    from npr_model.imaging.headers import read_encoding
-    from npr_model.provenance.declaration import read_declaration
-
-    try:
-        decoded = datasets.read(path)
-        pixels = view.apply(decoded.pixels, grid_size)
-    except ImageError as error:
-        raise InputError(f"{readable_name(path)}: {error}") from error
-    condition = None
-    with contextlib.suppress(ImageError):  # a header that only the decoder understands
-        condition = file_facts(read_encoding(path), decoded.pixels).condition
-    return _Picture(decoded, pixels, condition, read_declaration(path.read_bytes(), str(decoded.format)))
+    decoded = decoder.decode(file_item(path))
+    if decoded.parts is None:
+        raise InputError(f"{readable_name(path)}: {decoded.row.error}")
+    return decoded.row, decoded.parts[0]
 
 
-def _describe(picture: _Picture, explanation: Explanation, loaded: LoadedCheckpoint, view: View) -> dict:
+def _describe(row: Row, explanation: Explanation, calibration: Calibration) -> dict:
     """The columns of npr screen, and numbers that summarise the maps."""
     import numpy as np
 
-    from npr_model.provenance.declaration import GENERATED
-    from npr_model.verdicts import DECLARED, Calibration
+    from npr_model.scoring.rows import judged
 
-    calibration = loaded.metadata.calibration or Calibration()
-    decoded, declaration = picture.decoded, picture.declaration
-    verdict = calibration.of(picture.condition).verdict(explanation.logit)
     magnitudes = np.abs(explanation.npr)
-    return {
-        "logit": explanation.logit,
-        "probability": calibration.probability(explanation.logit),
-        "verdict": DECLARED if declaration and declaration.kind == GENERATED else verdict,
-        "condition": picture.condition,
-        "declared": declaration.kind or None if declaration else None,
-        "declared_by": declaration.evidence if declaration else None,
-        "width": decoded.width,
-        "height": decoded.height,
-        "format": decoded.format,
-        "decoder": decoded.decoder,
-        "view": str(view),
-        "model": loaded.model_id,
+    columns = judged(row, explanation.logit, calibration).as_dict()
+    return {name: columns[name] for name in columns if name not in ("error", "error_code", "milliseconds")} | {
         "calibration": dataclasses.asdict(calibration),
         "npr": {
             "mean_magnitude": dict(zip(("red", "green", "blue"), magnitudes.mean((1, 2)).tolist(), strict=True)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from npr_model.dataset_checks import Contradictions
 from npr_model.datasets import Sample
@@ -87,8 +87,8 @@ def _decoded_items(samples: Iterable[Sample], max_pixels: int, conditions: dict[
         assert isinstance(data, bytes)  # as it is that of a file
         decoded = decode(data, max_pixels=max_pixels)
         with contextlib.suppress(ImageError):  # a header that only the decoder understands
-            conditions[item.source] = file_facts(read_encoding(data), decoded.pixels).condition
-        return decoded
+            conditions[item.source] = file_facts(read_encoding(decoded.file or data), decoded.pixels).condition
+        return replace(decoded, file=None)
 
     for sample in samples:
         item = file_item(sample.path)

@@ -59,8 +59,8 @@ class DecodedImage:
     """Pixels with the names of the file format (Pillow's) and of the decoder (with its version).
 
     ``pixels``: (H, W, 3) uint8, contiguous. The names are None for pixels that do not come from a file. ``file``: the
-    encoded bytes for what their header tells, if :func:`decode` was not given them: those of an image that was opened
-    elsewhere, or a JPEG that was inside another file.
+    bytes of a file whose header tells about these pixels, if :func:`decode` was not given it: of an image that was
+    opened elsewhere, or of a JPEG inside another file.
     """
 
     pixels: np.ndarray

@@ -7,7 +7,7 @@ generated parts were added, names of editing programs, and the tags that cameras
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from npr_model.provenance.content_credentials import Claims, read_claims
@@ -88,6 +88,15 @@ def read_declaration(data: bytes, format: str) -> Declaration | None:
         if evidence := next(find(facts), None):
             return evidence
     return invalid
+
+
+def first_declaration(files: Iterable[tuple[bytes, str]]) -> Declaration | None:
+    """Return the first declaration of several files with their formats, such as an image and a JPEG inside it.
+
+    One of invalid Content Credentials comes last.
+    """
+    found = [declaration for data, format in files if (declaration := read_declaration(data, format))]
+    return next((declaration for declaration in found if declaration.kind), found[0] if found else None)
 
 
 def _generated(facts: _Facts) -> Iterator[Declaration]:

@@ -18,6 +18,7 @@ LONGEST_CREDENTIALS = 2**24  # bytes of Content Credentials; longer ones are not
 MOST_TEXT = 2**21  # bytes of all texts together
 MOST_BLOCKS = 1000  # texts, and other blocks of interest
 MOST_STEPS = 100_000  # chunks and segments that are passed
+MOST_BROTLI = 8  # boxes of a JPEG XL file that are decompressed
 
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _APP1, _APP11, _COMMENT, _SOS = 0xE1, 0xEB, 0xFE, 0xDA
@@ -173,13 +174,19 @@ def _read_boxes(data: bytes, metadata: Metadata) -> None:
 
 def _read_jpegxl(data: bytes, metadata: Metadata) -> None:
     """A box each; a box "brob" holds another one, compressed."""
+    decompressed = 0
     for name, place in boxes.boxes(data) if data[4:8] == b"JXL " else ():
         if name not in (b"Exif", b"xml ", b"jumb", b"brob"):
             continue
         most = LONGEST_CREDENTIALS if name == b"jumb" else LONGEST_BLOCK
         content = data[place.start : min(place.stop, place.start + most)]
         if name == b"brob":
-            name, content = content[:4], jpegxl.uncompressed(content[4:], LONGEST_BLOCK)
+            name = content[:4]
+            known = {b"Exif": metadata.exif, b"xml ": metadata.xmp}
+            if known.get(name, b"known") or decompressed == MOST_BROTLI:
+                continue
+            decompressed += 1
+            content = jpegxl.uncompressed(content[4:], LONGEST_BLOCK)
         if name == b"Exif" and len(content) > 4:
             metadata.exif = metadata.exif or _behind_offset(content)
         elif name == b"xml ":
@@ -189,7 +196,7 @@ def _read_jpegxl(data: bytes, metadata: Metadata) -> None:
 
 
 def _behind_offset(content: bytes) -> bytes:
-    """EXIF of a box: the TIFF structure begins behind so many bytes as the first four tell."""
+    """Return the TIFF structure in the content of an EXIF box, whose first four bytes hold its offset."""
     return content[4 + int.from_bytes(content[:4], "big") :]
 
 

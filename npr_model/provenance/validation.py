@@ -29,11 +29,12 @@ _MEDIA_TYPES = {
     "PNG": "image/png",
     "WEBP": "image/webp",
 }
+_UNREADABLE = "asset could not be parsed"  # the file, not its credentials
 _UNTRUSTED = "signingCredential.untrusted"
 
 
 class Validation(NamedTuple):
-    """``remark``: of valid ones, whether the signer is trusted; of others, C2PA's code of what is wrong."""
+    """``remark``: whether the signer is trusted, if the credentials are valid; else the code of what is wrong."""
 
     is_valid: bool
     remark: str
@@ -55,9 +56,9 @@ def validate(data: bytes, format: str) -> Validation | None:
     try:
         with _context() as context, c2pa.Reader(_MEDIA_TYPES[format], io.BytesIO(data), context=context) as reader:
             report = json.loads(reader.json())
-    except (c2pa.C2paError.NotSupported, c2pa.C2paError.Io, c2pa.C2paError.Other):  # the file, not its credentials
-        return None
     except c2pa.C2paError as error:
+        if isinstance(error, c2pa.C2paError.NotSupported | c2pa.C2paError.Io) or _UNREADABLE in str(error):
+            return None
         return Validation(False, str(error).partition(":")[0])
     if report.get("validation_state") == "Invalid":
         codes = (status["code"] for status in report.get("validation_status", ()))
@@ -76,8 +77,15 @@ def _context() -> c2pa.Context:
     }
     if trust_anchors := os.environ.get(TRUST_ANCHORS):
         try:
-            settings["trust"] = {"trust_anchors": Path(trust_anchors).read_text(encoding="ascii")}
+            settings["trust"] = {"trust_anchors": Path(trust_anchors).read_text(encoding="utf-8")}
             return c2pa.Context(c2pa.Settings.from_dict(settings))
         except (OSError, UnicodeError, c2pa.C2paError) as error:
             raise InputError(f"{TRUST_ANCHORS}={trust_anchors} is no readable PEM file: {reason(error)}") from error
     return c2pa.Context(c2pa.Settings.from_dict(settings))
+
+
+def check_trust_anchors() -> None:
+    """Raise InputError if the file with trusted certificates cannot be read, so that no run ends at its first use."""
+    if os.environ.get(TRUST_ANCHORS) and importlib.util.find_spec("c2pa") is not None:
+        with _context():
+            pass

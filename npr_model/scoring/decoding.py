@@ -24,7 +24,7 @@ from npr_model.imaging.formats.signatures import CameraRawError
 from npr_model.imaging.headers import Encoding, read_encoding
 from npr_model.imaging.limits import MAX_PIXELS
 from npr_model.imaging.views import View
-from npr_model.provenance.declaration import read_declaration
+from npr_model.provenance.declaration import first_declaration
 from npr_model.scoring.items import Item
 from npr_model.scoring.rows import FLAT, RESIZED, Row
 
@@ -81,13 +81,10 @@ class Decoder:
                 with _room.taken(min(pixels, self.max_pixels)):
                     decoded = self._decoded(image)
                     if decoded.file is not None:  # a JPEG that was inside tells more
-                        image, encoding = decoded, _encoding(decoded)
-                    facts = _facts(encoding, decoded)
+                        encoding = _encoding(decoded)
+                    facts = _facts(encoding, decoded) | _declared(_files(data, image, decoded))
                     if raw_name:
                         facts |= {"format": raw_name, "decoder": f"{decoded.decoder} (preview in {raw_name})"}
-                        facts |= _declared(data, "TIFF")
-                    if not facts.get("declared"):
-                        facts |= _declared(image, encoding.format if encoding else str(decoded.format))
                     parts = self.view.parts(decoded.pixels, self.grid_size)
                 facts["flags"] = self._flags(facts, parts)
         except ImageError as error:
@@ -130,10 +127,21 @@ def _facts(encoding: Encoding | None, decoded: DecodedImage) -> dict[str, Any]:
     }
 
 
-def _declared(image: bytes | DecodedImage, format: str) -> dict[str, Any]:
-    """The columns of a row that tell what the file declares; none if it declares nothing."""
-    file = image if isinstance(image, bytes) else image.file
-    declaration = None if file is None else read_declaration(file, format)
+def _files(
+    data: bytes | DecodedImage, image: bytes | DecodedImage, decoded: DecodedImage
+) -> Iterator[tuple[bytes, str]]:
+    """The file, the preview in a camera raw file, and the JPEG in a JPEG XL file, with their formats."""
+    if isinstance(data, bytes):
+        yield data, str(decoded.format) if image is data else "TIFF"
+    if isinstance(image, bytes) and image is not data:
+        yield image, str(decoded.format)
+    if decoded.file is not None:
+        yield decoded.file, str(decoded.format) if decoded is data else "JPEG"
+
+
+def _declared(files: Iterable[tuple[bytes, str]]) -> dict[str, Any]:
+    """The columns of a row that tell what the files of an image declare."""
+    declaration = first_declaration(files)
     if declaration is None:
         return {}
     return {"declared": declaration.kind or None, "declared_by": declaration.evidence}

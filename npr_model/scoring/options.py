@@ -67,9 +67,11 @@ class ScoringOptions:
 
         from npr_kernels.backends import registry
         from npr_model import checkpoints
+        from npr_model.provenance.validation import check_trust_anchors
         from npr_model.scoring.scorer import Scorer
         from npr_model.verdicts import Calibration
 
+        check_trust_anchors()
         dtype = torch_dtype(self.dtype)
         if self.backend is not None:
             registry.get(self.backend)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from npr_model.verdicts import VERDICTS
+from npr_model.provenance.declaration import GENERATED
+from npr_model.verdicts import DECLARED, UNCERTAIN, VERDICTS, Calibration
 
 FLAT, RESIZED = "flat", "resized"  # flags
 KILLED = "killed"  # error code of a file at which a process died
@@ -99,6 +100,19 @@ class Row:
 def unscored(row: Row, error: str) -> Row:
     """Return ``row`` with an error instead of a score."""
     return replace(row, error=error, error_code="not_scored")
+
+
+def judged(row: Row, logit: float, calibration: Calibration) -> Row:
+    """Return ``row`` with its logit, probability and verdict.
+
+    What the file declares counts before the logit, and an image with nothing to judge is uncertain.
+    """
+    verdict = calibration.of(row.condition).verdict(logit)
+    if row.declared == GENERATED:
+        verdict = DECLARED
+    elif FLAT in (row.flags or "").split():
+        verdict = UNCERTAIN
+    return replace(row, logit=logit, probability=calibration.probability(logit), verdict=verdict)
 
 
 def as_table(rows: Iterable[Row]) -> pa.Table:

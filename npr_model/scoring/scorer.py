@@ -21,14 +21,13 @@ from npr_model.imaging.limits import MAX_PIXELS
 from npr_model.imaging.views import View
 from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import default_dtype
-from npr_model.provenance.declaration import GENERATED
 from npr_model.scoring.batches import Batches
 from npr_model.scoring.decoding import Decoded, Decoder, decode_ahead
 from npr_model.scoring.items import Item
 from npr_model.scoring.journal import Journal
 from npr_model.scoring.known import Cache, Known
-from npr_model.scoring.rows import FLAT, Row, unscored
-from npr_model.verdicts import DECLARED, UNCERTAIN, Calibration
+from npr_model.scoring.rows import Row, judged, unscored
+from npr_model.verdicts import Calibration
 
 IN_ORDER = 64  # images among which batches are gathered when the order is kept
 NO_JOURNAL = Journal()
@@ -287,13 +286,7 @@ class Scorer:
     def _finish(self, row: Row, logit: float) -> Row:
         if not math.isfinite(logit):
             return unscored(row, f"the network gave a logit of {logit}")
-        probability = self.calibration.probability(logit)
-        verdict = self.calibration.of(row.condition).verdict(logit)
-        if row.declared == GENERATED:
-            verdict = DECLARED
-        elif FLAT in (row.flags or "").split():
-            verdict = UNCERTAIN
-        return replace(row, logit=logit, probability=probability, verdict=verdict)
+        return judged(row, logit, self.calibration)
 
 
 def _images(rows: torch.Tensor, width: int) -> torch.Tensor:

@@ -24,7 +24,9 @@ from npr_model.imaging.formats import boxes
 from npr_model.imaging.formats.signatures import unsupported
 
 _STREAM = b"\xff\x0a"
-_HEADER = 4096  # bytes of the code stream that hold the header, if the names of its channels are not absurd
+_HEADER = 4096  # bytes of the code stream that are searched for the header: names of channels can make it longer
+_MOST_CHANNELS = 4  # besides colour; libjxl decodes all of them, though only colour is scored
+_LONGER, _EXTRA = 4, 2**16  # a JPEG has at most so many times the bytes of its JPEG XL file, and so many more
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width to height
 _ALPHA, _SPOT_COLOUR, _BLACK, _FILTER_ARRAY = 0, 2, 4, 5  # kinds of extra channels
 
@@ -34,11 +36,11 @@ class Header(NamedTuple):
 
     Attributes:
         width, height: As stored, without the orientation that the header asks a viewer for.
-        bits: Of a sample.
+        bits: Bits per sample.
         is_float: Whether samples are floating point numbers.
-        is_lossy: Whether colours are stored in XYB, libjxl's choice for lossy compression. A lossy image in other
-            colours, such as a JPEG whose way back was dropped, cannot be told from a lossless one here.
-        channels: Kinds of the channels besides colour.
+        is_lossy: Whether colours are stored in XYB, libjxl's choice for lossy compression, or the file was made from a
+            JPEG. Other lossy images in RGB cannot be told from lossless ones here.
+        channels: Kinds of the channels besides colour, one for each.
     """
 
     width: int
@@ -46,7 +48,7 @@ class Header(NamedTuple):
     bits: int
     is_float: bool
     is_lossy: bool
-    channels: frozenset[int]
+    channels: tuple[int, ...]
 
 
 def read_header(data: bytes) -> Header:
@@ -57,7 +59,7 @@ def read_header(data: bytes) -> Header:
     bits = _Bits(stream[len(_STREAM) :])
     width, height = _size(bits)
     if bits.take(1):  # all else has its default
-        return Header(width, height, 8, False, True, frozenset())
+        return Header(width, height, 8, False, True, ())
     if bits.take(1):
         bits.take(3)  # orientation
         if bits.take(1):  # the size to be shown at
@@ -69,7 +71,8 @@ def read_header(data: bytes) -> Header:
     depth, is_float = _depth(bits)
     bits.take(1)
     channels = [_channel(bits) for _ in range(bits.number((0, 0), (1, 0), (2, 4), (1, 12)))]
-    return Header(width, height, depth, is_float, bool(bits.take(1)), frozenset(channels))
+    is_lossy = bool(bits.take(1)) or _is_from_jpeg(data)
+    return Header(width, height, depth, is_float, is_lossy, tuple(channels))
 
 
 def decode(data: bytes, max_pixels: int) -> np.ndarray:
@@ -83,6 +86,8 @@ def decode(data: bytes, max_pixels: int) -> np.ndarray:
     for kind, name in ((_BLACK, "CMYK"), (_SPOT_COLOUR, "spot colours"), (_FILTER_ARRAY, "camera raw data")):
         if kind in header.channels:
             raise unsupported(f"JPEG XL with {name}")
+    if len(header.channels) > _MOST_CHANNELS:
+        raise unsupported(f"JPEG XL with {len(header.channels)} channels besides colour")
     _check_available()
     import imagecodecs
 
@@ -100,24 +105,32 @@ def decode(data: bytes, max_pixels: int) -> np.ndarray:
         samples >>= header.bits - 8  # in place: 16 bits take memory enough
         samples = samples.astype(np.uint8)
     elif header.bits < 8:
-        samples = (samples * (255 / (2**header.bits - 1))).round().astype(np.uint8)
+        most = 2**header.bits - 1
+        samples = np.rint(np.arange(256).clip(max=most) * (255 / most)).astype(np.uint8)[samples]
     return np.ascontiguousarray(np.broadcast_to(samples, (header.height, header.width, 3)))
 
 
 def original_jpeg(data: bytes) -> bytes | None:
-    """Return the JPEG that the file was made from; None if it was not, or if not all is left of it.
+    """Return the JPEG that the file was made from; None if it was not, or if it cannot be had.
 
-    Raises ImageError without imagecodecs.
+    It is given up if it would be far longer than the file: comments of zeros need hardly any bytes in JPEG XL. Raises
+    ImageError without imagecodecs.
     """
-    if data.startswith(_STREAM) or not any(name == b"jbrd" for name, _ in boxes.boxes(data)):
+    if not _is_from_jpeg(data):
         return None
     _check_available()
     import imagecodecs
 
     try:
-        return bytes(imagecodecs.jpegxl_decode_jpeg(data, numthreads=1))
+        return bytes(imagecodecs.jpegxl_decode_jpeg(data, numthreads=1, out=_LONGER * len(data) + _EXTRA))
+    except MemoryError:
+        raise
     except Exception:  # such as for a file whose EXIF was taken out later: libjxl can still decode the pixels
         return None
+
+
+def _is_from_jpeg(data: bytes) -> bool:
+    return not data.startswith(_STREAM) and any(name == b"jbrd" for name, _ in boxes.boxes(data))
 
 
 def uncompressed(content: bytes, most: int) -> bytes:
@@ -174,7 +187,7 @@ class _Bits:
         return number
 
     def number(self, *choices: tuple[int, int]) -> int:
-        """Two bits choose a smallest value, and how many bits tell what is added to it."""
+        """Return a number that is stored as one of four ``choices``: (base, how many bits follow to be added)."""
         least, count = choices[self.take(2)]
         return least + self.take(count)
 

@@ -38,7 +38,7 @@ _MOST_SUBDIRECTORIES = 16
 _HEADER = 8  # bytes, at least
 _CAMERA_RAW = (32803, 34892)  # photometric interpretation: a colour filter array, and linear raw
 _MAKERS = {
-    b"CANON": "Canon",
+    b"CANON": "Canon raw",
     b"HASSELBLAD": "Hasselblad 3FR",
     b"KODAK": "Kodak DCR",
     b"EASTMAN": "Kodak DCR",
@@ -158,7 +158,7 @@ def _check_no_camera_raw(page: _Directory) -> None:
         raise CameraRawError("DNG")
     if any(_is_raw_data(part) for part in _with_subdirectories(page)):
         make = page.content(_MAKE).upper()
-        raise CameraRawError(next((name for key, name in _MAKERS.items() if key in make), "unknown maker"))
+        raise CameraRawError(next((name for key, name in _MAKERS.items() if key in make), "raw of an unknown maker"))
 
 
 def camera_raw_parts(data: bytes) -> set[int]:

@@ -136,9 +136,9 @@ def test_hopper_serves_the_detectors_blocks(emulation, monkeypatch):
 def test_the_kernels_prove_themselves(monkeypatch, caplog):
     """A kernel made wrong on purpose is found out, and so is one that fails; each is logged once."""
     device = torch.device("cpu")
-    monkeypatch.setattr(selection, "DETECTOR", selection.DETECTOR[:1])  # enough to tell a wrong mean
     selection._sound.cache_clear()
     assert selection.kernels_for(torch.bfloat16, device) == "triton" and not caplog.records
+    monkeypatch.setattr(selection, "DETECTOR", selection.DETECTOR[:1])  # enough to tell a wrong mean
     inner = triton_kernels.mean_kernel
     for wrong, message in (
         (lambda sums, out, tiles, *rest, **options: inner[len(out), 4](sums, out, tiles - 1, *rest), "differs by"),

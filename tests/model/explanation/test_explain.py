@@ -155,3 +155,10 @@ def test_what_the_file_declares_is_said(checkpoint, tmp_path, capsys):
     values = json.loads((tmp_path / "explanation.json").read_text())
     assert values["verdict"] == "generated (declared)" and values["verdict"] in capsys.readouterr().out
     assert values["declared"] == "generated" and "web UI" in values["declared_by"]
+
+
+def test_a_flat_image_is_as_uncertain_as_in_screening(checkpoint, tmp_path, capsys):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    assert cli.main(["explain", str(tmp_path / "a.png"), "-o", str(tmp_path), "--checkpoint", str(checkpoint)]) == 0
+    values = json.loads((tmp_path / "explanation.json").read_text())
+    assert (values["verdict"], values["flags"]) == ("uncertain", "tiny flat")

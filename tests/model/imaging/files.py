@@ -342,7 +342,7 @@ _RAW_MAKERS = {
     "Pentax PEF": b"RICOH IMAGING COMPANY, LTD.",
     "Samsung SRW": b"SAMSUNG",
     "Sony ARW": b"SONY",
-    "unknown maker": b"Somebody",
+    "raw of an unknown maker": b"Somebody",
 }
 
 

@@ -137,17 +137,89 @@ def test_pixels_of_a_jpeg_that_does_not_come_back():
     place = next(place for name, place in boxes.boxes(data) if name == b"brob")
     found = decode(data[: place.start - 8] + data[place.stop :])
     assert found.file is None and found.decoder.startswith("imagecodecs ")
+    encoding = read_encoding(data[: place.start - 8] + data[place.stop :])
+    assert file_facts(encoding, found.pixels).condition == "other-lossy"
     difference = found.pixels.astype(int) - decode(JPEG).pixels
     assert np.abs(difference).mean() < 2
 
 
 @pytest.mark.parametrize("kind", [jpegxl._BLACK, jpegxl._SPOT_COLOUR, jpegxl._FILTER_ARRAY])
 def test_channels_that_change_the_colours(kind, monkeypatch):
-    header = jpegxl.read_header(FILES["stream"])._replace(channels=frozenset([kind]))
+    header = jpegxl.read_header(FILES["stream"])._replace(channels=(kind,))
     monkeypatch.setattr(jpegxl, "read_header", lambda data: header)
     with pytest.raises(ImageError, match="the format JPEG XL with") as caught:
         decode(FILES["stream"])
     assert caught.value.code == "unsupported"
+
+
+class Header:
+    """Writes the header of a code stream, lowest bit first."""
+
+    def __init__(self) -> None:
+        self.value, self.length = 0, 0
+
+    def put(self, *fields: tuple[int, int]) -> Header:
+        """Add numbers, each with its count of bits."""
+        for number, count in fields:
+            self.value |= number << self.length
+            self.length += count
+        return self
+
+    @property
+    def data(self) -> bytes:
+        return b"\xff\x0a" + self.value.to_bytes(-(-self.length // 8) + 1, "little")
+
+
+SIZE = ((0, 1), (1, 2), (99, 13), (4, 3))  # 100 rows, and columns by the ratio 3 to 2
+EXTRA = ((1, 1), (5, 3), (0, 1), (1, 1), (1, 1), (2, 2), (7, 5), (1, 3), (0, 1))  # orientation, and a preview
+ALPHA = ((1, 1),)
+SPOT = ((0, 1), (2, 2), (0, 4), (0, 1), (0, 2), (0, 2), (1, 2), (2, 4), (0x6261, 16), (0, 64))  # named "ab"
+BLACK = ((0, 1), (2, 2), (2, 4), (0, 1), (3, 2), (11, 6), (0, 2), (0, 2))  # in 12 bits
+
+
+def test_the_header_is_read_bit_by_bit():
+    plain = Header().put(*SIZE, (0, 1), (0, 1), (0, 1), (1, 2), (1, 1), (1, 2), *ALPHA, (0, 1)).data
+    assert jpegxl.read_header(plain) == (150, 100, 10, False, False, (jpegxl._ALPHA,))
+    odd = Header().put(*SIZE, (0, 1), *EXTRA, (0, 1), (0, 2), (1, 1), (2, 2), (0, 4), *SPOT, *BLACK, (1, 1)).data
+    found = jpegxl.read_header(odd)
+    assert found == (150, 100, 8, False, True, (jpegxl._SPOT_COLOUR, jpegxl._BLACK))
+    with pytest.raises(ImageError, match="the format JPEG XL with CMYK"):
+        decode(odd)
+
+
+def test_many_channels_are_refused_before_they_are_decoded(monkeypatch):
+    monkeypatch.setattr(imagecodecs, "jpegxl_decode", None)
+    data = Header().put(*SIZE, (0, 1), (0, 1), (0, 1), (0, 2), (1, 1), (3, 2), (99, 12), *(100 * ALPHA), (0, 1)).data
+    with pytest.raises(ImageError, match="JPEG XL with 100 channels besides colour") as caught:
+        decode(data)
+    assert caught.value.code == "unsupported"
+
+
+def test_a_jpeg_far_longer_than_its_file_is_given_up():
+    comment = b"\xff\xfe\xff\xff" + bytes(2**16 - 3)
+    data = imagecodecs.jpegxl_encode_jpeg(JPEG[:2] + 50 * comment + JPEG[2:], usecontainer=True)
+    assert len(data) < len(JPEG) + 10_000
+    assert jpegxl.original_jpeg(data) is None and decode(data).file is None
+
+
+def test_boxes_that_are_compressed_are_few(monkeypatch):
+    asked = []
+    monkeypatch.setattr(jpegxl, "uncompressed", lambda content, most: asked.append(most) or b"")
+    data = jxl(noise(8, 8), usecontainer=True) + 100 * box(b"brob", b"xml " + bytes(9)) + box(b"brob", b"jumb")
+    assert read_declaration(data, "JXL") is None and len(asked) == 8
+
+
+def test_the_container_declares_before_the_jpeg_inside():
+    from npr_model.imaging.views import View
+    from npr_model.scoring.decoding import Decoder
+    from npr_model.scoring.items import in_memory
+
+    decoder = Decoder(View("native"), "m", 2)
+    camera = encoded(PIXELS, "JPEG", exif=PHOTOGRAPH)
+    for added, kind in ((b"", "camera"), (box(b"xml ", XMP), "generated")):
+        data = imagecodecs.jpegxl_encode_jpeg(camera, usecontainer=True) + added
+        row = decoder.decode(in_memory("a", data)).row
+        assert (row.declared, row.condition, row.format) == (kind, "jpeg-below-90", "JXL")
 
 
 def test_floating_point():
@@ -169,9 +241,9 @@ def box(name: bytes, content: bytes) -> bytes:
     return (8 + len(content)).to_bytes(4, "big") + name + content
 
 
-CAMERA = Image.Exif()
-CAMERA[0x010F], CAMERA[0x0110], CAMERA[0x8769] = "Canon", "Canon EOS R5", {0x829A: 0.01}
-CAMERA = bytes(4) + CAMERA.tobytes().removeprefix(b"Exif\0\0")
+PHOTOGRAPH = Image.Exif()
+PHOTOGRAPH[0x010F], PHOTOGRAPH[0x0110], PHOTOGRAPH[0x8769] = "Canon", "Canon EOS R5", {0x829A: 0.01}
+CAMERA = bytes(4) + PHOTOGRAPH.tobytes().removeprefix(b"Exif\0\0")
 XMP = b'<x:xmpmeta xmp:CreatorTool="Midjourney"/>'
 
 

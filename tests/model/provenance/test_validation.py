@@ -57,6 +57,8 @@ INVALID = {
     "another claim": ("JPEG", SIGNED.replace(b"OpenAI-API", b"OpenAI-APJ"), "claimSignature.mismatch"),
     "another action": ("JPEG", SIGNED.replace(b"c2pa.created", b"c2pa.drawing"), "assertion.hashedURI.mismatch"),
     "behind the end": ("PNG", SIGNED_PNG + b"more", "assertion.dataHash.mismatch"),
+    "no box of the claim": ("JPEG", SIGNED.replace(b"c2cl", b"c2xx"), "Verify"),
+    "no box of the manifest": ("JPEG", SIGNED.replace(b"c2ma", b"c2xx"), "Other"),
     "on another file": ("JPEG", in_jpeg(encoded(noise(8, 8), "JPEG"), AI), "ManifestNotFound"),
 }
 

@@ -49,7 +49,7 @@ class Cluster:
             port, client_port = (free_port(probes) for _ in range(2))
         self.address = f"127.0.0.1:{port}"
         self.environment = os.environ | {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"}
-        self.environment["RAY_health_check_period_ms"] = "200"  # a dead node is missed in a second, not in fifteen
+        self.environment["RAY_health_check_period_ms"] = "1000"  # a dead node is missed in five seconds, not in fifteen
         self._logs = folder
         self._folder = tempfile.mkdtemp(prefix="npr-ray-")  # short: names of sockets are limited
         ports = [f"--port={port}", f"--ray-client-server-port={client_port}"]
@@ -173,23 +173,32 @@ def check_equal(found: list[tuple], expected: list[tuple]) -> None:
 
 
 def test_two_nodes_give_the_rows_of_one_machine_whatever_dies(cluster, inputs, checkpoint, expected, tmp_path):
-    """A process of each kind, then a node, then the command, which is started again and goes on where it stopped."""
+    """A process of each kind, then a node: the command goes on to the end."""
     output = tmp_path / "scores"
     process = on_cluster(cluster, command(checkpoint, inputs, output), rows_a_part=10)
     wait_for_parts(process, output, 1)
     kill_workers(cluster, process)
     wait_for_parts(process, output, 2)
     cluster.stop(cluster.second)
+    _, err = process.communicate(timeout=PATIENCE)
+    cluster.second = cluster.add()
+    assert process.returncode == 1, err
+    assert "Ray: 2 machines, 2 actors" in err
+    check_equal(scores(output), expected)
+
+
+def test_goes_on_after_the_command_was_killed(cluster, inputs, checkpoint, expected, tmp_path):
+    """By the engine ray where it stopped."""
+    output = tmp_path / "scores"
+    process = on_cluster(cluster, command(checkpoint, inputs, output), rows_a_part=10)
     wait_for_parts(process, output, 2)
     process.kill()
     process.communicate()
-    cluster.second = cluster.add()
     partial = scores(output)
     assert 0 < len(partial) < len(expected)
     process = on_cluster(cluster, command(checkpoint, inputs, output))
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, err
-    assert "Ray: 2 machines, 2 actors" in err
     assert f"{len(partial)} of the inputs already had rows from earlier runs" in out
     assert "skipped: 4 not images\n" in out
     check_equal(scores(output), expected)
