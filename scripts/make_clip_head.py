@@ -17,6 +17,7 @@ import argparse
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +98,9 @@ def main() -> None:
     network.check_ready()
     candidates = sorted(chosen([arguments.originals, arguments.crops]), key=lambda sample: random(sample.path).random())
     samples = candidates[:IMAGES]
-    embedded = [(one, embedding(network, one.path)) for one in track(samples, "embedding")]
-    known = [(sample, vector) for sample, vector in embedded if vector is not None]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        vectors = [*track(pool.map(lambda sample: embedding(network, sample.path), samples), "embedding", len(samples))]
+    known = [(sample, vector) for sample, vector in zip(samples, vectors, strict=True) if vector is not None]
     labels = np.array([sample.label for sample, _ in known])
     weights = balanced(sample for sample, _ in known)
     network.fit(np.array([vector for _, vector in known], np.float64), labels, weights)

@@ -180,7 +180,7 @@ class _Cache:
     def find(self, key: bytes) -> np.ndarray | None:
         query = "SELECT x FROM embeddings WHERE sha256 = ?"
         match = self._try(lambda: self._database.execute(query, (key,)).fetchone())
-        return None if match is None else np.frombuffer(match[0], np.float32)
+        return None if match is None else np.frombuffer(match[0], np.float32).copy()
 
     def add(self, key: bytes, embedding: np.ndarray) -> None:
         query = "INSERT OR REPLACE INTO embeddings VALUES (?, ?)"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from npr_model.detectors import encoder as encoders
@@ -84,6 +82,9 @@ class Ojha(PixelNetwork):
 
         ``weights``: (N,) of the images. Default: all equal.
         """
+        from sklearn.linear_model import LogisticRegression  # slow to import, and scoring does without
+        from sklearn.preprocessing import StandardScaler
+
         scaler = StandardScaler().fit(features, sample_weight=weights)
         regression = LogisticRegression(C=INVERSE_PENALTY, max_iter=10_000)
         regression.fit(scaler.transform(features), labels, sample_weight=weights)
