@@ -1,6 +1,6 @@
 """Fits the probe of the bundled checkpoint clip-1: the detector `ojha` on whole images and on crops of them.
 
-    python scripts/make_clip_head.py ORIGINALS CROPS -o npr_model/weights/clip-1.safetensors
+    python -m scripts.make_clip_head ORIGINALS CROPS -o npr_model/weights/clip-1.safetensors
 
 ORIGINALS and CROPS hold <family>/{0_real,1_fake}. NPR_MODEL_EMBEDDINGS=FILE keeps the embeddings for later runs, which
 takes most of the time: about a third of a second an image on one core.
@@ -35,7 +35,7 @@ from npr_model.imaging.views import View
 
 VIEW = View("resize", 224)
 MOST = {REAL: (18, 9), FAKE: (40, 6)}  # images of one family or source, among ORIGINALS and among CROPS
-IMAGES = 1300  # drawn from these
+IMAGES = 700  # drawn from these
 DESCRIPTION = (
     "whole images and crops that people published in 124 repositories: the output of 147 families of generators, and "
     "photographs, scans, paintings, drawings, renderings and screenshots from 76 sources"

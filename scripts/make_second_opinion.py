@@ -1,6 +1,6 @@
 """Makes the bundled checkpoint npr+clip from its two parts: one logit from both, w1 * NPR + w2 * CLIP + b.
 
-    python scripts/make_second_opinion.py VALIDATION -o npr_model/weights/npr+clip.safetensors
+    python -m scripts.make_second_opinion VALIDATION -o npr_model/weights/npr+clip.safetensors
 
 VALIDATION holds <family>/{0_real,1_fake}, and neither part was trained on it. The three numbers are fitted by logistic
 regression to its images as they are and after JPEG at qualities 90 and 75, as people save files again. Every family
