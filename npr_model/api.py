@@ -38,6 +38,7 @@ class Score:
 
     Attributes:
         logit: float32; higher means more likely generated.
+        logit_npr, logit_clip: Of a checkpoint with two parts, such as "npr+clip", their logits. None for others.
         probability: That the image was generated, in 0 .. 1, if real and generated images are equally frequent.
         verdict: "real", "generated" or "uncertain", by the checkpoint's calibration; "generated (declared)" where the
             file says so itself.
@@ -63,6 +64,8 @@ class Score:
     declared: str | None = None
     declared_by: str | None = None
     error: str | None = None
+    logit_npr: float | None = None
+    logit_clip: float | None = None
 
     @classmethod
     def of_row(cls, row: Row, source: str) -> Score:
@@ -79,6 +82,8 @@ class Score:
             declared=row.declared,
             declared_by=row.declared_by,
             error=row.error,
+            logit_npr=row.logit_npr,
+            logit_clip=row.logit_clip,
         )
 
 

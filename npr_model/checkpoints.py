@@ -25,6 +25,9 @@ from torch import Tensor
 from npr_model import defaults
 from npr_model.detectors import detector_class
 from npr_model.detectors.base import DetectorNetwork
+from npr_model.detectors.npr import NPRDetector
+from npr_model.detectors.ojha import Ojha
+from npr_model.detectors.pair import Pair
 from npr_model.errors import InputError, reason
 from npr_model.files import atomic_write, natural_key
 from npr_model.imaging.formats.signatures import is_lfs_pointer
@@ -38,6 +41,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 _HEADER_KEY = "npr_model"  # our key in the safetensors header; its value is JSON
 _STEPS = "activation_steps."  # prefix of the names of these tensors
 _WHOLE_RESNET = frozenset(("layer4.2.conv3.weight", "fc.weight"))  # in CNNDetection's .pth files, without metadata
+_DIGEST = 12  # digits of a sha256 that name a file
 _NAMED = 3  # names that an error message lists
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -126,7 +130,7 @@ class LoadedCheckpoint:
     @property
     def model_id(self) -> str:
         """The name in result rows: the checkpoint's (or file's) name and the first 12 digits of its sha256."""
-        return f"{self.metadata.name or self.path.stem}@{self.sha256[:12]}"
+        return f"{self.metadata.name or self.path.stem}@{self.sha256[:_DIGEST]}"
 
 
 def available() -> list[str]:
@@ -165,17 +169,16 @@ def load(name_or_path: str | os.PathLike = DEFAULT, *, backend: str | None = Non
             (``strict=True``).
     """
     path = find(name_or_path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {reason(error)}") from error
+    data = _bytes(path)
     if not data:
         raise CheckpointError(f"checkpoint {path} is empty")
     if is_lfs_pointer(data):
         raise CheckpointError(f"checkpoint {path} is a Git LFS pointer, not the weights; fetch them with git lfs pull")
     state, metadata = (_read_safetensors if path.suffix == ".safetensors" else _read_pickle)(path, data)
     try:
-        model = metadata.network(backend)
+        model = _pair(path, metadata, backend) if metadata.detector == Pair.detector else metadata.network(backend)
+    except CheckpointError:
+        raise
     except (InputError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"checkpoint {path} has a bad architecture in its metadata: {reason(error)}") from error
     steps = {name: state.pop(name) for name in list(state) if name.startswith(_STEPS)}
@@ -187,6 +190,36 @@ def load(name_or_path: str | os.PathLike = DEFAULT, *, backend: str | None = Non
         except ValueError as error:
             raise CheckpointError(f"checkpoint {path} does not fit this network: {error}") from error
     return LoadedCheckpoint(model.eval(), metadata, hashlib.sha256(data).hexdigest(), path)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {reason(error)}") from error
+
+
+def _pair(path: Path, metadata: Metadata, backend: str | None) -> Pair:
+    """Return the pair of a checkpoint that names its parts, with new weights of its own. Raises CheckpointError."""
+    npr, clip = (_part(path, str(metadata.architecture.get(name, "")), backend) for name in Pair.architecture)
+    if not isinstance(npr, NPRDetector) or not isinstance(clip, Ojha):
+        raise CheckpointError(f"checkpoint {path} joins {npr.detector} and {clip.detector}, not npr and ojha")
+    return Pair(npr, clip, **metadata.architecture)
+
+
+def _part(path: Path, named: str, backend: str | None) -> DetectorNetwork:
+    """Return the network of name@digest: a file beside ``path``, or a bundled checkpoint. Raises CheckpointError.
+
+    The digest is checked before the file is loaded, so that no chain of files leads back to its beginning.
+    """
+    name, _, digest = named.partition("@")
+    if not name or Path(name).name != name or len(digest) != _DIGEST:
+        raise CheckpointError(f"checkpoint {path} names {named!r} as its part; name@digest is needed")
+    beside = path.with_name(f"{name}.safetensors")
+    file = beside if beside.is_file() else find(name)
+    if not hashlib.sha256(_bytes(file)).hexdigest().startswith(digest):
+        raise CheckpointError(f"checkpoint {path} needs {named}, but {file} is another file of this name")
+    return load(file, backend=backend).model
 
 
 def save(path: str | os.PathLike, model: DetectorNetwork, metadata: Metadata) -> None:

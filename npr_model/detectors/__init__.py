@@ -1,4 +1,4 @@
-"""The networks: NPR, and the other detectors of the paper's tables that need no more than training data.
+"""The networks: NPR, and other detectors of the paper's tables.
 Each is a :class:`npr_model.detectors.base.DetectorNetwork`. Importing this package loads no torch.
 """
 
@@ -18,6 +18,7 @@ _CLASSES = {
     "durall": "npr_model.detectors.durall:Durall",
     "f3net": "npr_model.detectors.f3net:F3Net",
     "frank": "npr_model.detectors.frank:Frank",
+    "ojha": "npr_model.detectors.ojha:Ojha",
     "patchfor": "npr_model.detectors.patchfor:Patchfor",
 }
 NAMES = tuple(_CLASSES)

@@ -42,6 +42,9 @@ class DetectorNetwork(nn.Module):
     backend: str | None = None
     activation_steps: Mapping[str, Tensor] = MappingProxyType({})
 
+    def check_ready(self) -> None:
+        """Raise InputError if something that the network needs is not installed. Called before the first image."""
+
     def set_activation_steps(self, steps: Mapping[str, Tensor]) -> None:
         """Set the quantisation scales. Raises ValueError if they do not fit this network."""
         if steps:

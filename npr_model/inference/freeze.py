@@ -23,8 +23,9 @@ def freeze(detector: DetectorNetwork, dtype: torch.dtype | None = None, *, compi
         compile: Hand NPR's residual blocks to ``torch.compile``: about a minute at the first batch of each size.
 
     Raises:
-        InputError: ``dtype`` is not supported here.
+        InputError: ``dtype`` is not supported here, or something that the detector needs is not installed.
     """
+    detector.check_ready()
     if isinstance(detector, NPRDetector):
         return InferenceDetector(detector, dtype=dtype, compile=compile)
     if dtype == torch.int8:

@@ -13,6 +13,7 @@ from npr_model.provenance.declaration import GENERATED
 from npr_model.verdicts import DECLARED, UNCERTAIN, VERDICTS, Calibration
 
 FLAT, RESIZED = "flat", "resized"  # flags
+NOT_SCORED = "not_scored"  # error code of an image that was decoded
 KILLED = "killed"  # error code of a file at which a process died
 SCHEMA = pa.schema(
     [
@@ -36,6 +37,8 @@ SCHEMA = pa.schema(
         ("error_code", pa.string()),
         ("milliseconds", pa.float32()),
         ("model", pa.string()),
+        ("logit_npr", pa.float32()),
+        ("logit_clip", pa.float32()),
     ]
 )
 
@@ -69,6 +72,7 @@ class Row:
             (:mod:`npr_model.screening.alone`).
         milliseconds: Reading and decoding, plus the image's share of the time to score its batch.
         model: Name and digest of the checkpoint.
+        logit_npr, logit_clip: Of a checkpoint with two parts, their logits, which ``logit`` combines.
     """
 
     source: str
@@ -91,6 +95,8 @@ class Row:
     error_code: str | None = None
     milliseconds: float | None = None
     model: str | None = None
+    logit_npr: float | None = None
+    logit_clip: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values by column name."""
@@ -99,7 +105,7 @@ class Row:
 
 def unscored(row: Row, error: str) -> Row:
     """Return ``row`` with an error instead of a score."""
-    return replace(row, error=error, error_code="not_scored")
+    return replace(row, logit_clip=None, error=error, error_code=NOT_SCORED)
 
 
 def judged(row: Row, logit: float, calibration: Calibration) -> Row:

@@ -16,6 +16,7 @@ import torch
 
 from npr_kernels import BackendError
 from npr_model.checkpoints import LoadedCheckpoint
+from npr_model.detectors.pair import Pair
 from npr_model.errors import reason
 from npr_model.imaging.limits import MAX_PIXELS
 from npr_model.imaging.views import View
@@ -91,8 +92,18 @@ class Scorer:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        model = checkpoint.model
+        self._pair = model if isinstance(model, Pair) else None
+        network, second = self._pair.parts if self._pair else (model, None)
+        if second is not None:
+            second.check_ready()
         self.decoder = Decoder(
-            view or checkpoint.metadata.view, checkpoint.model_id, checkpoint.model.grid_size, max_pixels, raw_previews
+            view or checkpoint.metadata.view,
+            checkpoint.model_id,
+            model.grid_size,
+            max_pixels,
+            raw_previews,
+            second,
         )
         self.checkpoint = checkpoint
         self.batch_size = batch_size
@@ -105,7 +116,7 @@ class Scorer:
         self.rates = Rates(self.workers)
         self.dtype = str(dtype or default_dtype(self.device)).removeprefix("torch.")
         self._cache = None if cache is None else Cache(cache, self.dtype, self._finish)
-        self._model = freeze(checkpoint.model.to(self.device), dtype)
+        self._model = freeze(network.to(self.device), dtype)
         # A GPU gets the next batch before the rows of the last are built, so that it never waits.
         self._launched_ahead = 1 if self.device.type == "cuda" else 0
         self._row_bytes = GPU_ROW_BYTES if self.device.type == "cuda" else 1
@@ -238,7 +249,7 @@ class Scorer:
             means = [float(np.float32(np.mean(values))) for values in np.split(np.array(of_parts), ends[:-1])]
             for decoded, logit in zip(batch, means, strict=True):
                 milliseconds = (decoded.row.milliseconds or 0) + 1000 * seconds / len(batch)
-                yield self._finish(replace(decoded.row, milliseconds=milliseconds), logit)
+                yield self._finish(*self._combined(replace(decoded.row, milliseconds=milliseconds), logit))
             return
         yield from self._halves(batch, why)
 
@@ -282,6 +293,12 @@ class Scorer:
             return copied.tolist(), start.elapsed_time(end) / 1000
 
         return wait
+
+    def _combined(self, row: Row, logit: float) -> tuple[Row, float]:
+        """Return the row with the logit of its network, and the logit that counts."""
+        if self._pair is None or row.logit_clip is None:
+            return row, logit
+        return replace(row, logit_npr=logit), self._pair.combined(logit, row.logit_clip)
 
     def _finish(self, row: Row, logit: float) -> Row:
         if not math.isfinite(logit):

@@ -38,6 +38,7 @@ class Fitter:
         self.config, self.process = config, process
         # A DetectorNetwork that is ``fitted``: it has fc, features() and fit().
         self.network = cast(Any, detector_class(config.detector)().to(process.device).eval())
+        self.network.check_ready()
         bytes_each = 4 * self.network.fc.in_features
         if process.size > 1:
             raise InputError(f"the detector {config.detector} is fitted in one process: run it without torchrun")

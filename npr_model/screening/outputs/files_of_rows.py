@@ -208,7 +208,7 @@ def _sizes(table: pa.Table | None) -> tuple[int, int]:
 def _rounded(row: Row) -> dict:
     """Return the row with the fewest digits that give the same float32."""
     values = row.as_dict()
-    for name in ("logit", "probability", "milliseconds"):
+    for name in ("logit", "logit_npr", "logit_clip", "probability", "milliseconds"):
         if values[name] is not None:
             values[name] = float(str(np.float32(values[name])))
     return values

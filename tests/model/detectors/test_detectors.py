@@ -51,7 +51,7 @@ def made(name: str) -> DetectorNetwork:
             tensor.normal_(0, 0.1)
         elif tensor_name.endswith("running_var"):
             tensor.uniform_(0.5, 2)
-        elif tensor.is_floating_point() and not tensor.any():
+        elif tensor.is_floating_point() and not tensor.any() and tensor_name != "reference":
             tensor.normal_(0, 0.01)
     return model.eval()
 

@@ -144,7 +144,8 @@ def test_a_cache_on_a_full_disk_names_its_file_and_loses_no_rows(npr, tmp_path, 
     for number in range(40):
         (images / f"{number}.png").write_bytes(encoded(noise(8, 8, seed=number)))
     arguments = ["screen", images, "--checkpoint", checkpoint, "--cache", tmp_path / "c.sqlite"]
-    assert npr(*arguments[:1], images / "0.png", *arguments[2:])[0] == 0
+    some = [images / f"{number}.png" for number in range(20)]  # the cache is then larger than a part of 40 rows
+    assert npr(*arguments[:1], *some, *arguments[2:])[0] == 0
     with largest_file((tmp_path / "c.sqlite").stat().st_size + 100):
         code, _, err = npr(*arguments, "-o", f"{tmp_path}/scores/")
     assert f"{tmp_path}/c.sqlite" in err and code == terminal.EXIT_FAILED

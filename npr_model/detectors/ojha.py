@@ -1,0 +1,105 @@
+"""Ojha: Ojha et al., "Towards universal fake image detectors that generalize across generative models" (CVPR 2023)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from npr_model.detectors import encoder as encoders
+from npr_model.detectors.base import PixelNetwork
+from npr_model.errors import InputError
+
+INVERSE_PENALTY = 0.01  # scikit-learn's C, for standardised embeddings
+LEAST_COSINE = 0.95  # between two embeddings of one picture by one encoder on two machines
+
+
+class Ojha(PixelNetwork):
+    """A linear probe on the embeddings of a frozen image encoder, fitted by scikit-learn.
+
+    With the encoder f and an image x, e = f(x) / |f(x)| and the logit is w . e + b. The pair (w, b) minimises the
+    logistic loss plus |w'|^2 / (2 C), where w' are the weights of the standardised embeddings.
+
+    Departures from the authors: the encoder is CLIP ViT-B/16 in int8 instead of ViT-L/14 in float32. The whole image is
+    resized to the encoder's 224 x 224 pixels, where the authors crop: a large picture shows what it is only as a whole,
+    and what a crop shows of traces is NPR's part. The resizing is bilinear with antialiasing, as in the view
+    ``resize:224``, which gives the same pixels. Both sides are scaled, so nothing is cut off. The penalty replaces the
+    authors' early stopping. Their nearest-neighbour variant is left out, as a checkpoint would have to hold the
+    embeddings of all training images.
+
+    Args:
+        encoder: sha256 of the encoder's ONNX file. Default: that of the encoder that is found now
+            (:func:`npr_model.detectors.encoder.default`).
+        width: Number of values of its embeddings.
+
+    Attributes:
+        reference: (width,) embedding of a fixed picture at the time of the fit. Another embedding of this picture
+            means that ONNX Runtime computes something else on this machine. Zeros before the fit.
+    """
+
+    detector, paper_name, fitted = "ojha", "Ojha", True
+    architecture = ("encoder", "width")
+
+    reference: Tensor
+
+    def __init__(self, encoder: str | None = None, width: int | None = None) -> None:
+        super().__init__()
+        found = encoders.default() if encoder is None or width is None else (encoder, width)
+        self.encoder, self.width = found
+        self.fc = nn.Linear(self.width, 1).requires_grad_(False)
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+        self.register_buffer("reference", torch.zeros(self.width))
+
+    def check_ready(self) -> None:
+        """Raise InputError if the encoder is missing, is another one, or computes other embeddings here."""
+        encoders.load(self.encoder)
+        expected = self.reference.cpu().float()
+        if not expected.any():
+            return
+        cosine = float(self.features(_picture())[0].cpu().float() @ expected)
+        if not cosine >= LEAST_COSINE:
+            raise InputError(
+                f"ONNX Runtime gives other embeddings here than where the detector {self.detector} was fitted (cosine "
+                f"{cosine:.2f}, at least {LEAST_COSINE} is needed): use another version of onnxruntime"
+            )
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, width) embeddings of length 1."""
+        encoder = encoders.load(self.encoder)
+        with torch.autocast(images.device.type, enabled=False):
+            pixels = self.unit_pixels(images)
+            if pixels.shape[2:] != (encoder.side, encoder.side):
+                size = (encoder.side, encoder.side)
+                pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+            mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (encoders.MEAN, encoders.STD))
+            normalised = ((pixels - mean) / std).float().cpu().numpy()
+        return torch.from_numpy(encoder.embed(normalised)).to(images.device, self.pixel_mean.dtype)
+
+    def fit(self, features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> None:
+        """Set the weights from (N, width) features and (N,) labels (1: generated). Both classes must occur.
+
+        ``weights``: (N,) of the images. Default: all equal.
+        """
+        from sklearn.linear_model import LogisticRegression  # slow to import, and scoring does without
+        from sklearn.preprocessing import StandardScaler
+
+        scaler = StandardScaler().fit(features, sample_weight=weights)
+        regression = LogisticRegression(C=INVERSE_PENALTY, max_iter=10_000)
+        regression.fit(scaler.transform(features), labels, sample_weight=weights)
+        weight = regression.coef_[0] / scaler.scale_
+        self.fc.weight.copy_(torch.from_numpy(weight)[None])
+        self.fc.bias.copy_(torch.from_numpy(regression.intercept_ - weight @ scaler.mean_))
+        self.reference.copy_(self.features(_picture())[0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            return self.fc(self.features(images))
+
+
+def _picture() -> Tensor:
+    """A picture of waves, (1, 3, 224, 224) uint8, for ``reference``."""
+    row, column = torch.arange(224)[:, None], torch.arange(224)
+    waves = [(row * (2 + c) // 3 + column * (4 - c) // 3) % 256 for c in range(3)]
+    return torch.stack(waves).to(torch.uint8)[None]

@@ -1,0 +1,52 @@
+"""Two detectors with one logit: NPR, and a second opinion by an image encoder."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from npr_model.detectors.base import DetectorNetwork
+from npr_model.detectors.npr import NPRDetector
+from npr_model.detectors.ojha import Ojha
+
+
+class Pair(DetectorNetwork):
+    """logit = w1 * logit of NPR + w2 * logit of :class:`npr_model.detectors.ojha.Ojha` + b.
+
+    NPR reads traces of up-sampling, which resizing and JPEG remove. The encoder reads what a picture looks like, which
+    survives both. A checkpoint stores the three numbers and the names of the two parts.
+
+    Args:
+        npr, clip: The parts.
+        npr_checkpoint, clip_checkpoint: Their checkpoints, as name@digest.
+
+    Attributes:
+        parts: Both networks. They are not among the pair's own weights, since they have checkpoints of their own.
+        combine: The weights and the bias.
+    """
+
+    detector, paper_name = "pair", "NPR + Ojha"
+    architecture = ("npr_checkpoint", "clip_checkpoint")
+
+    def __init__(self, npr: NPRDetector, clip: Ojha, npr_checkpoint: str, clip_checkpoint: str) -> None:
+        super().__init__()
+        self.parts = (npr, clip)
+        self.npr_checkpoint, self.clip_checkpoint = npr_checkpoint, clip_checkpoint
+        self.grid_size = npr.grid_size
+        self.combine = nn.Linear(2, 1).requires_grad_(False)
+        nn.init.ones_(self.combine.weight)
+        nn.init.zeros_(self.combine.bias)
+
+    def check_ready(self) -> None:
+        for part in self.parts:
+            part.check_ready()
+
+    def combined(self, npr: float, clip: float) -> float:
+        """Return the logit of two logits, rounded to float32."""
+        weights = self.combine.weight[0].tolist()
+        return float(np.float32(weights[0] * npr + weights[1] * clip + self.combine.bias.item()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Both parts see the whole image. In a screening NPR sees the tiles of its view instead."""
+        return self.combine(torch.cat([part.to(images.device)(images) for part in self.parts], 1))

