@@ -104,11 +104,14 @@ def main() -> None:
     labels = np.array([sample.label for sample, _ in known])
     weights = balanced(sample for sample, _ in known)
     network.fit(np.array([vector for _, vector in known], np.float64), labels, weights)
-    checkpoints.save(
-        arguments.output,
-        network,
-        Metadata(name=arguments.output.stem, view=VIEW, training_data=DESCRIPTION, licence="Apache-2.0"),
+    metadata = Metadata(
+        name=arguments.output.stem,
+        view=VIEW,
+        decoder=", ".join(sorted({decode(sample.path.read_bytes()).decoder or "" for sample, _ in known})),
+        training_data=DESCRIPTION,
+        licence="Apache-2.0",
     )
+    checkpoints.save(arguments.output, network, metadata)
     print(f"{np.sum(labels == FAKE)} generated and {np.sum(labels == REAL)} real images -> {arguments.output}")
 
 

@@ -3,7 +3,7 @@
     python -m scripts.make_second_opinion VALIDATION -o npr_model/weights/npr+clip.safetensors
 
 VALIDATION holds <family>/{0_real,1_fake}, and neither part was trained on it. The three numbers are fitted by logistic
-regression to its images as they are and after JPEG at qualities 90 and 75, as people save files again. Every family
+regression to its images as they are and after JPEG at quality 90, as people save files again. Every family
 counts equally within its class. `npr calibrate` then adds the thresholds.
 """
 
@@ -27,7 +27,7 @@ from npr_model.scoring.rows import Row
 from npr_model.scoring.scorer import Scorer
 from scripts.make_clip_head import balanced
 
-CONDITIONS = (None, "jpeg:90", "jpeg:75")
+CONDITIONS = (None, "jpeg:90")
 
 
 def logits(loaded: LoadedCheckpoint, samples: Sequence[Sample]) -> tuple[np.ndarray, list[Sample]]:

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from benchmarks.report import RESULTS
+from npr_model import checkpoints
 from scripts import make_card
 from tests.conftest import ROOT
 
@@ -57,3 +58,10 @@ def test_speed_on_a_gpu_is_that_of_the_results():
     for contender, words in (("eager", "float32"), ("eager bfloat16", "bfloat16")):
         ratio = rows[contender]["median_ms"] / ours["median_ms"]
         assert f"{ratio:.1f} times as fast as plain PyTorch in {words}" in TEXT.replace("\n", " ")
+
+
+def test_the_pair_is_as_good_as_its_card_says():
+    rows = [line.split(" | ") for line in (checkpoints.WEIGHTS / "npr+clip.md").read_text().splitlines()]
+    as_they_are, after_jpeg = (row[2].partition(" ")[0] for row in rows if row[1:2] == ["npr+clip"])
+    text = TEXT.replace("\n", " ")
+    assert f"mean AUC of {as_they_are} % on files as they are and {after_jpeg} % after JPEG 90" in text
