@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the bundled checkpoint, its results, its card, the picture in README and docs/results.md. This takes three
-# quarters of an hour on two cores. After an interruption, the same command goes on where it stopped.
+# quarters of an hour on two cores. After an interruption, the same command goes on where it stopped: RUNS must not hold
+# files of another version.
 #
 #   scripts/make_checkpoint.sh DATA RUNS
 #
