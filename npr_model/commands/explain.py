@@ -54,8 +54,6 @@ def explain(
     given_view = View.parse(options.view) if options.view else None
     if given_view and given_view.kind == "sample":
         raise InputError(f"view {given_view} has several parts: use native, crop:S, resize:S or tile:S here")
-    if given_view and given_view.kind == "sample":
-        raise InputError(f"view {given_view} has several parts: use native, crop:S, resize:S or tile:S here")
     require_matplotlib()
 
     from npr_model import checkpoints

@@ -65,6 +65,11 @@ class Ojha(PixelNetwork):
                 f"{cosine:.2f}, at least {LEAST_COSINE} is needed): use another version of onnxruntime"
             )
 
+    @property
+    def side(self) -> int:
+        """Height and width of the images that the encoder takes; others are resized. Raises InputError without it."""
+        return encoders.load(self.encoder).side
+
     def features(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, width) embeddings of length 1."""
         encoder = encoders.load(self.encoder)

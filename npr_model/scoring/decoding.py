@@ -30,7 +30,6 @@ from npr_model.provenance.declaration import first_declaration
 from npr_model.scoring.items import Item
 from npr_model.scoring.rows import FLAT, NOT_SCORED, RESIZED, Row
 
-SECOND_VIEW = View("resize", 224)  # the whole image at the size of the second detector's encoder
 AHEAD_PIXELS = 2**26  # decoded pixels that may wait: 192 MiB
 DECODING_PIXELS = 2**26  # that all threads may decode at once; a larger image is decoded alone
 TINY = 64  # pixels; with a shorter side below it, a verdict depends on few cells
@@ -55,7 +54,7 @@ class Decoder:
     """Reads and decodes items for one network. Whatever fails becomes a row with an error.
 
     ``raw_previews``: whether the preview in a camera raw file is scored; else such a file is an error.
-    ``second``: a detector that scores the whole image here, in SECOND_VIEW, as only the parts of ``view`` go further.
+    ``second``: a detector that scores the whole image here, as only the parts of ``view`` go further.
     """
 
     view: View
@@ -91,7 +90,9 @@ class Decoder:
                     if raw_name:
                         facts |= {"format": raw_name, "decoder": f"{decoded.decoder} (preview in {raw_name})"}
                     if self.second is not None:
-                        facts["logit_clip"] = _logit(self.second, SECOND_VIEW.apply(decoded.pixels))
+                        facts["logit_clip"] = _logit(
+                            self.second, View("resize", self.second.side).apply(decoded.pixels)
+                        )
                     parts = self.view.parts(decoded.pixels, self.grid_size)
                 facts["flags"] = self._flags(facts, parts)
         except ImageError as error:

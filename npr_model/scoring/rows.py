@@ -105,7 +105,7 @@ class Row:
 
 def unscored(row: Row, error: str) -> Row:
     """Return ``row`` with an error instead of a score."""
-    return replace(row, logit_clip=None, error=error, error_code=NOT_SCORED)
+    return replace(row, logit_npr=None, logit_clip=None, error=error, error_code=NOT_SCORED)
 
 
 def judged(row: Row, logit: float, calibration: Calibration) -> Row:

@@ -296,8 +296,9 @@ class Scorer:
 
     def _combined(self, row: Row, logit: float) -> tuple[Row, float]:
         """Return the row with the logit of its network, and the logit that counts."""
-        if self._pair is None or row.logit_clip is None:
+        if self._pair is None:
             return row, logit
+        assert row.logit_clip is not None  # the decoder gives it to every image of a pair
         return replace(row, logit_npr=logit), self._pair.combined(logit, row.logit_clip)
 
     def _finish(self, row: Row, logit: float) -> Row:
