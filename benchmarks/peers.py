@@ -100,12 +100,12 @@ class AuthorsDetector(nn.Module):
     def __init__(self, detector: NPRDetector, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         detector = copy.deepcopy(detector)
-        self.stem = AuthorsStem(detector.conv1, detector.bn1, dtype)
+        self.stem, self.pool = AuthorsStem(detector.conv1, detector.bn1, dtype), detector.pool
         self.layer1, self.layer2, self.fc1 = (m.to(dtype) for m in (detector.layer1, detector.layer2, detector.fc1))
         self.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.layer2(self.layer1(self.stem(pixels)))
+        x = self.layer2(self.layer1(self.pool(self.stem(pixels))))
         return self.fc1(F.adaptive_avg_pool2d(x, (1, 1)).flatten(1))
 
 

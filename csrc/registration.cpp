@@ -29,7 +29,8 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
   m.def(
       "npr_stem_grad_weight(Tensor grad, Tensor argmax, Tensor x, int[] kernel, int[] stride, int[] padding, "
       "int grid_size, int anchor, float[] scale) -> (Tensor, Tensor)");
-  // Computes residual bottlenecks in evaluation mode, one after another.
+  // Computes residual bottlenecks in evaluation mode, one after another. x has the type of the first block's
+  // activations; if that is uint8, the result must be averaged.
   //   strides: one per block.
   //   weights: three layers per block, from pack_weights. The second layer is one matrix for the channels of 3x3
   //     pixels, or 16 matrices for Winograd's F(2x2, 3x3), or, in a block of integers, 36 matrices of int16 for F(4x4,
@@ -43,6 +44,9 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
   m.def(
       "bottlenecks(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] factors, int[] strides, bool averaged) "
       "-> Tensor");
+  // Averages x (N, C, H, W), channels_last and not negative, over squares of side x side pixels, in the type of x. With
+  // factors (C,) the results are whole numbers, uint8, as `bottlenecks` reads them: means multiplied by factors.
+  m.def("average_pool(Tensor x, int side, Tensor? factors) -> Tensor");
   // Computes a bottleneck from the result of its first convolution, and then the first convolution of the next block,
   // on Hopper GPUs.
   //   middle: (N, H, W, channels), the result of the block's first convolution. x: (N, H', W', channels), every

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <optional>
 #include <vector>
 
 #include "../common/checks.h"
@@ -153,6 +154,42 @@ void average(const BottleneckTask& task, float* means) {
     }
 }
 
+bool dense_channels_last(const Tensor& x) {
+  // The stride of a dimension of size 1 has no meaning.
+  const auto dense = [&](int64_t dimension, int64_t stride) { return x.size(dimension) <= 1 || x.stride(dimension) == stride; };
+  const int64_t channels = x.size(1), row = x.size(3) * channels;
+  return dense(1, 1) && dense(3, channels) && dense(2, row) && dense(0, x.size(2) * row);
+}
+
+Tensor average_pool(const Tensor& x, int64_t side, const std::optional<Tensor>& factors) {
+  STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu() && dense_channels_last(x),
+                  "x must have the shape (N, C, H, W), be dense in channels_last and on the CPU");
+  STD_TORCH_CHECK(side >= 1 && x.size(1) % kernels().block_channels == 0, "side must be at least 1, and x must have a multiple of ",
+                  kernels().block_channels, " channels, got ", side, " and ", x.size(1));
+  AveragePoolTask task{x.size(0), x.size(2), x.size(3), x.size(1), side};
+  task.type = task.out_type = type_of(x.scalar_type());
+  STD_TORCH_CHECK(task.type != Type::kUInt8, "x must be float32 or bfloat16");
+  if (factors) {
+    STD_TORCH_CHECK(kernels().max_quantised_value > 0 &&
+                        task.type == (kernels().bfloat16_products ? Type::kBFloat16 : Type::kFloat32),
+                    "only bfloat16, or, without products of it, float32 can be quantised, where the processor has int8 products");
+    STD_TORCH_CHECK(factors->dim() == 1 && factors->size(0) == task.channels && factors->is_cpu() && factors->is_contiguous() &&
+                        factors->scalar_type() == ScalarType::Float,
+                    "factors must be (channels,) float32 on the CPU");
+    task.out_type = Type::kUInt8;
+    task.factor = static_cast<const float*>(factors->const_data_ptr());
+  }
+  const int64_t out_height = (task.height + side - 1) / side, out_width = (task.width + side - 1) / side;
+  Tensor out = torch::stable::empty({task.batch, task.channels, out_height, out_width},
+                                    factors ? ScalarType::Byte : x.scalar_type(), std::nullopt, x.device(), std::nullopt,
+                                    MemoryFormat::ChannelsLast);
+  task.x = x.const_data_ptr();
+  task.out = out.mutable_data_ptr();
+  torch::stable::parallel_for(0, task.batch * out_height, kGrain,
+                              [&](int64_t begin, int64_t end) { kernels().average_pool(task, begin, end); });
+  return out;
+}
+
 Tensor bottlenecks(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
                    const std::vector<Tensor>& factors, const std::vector<int64_t>& strides, bool averaged) {
   STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu(), "x must have the shape (N, C, H, W) and be on the CPU");
@@ -160,13 +197,11 @@ Tensor bottlenecks(const Tensor& x, const std::vector<Tensor>& weights, const st
                   "there must be three layers of weights and biases for each stride");
   STD_TORCH_CHECK(factors.size() == 4 * strides.size(), "there must be four factors for each stride");
   const ScalarType dtype = x.scalar_type();
-  const Type type = type_of(dtype);
+  const bool levels = dtype == ScalarType::Byte;
+  const Type type = levels ? Type::kUInt8 : type_of(dtype);
   const int64_t batch = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
   STD_TORCH_CHECK(height >= 1 && width >= 1 && channels % 4 == 0, "x must have pixels and a multiple of 4 channels");
-  // The stride of a dimension of size 1 has no meaning.
-  const auto dense = [&](int64_t dimension, int64_t stride) { return x.size(dimension) <= 1 || x.stride(dimension) == stride; };
-  STD_TORCH_CHECK(dense(1, 1) && dense(3, channels) && dense(2, width * channels) && dense(0, height * width * channels),
-                  "x must be dense in channels_last");
+  STD_TORCH_CHECK(dense_channels_last(x), "x must be dense in channels_last");
 
   std::vector<BottleneckTask> tasks;
   int64_t between = 0;  // bytes of the largest result that is not the last
@@ -185,9 +220,10 @@ Tensor bottlenecks(const Tensor& x, const std::vector<Tensor>& weights, const st
                     "a block whose result is quantised needs a shortcut with a convolution");
     between = std::max(between, out_bytes(before));
   }
-  STD_TORCH_CHECK(tasks[0].type == type && type != Type::kUInt8, "x must have the first block's dtype");
+  STD_TORCH_CHECK(tasks[0].type == type && (!levels || averaged), "x must have the first block's dtype, and if it is "
+                  "uint8, the result must be averaged");
   BottleneckTask& last = tasks.back();
-  last.out_type = tasks[0].type;
+  last.out_type = levels ? (kernels().bfloat16_products ? Type::kBFloat16 : Type::kFloat32) : type;
   Tensor out = averaged ? torch::stable::empty({batch, last.channels[2], 1, 1}, ScalarType::Float, std::nullopt, x.device())
                         : torch::stable::empty({batch, last.channels[2], last.out_height, last.out_width}, dtype,
                                                std::nullopt, x.device(), std::nullopt, MemoryFormat::ChannelsLast);
@@ -214,6 +250,7 @@ Tensor bottlenecks(const Tensor& x, const std::vector<Tensor>& weights, const st
 }  // namespace npr::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(npr_kernels, CPU, m) {
+  m.impl("average_pool", TORCH_BOX(&npr::cpu::average_pool));
   m.impl("bottlenecks", TORCH_BOX(&npr::cpu::bottlenecks));
   m.impl("pack_weights", TORCH_BOX(&npr::cpu::pack_weights));
 }

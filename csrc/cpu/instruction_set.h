@@ -52,6 +52,7 @@ constexpr int64_t kMostLevel = 0;
 #include "gradients.h"
 #include "moments.h"
 #include "bottleneck.h"
+#include "average_pool.h"
 
 inline void npr_any(const Task& task, int64_t begin, int64_t end) {
   task.in_double ? npr_rows<double>(task, begin, end) : npr_rows<float>(task, begin, end);
@@ -119,6 +120,16 @@ inline void bottleneck_any(const BottleneckTask& task, int64_t begin, int64_t en
   bottleneck_rows<float>(task, begin, end);
 }
 
+inline void average_pool_any(const AveragePoolTask& task, int64_t begin, int64_t end) {
+#ifdef NPR_HAS_INTEGER_DOT
+  if (task.out_type == Type::kUInt8) return average_pool_rows<Real, uint8_t>(task, begin, end);
+#endif
+#ifdef NPR_HAS_BFLOAT16_DOT
+  if (task.type == Type::kBFloat16) return average_pool_rows<BFloat16, BFloat16>(task, begin, end);
+#endif
+  average_pool_rows<float, float>(task, begin, end);
+}
+
 inline void pack_weights_any(const float* weight, int64_t channels, int64_t inputs, Weight type, void* packed) {
 #ifdef NPR_HAS_INTEGER_DOT
   if (type == Weight::kInt8) return pack_weights_as<uint8_t>(weight, channels, inputs, static_cast<int8_t*>(packed));
@@ -138,7 +149,7 @@ inline void pack_weights_any(const float* weight, int64_t channels, int64_t inpu
 extern const Kernels table;
 const Kernels table = {NPR_STRING(NPR_INSTRUCTION_SET), npr_any, npr_backward_any, conv_grad_input_any,
                        conv_any, conv_grad_weight_any, moments_any, stem_any<false>, stem_any<true>, stem_grad_weight_any,
-                       bottleneck_any, pack_weights_any, kBlockChannels, kBFloat16Products, kMostLevel};
+                       bottleneck_any, average_pool_any, pack_weights_any, kBlockChannels, kBFloat16Products, kMostLevel};
 
 }  // namespace npr::cpu::NPR_INSTRUCTION_SET
 

@@ -71,6 +71,17 @@ struct BottleneckTask {
   const float* factors[4];
 };
 
+// The mean over squares of side x side pixels of x (batch, height, width, channels), which holds no negative values.
+// The types are equal: kFloat32, or kBFloat16 if Kernels::bfloat16_products. Or x has one of them, and the result is
+// kUInt8: levels of the mean, multiplied by `factor` (channels). Without factors it is null.
+struct AveragePoolTask {
+  int64_t batch, height, width, channels, side;
+  Type type, out_type;
+  const void* x;
+  void* out;
+  const float* factor;
+};
+
 // Each kernel computes a range of independent rows, so that the caller can distribute ranges over threads.
 struct Kernels {
   const char* name;
@@ -94,6 +105,8 @@ struct Kernels {
   void (*stem_grad_weight)(const Task&, int64_t begin, int64_t end, double* sum);
   // Computes the strips [begin, end) of batch * ceil(out_height / strip).
   void (*bottleneck)(const BottleneckTask&, int64_t begin, int64_t end);
+  // Computes the rows [begin, end) of batch * ceil(height / side). channels must be a multiple of block_channels.
+  void (*average_pool)(const AveragePoolTask&, int64_t begin, int64_t end);
   // Puts weights (channels, inputs), row-major, into the order that `bottleneck` reads. channels must be a multiple of
   // block_channels. kBFloat16 needs `bfloat16_products`; kInt8 and kInt16 need `max_quantised_value` > 0.
   void (*pack_weights)(const float* weight, int64_t channels, int64_t inputs, Weight type, void* packed);

@@ -1,9 +1,9 @@
-"""The detector of Tan et al. (CVPR 2024, section 4.1): NPR, then the first two stages of a ResNet-50."""
+"""NPR, then residual blocks of a ResNet: the detector of Tan et al. (CVPR 2024, section 4.1), and a faster one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from npr_kernels import NPRConv2d, stem_forward
 from npr_model.detectors.base import IMAGENET_STD, DetectorNetwork
 from npr_model.detectors.resnet import Bottleneck, resnet_stage
+from npr_model.detectors.sizes import SIZES
 
 
 class NPRDetector(DetectorNetwork):
@@ -18,9 +19,11 @@ class NPRDetector(DetectorNetwork):
 
     uint8 images are raw pixels; float images are already normalised. Odd sizes are trimmed to whole cells; the smallest
     image is one cell. 1,437,761 parameters, with the state-dict names of the authors' network: ``conv1``, ``bn1``,
-    ``layer1``, ``layer2``, ``fc1``.
+    ``layer1``, ``layer2``, ``fc1``. With ``size="fast"`` there are fewer and narrower blocks behind the
+    same stem, and 350,273 parameters.
 
     Args:
+        size: "paper" or "fast", see :data:`npr_model.detectors.sizes.SIZES`.
         grid_size: Side of the NPR cells, in pixels.
         anchor: Pixel that is subtracted in each cell: 0 .. grid_size ** 2 - 1, "mean" or "max", as in the paper's Table
             7.
@@ -30,11 +33,12 @@ class NPRDetector(DetectorNetwork):
     """
 
     detector, paper_name = "npr", "NPR"
-    architecture = ("grid_size", "anchor", "scale", "pixel_std")
+    architecture = ("size", "grid_size", "anchor", "scale", "pixel_std")
 
     def __init__(
         self,
         *,
+        size: str = "paper",
         grid_size: int = 2,
         anchor: int | str = 0,
         scale: float = 2 / 3,
@@ -42,13 +46,18 @@ class NPRDetector(DetectorNetwork):
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        if size not in SIZES:
+            raise ValueError(f"size must be {' or '.join(SIZES)}, not {size!r}")
+        self.size = size
         self.conv1 = NPRConv2d(
             3, 64, 3, grid_size=grid_size, anchor=anchor, scale=scale, pixel_std=pixel_std, backend=backend
         )
         self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = resnet_stage(64, 64, blocks=3, stride=1)
-        self.layer2 = resnet_stage(256, 128, blocks=4, stride=2)
-        self.fc1 = nn.Linear(512, 1)
+        side, (first, second) = SIZES[size]
+        self.pool = nn.Identity() if side == 1 else nn.AvgPool2d(side, ceil_mode=True)
+        self.layer1 = resnet_stage(64, first.width, first.blocks, first.stride, first.channels)
+        self.layer2 = resnet_stage(first.channels, second.width, second.blocks, second.stride, second.channels)
+        self.fc1 = nn.Linear(second.channels, 1)
         self.activation_steps: Mapping[str, Tensor] = {}  # measured by npr_model.inference.quantisation
         for module in self.modules():
             if isinstance(module, nn.Conv2d | NPRConv2d):
@@ -83,23 +92,29 @@ class NPRDetector(DetectorNetwork):
         self.activation_steps = steps
 
     def forward(self, images: Tensor) -> Tensor:
-        x = stem_forward(images, self.conv1, self.bn1)
-        x = self.layer2(self.layer1(x))
-        return self.fc1(x.mean((2, 3)))
+        return self.fc1(self.maps(images).mean((2, 3)))
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Return the output of the last block, whose averages the last layer sees: (N, C, H', W')."""
+        return self.layer2(self.layer1(self.pool(stem_forward(images, self.conv1, self.bn1))))
 
 
 def blocks(detector: NPRDetector) -> dict[str, Bottleneck]:
     """Return the residual blocks in order, by their names in the state dict."""
-    stages: dict[str, Iterable[Any]] = {"layer1": detector.layer1, "layer2": detector.layer2}
-    return {f"{stage}.{i}": block for stage, layers in stages.items() for i, block in enumerate(layers)}
+    stages = {"layer1": detector.layer1, "layer2": detector.layer2}
+    return {f"{name}.{i}": cast(Bottleneck, block) for name, stage in stages.items() for i, block in enumerate(stage)}
 
 
 def expected_steps(detector: NPRDetector) -> dict[str, int]:
-    """Return the names of the quantisation scales (``BLOCK.first``, ``.second``, ``.out``) and their channel counts."""
+    """Return the names of the quantisation scales (``BLOCK.first``, ``.second``, ``.out``) and their channel counts.
+
+    A network that averages the stem's output has ``pool.out``, too, and its first block is quantised like the others.
+    """
     names = list(blocks(detector))
-    sizes: dict[str, int] = {}
+    averages = isinstance(detector.pool, nn.AvgPool2d)
+    sizes = {"pool.out": detector.conv1.out_channels} if averages else {}
     for name, block in blocks(detector).items():
-        if name != names[0]:
+        if averages or name != names[0]:
             sizes |= {f"{name}.first": block.conv1.out_channels, f"{name}.second": block.conv2.out_channels}
         if name != names[-1]:
             sizes[f"{name}.out"] = block.conv3.out_channels

@@ -7,16 +7,13 @@ from torch import Tensor, nn
 
 
 class Bottleneck(nn.Module):
-    """Residual block of ResNet-50: 1x1, 3x3 (with the stride), 1x1 to four times the width.
+    """Residual block of ResNet-50: 1x1, 3x3 (with the stride), 1x1.
 
-    (N, in_channels, H, W) -> (N, 4 * width, ceil(H / stride), ceil(W / stride)).
+    (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
     """
 
-    expansion = 4
-
-    def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, out_channels: int) -> None:
         super().__init__()
-        out_channels = width * self.expansion
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
@@ -36,8 +33,13 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(y)) + shortcut)
 
 
-def resnet_stage(in_channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-    """A stage of ResNet-50: (N, in_channels, H, W) -> (N, 4 * width, ceil(H / stride), ceil(W / stride))."""
-    first = Bottleneck(in_channels, width, stride)
-    rest = (Bottleneck(width * Bottleneck.expansion, width) for _ in range(blocks - 1))
-    return nn.Sequential(first, *rest)
+def resnet_stage(
+    in_channels: int, width: int, blocks: int, stride: int, out_channels: int | None = None
+) -> nn.Sequential:
+    """A stage of ResNet-50: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+
+    ``out_channels`` is four times the width unless it is given.
+    """
+    out_channels = out_channels or 4 * width
+    first = Bottleneck(in_channels, width, stride, out_channels)
+    return nn.Sequential(first, *(Bottleneck(out_channels, width, 1, out_channels) for _ in range(blocks - 1)))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npr_kernels import npr, stem_forward
+from npr_kernels import npr
 from npr_model.detectors.npr import NPRDetector
 from npr_model.errors import InputError
 
@@ -94,7 +94,7 @@ def _evidence(model: NPRDetector, image: Tensor) -> tuple[float, np.ndarray, Ten
     learning = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         model.requires_grad_(False)  # otherwise every layer would keep its input for gradients that are not needed
-        features = model.layer2(model.layer1(stem_forward(values, model.conv1, model.bn1)))
+        features = model.maps(values)
         logit = model.fc1(features.mean((2, 3)))
         (gradient,) = torch.autograd.grad(logit.sum(), values)
     finally:

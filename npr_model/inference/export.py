@@ -50,6 +50,7 @@ class PlainDetector(nn.Module):
         factors = torch.tensor([detector.scale / (255 * std) for std in conv.pixel_std or ()]).view(1, -1, 1, 1)
         self.register_buffer("weight", weight.float() * factors)
         self.register_buffer("bias", bias.float())
+        self.pool = detector.pool
         self.trunk = nn.Sequential(*map(_folded, (*detector.layer1, *detector.layer2)))
         self.head = detector.fc1.float()
         self.eval().requires_grad_(False)
@@ -57,7 +58,7 @@ class PlainDetector(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         npr = reference.npr(pixels, self.grid_size, self.anchor, torch.float32)
         x = F.conv2d(npr, self.weight, self.bias, self.stride, self.padding)
-        x = self.trunk(F.max_pool2d(F.relu(x), 3, 2, 1))
+        x = self.trunk(self.pool(F.max_pool2d(F.relu(x), 3, 2, 1)))
         return self.head(x.mean((2, 3)))
 
 

@@ -21,7 +21,9 @@ from npr_kernels import fold_batch_norm, npr_stem
 from npr_kernels.arguments import scale_factors
 from npr_kernels.capabilities import cpu_capability, onednn_serves
 from npr_kernels.trunk import cpu_bottleneck, gpu_bottleneck, selection
+from npr_kernels.trunk.average_pool import AveragePool
 from npr_model.detectors.npr import NPRDetector
+from npr_model.detectors.sizes import SIZES
 from npr_model.errors import InputError
 from npr_model.inference import quantisation
 from npr_model.inference.cuda_graphs import CudaGraphs
@@ -50,15 +52,17 @@ class Average(nn.Module):
 
 
 def fused_trunk(detector: NPRDetector, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Return the residual blocks and the average in our kernels: one for all blocks on a CPU, one per block on a GPU.
+    """Return what follows the stem in our kernels: one for all residual blocks on a CPU, one per block on a GPU.
 
-    In int8, all blocks but the first have 8-bit activations.
+    In int8, all blocks have 8-bit activations, but for the first one where it reads the stem's output as it is.
     """
+    averages = isinstance(detector.pool, nn.AvgPool2d)
     if device.type == "cuda":
         blocks = quantisation.blocks(detector).values()
         every = [(folded_layers(block), block.conv2.stride[0]) for block in blocks]
         hopper = selection.kernels_for(dtype, device) == "hopper"
-        return gpu_bottleneck.FusedBottlenecks(every, dtype, averaged=True, hopper=hopper)
+        fused = gpu_bottleneck.FusedBottlenecks(every, dtype, averaged=True, hopper=hopper)
+        return nn.Sequential(detector.pool, fused) if averages else fused
     steps = quantisation.block_steps(detector) if dtype == torch.int8 else {}
     made: list[cpu_bottleneck.FusedBottleneck | cpu_bottleneck.QuantisedBottleneck] = []
     for name, block in quantisation.blocks(detector).items():
@@ -70,7 +74,11 @@ def fused_trunk(detector: NPRDetector, dtype: torch.dtype, device: torch.device)
             made.append(cpu_bottleneck.FusedBottleneck(*layers, stride, default_dtype(out_steps.device), out_steps))
         else:
             made.append(cpu_bottleneck.FusedBottleneck(*layers, stride, dtype))
-    return cpu_bottleneck.FusedBottlenecks(*made, averaged=True)
+    fused = cpu_bottleneck.FusedBottlenecks(*made, averaged=True)
+    if not averages:
+        return fused
+    out_steps = quantisation.processor_steps(detector)["pool.out"] if steps else None
+    return nn.Sequential(AveragePool(SIZES[detector.size].pool, out_steps), fused)
 
 
 class InferenceDetector(nn.Module):
@@ -126,7 +134,8 @@ class InferenceDetector(nn.Module):
             self.trunk = fused_trunk(detector, trunk_dtype, device)
         else:
             onednn, blocks = self.engine == "onednn", quantisation.blocks(detector).values()
-            trunk = nn.Sequential(*(FoldedBottleneck(block, self.dtype, onednn) for block in blocks), Average())
+            folded = (FoldedBottleneck(block, self.dtype, onednn) for block in blocks)
+            trunk = nn.Sequential(detector.pool, *folded, Average())
             self.trunk = cast(nn.Module, torch.compile(trunk, dynamic=False)) if compile else trunk
         self.eval().requires_grad_(False)
         self.graphs = CudaGraphs(self.score) if device.type == "cuda" and not compile else None
@@ -146,7 +155,7 @@ class InferenceDetector(nn.Module):
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
-        """Return what the last layer sees, the averages of the last block: (N, 512) float32."""
+        """Return what the last layer sees, the averages of the last block: (N, C) float32."""
         return self.trunk(self.stem(images)).flatten(1)
 
     def score(self, images: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Post-training quantisation of the residual blocks to 8 bits, with scales measured on images.
 
-The first block stays in floating point: its input, the stem's output, has the longest tails, and quantising it costs
-more accuracy than all other blocks together. All later activations come from a ReLU; they are stored as integers up to
-255 or 127, with one scale per channel.
+A first block that reads the stem's output stays in floating point: it has the longest tails, and quantising it costs
+more accuracy than all other blocks together. Averages of it, which the size "fast" takes, have shorter ones. All later
+activations come from a ReLU; they are stored as integers up to 255 or 127, with one scale per channel.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def measure_steps(detector: NPRDetector, batches: Iterable[Tensor]) -> dict[str,
     places = {"first": "bn1", "second": "bn2", "out": ""}
     handles = []
     for name in largest:
-        block, place = name.rsplit(".", 1)
-        handles.append(watch(name, blocks(detector)[block].get_submodule(places[place])))
+        module, place = name.rsplit(".", 1)
+        handles.append(watch(name, detector.get_submodule(module).get_submodule(places[place])))
     was_training = detector.training
     try:
         detector.eval()
@@ -95,9 +95,9 @@ def processor_steps(detector: NPRDetector) -> dict[str, Tensor]:
 
 
 def block_steps(detector: NPRDetector) -> dict[str, Steps]:
-    """Return the scales of all blocks but the first, for this processor. Raises InputError if there are none."""
+    """Return the scales of the blocks that are quantised, for this processor. Raises InputError if there are none."""
     steps = processor_steps(detector)
-    names = list(blocks(detector))
+    names = [*["pool"] * ("pool.out" in steps), *blocks(detector)]
     return {
         name: Steps(steps[f"{before}.out"], steps[f"{name}.first"], steps[f"{name}.second"], steps.get(f"{name}.out"))
         for before, name in itertools.pairwise(names)

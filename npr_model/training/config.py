@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from npr_model import detectors
+from npr_model.detectors.sizes import SIZES
 from npr_model.devices import check_device_name
 from npr_model.errors import InputError, reason
 from npr_model.imaging.views import View
@@ -43,8 +44,10 @@ class TrainConfig:
         name, training_data, licence: Stored in the checkpoint.
     Network:
         detector: One of :data:`npr_model.detectors.NAMES`.
-        grid_size, anchor: As in :class:`npr_model.NPRDetector`.
+        size, grid_size, anchor: As in :class:`npr_model.NPRDetector`.
         start: Bundled checkpoint or file whose weights to start from (fine-tuning); empty for random weights.
+        teacher: Bundled checkpoint or file of an NPR detector that the network learns to agree with; empty for none.
+        distillation: Share of the loss against the teacher; the rest is the loss against the labels.
     Crops:
         match_classes: Cut to at most the size of a random file of the other class and re-encode with that file's codec,
             so that size and format do not tell the classes apart (:func:`npr_model.training.augmentation.match`).
@@ -80,9 +83,12 @@ class TrainConfig:
     training_data: str = ""
     licence: str = ""
     detector: str = "npr"
+    size: str = "paper"
     grid_size: int = 2
     anchor: int | str = 0
     start: str = ""
+    teacher: str = ""
+    distillation: float = 0.8
     match_classes: bool = False
     resize: int | None = None
     rescale_probability: float = 0.0
@@ -138,8 +144,10 @@ class TrainConfig:
             "blur_sigma must be in 0 .. 100": not all(0 <= sigma <= 100 for sigma in self.blur_sigma),
             "qualities must be in 1 .. 100": not all(1 <= quality <= 100 for quality in qualities),
             "the lower end of a range must come first": any(low > high for low, high in ranges),
-            "grid_size and anchor work with the detector npr only": self.detector != "npr"
-            and (self.grid_size, self.anchor) != (2, 0),
+            "size, grid_size, anchor and teacher work with the detector npr only": self.detector != "npr"
+            and (self.size, self.grid_size, self.anchor, self.teacher) != ("paper", 2, 0, ""),
+            f"size must be one of {', '.join(SIZES)}": self.size not in SIZES,
+            "distillation must be in 0 .. 1": not 0 <= self.distillation <= 1,
             f"dtype must be one of {', '.join(DTYPES)}": self.dtype not in DTYPES,
         }
         for problem, applies in problems.items():
@@ -155,10 +163,10 @@ class TrainConfig:
     def recipe(self) -> dict[str, Any]:
         """Return the fields that determine the result, as JSON values.
 
-        Without MACHINE_FIELDS and paths; ``start`` is reduced to the file's name.
+        Without MACHINE_FIELDS and paths; ``start`` and ``teacher`` are reduced to the files' names.
         """
         private = (MACHINE_FIELDS - {"epochs"}) | {"folders", "validation"}
-        values = json.loads(self.to_json()) | {"start": Path(self.start).name}
+        values = json.loads(self.to_json()) | {name: Path(getattr(self, name)).name for name in ("start", "teacher")}
         return {name: value for name, value in values.items() if name not in private}
 
     def changed(self, **values: Any) -> TrainConfig:

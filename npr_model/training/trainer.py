@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from npr_kernels.capabilities import onednn_serves
@@ -16,7 +16,9 @@ from npr_kernels.distributed import SyncBatchNorm
 from npr_model.checkpoints import Metadata
 from npr_model.detectors import detector_class
 from npr_model.detectors.base import DetectorNetwork
+from npr_model.detectors.npr import NPRDetector
 from npr_model.training.config import TrainConfig
+from npr_model.training.distillation import Distillation, load_teacher
 from npr_model.training.distributed import Process
 
 _logger = logging.getLogger("npr_model")
@@ -28,15 +30,20 @@ class Trainer:
     def __init__(self, config: TrainConfig, process: Process) -> None:
         self.config, self.process, device = config, process, process.device
         torch.manual_seed(config.seed)
-        chosen = {"grid_size": config.grid_size, "anchor": config.anchor}
+        chosen = {"size": config.size, "grid_size": config.grid_size, "anchor": config.anchor}
         architecture = {name: chosen[name] for name in detector_class(config.detector).architecture if name in chosen}
         self.network = Metadata(detector=config.detector, architecture=architecture).network()
         if process.size > 1:
             SyncBatchNorm.replace(self.network)
+        self.distillation: Distillation | None = None
+        if config.teacher:
+            teacher = load_teacher(config.teacher).to(device)
+            self.distillation = Distillation(cast(NPRDetector, self.network), teacher).to(device)
         # torch's type hints leave memory_format out.
         self.network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.trained = nn.ModuleList([self.network, *([self.distillation] if self.distillation else [])])
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+            self.trained.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
         averaging, self.average = get_ema_multi_avg_fn(config.average_decay), None
         if config.average_decay:
@@ -69,18 +76,16 @@ class Trainer:
 
         Returns the mean loss over all processes, a scalar.
         """
-        device, dtype, accumulation = self.process.device, getattr(torch, self.config.dtype), self.config.accumulation
+        device, accumulation = self.process.device, self.config.accumulation
         sums = torch.zeros(3, dtype=torch.float64, device=device)
         for _ in range(accumulation):
             pixels, labels = next(parts)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                logits = self.network(pixels).to(labels.dtype)  # (N, 1), or one logit per patch
-            loss = F.binary_cross_entropy_with_logits(logits, labels.expand_as(logits))
+            logits, loss = self._loss(pixels, labels)
             self.scaler.scale(loss / accumulation).backward()
             right = ((logits.mean(1, keepdim=True) > 0) == (labels > 0)).sum()
             count = torch.full_like(right, len(labels))
             sums += torch.stack([loss.detach().double() * len(labels), right.double(), count.double()])
-        gradients = (parameter.grad for parameter in self.network.parameters())
+        gradients = (parameter.grad for parameter in self.trained.parameters())
         self.process.average(gradient for gradient in gradients if gradient is not None)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -90,6 +95,19 @@ class Trainer:
         self.process.sum(sums)
         self.totals += sums
         return sums[0] / sums[2]
+
+    def _loss(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits, (N, 1) or one for each patch, and the mean loss."""
+        device, dtype, share = self.process.device, getattr(torch, self.config.dtype), self.config.distillation
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            if self.distillation is None:
+                logits = self.network(pixels).to(labels.dtype)
+                return logits, F.binary_cross_entropy_with_logits(logits, labels.expand_as(logits))
+            network = cast(NPRDetector, self.network)
+            features = network.maps(pixels).mean((2, 3))
+            logits = network.fc1(features).to(labels.dtype)
+            agreement = self.distillation(pixels, features, logits)
+        return logits, share * agreement + (1 - share) * F.binary_cross_entropy_with_logits(logits, labels)
 
     def end_epoch(self) -> tuple[float, float]:
         """Return the mean loss and accuracy of the epoch, and start the next one."""
@@ -103,6 +121,7 @@ class Trainer:
         cuda = self.process.device.type == "cuda"
         return {
             "network": self.network.state_dict(),
+            "distillation": None if self.distillation is None else self.distillation.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -114,6 +133,8 @@ class Trainer:
 
     def load(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
+        if self.distillation is not None:
+            self.distillation.load_state_dict(state["distillation"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

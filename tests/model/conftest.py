@@ -26,10 +26,10 @@ def encoded(image: np.ndarray | Image.Image, format: str = "PNG", **options) -> 
     return buffer.getvalue()
 
 
-def make_detector(seed: int = 0) -> NPRDetector:
+def make_detector(seed: int = 0, size: str = "paper") -> NPRDetector:
     """Random weights, and batch-norm statistics that are not the initial ones."""
     torch.manual_seed(seed)
-    model = NPRDetector()
+    model = NPRDetector(size=size)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(0, 0.3)

@@ -12,7 +12,7 @@ from torch import nn
 from npr_kernels.testing import error
 from npr_kernels.trunk import cpu_bottleneck, selection
 from npr_model.detectors.base import IMAGENET_MEAN, IMAGENET_STD
-from npr_model.detectors.npr import NPRDetector
+from npr_model.detectors.npr import NPRDetector, blocks
 from npr_model.inference import fused
 from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import InferenceDetector, default_dtype
@@ -89,6 +89,37 @@ def detector(authors):
     detector = NPRDetector()
     detector.load_state_dict(authors.state_dict(), strict=True)
     return detector.eval()
+
+
+@pytest.fixture(scope="module")
+def fast():
+    return with_lively_statistics(NPRDetector(size="fast"))
+
+
+def test_sizes(fast):
+    """The blocks of a size are those of its table; an unknown size is an error."""
+    assert sum(p.numel() for p in fast.parameters()) == 350_273
+    shapes = [(b.conv1.in_channels, b.conv1.out_channels, b.conv3.out_channels) for b in blocks(fast).values()]
+    assert shapes == [(64, 64, 128), (128, 64, 128), (128, 64, 256), (256, 64, 256), (256, 64, 256)]
+    assert [b.conv2.stride[0] for b in blocks(fast).values()] == [1, 1, 2, 1, 1]
+    assert fast.maps(images(2, 3, 256, 256)[0]).shape == (2, 256, 16, 16)
+    with pytest.raises(ValueError, match="size must be paper or fast, not 'tiny'"):
+        NPRDetector(size="tiny")
+
+
+@pytest.mark.parametrize("engine", ["fused", "onednn", "torch"])
+@pytest.mark.parametrize("size", [(256, 256), (97, 130), (20, 18), (2, 2)])
+def test_every_engine_of_the_fast_size(fast, monkeypatch, size, engine):
+    if engine == "fused" and (reason := cpu_bottleneck.unsupported_reason(torch.float32, 64)):
+        pytest.skip(reason)
+    monkeypatch.setattr(fused, "trunk_engine", lambda *arguments: engine)
+    raw, normalised = images(3, 3, *size)
+    with torch.no_grad():
+        expected = fast(raw)
+    frozen = InferenceDetector(fast, dtype=torch.float32)
+    for x in (raw, normalised):
+        assert (frozen(x) - expected).abs().max() < 1e-4
+    assert torch.equal(frozen(raw)[1:], frozen(raw[1:])) or engine != "fused"
 
 
 def test_number_of_parameters(authors, detector):

@@ -23,13 +23,14 @@ def tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
+@pytest.mark.parametrize(("network", "step"), [("paper", 8), ("fast", 16)])
 @pytest.mark.parametrize("size", SIZES)
-def test_maps_of_every_size(size):
-    model, pixels = make_detector(), noise(*size)
+def test_maps_of_every_size(size, network, step):
+    model, pixels = make_detector(size=network), noise(*size)
     explanation = explain.explain(model, pixels)
     even = tuple(side // 2 * 2 for side in size)
     assert explanation.npr.shape == (3, *even) and explanation.saliency.shape == even
-    assert explanation.activation.shape == tuple(-(-side // 8) for side in even)
+    assert explanation.activation.shape == tuple(-(-side // step) for side in even)
     assert explanation.spectrum.shape == tuple(min(side, 128) for side in even)
     assert np.array_equal(explanation.npr, reference.npr(tensor(pixels))[0].numpy())
     assert explanation.logit == pytest.approx(model(tensor(pixels)).item(), rel=1e-4, abs=1e-4)

@@ -27,12 +27,12 @@ pytestmark = pytest.mark.xdist_group("inductor")
 SHAPES = ((1, 64, 64), (3, 33, 47), (2, 256, 10), (5, 8, 8))
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+@pytest.fixture(scope="module", params=["paper", "fast"])
+def exported(tmp_path_factory, request):
     """An ONNX file and its network."""
     pytest.importorskip("onnx", reason="needs ONNX, npr-kernels[export]")
     pytest.importorskip("onnxscript", reason="needs onnxscript, npr-kernels[export]")
-    folder, model = tmp_path_factory.mktemp("onnx"), make_detector()
+    folder, model = tmp_path_factory.mktemp("onnx"), make_detector(size=request.param)
     calibration = Calibration(threshold=0.25, temperature=1.5)
     checkpoints.save(folder / "c.safetensors", model, Metadata(name="random", calibration=calibration))
     assert cli.main(["export", "--checkpoint", str(folder / "c.safetensors"), "-o", str(folder / "c.onnx")]) == 0
@@ -48,10 +48,13 @@ def expected(model: NPRDetector, pixels: np.ndarray) -> np.ndarray:
         return model(torch.from_numpy(pixels)).numpy()
 
 
-@pytest.mark.parametrize(("grid_size", "anchor"), [(2, 0), (2, 3), (3, 4), (2, "mean"), (2, "max")])
-def test_plain_operators_are_the_network(grid_size, anchor):
+@pytest.mark.parametrize(
+    ("size", "grid_size", "anchor"),
+    [("paper", 2, 0), ("paper", 2, 3), ("paper", 3, 4), ("paper", 2, "mean"), ("paper", 2, "max"), ("fast", 2, 0)],
+)
+def test_plain_operators_are_the_network(size, grid_size, anchor):
     torch.manual_seed(0)
-    model = NPRDetector(grid_size=grid_size, anchor=anchor).eval()
+    model = NPRDetector(size=size, grid_size=grid_size, anchor=anchor).eval()
     for shape in SHAPES:
         pixels = pictures(*shape)
         logits = PlainDetector(model)(torch.from_numpy(pixels)).numpy()

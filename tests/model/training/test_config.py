@@ -79,6 +79,7 @@ def test_recipe_holds_no_folder_and_no_machine_setting():
         ("classes=", "classes", ()),
         ("name=7=7", "name", "7=7"),
         ("view=crop:64", "view", "crop:64"),
+        ("size=fast", "size", "fast"),
     ],
 )
 def test_settings(setting, name, value):
@@ -112,6 +113,8 @@ ERRORS = {
     "rescale_factor=0,1": "rescale_factor must be in 0.1 .. 10",
     "blur_sigma=-1,1": "blur_sigma must be in 0 .. 100",
     "resize=100": "resize must be at least crop_size, not 100",
+    "size=tiny": "size must be one of paper, fast",
+    "distillation=2": "distillation must be in 0 .. 1, not 2.0",
     "betas=0.9,1": "betas must be in 0 .. 1, below 1",
     "dtype=int8": "dtype must be one of float32, bfloat16, float16, not int8",
     "device=tpu": "unknown device 'tpu': use auto, cpu, cuda or cuda:N",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from npr_model import checkpoints
 from npr_model.datasets import DatasetError
@@ -107,6 +108,45 @@ def test_starts_from_a_checkpoint(labelled, checkpoint, tmp_path):
     with pytest.raises(InputError, match=r"gone\.pth does not exist"):
         loop.train(small(root, start=str(tmp_path / "gone.pth")), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_learns_from_a_teacher(labelled, checkpoint, tmp_path):
+    """The agreement with a random teacher can only come from the teacher: the labels say nothing of its logits."""
+    root, shares = labelled({"0_real": 8, "1_fake": 8}), {"labels": 0.0, "teacher": 1.0}
+    teacher = checkpoints.load(checkpoint).model
+    pixels = torch.stack([torch.from_numpy(noise(24, 24, seed)).permute(2, 0, 1) for seed in range(16)])
+    differences = {}
+    for name, share in shares.items():
+        config = small(root, size="fast", teacher=str(checkpoint), distillation=share, epochs=12, learning_rate=3e-3)
+        student = checkpoints.load(loop.train(config, tmp_path / name))
+        assert student.model.size == "fast" and student.metadata.training["teacher"] == checkpoint.name
+        with torch.no_grad():
+            differences[name] = (student.model(pixels) - teacher(pixels)).abs().mean()
+    assert differences["teacher"] < 0.5 * differences["labels"]
+
+
+def test_a_student_begins_with_the_stem_of_its_teacher(checkpoint):
+    trainer, teacher = Trainer(small(size="fast", teacher=str(checkpoint)), CPU), checkpoints.load(checkpoint).model
+    assert torch.equal(trainer.network.conv1.weight, teacher.conv1.weight)
+    assert torch.equal(trainer.network.bn1.running_var, teacher.bn1.running_var)
+
+
+def test_the_loss_against_a_teacher(checkpoint):
+    """The cross entropy against its probability, and the squared error of its standardised features."""
+    trainer, teacher = Trainer(small(size="fast", teacher=str(checkpoint)), CPU), checkpoints.load(checkpoint).model
+    pixels, labels = pixels_and_labels(6)
+    network, distillation = trainer.network, trainer.distillation
+    with torch.no_grad():
+        features = network.maps(pixels).mean((2, 3))
+        wanted = teacher.maps(pixels).mean((2, 3))
+        standard = (wanted - wanted.mean(0)) / (wanted.var(0, unbiased=False) + 1e-5).sqrt()
+        logits, probability = network.fc1(features), teacher.fc1(wanted).sigmoid()
+        error = (distillation.adapt(features) - standard).square().mean()
+        entropy = -(probability * F.logsigmoid(logits) + (1 - probability) * F.logsigmoid(-logits)).mean()
+        own = F.binary_cross_entropy_with_logits(logits, labels.float())
+    network.train()
+    loss = trainer.step(iter([(pixels, labels.float())]))
+    assert loss.item() == pytest.approx(0.8 * (entropy + error).item() + 0.2 * own.item(), rel=1e-4)
 
 
 def test_classes_choose_the_groups(labelled, tmp_path):
