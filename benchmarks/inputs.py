@@ -70,10 +70,10 @@ def parameters(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor
 # ---- for the detector
 
 
-def random_detector() -> NPRDetector:
+def random_detector(size: str = "paper") -> NPRDetector:
     """Return a detector with batch norms as after training: fresh ones change nothing, which hides mistakes."""
     torch.manual_seed(0)
-    detector = NPRDetector()
+    detector = NPRDetector(size=size)
     for module in detector.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

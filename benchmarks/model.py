@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -79,8 +79,9 @@ def benchmark(detector: NPRDetector, batch: int, size: int, device: torch.device
     pixels = random_pixels(batch, size).to(device)
     detector = detector.to(device).eval()
     authors = peers.AuthorsDetector(detector).to(device)
+    name = "detector" if detector.size == "paper" else f"{detector.size} detector"
     return Benchmark(
-        f"detector, uint8 -> logits, {batch}x3x{size}x{size}",
+        f"{name}, uint8 -> logits, {batch}x3x{size}x{size}",
         [*torch_contenders(detector, pixels), *engine_contenders(detector, pixels)],
         LogitJudge(detector, pixels, device),
         needed_flops(authors, pixels),
@@ -165,15 +166,18 @@ def main(
     seconds: command.Seconds = 60.0,
     batch: command.Batch = 8,
     size: command.Size = 256,
+    network: Annotated[
+        Literal["paper", "fast"], typer.Option(help="Size of the network, which then has random weights.")
+    ] = "paper",
     checkpoint: Annotated[
-        str, typer.Option(metavar="FILE", show_default=False, help="Weights to use instead of random ones.")
+        str, typer.Option(metavar="FILE", show_default=False, help="Network and weights to use instead.")
     ] = "",
     only: command.OnlyContenders = "",
 ) -> None:
     """Compare the detector with PyTorch, torch.compile, ONNX Runtime and OpenVINO; fail if our logits are wrong."""
     target = command.available(device)
     try:
-        detector = checkpoints.load(checkpoint).model if checkpoint else random_detector()
+        detector = checkpoints.load(checkpoint).model if checkpoint else random_detector(network)
     except InputError as failure:
         command.refuse(f"--checkpoint: {failure}")
     if not isinstance(detector, NPRDetector):

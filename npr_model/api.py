@@ -38,7 +38,8 @@ class Score:
 
     Attributes:
         logit: float32; higher means more likely generated.
-        logit_npr, logit_clip: Of a checkpoint with two parts, such as "npr+clip", their logits. None for others.
+        logit_npr, logit_clip: Of a checkpoint that combines two logits, such as "npr+clip", both. None for others.
+        scored_by: Of a cascade, the name and digest of the part whose logit counts. None for other checkpoints.
         probability: That the image was generated, in 0 .. 1, if real and generated images are equally frequent.
         verdict: "real", "generated" or "uncertain", by the checkpoint's calibration; "generated (declared)" where the
             file says so itself.
@@ -66,6 +67,7 @@ class Score:
     error: str | None = None
     logit_npr: float | None = None
     logit_clip: float | None = None
+    scored_by: str | None = None
 
     @classmethod
     def of_row(cls, row: Row, source: str) -> Score:
@@ -84,6 +86,7 @@ class Score:
             error=row.error,
             logit_npr=row.logit_npr,
             logit_clip=row.logit_clip,
+            scored_by=row.scored_by,
         )
 
 

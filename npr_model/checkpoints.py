@@ -12,7 +12,7 @@ import json
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor
 from npr_model import defaults
 from npr_model.detectors import detector_class
 from npr_model.detectors.base import DetectorNetwork
+from npr_model.detectors.cascade import Cascade
 from npr_model.detectors.npr import NPRDetector
 from npr_model.detectors.ojha import Ojha
 from npr_model.detectors.pair import Pair
@@ -176,7 +177,8 @@ def load(name_or_path: str | os.PathLike = DEFAULT, *, backend: str | None = Non
         raise CheckpointError(f"checkpoint {path} is a Git LFS pointer, not the weights; fetch them with git lfs pull")
     state, metadata = (_read_safetensors if path.suffix == ".safetensors" else _read_pickle)(path, data)
     try:
-        model = _pair(path, metadata, backend) if metadata.detector == Pair.detector else metadata.network(backend)
+        joined = {Pair.detector: _pair, Cascade.detector: _cascade}.get(metadata.detector)
+        model = joined(path, metadata, backend) if joined else metadata.network(backend)
     except CheckpointError:
         raise
     except (InputError, TypeError, ValueError, OverflowError) as error:
@@ -201,10 +203,23 @@ def _bytes(path: Path) -> bytes:
 
 def _pair(path: Path, metadata: Metadata, backend: str | None) -> Pair:
     """Return the pair of a checkpoint that names its parts, with new weights of its own. Raises CheckpointError."""
-    npr, clip = (_part(path, str(metadata.architecture.get(name, "")), backend) for name in Pair.architecture)
+    npr, clip = _parts(path, metadata, backend, Pair.architecture)
     if not isinstance(npr, NPRDetector) or not isinstance(clip, Ojha):
         raise CheckpointError(f"checkpoint {path} joins {npr.detector} and {clip.detector}, not npr and ojha")
     return Pair(npr, clip, **metadata.architecture)
+
+
+def _cascade(path: Path, metadata: Metadata, backend: str | None) -> Cascade:
+    """Return the cascade of a checkpoint that names its parts. Raises CheckpointError."""
+    first, second = _parts(path, metadata, backend, Cascade.architecture[:2])
+    if not isinstance(first, NPRDetector) or not isinstance(second, NPRDetector):
+        raise CheckpointError(f"checkpoint {path} joins {first.detector} and {second.detector}, not npr and npr")
+    return Cascade(first, second, **metadata.architecture)
+
+
+def _parts(path: Path, metadata: Metadata, backend: str | None, names: Iterable[str]) -> Iterator[DetectorNetwork]:
+    """Return the networks whose checkpoints the architecture names. Raises CheckpointError."""
+    return (_part(path, str(metadata.architecture.get(name, "")), backend) for name in names)
 
 
 def _part(path: Path, named: str, backend: str | None) -> DetectorNetwork:

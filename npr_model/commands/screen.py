@@ -204,6 +204,9 @@ def _print_totals(run: Screening, scorer: Scorer, seconds: float) -> None:
     )
     if scorer.rates.text:
         out.print(f"each part alone: {scorer.rates.text}; the slower part limits the run", highlight=False)
+    if totals.scored_by:
+        shares = (f"{100 * n / totals.scored:.1f} % ({n}) by {part}" for part, n in sorted(totals.scored_by.items()))
+        out.print(f"scored {', '.join(shares)}", highlight=False, soft_wrap=True)
     if totals.skipped:
         out.print(f"skipped: {describe_skipped(totals.skipped)}", soft_wrap=True)
     if totals.kept:

@@ -61,8 +61,8 @@ def fused_trunk(detector: NPRDetector, dtype: torch.dtype, device: torch.device)
         blocks = quantisation.blocks(detector).values()
         every = [(folded_layers(block), block.conv2.stride[0]) for block in blocks]
         hopper = selection.kernels_for(dtype, device) == "hopper"
-        fused = gpu_bottleneck.FusedBottlenecks(every, dtype, averaged=True, hopper=hopper)
-        return nn.Sequential(detector.pool, fused) if averages else fused
+        on_gpu = gpu_bottleneck.FusedBottlenecks(every, dtype, averaged=True, hopper=hopper)
+        return nn.Sequential(detector.pool, on_gpu) if averages else on_gpu
     steps = quantisation.block_steps(detector) if dtype == torch.int8 else {}
     made: list[cpu_bottleneck.FusedBottleneck | cpu_bottleneck.QuantisedBottleneck] = []
     for name, block in quantisation.blocks(detector).items():
@@ -77,8 +77,8 @@ def fused_trunk(detector: NPRDetector, dtype: torch.dtype, device: torch.device)
     fused = cpu_bottleneck.FusedBottlenecks(*made, averaged=True)
     if not averages:
         return fused
-    out_steps = quantisation.processor_steps(detector)["pool.out"] if steps else None
-    return nn.Sequential(AveragePool(SIZES[detector.size].pool, out_steps), fused)
+    pool_steps = quantisation.processor_steps(detector)["pool.out"] if steps else None
+    return nn.Sequential(AveragePool(SIZES[detector.size].pool, pool_steps), fused)
 
 
 class InferenceDetector(nn.Module):

@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         ("model", pa.string()),
         ("logit_npr", pa.float32()),
         ("logit_clip", pa.float32()),
+        ("scored_by", pa.string()),
     ]
 )
 
@@ -72,7 +73,8 @@ class Row:
             (:mod:`npr_model.screening.alone`).
         milliseconds: Reading and decoding, plus the image's share of the time to score its batch.
         model: Name and digest of the checkpoint.
-        logit_npr, logit_clip: Of a checkpoint with two parts, their logits, which ``logit`` combines.
+        logit_npr, logit_clip: Of a checkpoint that combines two logits, both.
+        scored_by: Of a cascade, the name and digest of the part whose logit counts.
     """
 
     source: str
@@ -97,6 +99,7 @@ class Row:
     model: str | None = None
     logit_npr: float | None = None
     logit_clip: float | None = None
+    scored_by: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values by column name."""
@@ -105,7 +108,7 @@ class Row:
 
 def unscored(row: Row, error: str) -> Row:
     """Return ``row`` with an error instead of a score."""
-    return replace(row, logit_npr=None, logit_clip=None, error=error, error_code=NOT_SCORED)
+    return replace(row, logit_npr=None, logit_clip=None, scored_by=None, error=error, error_code=NOT_SCORED)
 
 
 def judged(row: Row, logit: float, calibration: Calibration) -> Row:
@@ -133,6 +136,7 @@ class Totals:
     Attributes:
         failed: Rows with an error.
         verdicts: Scored rows by verdict.
+        scored_by: Scored rows of a cascade by the part whose logit counts.
         skipped: Files that are not screened, by reason.
         kept: Inputs that had a row in the same folder already, from an earlier run.
         kept_failed: How many of these rows have an error.
@@ -140,6 +144,7 @@ class Totals:
 
     failed: int = 0
     verdicts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VERDICTS, 0))
+    scored_by: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     kept: int = 0
     kept_failed: int = 0
@@ -158,6 +163,8 @@ class Totals:
         """Count a row."""
         if row.error is None and row.verdict is not None:
             self.verdicts[row.verdict] += 1
+            if row.scored_by is not None:
+                self.scored_by[row.scored_by] += 1
         else:
             self.failed += 1
 
@@ -166,6 +173,7 @@ class Totals:
         self.failed += other.failed
         for verdict, count in other.verdicts.items():
             self.verdicts[verdict] += count
+        self.scored_by += other.scored_by
         self.skipped += other.skipped
         self.kept += other.kept
         self.kept_failed += other.kept_failed

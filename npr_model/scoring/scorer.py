@@ -13,9 +13,11 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import nn
 
 from npr_kernels import BackendError
 from npr_model.checkpoints import LoadedCheckpoint
+from npr_model.detectors.cascade import Cascade
 from npr_model.detectors.pair import Pair
 from npr_model.errors import reason
 from npr_model.imaging.limits import MAX_PIXELS
@@ -94,16 +96,19 @@ class Scorer:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         model = checkpoint.model
         self._pair = model if isinstance(model, Pair) else None
-        network, second = self._pair.parts if self._pair else (model, None)
-        if second is not None:
-            second.check_ready()
+        self._cascade = model if isinstance(model, Cascade) else None
+        joined = self._pair or self._cascade
+        network = joined.parts[0] if joined else model
+        encoder = self._pair.parts[1] if self._pair else None
+        if encoder is not None:
+            encoder.check_ready()
         self.decoder = Decoder(
             view or checkpoint.metadata.view,
             checkpoint.model_id,
             model.grid_size,
             max_pixels,
             raw_previews,
-            second,
+            encoder,
         )
         self.checkpoint = checkpoint
         self.batch_size = batch_size
@@ -117,6 +122,7 @@ class Scorer:
         self.dtype = str(dtype or default_dtype(self.device)).removeprefix("torch.")
         self._cache = None if cache is None else Cache(cache, self.dtype, self._finish)
         self._model = freeze(network.to(self.device), dtype)
+        self._better = freeze(self._cascade.parts[1].to(self.device), dtype) if self._cascade else self._model
         # A GPU gets the next batch before the rows of the last are built, so that it never waits.
         self._launched_ahead = 1 if self.device.type == "cuda" else 0
         self._row_bytes = GPU_ROW_BYTES if self.device.type == "cuda" else 1
@@ -226,7 +232,7 @@ class Scorer:
     def _launch(self, batch: list[Decoded]) -> Callable[[], Iterator[Row]]:
         """Send a batch through the network; the result waits for it and yields its rows."""
         try:
-            logits = self._logits([decoded.parts for decoded in batch if decoded.parts is not None])
+            logits = self._logits(self._model, batch)
         except BackendError:
             raise  # would fail for every batch
         except (RuntimeError, MemoryError) as error:
@@ -237,7 +243,11 @@ class Scorer:
 
     def _rows(self, batch: list[Decoded], logits: Callable[[], tuple[list[float], float]]) -> Iterator[Row]:
         try:
-            of_parts, seconds = logits()
+            means, seconds = logits()
+            rows = [decoded.row for decoded in batch]
+            if self._cascade is not None:
+                rows, means, more = self._second_look(self._cascade, batch, means)
+                seconds += more
         except BackendError:
             raise
         except (RuntimeError, MemoryError) as error:
@@ -245,13 +255,28 @@ class Scorer:
         else:
             self.rates.scored += len(batch)
             self.rates.scoring_seconds += seconds
-            ends = np.cumsum([len(decoded.parts) for decoded in batch if decoded.parts is not None])
-            means = [float(np.float32(np.mean(values))) for values in np.split(np.array(of_parts), ends[:-1])]
-            for decoded, logit in zip(batch, means, strict=True):
-                milliseconds = (decoded.row.milliseconds or 0) + 1000 * seconds / len(batch)
-                yield self._finish(*self._combined(replace(decoded.row, milliseconds=milliseconds), logit))
+            for row, logit in zip(rows, means, strict=True):
+                milliseconds = (row.milliseconds or 0) + 1000 * seconds / len(batch)
+                yield self._finish(*self._combined(replace(row, milliseconds=milliseconds), logit))
             return
         yield from self._halves(batch, why)
+
+    def _second_look(
+        self, cascade: Cascade, batch: list[Decoded], logits: list[float]
+    ) -> tuple[list[Row], list[float], float]:
+        """Ask the second network of a cascade about the images that are in doubt.
+
+        Returns the rows, which say whose logit counts, the logits, and the seconds it took.
+        """
+        doubtful = [number for number, logit in enumerate(logits) if cascade.is_in_doubt(logit)]
+        rows = [replace(decoded.row, scored_by=cascade.first_checkpoint) for decoded in batch]
+        if not doubtful:
+            return rows, logits, 0.0
+        again, seconds = self._logits(self._better, [batch[number] for number in doubtful])()
+        logits = logits.copy()
+        for number, logit in zip(doubtful, again, strict=True):
+            logits[number], rows[number] = logit, replace(rows[number], scored_by=cascade.second_checkpoint)
+        return rows, logits, seconds
 
     def _halves(self, batch: list[Decoded], why: str) -> Iterator[Row]:
         """Score a failed batch in halves, as memory was probably short. An image that fails alone is an error row."""
@@ -262,13 +287,19 @@ class Scorer:
         for half in (batch[:middle], batch[middle:]):
             yield from self._launch(half)()
 
-    def _logits(self, parts: list[np.ndarray]) -> Callable[[], tuple[list[float], float]]:
-        """Send arrays (P, H, W, 3) uint8 through the network.
+    def _logits(self, network: nn.Module, batch: list[Decoded]) -> Callable[[], tuple[list[float], float]]:
+        """Send the parts of a batch, each (P, H, W, 3) uint8, through a network.
 
-        The result waits for it, and returns the logits of all parts and the seconds it took.
+        The result waits for it, and returns a logit for each image, the mean over its parts, and the seconds it took.
 
         Permuted, the arrays have channels_last strides, which the kernels prefer.
         """
+        parts = [decoded.parts for decoded in batch if decoded.parts is not None]
+        ends = np.cumsum([len(own) for own in parts])
+
+        def means(logits: list[float]) -> list[float]:
+            return [float(np.float32(np.mean(values))) for values in np.split(np.array(logits), ends[:-1])]
+
         began = time.perf_counter()
         on_gpu = self.device.type == "cuda"
         _, height, width, _ = parts[0].shape
@@ -276,21 +307,21 @@ class Scorer:
         rows = torch.empty((sum(map(len, parts)), height, pitch), dtype=torch.uint8, pin_memory=on_gpu)
         np.concatenate(parts, out=_images(rows, width).numpy())
         if not on_gpu:
-            logits = self._model(_images(rows, width).permute(0, 3, 1, 2)).squeeze(1).tolist()
+            of_images = means(network(_images(rows, width).permute(0, 3, 1, 2)).squeeze(1).tolist())
             seconds = time.perf_counter() - began
-            return lambda: (logits, seconds)
+            return lambda: (of_images, seconds)
         stream = torch.cuda.current_stream(self.device)
         start, end = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))
         start.record(stream)
         rows = rows.to(self.device, non_blocking=True)  # with the bytes between them, or it would be copied row by row
-        logits = self._model(_images(rows, width).permute(0, 3, 1, 2)).squeeze(1)
+        logits = network(_images(rows, width).permute(0, 3, 1, 2)).squeeze(1)
         copied = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
         copied.copy_(logits, non_blocking=True)
         end.record(stream)
 
         def wait() -> tuple[list[float], float]:
             end.synchronize()  # blocking wait: the core can decode meanwhile
-            return copied.tolist(), start.elapsed_time(end) / 1000
+            return means(copied.tolist()), start.elapsed_time(end) / 1000
 
         return wait
 

@@ -1,0 +1,62 @@
+"""Two NPR networks with one logit: a fast one, and a better one where the fast one is in doubt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from npr_model.detectors.base import DetectorNetwork
+from npr_model.detectors.npr import NPRDetector
+
+
+class Cascade(DetectorNetwork):
+    """The logit of the first network, or that of the second where the first one's lies in ``low`` .. ``high``.
+
+    A checkpoint stores the two numbers and the names of the two parts. It has no weights of its own.
+
+    Args:
+        first, second: The parts: the fast network and the better one.
+        first_checkpoint, second_checkpoint: Their checkpoints, as name@digest.
+        low, high: Logits of the first network that are in doubt, both included.
+
+    Attributes:
+        parts: Both networks. They are not among the cascade's own weights, since they have checkpoints of their own.
+
+    Raises:
+        ValueError: ``low`` is not at most ``high``, or the parts have cells of different sizes.
+    """
+
+    detector, paper_name = "cascade", "NPR cascade"
+    architecture = ("first_checkpoint", "second_checkpoint", "low", "high")
+
+    def __init__(
+        self,
+        first: NPRDetector,
+        second: NPRDetector,
+        first_checkpoint: str,
+        second_checkpoint: str,
+        low: float,
+        high: float,
+    ) -> None:
+        super().__init__()
+        if not low <= high:
+            raise ValueError(f"low must be at most high, got {low} and {high}")
+        if first.grid_size != second.grid_size:
+            raise ValueError(f"the parts have cells of {first.grid_size} and {second.grid_size} pixels")
+        self.parts = (first, second)
+        self.first_checkpoint, self.second_checkpoint = first_checkpoint, second_checkpoint
+        self.low, self.high = low, high
+        self.grid_size = first.grid_size
+
+    def is_in_doubt(self, logit: float) -> bool:
+        """Return whether the second network is asked, given the logit of the first."""
+        return self.low <= logit <= self.high
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Decide for each of the images by its own logit. In a screening the mean over an image's tiles decides."""
+        first, second = (part.to(images.device) for part in self.parts)
+        logits = first(images)
+        doubtful = ((logits >= self.low) & (logits <= self.high)).flatten()
+        if not doubtful.any():
+            return logits
+        return torch.index_put(logits, (doubtful,), second(images[doubtful]))

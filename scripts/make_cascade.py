@@ -1,0 +1,100 @@
+"""Makes a cascade of two NPR checkpoints: the first one's logit, or the second one's where the first is in doubt.
+
+    python -m scripts.make_cascade VALIDATION --first fast-1 --second wild-2 -o npr_model/weights/cascade.safetensors
+
+VALIDATION holds <family>/{0_real,1_fake}, and neither part was trained on it. Its images, as they are and after JPEG at
+quality 90, choose the logits that are in doubt: of all ranges between two quantiles, the one that sends the fewest
+images on while the mean AUC of the families stays within LOSS of the second checkpoint's in both conditions. The share
+that is sent on is printed. `npr calibrate` then adds the thresholds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from npr_model import checkpoints
+from npr_model.checkpoints import LoadedCheckpoint, Metadata
+from npr_model.datasets import FAKE, Sample, find_samples
+from npr_model.detectors.cascade import Cascade
+from npr_model.evaluation.evaluate import evaluate
+from npr_model.imaging.perturbations import Perturbation
+from npr_model.scoring.rows import Row
+from npr_model.scoring.scorer import Scorer
+from scripts.make_card import LARGE
+
+CONDITIONS = (None, "jpeg:90")
+LOSS = 0.004  # of AUC; the promise is 0.005
+QUANTILES = np.linspace(0, 1, 41)
+
+
+def logits(loaded: LoadedCheckpoint, samples: Sequence[Sample]) -> list[np.ndarray]:
+    """Return the logits of the samples in each of CONDITIONS, (N,)."""
+    found = []
+    for text in CONDITIONS:
+        rows: list[Row] = []
+        evaluate(Scorer(loaded), samples, perturbation=Perturbation.parse(text) if text else None, on_row=rows.append)
+        by_source = {row.source: row.logit for row in rows}
+        found.append(np.array([by_source[str(sample.path)] for sample in samples], float))
+    return found
+
+
+def mean_auc(samples: Sequence[Sample], values: np.ndarray) -> float:
+    """Mean over the families of LARGE images or more, each against all real images."""
+    labels, groups = np.array([s.label for s in samples]), np.array([s.group for s in samples])
+    names, counts = np.unique(groups[labels == FAKE], return_counts=True)
+    chosen = [(labels != FAKE) | (groups == name) for name in names[counts >= LARGE]]
+    return float(np.mean([roc_auc_score(labels[rows], values[rows]) for rows in chosen]))
+
+
+def joined(first: np.ndarray, second: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return the logits of a cascade with this range."""
+    return np.where((first >= low) & (first <= high), second, first)
+
+
+def choose(
+    samples: Sequence[Sample], first: Sequence[np.ndarray], second: Sequence[np.ndarray]
+) -> tuple[float, float, float]:
+    """Return the lowest and the highest logit in doubt, and the share of the images as they are that are sent on."""
+    wanted = [mean_auc(samples, values) - LOSS for values in second]
+    borders = np.quantile(first[0], QUANTILES)
+    borders[[0, -1]] += (-1e-3, 1e-3)  # beyond all logits, as rounding must not leave the last one out
+    options = []
+    for low, high in itertools.combinations(borders, 2):
+        options.append((float(np.mean((first[0] >= low) & (first[0] <= high))), float(low), float(high)))
+    for share, low, high in sorted(options):
+        aucs = [mean_auc(samples, joined(a, b, low, high)) for a, b in zip(first, second, strict=True)]
+        if all(found >= least for found, least in zip(aucs, wanted, strict=True)):
+            return low, high, share
+    raise AssertionError("the range of all logits gives the second checkpoint's AUC")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("validation", type=Path)
+    parser.add_argument("--first", required=True)
+    parser.add_argument("--second", required=True)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    first, second = (checkpoints.load(name) for name in (arguments.first, arguments.second))
+    samples = find_samples(arguments.validation)
+    low, high, share = choose(samples, logits(first, samples), logits(second, samples))
+    cascade = Cascade(first.model, second.model, first.model_id, second.model_id, low, high)  # type: ignore[arg-type]
+    metadata = Metadata(
+        name=arguments.output.stem,
+        view=second.metadata.view,
+        decoder=second.metadata.decoder,
+        training_data=f"the images of {first.model_id} and of {second.model_id}",
+        licence="Apache-2.0",
+    )
+    checkpoints.save(arguments.output, cascade, metadata)
+    print(f"in doubt from {low:.3f} to {high:.3f}: {100 * share:.1f} % of the validation images as they are")
+
+
+if __name__ == "__main__":
+    main()
