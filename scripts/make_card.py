@@ -161,8 +161,17 @@ def calibrated(calibration: Calibration | None) -> str:
     return text
 
 
-def card(metadata: checkpoints.Metadata, sha256: str, lines: Sequence[Line], curve: Sequence[dict[str, str]]) -> str:
-    """Return the card as Markdown. ``curve``: the table of scripts/fit_last_layer.py."""
+def card(
+    metadata: checkpoints.Metadata,
+    sha256: str,
+    lines: Sequence[Line],
+    curve: Sequence[dict[str, str]] = (),
+    beside: Sequence[Sequence[Line]] = (),
+) -> str:
+    """Return the card as Markdown.
+
+    ``curve``: the table of scripts/fit_last_layer.py. ``beside``: the measurements of other checkpoints.
+    """
     recipe = ", ".join(
         f"{name} {value}"
         for name, value in (metadata.training or {}).items()
@@ -185,19 +194,23 @@ def card(metadata: checkpoints.Metadata, sha256: str, lines: Sequence[Line], cur
         "strength of the last layer's regularisation were chosen on these images, too.",
         "## Summary",
         summary(lines).markdown().rstrip(),
+        *(["## Beside other checkpoints", side_by_side([lines, *beside]).markdown().rstrip()] if beside else []),
         "## Families of generators",
         "AUC by condition. A seen family has other images in the training set.",
         families(lines).markdown().rstrip(),
         "## Real images",
         'Share with the verdict "generated".',
         sources(lines).markdown().rstrip(),
-        "## Would more images help?",
-        "The last layer was fitted anew on the crops from some of the repositories, drawn at random several times; "
-        "the lowest and the highest result are in brackets. The other layers stayed as they are, trained on all "
-        "repositories. Its own crops, of which three in four were changed as in training, are measured all together; "
-        "the validation images as in the summary.",
-        learning(curve).markdown().rstrip(),
     ]
+    if curve:
+        parts += [
+            "## Would more images help?",
+            "The last layer was fitted anew on the crops from some of the repositories, drawn at random several times; "
+            "the lowest and the highest result are in brackets. The other layers stayed as they are, trained on all "
+            "repositories. Its own crops, of which three in four were changed as in training, are measured all "
+            "together; the validation images as in the summary.",
+            learning(curve).markdown().rstrip(),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -209,6 +222,21 @@ def summary(lines: Sequence[Line]) -> Table:
         rows.append((condition, auc(families), auc(unseen), percent(families.found), flagged(reals)))
     columns = ("images", f"AUC, {ALL}", f"AUC, {UNSEEN}", "found", 'real images with the verdict "generated"')
     return Table("", columns, tuple(rows))
+
+
+def side_by_side(checkpoints_lines: Sequence[Sequence[Line]]) -> Table:
+    """One row for each checkpoint."""
+    rows = []
+    for lines in checkpoints_lines:
+        of = {(entry.condition, entry.kind, entry.name): entry for entry in lines}
+        plain = next(iter(CONDITIONS))
+        name = lines[0].model.partition("@")[0]
+        cells = [auc(of[condition, MEAN, ALL]) for condition in CONDITIONS]
+        found, reals = of[plain, MEAN, ALL].found, of[plain, PHOTOGRAPHS, "all"]
+        rows.append((f"`{name}`", *cells, auc(of.get((plain, MEAN, UNSEEN))), percent(found), flagged(reals)))
+    columns = [f"AUC {condition}" for condition in CONDITIONS]
+    ends = (f"AUC, {UNSEEN}", "found", 'real images with the verdict "generated"')
+    return Table("", ("checkpoint", *columns, *ends), tuple(rows))
 
 
 def families(lines: Sequence[Line]) -> Table:
@@ -293,14 +321,17 @@ def main() -> None:
     measuring.add_argument("--results", type=Path, required=True)
     printing = commands.add_parser("print", help="print the card from the results file")
     printing.add_argument("results", type=Path)
-    printing.add_argument("--curve", type=Path, required=True)
+    printing.add_argument("--curve", type=Path)
+    printing.add_argument("--beside", type=Path, nargs="+", default=[], help="results files of other checkpoints")
     printing.add_argument("--checkpoint", default=checkpoints.DEFAULT)
     arguments = parser.parse_args()
     if arguments.command == "measure":
         write(arguments.results, measure(arguments.checkpoint, arguments.validation, arguments.training))
     else:
         loaded = checkpoints.load(arguments.checkpoint)
-        print(card(loaded.metadata, loaded.sha256, read(arguments.results), read_curve(arguments.curve)), end="")
+        curve = read_curve(arguments.curve) if arguments.curve else ()
+        others = [read(path) for path in arguments.beside]
+        print(card(loaded.metadata, loaded.sha256, read(arguments.results), curve, others), end="")
 
 
 if __name__ == "__main__":
