@@ -45,6 +45,8 @@ JsonFile = Annotated[
 Seconds = Annotated[float, typer.Option(min=0, help="Time for the rounds of each case.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 Size = Annotated[int, typer.Option(min=4, help="Height and width of an image.")]
+NetworkName = Literal["paper", "fast"]
+Network = Annotated[NetworkName, typer.Option(help="Size of the network, which has random weights.")]
 Workers = Annotated[int, typer.Option(min=0, help="Decoding workers (0: one per core, at most 16).")]
 Only = Annotated[
     str,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import typer
@@ -166,9 +166,7 @@ def main(
     seconds: command.Seconds = 60.0,
     batch: command.Batch = 8,
     size: command.Size = 256,
-    network: Annotated[
-        Literal["paper", "fast"], typer.Option(help="Size of the network, which then has random weights.")
-    ] = "paper",
+    network: command.Network = "paper",
     checkpoint: Annotated[
         str, typer.Option(metavar="FILE", show_default=False, help="Network and weights to use instead.")
     ] = "",

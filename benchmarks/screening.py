@@ -26,10 +26,12 @@ from benchmarks.inputs import as_checkpoint, make_files, random_detector
 from benchmarks.model import LogitJudge, Network, needed_flops
 from benchmarks.parity import Parity
 from benchmarks.rows import OURS, REFERENCE, Results
+from npr_kernels.trunk import cpu_bottleneck
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.detectors.npr import NPRDetector
 from npr_model.imaging.decode import decode
 from npr_model.imaging.views import View
+from npr_model.inference import quantisation
 from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import default_dtype
 from npr_model.scoring.scorer import Scorer
@@ -51,6 +53,7 @@ MOST_WORKERS = 16
 JUDGED = 16  # images whose logits are compared with float64, which takes its time
 DECODING, NETWORK = f"{OURS}, decoding alone", f"{OURS}, network alone"
 WITHOUT_NETWORK = f"{OURS}, without the network"
+OURS_INT8 = f"{OURS} int8"
 PARTS = (DECODING, WITHOUT_NETWORK, NETWORK)  # of a run; a ratio to the whole plain loop would mean nothing
 OPERATIONS = ("gflops", "share_of_fma_peak", "share_of_bf16_peak")
 
@@ -89,6 +92,10 @@ class Job:
         parts = [view.parts(pixels) for pixels in self.decoded]
         self.parts = len(parts[0])  # of each image
         self.pixels = torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2)
+        self.serves_int8 = device.type == "cpu" and cpu_bottleneck.unsupported_reason(torch.int8, 64) is None
+        if self.serves_int8:  # scales for these pixels: a checkpoint's own are those of photographs
+            few = self.pixels[: JUDGED * self.parts].split(1)
+            self.detector.activation_steps = quantisation.measure_steps(self.detector, few)
         self._judge_logits = LogitJudge(self.detector, self.pixels[: JUDGED * self.parts], device, self.parts)
 
     # Each of these builds a call. Its result is the logits in the order of the files; of decoding alone it is the
@@ -157,6 +164,7 @@ def benchmark(
         Contender(REFERENCE, job.plain_loop),
         Contender(OURS, lambda: job.end_to_end(job.dtype), job.dtype),
         Contender(f"{OURS} float32", lambda: job.end_to_end(torch.float32)),
+        *([Contender(OURS_INT8, lambda: job.end_to_end(torch.int8), torch.int8)] if job.serves_int8 else []),
         Contender(DECODING, job.decoding),
         Contender(WITHOUT_NETWORK, job.without_network),
         Contender(NETWORK, job.network, job.dtype),
@@ -165,6 +173,8 @@ def benchmark(
     name = f"screening {len(paths)} {format} files of {width}x{height}"
     if view.kind != "native":
         name += f", view {view}"
+    if detector.size != "paper":
+        name += f", network {detector.size}"
     return Benchmark(name, contenders, job.judge, len(paths) * job.parts * flops)
 
 
@@ -181,10 +191,9 @@ def with_rates(rows: list[dict], count: int) -> list[dict]:
     rates = {name: row.get("images_per_second") for name, row in by_name.items()}
     if rates[OURS] and rates[DECODING] and rates[NETWORK]:
         by_name[OURS]["share_of_slower_half"] = rates[OURS] / min(rates[DECODING], rates[NETWORK])
-    if rates[OURS] and rates[DECODING]:
-        by_name[OURS]["share_of_decoding"] = rates[OURS] / rates[DECODING]
-    if rates[DECODING] and rates[WITHOUT_NETWORK]:
-        by_name[WITHOUT_NETWORK]["share_of_decoding"] = rates[WITHOUT_NETWORK] / rates[DECODING]
+    for name in (OURS, OURS_INT8, WITHOUT_NETWORK):
+        if rates[DECODING] and rates.get(name):
+            by_name[name]["share_of_decoding"] = rates[name] / rates[DECODING]
     return rows
 
 
@@ -193,8 +202,7 @@ def print_shares(results: Results, rows: list[dict]) -> None:
         if "share_of_slower_half" in row:
             results.console.print(f"whole run: {row['share_of_slower_half']:.0%} of the slower of decoding and network")
         if "share_of_decoding" in row:
-            what = "whole run" if row["contender"] == OURS else "without the network"
-            results.console.print(f"{what}: {row['share_of_decoding']:.0%} of decoding alone")
+            results.console.print(f"{row['contender']}: {row['share_of_decoding']:.0%} of decoding alone")
 
 
 def main(
@@ -202,6 +210,7 @@ def main(
     json_file: command.JsonFile = None,
     seconds: command.Seconds = 30.0,
     workers: command.Workers = 0,
+    network: command.Network = "paper",
     only: command.Only = "",
 ) -> None:
     """Time screening from files to rows; fail if a logit or a pixel of ours is wrong. Case names: "JPEG 256"."""
@@ -209,7 +218,7 @@ def main(
     names = [f"{format} {size}" for format, size, _, _ in CASES]
     chosen = command.matching(only, names, "cases")
     results = command.start(target, json_file, only)
-    detector = random_detector()
+    detector = random_detector(network)
     workers = workers or min(MOST_WORKERS, results.machine["cores"])
     for name, (format, size, count, view) in zip(names, CASES, strict=True):
         if name not in chosen:
