@@ -6,6 +6,7 @@ Triton decides between compiler and interpreter when a kernel is defined. So a f
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -21,6 +22,17 @@ if INTERPRETED:
     # The interpreter checks each sum and product of integers for overflow, which takes half of its time. The offsets of
     # these small images cannot overflow; tests of large ones need a GPU.
     interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+
+    # The interpreter puts its functions in the place of Triton's at each call of a function, which takes a third of its
+    # time. In this process, which compiles nothing for a GPU, they may stay there.
+    patch_language = interpreter._patch_lang
+
+    @functools.cache
+    def patch_language_once(function: Callable) -> interpreter._LangPatchScope:
+        patch_language(function)
+        return interpreter._LangPatchScope()  # nothing that a kernel would restore at its end
+
+    interpreter._patch_lang = patch_language_once
 
 
 def interpreted(test: Callable) -> Callable | None:
