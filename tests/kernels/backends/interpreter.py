@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from tests.conftest import ROOT
+from tests.conftest import PLAIN_PYTEST, ROOT
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -47,7 +47,7 @@ def run_under_interpreter(file: str, **environment: str) -> None:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, **PLAIN_PYTEST, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", **environment},
     )
     assert result.returncode == 0, result.stdout[-4000:]
     assert " passed" in result.stdout
