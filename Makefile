@@ -32,11 +32,13 @@ clean:
 
 # pip 25.1 is the first that knows dependency groups. torch comes before the package: the extension is compiled against
 # the torch that will load it. Its object files stay in build/, so that another target compiles only what has changed.
+# Compiling starts while pip still looks for packages; pip's own build then finds the object files, or says what failed.
 define install
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(PIP) --upgrade pip
 	$(PIP) torch setuptools wheel ninja numpy
-	$(PIP) --no-build-isolation --editable . $(1)
+	$(BIN)/python setup.py build_ext > /dev/null 2>&1 & \
+		$(PIP) --no-build-isolation --editable . $(1); status=$$?; wait; exit $$status
 	touch .venv/installed $@
 endef
 
