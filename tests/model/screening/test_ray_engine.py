@@ -182,35 +182,6 @@ def cluster_of(process: psutil.Process) -> str | None:
         return None
 
 
-@pytest.fixture(scope="module")
-def joined(cluster):
-    """This process belongs to the cluster, so that its commands use the same workers, which take long to start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-        yield
-        ray.shutdown()
-
-
-def test_standard_input_and_an_unused_folder(joined, npr, inputs, checkpoint, tmp_path, monkeypatch):
-    """Names of standard input, relative to where the command runs."""
-    monkeypatch.chdir(inputs)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"folder/1.png\nmissing.png\nfolder/2.png\n")))
-    output = tmp_path / "scores.jsonl"
-    code, out, err = npr("screen", "--files-from", "-", "--checkpoint", checkpoint, "-o", output, "--engine", "ray")
-    assert code == 1, err
-    assert "3 images" in out and "1 failed" in out
-
-
-def test_wrong_usage_is_one_line(joined, npr, inputs, checkpoint):
-    base = ["screen", inputs / "c.parquet", "--checkpoint", checkpoint, "--engine", "ray"]
-    code, _, err = npr(*base, "--backend", "triton")  # which an actor finds out
-    assert code == 2
-    assert "triton" in err.splitlines()[-1] and "Traceback" not in err
-    code, _, err = npr(*base, "--device", "cuda")
-    assert code == 2 and "the Ray cluster has no GPU" in err and "Traceback" not in err
-
-
 def test_two_nodes_give_the_rows_of_one_machine_whatever_dies(cluster, inputs, checkpoint, npr, tmp_path):
     """The command is killed. The next one goes on where it stopped, to the end, although a process of each kind is
     killed, then a node."""
@@ -236,6 +207,36 @@ def test_two_nodes_give_the_rows_of_one_machine_whatever_dies(cluster, inputs, c
     assert "skipped: 4 not images\n" in out
     check_equal(scores(output), expected)
     assert manifest(output)["complete"]
+
+
+@pytest.fixture(scope="module")
+def joined(cluster):
+    """This process belongs to the cluster, so that its commands use the same workers, which take long to start."""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # as the engine has it, where it joins a cluster itself
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        yield
+        ray.shutdown()
+
+
+def test_standard_input(joined, npr, inputs, checkpoint, tmp_path, monkeypatch):
+    """Names of standard input, relative to where the command runs."""
+    monkeypatch.chdir(inputs)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"folder/1.png\nmissing.png\nfolder/2.png\n")))
+    output = tmp_path / "scores.jsonl"
+    code, out, err = npr("screen", "--files-from", "-", "--checkpoint", checkpoint, "-o", output, "--engine", "ray")
+    assert code == 1, err
+    assert "3 images" in out and "1 failed" in out
+
+
+def test_wrong_usage_is_one_line(joined, npr, inputs, checkpoint):
+    base = ["screen", inputs / "c.parquet", "--checkpoint", checkpoint, "--engine", "ray"]
+    code, _, err = npr(*base, "--backend", "triton")  # which an actor finds out
+    assert code == 2
+    assert "triton" in err.splitlines()[-1] and "Traceback" not in err
+    code, _, err = npr(*base, "--device", "cuda")
+    assert code == 2 and "the Ray cluster has no GPU" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(
