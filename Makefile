@@ -12,11 +12,12 @@ SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 demo: .venv/installed  ## screen the example images with the bundled checkpoint
 	$(BIN)/npr screen examples --output scores.parquet
 
-test: .venv/tests
+test: .venv/tests  ## linters and all tests; mypy, which uses one core, runs beside the tests and reports after them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 20
+	$(BIN)/mypy > .venv/mypy.txt & mypy=$$!; \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 20; tests=$$?; \
+		wait $$mypy; mypy=$$?; cat .venv/mypy.txt; exit $$((tests + mypy))
 
 bench: .venv/benchmarks  ## every table of docs/performance.md that needs nothing but this machine; an hour
 	for name in ops model train screening scaling memory; do \
@@ -32,11 +33,13 @@ clean:
 
 # pip 25.1 is the first that knows dependency groups. torch comes before the package: the extension is compiled against
 # the torch that will load it. Its object files stay in build/, so that another target compiles only what has changed.
+# Compiling starts while pip still looks for packages; pip's own build then finds the object files, or says what failed.
 define install
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(PIP) --upgrade pip
 	$(PIP) torch setuptools wheel ninja numpy
-	$(PIP) --no-build-isolation --editable . $(1)
+	$(BIN)/python setup.py build_ext > /dev/null 2>&1 & \
+		$(PIP) --no-build-isolation --editable . $(1); status=$$?; wait; exit $$status
 	touch .venv/installed $@
 endef
 

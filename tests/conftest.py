@@ -10,6 +10,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU_REQUIRED = os.environ.get("NPR_REQUIRE_CUDA") == "1"
+# Environment of a process of tests that is started by a test and needs no plugins, which take seconds to import.
+PLAIN_PYTEST = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 GPU = GPU_REQUIRED or torch.cuda.is_available()  # whether there are tests of a GPU
 
 
@@ -40,8 +42,13 @@ def poisoned_memory():
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """The same random numbers in every run, whatever ran before in this process."""
-    torch.manual_seed(0)
+    """The same random numbers in every run, whatever ran before in this process.
+
+    Without a GPU torch.manual_seed would note the stack for each kind of device, which takes longer than a small test.
+    """
+    if GPU:
+        torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture

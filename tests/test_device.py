@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from benchmarks import device, plan
 from benchmarks.plan import Step, run_plan
@@ -224,6 +225,7 @@ def test_packages_come_from_wheels(tmp_path, monkeypatch):
     assert results["steps"]["uses"]["last_line"] == "42"
 
 
+@pytest.mark.xdist_group("training by a plan")  # slow: it must not be the last
 def test_a_training_is_kept_and_goes_on(tmp_path, monkeypatch):
     """All steps but the build, with parts smaller than the state, from a tar to the files that are kept, and again."""
     monkeypatch.setattr(device, "TRAINING", str(tmp_path / "training"))
@@ -261,16 +263,17 @@ def test_a_training_is_kept_and_goes_on(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["check", "rest", "train"])
-def test_scripts_say_that_there_is_no_gpu(name, tmp_path):
+def test_scripts_say_that_there_is_no_gpu(name, tmp_path, monkeypatch):
+    """What each script runs is run in this process."""
     (tmp_path / "empty.tar").write_bytes(bytes(10240))
     arguments = [str(tmp_path / "empty.tar")] if name == "train" else []
-    result = subprocess.run(
-        ["bash", ROOT / "scripts" / f"gpu_{name}.sh", *arguments, tmp_path / "output"],
-        env={**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 2
+    command = ["bash", ROOT / "scripts" / f"gpu_{name}.sh", *arguments, tmp_path / "output"]
+    script = subprocess.run(command, env={**os.environ, "PYTHON": "echo"}, capture_output=True, text=True, check=True)
+    dash_m, module, *arguments = script.stdout.split()
+    assert (dash_m, module) == ("-m", "benchmarks.device")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = CliRunner().invoke(device.app, arguments)
+    assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert "finds no CUDA device" in line
     assert not (tmp_path / "output").exists()

@@ -29,6 +29,7 @@ from npr_model.imaging.jpeg_quality import estimate_quality
 from npr_model.tables import Table
 
 FOLDS = 5
+TREES = 200
 SUSPICIOUS_AUC = 0.7  # a baseline above this is a reason to equalise
 _SAMPLING = ("4:2:0", "4:2:2", "4:4:4", "4:4:0", "4:1:1", "4:1:0")
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -239,7 +240,7 @@ def _baseline(files: Sequence[File]) -> float | None:
         return None
     formats = sorted({file.format for file in files})
     features = np.array([file.features(formats) for file in files])
-    forest = RandomForestClassifier(200, class_weight="balanced", random_state=0)
+    forest = RandomForestClassifier(TREES, class_weight="balanced", random_state=0)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     probabilities = cross_val_predict(forest, features, labels, cv=folds, method="predict_proba")
     return float(roc_auc_score(labels, probabilities[:, 1]))

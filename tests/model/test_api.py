@@ -103,7 +103,7 @@ def test_pil_images_are_converted_by_the_rules_of_files(detector):
 
 
 def test_an_iterable_is_scored_lazily_in_order_and_in_batches(detector, monkeypatch):
-    images = [noise(16 + 8 * (i % 3), 24, seed=i) for i in range(300)]
+    images = [noise(16 + 8 * (i % 3), 24, seed=i) for i in range(120)]
     taken, batches = [], []
     score_batch = detector._scorer._logits
     monkeypatch.setattr(detector._scorer, "_logits", lambda batch: batches.append(len(batch)) or score_batch(batch))
@@ -119,7 +119,7 @@ def test_an_iterable_is_scored_lazily_in_order_and_in_batches(detector, monkeypa
     assert len(taken) <= scorer_module.IN_ORDER + 2 * 4 + 1
     logits = [first.logit, *(score.logit for score in scores)]
     assert logits == pytest.approx([logit(image) for image in images], abs=1e-4)
-    assert max(batches) == 4 and len(batches) < 150
+    assert max(batches) == 4 and len(batches) < 60
 
 
 def test_an_endless_iterable(detector):

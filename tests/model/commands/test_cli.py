@@ -388,7 +388,11 @@ FULL_DISK = {
 }
 
 
-@pytest.mark.parametrize("command", FULL_DISK)
+# The exporter of ONNX files takes long to import, as all of torch's compiler does.
+SLOW_IMPORTS = {"export": pytest.mark.xdist_group("inductor")}
+
+
+@pytest.mark.parametrize("command", [pytest.param(name, marks=SLOW_IMPORTS.get(name, ())) for name in FULL_DISK])
 def test_a_full_disk_at_the_first_file_names_the_file(npr, labelled, tmp_path, checkpoint, monkeypatch, command):
     places = {"data": labelled({"0_real": 2, "1_fake": 2}), "tmp": tmp_path, "checkpoint": checkpoint}
     monkeypatch.setattr(os, "fsync", full_disk)

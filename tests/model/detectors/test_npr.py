@@ -189,7 +189,7 @@ def test_a_slow_way_says_so(detector, monkeypatch, caplog):
 
 
 def test_inference_in_bfloat16_is_as_good_as_eager_bfloat16(detector):
-    raw, normalised = images(8, 3, 128, 128)
+    raw, normalised = images(8, 3, 64, 64)
     with torch.no_grad():
         truth = detector(raw)
         eager = NPRDetector(backend="eager").eval()

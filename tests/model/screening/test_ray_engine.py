@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
+import logging
 import os
 import shutil
 import signal
@@ -54,10 +56,7 @@ class Cluster:
         self._folder = tempfile.mkdtemp(prefix="npr-ray-")  # short: names of sockets are limited
         ports = [f"--port={port}", f"--ray-client-server-port={client_port}"]
         self.head = self._start("--head", *ports, f"--temp-dir={self._folder}", "--include-dashboard=false")
-        self.second = self.add()
-
-    def add(self) -> subprocess.Popen:
-        return self._start(f"--address={self.address}")
+        self.second = self._start(f"--address={self.address}")
 
     def _start(self, *arguments: str) -> subprocess.Popen:
         command = [RAY, "start", "--block", "--num-cpus=2", "--num-gpus=0", "--object-store-memory=200000000"]
@@ -128,38 +127,22 @@ def command(checkpoint: Path, inputs: Path, output: Path) -> list[str]:
     return ["screen", *(str(inputs / name) for name in names), "--checkpoint", str(checkpoint), "-o", f"{output}/"]
 
 
-def driver(cluster: Cluster, arguments: list[str], rows_a_part: int = 50, **options) -> subprocess.Popen:
+def on_cluster(cluster: Cluster, arguments: list[str]) -> subprocess.Popen:
     """`npr` in a process of its own, with small parts."""
     text = "import sys; from npr_model import cli; from npr_model.screening.outputs import sinks; "
-    text += f"sinks.ROWS_A_PART = {rows_a_part}; sys.exit(cli.main(sys.argv[1:]))"
+    text += "sinks.ROWS_A_PART = 10; sys.exit(cli.main(sys.argv[1:]))"
     return subprocess.Popen(
-        [sys.executable, "-c", text, *arguments],
+        [sys.executable, "-c", text, *arguments, "--engine", "ray"],
         env=cluster.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
-
-
-def on_cluster(cluster: Cluster, arguments: list[str], **options) -> subprocess.Popen:
-    return driver(cluster, [*arguments, "--engine", "ray"], **options)
 
 
 def scores(output: Path) -> list[tuple]:
     names = ("source", "sha256", "logit", "probability", "verdict", "error_code", "error", "width", "flags", "format")
     return sorted((tuple(row[name] for name in names) for row in rows(output)), key=str)
-
-
-@pytest.fixture(scope="module")
-def expected(cluster, inputs, checkpoint, tmp_path_factory) -> list[tuple]:
-    """What the engine local gives."""
-    output = tmp_path_factory.mktemp("expected") / "scores"
-    process = driver(cluster, command(checkpoint, inputs, output))
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1, err
-    assert "skipped: 4 not images\n" in out
-    return scores(output)
 
 
 def check_equal(found: list[tuple], expected: list[tuple]) -> None:
@@ -170,39 +153,6 @@ def check_equal(found: list[tuple], expected: list[tuple]) -> None:
         else:  # sums in another order, as the batches differ
             assert np.allclose(ours[2:4], theirs[2:4], rtol=1e-5, atol=1e-6)
             assert ours[:2] + ours[4:] == theirs[:2] + theirs[4:]
-
-
-def test_two_nodes_give_the_rows_of_one_machine_whatever_dies(cluster, inputs, checkpoint, expected, tmp_path):
-    """A process of each kind, then a node: the command goes on to the end."""
-    output = tmp_path / "scores"
-    process = on_cluster(cluster, command(checkpoint, inputs, output), rows_a_part=10)
-    wait_for_parts(process, output, 1)
-    kill_workers(cluster, process)
-    wait_for_parts(process, output, 2)
-    cluster.stop(cluster.second)
-    _, err = process.communicate(timeout=PATIENCE)
-    cluster.second = cluster.add()
-    assert process.returncode == 1, err
-    assert "Ray: 2 machines, 2 actors" in err
-    check_equal(scores(output), expected)
-
-
-def test_goes_on_after_the_command_was_killed(cluster, inputs, checkpoint, expected, tmp_path):
-    """By the engine ray where it stopped."""
-    output = tmp_path / "scores"
-    process = on_cluster(cluster, command(checkpoint, inputs, output), rows_a_part=10)
-    wait_for_parts(process, output, 2)
-    process.kill()
-    process.communicate()
-    partial = scores(output)
-    assert 0 < len(partial) < len(expected)
-    process = on_cluster(cluster, command(checkpoint, inputs, output))
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1, err
-    assert f"{len(partial)} of the inputs already had rows from earlier runs" in out
-    assert "skipped: 4 not images\n" in out
-    check_equal(scores(output), expected)
-    assert manifest(output)["complete"]
 
 
 def kill_workers(cluster: Cluster, process: subprocess.Popen) -> None:
@@ -232,24 +182,61 @@ def cluster_of(process: psutil.Process) -> str | None:
         return None
 
 
-def test_standard_input_and_an_unused_folder(cluster, inputs, checkpoint, tmp_path):
-    """Names of standard input, relative to where the command runs."""
-    arguments = ["screen", "--files-from", "-", "--checkpoint", str(checkpoint), "-o", str(tmp_path / "scores.jsonl")]
-    process = on_cluster(cluster, arguments, stdin=subprocess.PIPE, cwd=inputs)
-    out, err = process.communicate("folder/1.png\nmissing.png\nfolder/2.png\n", timeout=PATIENCE)
+def test_two_nodes_give_the_rows_of_one_machine_whatever_dies(cluster, inputs, checkpoint, npr, tmp_path):
+    """The command is killed. The next one goes on where it stopped, to the end, although a process of each kind is
+    killed, then a node."""
+    code, out, err = npr(*command(checkpoint, inputs, tmp_path / "local"))
+    assert code == 1, err
+    assert "skipped: 4 not images\n" in out
+    expected, output = scores(tmp_path / "local"), tmp_path / "scores"
+    process = on_cluster(cluster, command(checkpoint, inputs, output))
+    wait_for_parts(process, output, 1)
+    process.kill()
+    process.communicate()
+    partial = scores(output)
+    assert 0 < len(partial) < len(expected)
+    process = on_cluster(cluster, command(checkpoint, inputs, output))
+    wait_for_parts(process, output, 1)
+    kill_workers(cluster, process)
+    wait_for_parts(process, output, 2)
+    cluster.stop(cluster.second)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, err
+    assert "Ray: 2 machines, 2 actors" in err
+    assert f"{len(partial)} of the inputs already had rows from earlier runs" in out
+    assert "skipped: 4 not images\n" in out
+    check_equal(scores(output), expected)
+    assert manifest(output)["complete"]
+
+
+@pytest.fixture(scope="module")
+def joined(cluster):
+    """This process belongs to the cluster, so that its commands use the same workers, which take long to start."""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # as the engine has it, where it joins a cluster itself
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        yield
+        ray.shutdown()
+
+
+def test_standard_input(joined, npr, inputs, checkpoint, tmp_path, monkeypatch):
+    """Names of standard input, relative to where the command runs."""
+    monkeypatch.chdir(inputs)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"folder/1.png\nmissing.png\nfolder/2.png\n")))
+    output = tmp_path / "scores.jsonl"
+    code, out, err = npr("screen", "--files-from", "-", "--checkpoint", checkpoint, "-o", output, "--engine", "ray")
+    assert code == 1, err
     assert "3 images" in out and "1 failed" in out
 
 
-def test_wrong_usage_is_one_line(cluster, inputs, checkpoint, tmp_path):
-    base = ["screen", str(inputs / "c.parquet"), "--checkpoint", str(checkpoint)]
-    process = on_cluster(cluster, [*base, "--backend", "triton"])  # which an actor finds out
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 2
+def test_wrong_usage_is_one_line(joined, npr, inputs, checkpoint):
+    base = ["screen", inputs / "c.parquet", "--checkpoint", checkpoint, "--engine", "ray"]
+    code, _, err = npr(*base, "--backend", "triton")  # which an actor finds out
+    assert code == 2
     assert "triton" in err.splitlines()[-1] and "Traceback" not in err
-    process = on_cluster(cluster, [*base, "--device", "cuda"])
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 2 and "the Ray cluster has no GPU" in err and "Traceback" not in err
+    code, _, err = npr(*base, "--device", "cuda")
+    assert code == 2 and "the Ray cluster has no GPU" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(

