@@ -11,7 +11,6 @@ The build prints what it compiles and records it in the package, in _build_info.
 written before that: reading the version or the metadata changes no file.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -151,6 +150,8 @@ def extension() -> dict:
         def run(self) -> None:
             print("npr-kernels: building {} sources with {compiler}".format(len(INFO["sources"]), **INFO))
             print("npr-kernels: CUDA kernels {cuda}".format(**INFO))
+            import fcntl  # compiling needs a Unix system; reading the metadata does not
+
             Path("build").mkdir(exist_ok=True)
             with open("build/lock", "w") as lock:  # the Makefile starts to compile while pip is still at work
                 fcntl.flock(lock, fcntl.LOCK_EX)

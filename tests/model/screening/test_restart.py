@@ -206,7 +206,7 @@ def screen(arguments: list[str], rows_a_part: int) -> None:
     os._exit(cli.main(["screen", *arguments]))
 
 
-def test_killed_at_ten_random_moments(tmp_path, checkpoint):
+def test_killed_at_twenty_random_moments(tmp_path, checkpoint):
     """kill -9, then the same command again: in the end the rows of a run that was never killed."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(
@@ -243,7 +243,7 @@ def test_killed_at_ten_random_moments(tmp_path, checkpoint):
     assert len(expected) == 2 * len(pictures)
     generator, kills, outputs = random.Random(0), 0, Counter()
     output = tmp_path / "broken0"
-    while kills < 10:
+    while kills < 20:
         if run(output, kill_after=generator.uniform(0.1, 1.2)):
             assert scores(output) == expected and manifest(output)["complete"]
             output = tmp_path / f"broken{len(outputs) + 1}"
