@@ -149,6 +149,9 @@ def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     else:
         options = {"format": name, "schema": SCHEMA}
     try:
-        yield from ds.dataset(path, **options).to_batches(columns=columns)
+        table = ds.dataset(path, **options)
+        if missing := [name for name in columns if name not in table.schema.names]:
+            raise InputError(f"{path} has no column {missing[0]}: it is no output of this version of npr screen")
+        yield from table.to_batches(columns=columns)
     except (OSError, pa.ArrowException, KeyError) as error:
         raise InputError(f"{path} cannot be read as an output of npr screen: {reason(error)}") from error
