@@ -152,6 +152,7 @@ COLUMNS = {
     "RMS difference": Column("rms_difference", "{:.3f}".format),
     "largest difference": Column("largest_difference", "{:.3f}".format, documented=False),
     "ROC AUC": Column("roc_auc", "{:.4f}".format),
+    "sent on": Column("share_sent_on", percent),
     "average precision": Column("average_precision", "{:.4f}".format),
     "on paper, ms": Column("predicted_ms", three_digits),
     "simulated, ms": Column("simulated_ms", three_digits),

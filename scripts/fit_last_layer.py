@@ -30,6 +30,7 @@ from sklearn.metrics import roc_auc_score
 from npr_model import checkpoints
 from npr_model.datasets import FAKE, REAL, Sample, find_samples, read
 from npr_model.detectors.npr import NPRDetector
+from npr_model.evaluation import metrics
 from npr_model.files import atomic_write
 from npr_model.inference.fused import InferenceDetector
 from npr_model.training.augmentation import augment
@@ -96,13 +97,7 @@ def fit(features: Features) -> Head:
 
 def mean_auc(features: Features, head: Head) -> float:
     """Mean over the families of LARGE images or more, each against all real images."""
-    logits, fake = head.logits(features.values), features.labels == FAKE
-    names, counts = np.unique(features.families[fake], return_counts=True)
-    aucs = []
-    for name in names[counts >= LARGE]:
-        rows = ~fake | (fake & (features.families == name))
-        aucs.append(roc_auc_score(features.labels[rows], logits[rows]))
-    return float(np.mean(aucs))
+    return metrics.mean_auc(features.families, features.labels, head.logits(features.values), LARGE)
 
 
 def curve(training: Features, validation: Features) -> Iterator[dict[str, object]]:

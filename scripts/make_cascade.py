@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from npr_model import checkpoints
 from npr_model.checkpoints import LoadedCheckpoint, Metadata
-from npr_model.datasets import FAKE, Sample, find_samples
+from npr_model.datasets import Sample, find_samples
 from npr_model.detectors.cascade import Cascade
+from npr_model.evaluation import metrics
 from npr_model.evaluation.evaluate import evaluate
 from npr_model.imaging.perturbations import Perturbation
 from npr_model.scoring.rows import Row
@@ -46,10 +46,7 @@ def logits(loaded: LoadedCheckpoint, samples: Sequence[Sample]) -> list[np.ndarr
 
 def mean_auc(samples: Sequence[Sample], values: np.ndarray) -> float:
     """Mean over the families of LARGE images or more, each against all real images."""
-    labels, groups = np.array([s.label for s in samples]), np.array([s.group for s in samples])
-    names, counts = np.unique(groups[labels == FAKE], return_counts=True)
-    chosen = [(labels != FAKE) | (groups == name) for name in names[counts >= LARGE]]
-    return float(np.mean([roc_auc_score(labels[rows], values[rows]) for rows in chosen]))
+    return metrics.mean_auc([s.group for s in samples], [s.label for s in samples], values, LARGE)
 
 
 def joined(first: np.ndarray, second: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -119,6 +119,21 @@ def mean(rows: Sequence[Metrics]) -> Metrics | None:
     )
 
 
+def mean_auc(families: ArrayLike, labels: ArrayLike, logits: ArrayLike, least: int = 1) -> float:
+    """Return the mean ROC AUC of the families of generators, each against all real images.
+
+    Args:
+        families: Name of the family of each image.
+        labels: 0 for real, 1 for generated.
+        logits: One logit per label.
+        least: Families with fewer generated images do not count.
+    """
+    families, labels, logits = np.asarray(families), np.asarray(labels), np.asarray(logits, float)
+    names, counts = np.unique(families[labels == 1], return_counts=True)
+    chosen = [(labels == 0) | (families == name) for name in names[counts >= least]]
+    return float(np.mean([roc_auc_score(labels[rows], logits[rows]) for rows in chosen]))
+
+
 def _best(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
     """Return the highest accuracy of any threshold, and the lowest such threshold."""
     thresholds = np.unique(logits)

@@ -239,7 +239,10 @@ def test_bad_input(tmp_path, capsys):
     cases = {
         (scores, "page.pdf"): "output page.pdf must end in .html",
         (tmp_path / "gone.parquet", "page.html"): "gone.parquet does not exist",
-        (tmp_path / "other.csv", "page.html"): "other.csv has no column source: it is no output of this version of npr screen",
+        (
+            tmp_path / "other.csv",
+            "page.html",
+        ): "other.csv has no column source: it is no output of this version",
         (tmp_path / "broken.parquet", "page.html"): "broken.parquet cannot be read as an output of npr screen",
         (
             tmp_path / "x.txt",
