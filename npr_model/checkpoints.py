@@ -211,7 +211,7 @@ def _pair(path: Path, metadata: Metadata, backend: str | None) -> Pair:
 
 def _cascade(path: Path, metadata: Metadata, backend: str | None) -> Cascade:
     """Return the cascade of a checkpoint that names its parts. Raises CheckpointError."""
-    first, second = _parts(path, metadata, backend, Cascade.architecture[:2])
+    first, second = _parts(path, metadata, backend, ("first_checkpoint", "second_checkpoint"))
     if not isinstance(first, NPRDetector) or not isinstance(second, NPRDetector):
         raise CheckpointError(f"checkpoint {path} joins {first.detector} and {second.detector}, not npr and npr")
     return Cascade(first, second, **metadata.architecture)

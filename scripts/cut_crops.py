@@ -4,8 +4,8 @@
 
 ORIGINALS holds <family>/{0_real,1_fake}; OUTPUT gets the same folders. Each image gives up to CROPS crops that do not
 overlap. JPEGs are cut by jpegtran (of libjpeg-turbo) at whole blocks, so that they are compressed only once; the crops
-of all other files are stored as PNG. An image that is smaller than a crop stays whole. Crops of a single
-colour and crops with a side below LEAST are left out, and so are images that cannot be decoded, which are named.
+of all other files are stored as PNG. A side that is shorter than a crop stays whole. Crops of nearly a
+single colour and crops with a side below LEAST are left out, and so are images that cannot be decoded, which are named.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +27,8 @@ from npr_model.imaging.decode import decode
 from npr_model.imaging.encode import encode_png
 
 SIDE, CROPS, LEAST = 256, 5, 100
-BLOCK = 16  # pixels; the largest unit of a JPEG with halved chroma
-FLAT = 3.0  # standard deviation of a crop that shows something
+BLOCK = 32  # pixels; the largest unit of a JPEG, with quartered chroma
+FLAT = 3.0  # least standard deviation of a colour channel in a crop that shows something
 
 
 def places(height: int, width: int, draw: random.Random) -> Iterator[tuple[slice, slice]]:
@@ -47,7 +48,7 @@ def crops(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
     pixels = decode(data).pixels
     for rows, columns in places(*pixels.shape[:2], random.Random(name)):
         crop = pixels[rows, columns]
-        if min(crop.shape[:2]) < LEAST or crop.std() < FLAT:
+        if min(crop.shape[:2]) < LEAST or crop.std((0, 1)).max() < FLAT:
             continue
         if data.startswith(b"\xff\xd8"):
             where = f"{crop.shape[1]}x{crop.shape[0]}+{columns.start}+{rows.start}"
@@ -63,10 +64,12 @@ def main() -> None:
     parser.add_argument("originals", type=Path)
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args()
+    if shutil.which("jpegtran") is None:
+        parser.error("jpegtran is missing: it comes with libjpeg-turbo (Debian: libjpeg-turbo-progs)")
     written = 0
     for sample in find_samples(arguments.originals):
         name = sample.path.relative_to(arguments.originals)
-        target = arguments.output / name.with_suffix("")
+        target = arguments.output / name.with_name(name.name.replace(".", "_"))
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             for number, (suffix, content) in enumerate(crops(sample.path, str(name))):

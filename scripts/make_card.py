@@ -30,6 +30,14 @@ from npr_model.verdicts import Calibration
 CONDITIONS = {"as they are": None, "JPEG 90": "jpeg:90", "JPEG 75": "jpeg:75", "half size": "resize:0.5"}
 LARGE = 10  # images of a family that counts in the means
 FAMILY, MEAN, SOURCE, PHOTOGRAPHS = "family", "mean", "real source", "real images"  # kinds of lines
+# What else was chosen on the images of the card, by the name of its checkpoint.
+CHOSEN = {
+    "wild-2": " The shares of the averaged networks and the strength of the last layer's regularisation were chosen on "
+    "these images, too.",
+    "fast-1": " The range of logits in which the checkpoint `cascade` asks `wild-2` was chosen on these images, too, "
+    "so that its AUC is at most 0.4 below that of `wild-2`; on other images the loss may be larger. The strength of "
+    "the last layer's regularisation is that of `wild-2`.",
+}
 ALL, UNSEEN = f"families with {LARGE} images or more", "families never trained on"
 
 
@@ -190,8 +198,7 @@ def card(
         'training set does not use. Each family of generators is measured against all real images. "Found" is the '
         "share of its images above the threshold that 5 % of the real images exceed. The verdict's threshold was "
         "chosen on the same real images, as they are, for each condition of files by itself: lossless, JPEG of quality "
-        "90 or more, JPEG below, recompressed JPEG, other lossy formats. The shares of the averaged networks and the "
-        "strength of the last layer's regularisation were chosen on these images, too.",
+        "90 or more, JPEG below, recompressed JPEG, other lossy formats." + CHOSEN.get(metadata.name, ""),
         "## Summary",
         summary(lines).markdown().rstrip(),
         *(["## Beside other checkpoints", side_by_side([lines, *beside]).markdown().rstrip()] if beside else []),

@@ -4,8 +4,9 @@
 
 VALIDATION holds <family>/{0_real,1_fake}, and neither part was trained on it. Its images, as they are and after JPEG at
 quality 90, choose the logits that are in doubt: of all ranges between two quantiles, the one that sends the fewest
-images on while the mean AUC of the families stays within LOSS of the second checkpoint's in both conditions. The share
-that is sent on is printed. `npr calibrate` then adds the thresholds.
+images on while the mean AUC of the families stays within LOSS of the second checkpoint's in both conditions. Both parts
+see the images through the second one's view. The share that is sent on is printed. `npr calibrate` then adds the
+thresholds.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from npr_model.detectors.cascade import Cascade
 from npr_model.evaluation import metrics
 from npr_model.evaluation.evaluate import evaluate
 from npr_model.imaging.perturbations import Perturbation
+from npr_model.imaging.views import View
 from npr_model.scoring.rows import Row
 from npr_model.scoring.scorer import Scorer
 from scripts.make_card import LARGE
@@ -31,14 +33,15 @@ from scripts.make_card import LARGE
 CONDITIONS = (None, "jpeg:90")
 LOSS = 0.004  # of AUC; the promise is 0.005
 QUANTILES = np.linspace(0, 1, 41)
+MARGIN = 1e-3  # beyond all logits, as rounding must not leave the last one out
 
 
-def logits(loaded: LoadedCheckpoint, samples: Sequence[Sample]) -> list[np.ndarray]:
+def logits(loaded: LoadedCheckpoint, view: View, samples: Sequence[Sample]) -> list[np.ndarray]:
     """Return the logits of the samples in each of CONDITIONS, (N,)."""
-    found = []
+    scorer, found = Scorer(loaded, view=view), []
     for text in CONDITIONS:
         rows: list[Row] = []
-        evaluate(Scorer(loaded), samples, perturbation=Perturbation.parse(text) if text else None, on_row=rows.append)
+        evaluate(scorer, samples, perturbation=Perturbation.parse(text) if text else None, on_row=rows.append)
         by_source = {row.source: row.logit for row in rows}
         found.append(np.array([by_source[str(sample.path)] for sample in samples], float))
     return found
@@ -60,7 +63,8 @@ def choose(
     """Return the lowest and the highest logit in doubt, and the share of the images as they are that are sent on."""
     wanted = [mean_auc(samples, values) - LOSS for values in second]
     borders = np.quantile(first[0], QUANTILES)
-    borders[[0, -1]] += (-1e-3, 1e-3)  # beyond all logits, as rounding must not leave the last one out
+    every = np.concatenate(first)
+    borders[[0, -1]] = every.min() - MARGIN, every.max() + MARGIN
     options = []
     for low, high in itertools.combinations(borders, 2):
         options.append((float(np.mean((first[0] >= low) & (first[0] <= high))), float(low), float(high)))
@@ -79,12 +83,12 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     first, second = (checkpoints.load(name) for name in (arguments.first, arguments.second))
-    samples = find_samples(arguments.validation)
-    low, high, share = choose(samples, logits(first, samples), logits(second, samples))
+    samples, view = find_samples(arguments.validation), second.metadata.view
+    low, high, share = choose(samples, *(logits(loaded, view, samples) for loaded in (first, second)))
     cascade = Cascade(first.model, second.model, first.model_id, second.model_id, low, high)  # type: ignore[arg-type]
     metadata = Metadata(
         name=arguments.output.stem,
-        view=second.metadata.view,
+        view=view,
         decoder=second.metadata.decoder,
         training_data=f"the images of {first.model_id} and of {second.model_id}",
         licence="Apache-2.0",

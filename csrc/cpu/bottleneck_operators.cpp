@@ -21,6 +21,7 @@ using torch::headeronly::ScalarType;
 
 // A thread gets at least so many strips of rows.
 constexpr int64_t kGrain = 2;
+constexpr int64_t kMostSide = 1 << 16;  // of the squares that are averaged over
 
 Weight weight_type(ScalarType dtype) {
   STD_TORCH_CHECK(dtype == ScalarType::Float || (dtype == ScalarType::BFloat16 && kernels().bfloat16_products) ||
@@ -164,7 +165,8 @@ bool dense_channels_last(const Tensor& x) {
 Tensor average_pool(const Tensor& x, int64_t side, const std::optional<Tensor>& factors) {
   STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu() && dense_channels_last(x),
                   "x must have the shape (N, C, H, W), be dense in channels_last and on the CPU");
-  STD_TORCH_CHECK(side >= 1 && x.size(1) % kernels().block_channels == 0, "side must be at least 1, and x must have a multiple of ",
+  STD_TORCH_CHECK(side >= 1 && side <= kMostSide && x.size(1) % kernels().block_channels == 0,
+                  "side must be 1 to ", kMostSide, ", and x must have a multiple of ",
                   kernels().block_channels, " channels, got ", side, " and ", x.size(1));
   AveragePoolTask task{x.size(0), x.size(2), x.size(3), x.size(1), side};
   task.type = task.out_type = type_of(x.scalar_type());

@@ -114,7 +114,8 @@ class FusedBottlenecks(nn.Module):
             )
             compact = i > 0 or block.stride == 1  # x has only pixels that the shortcut reads
             packed = None
-            if hopper and kind in hopper_bottleneck.KINDS and compact:
+            four_times_as_wide = block.outputs == 4 * block.middle
+            if hopper and kind in hopper_bottleneck.KINDS and compact and four_times_as_wide:
                 shortcut = block.weight_shortcut if block.projected else None
                 following = None if behind is None else behind.weight1
                 packed = hopper_bottleneck.pack(block.weight2, block.weight3, shortcut, following)

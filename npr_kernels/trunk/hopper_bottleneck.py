@@ -9,7 +9,8 @@ from npr_kernels.backends import cuda
 from npr_kernels.backends.devices import capability
 
 STEP = 32  # channels of the result that the kernel computes at a time
-# The compiled kernels: inner channels; stride; channels of x if the shortcut is a convolution, else 0; k if every k-th
+# The compiled kernels. Their results have four times the inner channels.
+# Inner channels; stride; channels of x if the shortcut is a convolution, else 0; k if every k-th
 # row and column of the result is kept, or 0 for sums instead; channels of the next block's first convolution, or 0.
 KINDS = {
     (64, 1, 64, 1, 64),

@@ -13,14 +13,21 @@ from npr_kernels.testing import allowed, error
 from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck
 from npr_kernels.trunk.layers import Folded, Layers, composed
 
-# The detector's blocks in order: input channels, inner channels, stride.
-DETECTOR = ((64, 64, 1), (256, 64, 1), (256, 64, 1), (256, 128, 2), (512, 128, 1), (512, 128, 1))
+# The kinds of blocks of each size of the detector, in order: channels of the input, inner channels, channels of the
+# result, stride.
+DETECTORS = {
+    "paper": (
+        (64, 64, 256, 1), (256, 64, 256, 1), (256, 64, 256, 1), (256, 128, 512, 2), (512, 128, 512, 1),
+        (512, 128, 512, 1),
+    ),
+    "fast": ((64, 64, 128, 1), (128, 64, 128, 1), (128, 64, 256, 2), (256, 64, 256, 1), (256, 64, 256, 1)),
+}  # fmt: skip
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_TRUNK"
 _logger = logging.getLogger("npr_kernels")
 
 
-def kernels_for(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Return which kernels serve ``device``: "hopper", "triton" or None.
+def kernels_for(dtype: torch.dtype, device: torch.device, size: str = "paper") -> str | None:
+    """Return which kernels serve a detector of ``size``, one of DETECTORS, on ``device``: "hopper", "triton" or None.
 
     Kernels that fail a small case are not used; that is logged once. The environment variable NPR_KERNELS_TRUNK limits
     the choice: "triton" excludes the CUDA C++ for Hopper, and "none" excludes all kernels.
@@ -32,26 +39,26 @@ def kernels_for(dtype: torch.dtype, device: torch.device) -> str | None:
         return None
     hopper = limit == "hopper" and hopper_bottleneck.unsupported_reason(dtype, device) is None
     try:
-        if hopper and _sound(dtype, device, hopper=True):
+        if hopper and _sound(dtype, device, size, hopper=True):
             return "hopper"
-        return "triton" if _sound(dtype, device, hopper=False) else None
+        return "triton" if _sound(dtype, device, size, hopper=False) else None
     except torch.OutOfMemoryError:  # this is no fault of the kernels, so the next network tries them again
         _logger.warning("the fused residual blocks are not used: %s has no memory left to try them", device)
         return None
 
 
 @functools.cache
-def _sound(dtype: torch.dtype, device: torch.device, hopper: bool) -> bool:
+def _sound(dtype: torch.dtype, device: torch.device, size: str, hopper: bool) -> bool:
     if os.environ.get(proof.ENVIRONMENT_VARIABLE) == "0":
         return True
-    why = fault(dtype, device, hopper)
+    why = fault(dtype, device, size, hopper)
     if why is not None:
         what = "CUDA C++ on Hopper" if hopper else "Triton"
         _logger.warning("the fused residual blocks in %s are not used on %s: %s", what, device, why)
     return why is None
 
 
-def fault(dtype: torch.dtype, device: torch.device, hopper: bool) -> str | None:
+def fault(dtype: torch.dtype, device: torch.device, size: str, hopper: bool) -> str | None:
     """Return what is wrong with the kernels on ``device``, or None if a small case gives the right result.
 
     The first call compiles the Triton kernels of the detector's blocks. This takes some seconds unless an earlier
@@ -65,9 +72,9 @@ def fault(dtype: torch.dtype, device: torch.device, hopper: bool) -> str | None:
         return weight.to(device, dtype), randn(outputs).to(device, dtype)
 
     blocks: list[tuple[Layers, int]] = []
-    for inputs, middle, stride in DETECTOR:
-        shortcut = None if inputs == 4 * middle else draw(inputs, 4 * middle)
-        blocks.append(((draw(inputs, middle), draw(middle, middle, 3), draw(middle, 4 * middle), shortcut), stride))
+    for inputs, middle, outputs, stride in DETECTORS[size]:
+        shortcut = None if inputs == outputs and stride == 1 else draw(inputs, outputs)
+        blocks.append(((draw(inputs, middle), draw(middle, middle, 3), draw(middle, outputs), shortcut), stride))
     x = randn(2, 64, 19, 30).relu().to(device, dtype)
     try:
         with torch.inference_mode():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.detectors.npr import NPRDetector
+from npr_model.errors import InputError
 
 
 class Cascade(DetectorNetwork):
@@ -23,7 +25,8 @@ class Cascade(DetectorNetwork):
         parts: Both networks. They are not among the cascade's own weights, since they have checkpoints of their own.
 
     Raises:
-        ValueError: ``low`` is not at most ``high``, or the parts have cells of different sizes.
+        ValueError: ``low`` and ``high`` are not numbers, the first at most the second, or the parts have cells of
+            different sizes.
     """
 
     detector, paper_name = "cascade", "NPR cascade"
@@ -39,14 +42,23 @@ class Cascade(DetectorNetwork):
         high: float,
     ) -> None:
         super().__init__()
-        if not low <= high:
-            raise ValueError(f"low must be at most high, got {low} and {high}")
+        if any(isinstance(end, bool) or not isinstance(end, int | float) for end in (low, high)) or not low <= high:
+            raise ValueError(f"low and high must be numbers, low at most high, got {low!r} and {high!r}")
         if first.grid_size != second.grid_size:
             raise ValueError(f"the parts have cells of {first.grid_size} and {second.grid_size} pixels")
         self.parts = (first, second)
         self.first_checkpoint, self.second_checkpoint = first_checkpoint, second_checkpoint
-        self.low, self.high = low, high
+        self.low, self.high = (float(np.float32(end)) for end in (low, high))  # as logits are float32
         self.grid_size = first.grid_size
+
+    def check_steps(self) -> None:
+        """Raise InputError if a part has no quantisation scales, which int8 needs."""
+        for name, part in zip((self.first_checkpoint, self.second_checkpoint), self.parts, strict=True):
+            if not part.activation_steps:
+                raise InputError(
+                    f"int8 needs a cascade whose parts have activation steps, and {name} has none: run npr calibrate "
+                    "on it, then make the cascade anew"
+                )
 
     def is_in_doubt(self, logit: float) -> bool:
         """Return whether the second network is asked, given the logit of the first."""

@@ -40,6 +40,6 @@ def resnet_stage(
 
     ``out_channels`` is four times the width unless it is given.
     """
-    out_channels = out_channels or 4 * width
+    out_channels = 4 * width if out_channels is None else out_channels
     first = Bottleneck(in_channels, width, stride, out_channels)
     return nn.Sequential(first, *(Bottleneck(out_channels, width, 1, out_channels) for _ in range(blocks - 1)))

@@ -60,7 +60,7 @@ def fused_trunk(detector: NPRDetector, dtype: torch.dtype, device: torch.device)
     if device.type == "cuda":
         blocks = quantisation.blocks(detector).values()
         every = [(folded_layers(block), block.conv2.stride[0]) for block in blocks]
-        hopper = selection.kernels_for(dtype, device) == "hopper"
+        hopper = selection.kernels_for(dtype, device, detector.size) == "hopper"
         on_gpu = gpu_bottleneck.FusedBottlenecks(every, dtype, averaged=True, hopper=hopper)
         return nn.Sequential(detector.pool, on_gpu) if averages else on_gpu
     steps = quantisation.block_steps(detector) if dtype == torch.int8 else {}
@@ -124,7 +124,7 @@ class InferenceDetector(nn.Module):
         self.register_buffer("stem_bias", bias.detach())
         self.register_buffer("head_weight", detector.fc1.weight.detach().float().clone())
         self.register_buffer("head_bias", detector.fc1.bias.detach().float().clone())
-        self.engine = trunk_engine(device, trunk_dtype, compile)
+        self.engine = trunk_engine(device, trunk_dtype, compile, detector.size)
         if device.type == "cpu" and self.engine == "torch" and not compile:
             why = cpu_bottleneck.unsupported_reason(trunk_dtype, 64)
             _logger.warning(
@@ -178,8 +178,10 @@ def split_by_pixels(images: Tensor, pixels: int) -> tuple[Tensor, ...]:
     return images.split(max(1, pixels // max(1, images.shape[2] * images.shape[3])))
 
 
-def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool) -> str:
-    """Return what runs the residual blocks: "fused" (our kernels), "onednn", or "torch" (plain or compiled).
+def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool, size: str = "paper") -> str:
+    """Return what runs the residual blocks of a detector of ``size``.
+
+    It is "fused" (our kernels), "onednn", or "torch" (plain or compiled).
 
     Raises InputError if int8 is not supported here.
     """
@@ -190,7 +192,7 @@ def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool) -> str
         if why:
             raise InputError(f"int8 is not supported {why}; use float32 or bfloat16")
         return "fused"
-    if device.type == "cuda" and not compile and selection.kernels_for(dtype, device):
+    if device.type == "cuda" and not compile and selection.kernels_for(dtype, device, size):
         return "fused"
     if device.type != "cpu" or compile:
         return "torch"

@@ -102,6 +102,8 @@ class Scorer:
         encoder = self._pair.parts[1] if self._pair else None
         if encoder is not None:
             encoder.check_ready()
+        if self._cascade is not None and dtype == torch.int8:
+            self._cascade.check_steps()
         self.decoder = Decoder(
             view or checkpoint.metadata.view,
             checkpoint.model_id,
@@ -123,7 +125,8 @@ class Scorer:
         self._cache = None if cache is None else Cache(cache, self.dtype, self._finish)
         self._model = freeze(network.to(self.device), dtype)
         self._better = freeze(self._cascade.parts[1].to(self.device), dtype) if self._cascade else self._model
-        # A GPU gets the next batch before the rows of the last are built, so that it never waits.
+        # A GPU gets the next batch before the rows of the last are built, so that it never waits, except for the second
+        # look of a cascade.
         self._launched_ahead = 1 if self.device.type == "cuda" else 0
         self._row_bytes = GPU_ROW_BYTES if self.device.type == "cuda" else 1
 

@@ -47,7 +47,8 @@ class TrainConfig:
         size, grid_size, anchor: As in :class:`npr_model.NPRDetector`.
         start: Bundled checkpoint or file whose weights to start from (fine-tuning); empty for random weights.
         teacher: Bundled checkpoint or file of an NPR detector that the network learns to agree with; empty for none.
-        distillation: Share of the loss against the teacher; the rest is the loss against the labels.
+            Without ``start``, training begins with its stem.
+        distillation: With a teacher, the share of the loss against it; the rest is the loss against the labels.
     Crops:
         match_classes: Cut to at most the size of a random file of the other class and re-encode with that file's codec,
             so that size and format do not tell the classes apart (:func:`npr_model.training.augmentation.match`).
@@ -167,6 +168,8 @@ class TrainConfig:
         """
         private = (MACHINE_FIELDS - {"epochs"}) | {"folders", "validation"}
         values = json.loads(self.to_json()) | {name: Path(getattr(self, name)).name for name in ("start", "teacher")}
+        if not self.teacher:
+            private |= {"teacher", "distillation"}
         return {name: value for name, value in values.items() if name not in private}
 
     def changed(self, **values: Any) -> TrainConfig:

@@ -22,7 +22,7 @@ from npr_model import checkpoints
 from npr_model.checkpoints import Metadata
 from npr_model.dataset_checks import Inspection
 from npr_model.datasets import DatasetError, LeftOut, Sample, find_samples, require_both_classes
-from npr_model.detectors import detector_class
+from npr_model.detectors import NAMES, detector_class
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.errors import InputError
 from npr_model.evaluation.evaluate import Evaluation, collect, evaluate
@@ -209,9 +209,9 @@ def starting_point(config: TrainConfig) -> DetectorNetwork:
     network = checkpoints.load(config.start).model
     for name in ("detector", "size", "grid_size", "anchor"):
         if (theirs := getattr(network, name, None)) not in (None, ours := getattr(config, name)):
-            raise InputError(
-                f"start {config.start} has {name} {theirs}, not {ours}: set {name}={theirs}, or use another start"
-            )
+            possible = name != "detector" or theirs in NAMES
+            instead = f"set {name}={theirs}, or use another start" if possible else "use another start"
+            raise InputError(f"start {config.start} has {name} {theirs}, not {ours}: {instead}")
     return network
 
 

@@ -17,6 +17,7 @@ from npr_model.checkpoints import Metadata
 from npr_model.detectors import detector_class
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.detectors.npr import NPRDetector
+from npr_model.errors import InputError
 from npr_model.training.config import TrainConfig
 from npr_model.training.distillation import Distillation, load_teacher
 from npr_model.training.distributed import Process
@@ -35,10 +36,12 @@ class Trainer:
         self.network = Metadata(detector=config.detector, architecture=architecture).network()
         if process.size > 1:
             SyncBatchNorm.replace(self.network)
-        self.distillation: Distillation | None = None
+        self.distillation, self.teacher_id = None, ""
         if config.teacher:
-            teacher = load_teacher(config.teacher).to(device)
-            self.distillation = Distillation(cast(NPRDetector, self.network), teacher).to(device)
+            student = cast(NPRDetector, self.network)
+            teacher = load_teacher(config.teacher, student)
+            self.teacher_id = teacher.model_id
+            self.distillation = Distillation(student, cast(NPRDetector, teacher.model).to(device), process).to(device)
         # torch's type hints leave memory_format out.
         self.network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.trained = nn.ModuleList([self.network, *([self.distillation] if self.distillation else [])])
@@ -121,6 +124,7 @@ class Trainer:
         cuda = self.process.device.type == "cuda"
         return {
             "network": self.network.state_dict(),
+            "teacher": self.teacher_id,
             "distillation": None if self.distillation is None else self.distillation.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -132,6 +136,8 @@ class Trainer:
         }
 
     def load(self, state: dict[str, Any]) -> None:
+        if self.teacher_id != state["teacher"]:
+            raise InputError(f"this run learns from {state['teacher']}, but its teacher is {self.teacher_id} now")
         self.network.load_state_dict(state["network"])
         if self.distillation is not None:
             self.distillation.load_state_dict(state["distillation"])

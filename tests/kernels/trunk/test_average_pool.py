@@ -81,7 +81,8 @@ def test_a_quantised_block_reads_levels():
 @pytest.mark.parametrize(
     ("x", "side", "factors", "message"),
     [
-        (torch.zeros(1, 64, 4, 4), 0, None, "side must be at least 1"),
+        (torch.zeros(1, 64, 4, 4), 0, None, "side must be 1 to 65536"),
+        (torch.zeros(1, 64, 4, 4), 2**63 - 1, None, "side must be 1 to 65536"),
         (torch.zeros(1, 60, 4, 4), 2, None, "a multiple of"),
         (torch.zeros(64, 4, 4), 2, None, "the shape"),
         (torch.zeros(1, 64, 4, 4, dtype=torch.uint8), 2, None, "bottlenecks are float32"),

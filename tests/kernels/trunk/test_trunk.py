@@ -39,6 +39,10 @@ def trunk(blocks: list[tuple[int, int, int]], dtype: torch.dtype) -> list:
     return [(layers(channels, width, 4 * width, stride, dtype), stride) for channels, width, stride in blocks]
 
 
+# The seven blocks of the paper's network.
+PAPER = [(*selection.DETECTORS["paper"][i][:2], selection.DETECTORS["paper"][i][3]) for i in (0, 1, 2, 3, 4, 4, 5)]
+
+
 def images(channels: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
     batch, *size = shape
     x = torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(1))
@@ -124,22 +128,33 @@ def test_hopper_serves_the_detectors_blocks(emulation, monkeypatch):
         return run_emulated(emulation, *arguments)
 
     monkeypatch.setattr(hopper_bottleneck, "run", emulated)
-    channels = [selection.DETECTOR[i] for i in (0, 1, 2, 3, 4, 4, 5)]
-    made, x = trunk(channels, torch.bfloat16), images(64, (2, 19, 9), torch.bfloat16)
+    made, x = trunk(PAPER, torch.bfloat16), images(64, (2, 19, 9), torch.bfloat16)
     fused = FusedBottlenecks(made, torch.bfloat16, averaged=True, hopper=True)
     truth, eager = composed(x.double(), made, averaged=True), composed(x, made, averaged=True)
     assert error(fused(x), truth) <= allowed(error(eager, truth), torch.bfloat16)
     assert len(calls) == 7
 
 
+def test_hopper_serves_no_block_of_the_fast_detector():
+    """Its kernels have results that are four times as wide as the block, which none of these is but the last ones."""
+    made = []
+    for inputs, middle, outputs, stride in selection.DETECTORS["fast"]:
+        made.append((layers(inputs, middle, outputs, stride, torch.bfloat16), stride))
+    fused = FusedBottlenecks(made, torch.bfloat16, averaged=True, hopper=True)
+    assert [block.packed is None or block.outputs == 4 * block.middle for block in fused.blocks] == [True] * 5
+    assert fused.blocks[0].packed is None
+
+
 @interpreted
 def test_the_kernels_prove_themselves(monkeypatch, caplog):
     """A kernel made wrong on purpose is found out, and so is one that fails; each is logged once."""
     device = torch.device("cpu")
-    monkeypatch.setattr(selection, "DETECTOR", tuple(dict.fromkeys(selection.DETECTOR)))  # each kind of block once
+    for size, blocks in selection.DETECTORS.items():
+        monkeypatch.setitem(selection.DETECTORS, size, tuple(dict.fromkeys(blocks)))  # each kind of block once
     selection._sound.cache_clear()
-    assert selection.kernels_for(torch.bfloat16, device) == "triton" and not caplog.records
-    monkeypatch.setattr(selection, "DETECTOR", selection.DETECTOR[:1])  # enough to tell a wrong mean
+    assert {selection.kernels_for(torch.bfloat16, device, size) for size in selection.DETECTORS} == {"triton"}
+    assert not caplog.records
+    monkeypatch.setitem(selection.DETECTORS, "paper", selection.DETECTORS["paper"][:1])  # enough to tell a wrong mean
     inner = triton_kernels.mean_kernel
     for wrong, message in (
         (lambda sums, out, tiles, *rest, **options: inner[len(out), 4](sums, out, tiles - 1, *rest), "differs by"),
@@ -182,8 +197,7 @@ def test_the_detectors_blocks_on_a_gpu(cuda, hopper):
     """A batch that gives every processor several tiles."""
     if hopper and (reason := hopper_bottleneck.unsupported_reason(torch.bfloat16, cuda)):
         pytest.skip(reason)
-    channels = [selection.DETECTOR[i] for i in (0, 1, 2, 3, 4, 4, 5)]
-    made, x = trunk(channels, torch.bfloat16), images(64, (50, 60, 71), torch.bfloat16).to(cuda)
+    made, x = trunk(PAPER, torch.bfloat16), images(64, (50, 60, 71), torch.bfloat16).to(cuda)
     made = [([None if p is None else tuple(t.to(cuda) for t in p) for p in layers], stride) for layers, stride in made]
     fused = FusedBottlenecks(made, torch.bfloat16, averaged=True, hopper=hopper).to(cuda)
     truth, eager = composed(x[:4].double(), made, averaged=True), composed(x[:4], made, averaged=True)

@@ -120,7 +120,9 @@ def test_what_needs_one_network_says_so(command, npr, cascade, pictures, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"low": 2.0, "high": 1.0}, "low must be at most high, got 2.0 and 1.0"),
+        ({"low": 2.0, "high": 1.0}, "low at most high, got 2.0 and 1.0"),
+        ({"low": "0", "high": "1"}, "low and high must be numbers"),
+        ({"low": False, "high": True}, "low and high must be numbers"),
         ({"first_checkpoint": "absent@0123456789ab"}, "there is no checkpoint 'absent'"),
         ({"second_checkpoint": "other@"}, "joins npr and ojha, not npr and npr"),
         ({"second_checkpoint": "three@"}, "have cells of 2 and 3 pixels"),
@@ -138,6 +140,11 @@ def test_parts_that_do_not_fit_are_refused(changes, message, cascade):
     checkpoints.save(cascade, loaded.model, loaded.metadata)
     with pytest.raises(CheckpointError, match=message):
         checkpoints.load(cascade)
+
+
+def test_int8_without_scales_names_the_part(npr, cascade, pictures):
+    code, _, error = npr("screen", pictures[0], "--checkpoint", cascade, "--dtype", "int8")
+    assert code == 2 and f"{checkpoints.load(cascade).model.first_checkpoint} has none" in error
 
 
 def test_a_failure_of_the_second_network_is_an_error_of_its_images(cascade, pictures, monkeypatch):

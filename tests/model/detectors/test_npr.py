@@ -208,14 +208,20 @@ def test_a_logit_depends_on_no_other_image_of_the_batch(detector, dtype):
     torch.testing.assert_close(together, alone, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("network", ["detector", "fast"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_logit_depends_on_no_other_image_of_the_batch_on_a_gpu(detector, dtype, cuda):
-    frozen = freeze(detector.to(cuda), dtype)
+def test_a_logit_depends_on_no_other_image_of_the_batch_on_a_gpu(request, network, dtype, cuda):
+    model = request.getfixturevalue(network)
+    frozen = freeze(model.to(cuda), dtype)
     assert frozen.engine == "fused"
     images = torch.randint(0, 256, (70, 3, 48, 61), dtype=torch.uint8, device=cuda)
     together, alone = frozen(images), torch.cat([frozen(image[None]) for image in images])
     torch.testing.assert_close(together, alone, rtol=0, atol=0)
     torch.testing.assert_close(frozen(images[3:20]), together[3:20], rtol=0, atol=0)
+    with torch.no_grad():
+        exact = model(images)
+    model.cpu()
+    assert (together - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 def test_the_engine_of_a_gpu(monkeypatch):

@@ -24,12 +24,13 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.xdist_group("training in processes")  # slow: it must not be the last
-def test_two_processes_give_the_losses_and_weights_of_one(labelled, tmp_path, capsys):
+def test_two_processes_give_the_losses_and_weights_of_one(labelled, checkpoint, tmp_path, capsys):
     """Steps in float64 agree up to rounding, and `npr train` in float32 approximately."""
     root = labelled({"0_real": 8, "1_fake": 8})
     options = {"folders": (str(root),), "crop_size": 24, "batch_size": 8, "accumulation": 2, "workers": 0}
     # The batch norms of the one have weights, those of the other have none.
     configs = {name: TrainConfig(detector=name, **options) for name in ("npr", "frank")}
+    configs["taught"] = TrainConfig(size="fast", teacher=str(checkpoint), **options)
     for name, config in configs.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(config.to_json())
@@ -37,7 +38,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(labelled, tmp_path, ca
     launch += ["tests.model.training.two_processes", *(str(tmp_path / name) for name in configs)]
     finished = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("in 2 processes") == 2 and finished.stdout.count("checkpoint: ") == 2
+    assert finished.stdout.count("in 2 processes") == 3 and finished.stdout.count("checkpoint: ") == 3
     for name, config in configs.items():
         check_one_process(config, tmp_path / name)
 

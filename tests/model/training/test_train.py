@@ -19,12 +19,13 @@ from npr_model import checkpoints
 from npr_model.datasets import DatasetError
 from npr_model.errors import InputError
 from npr_model.evaluation.metrics import Metrics
+from npr_model.inference.fused import InferenceDetector
 from npr_model.training import loop
 from npr_model.training.config import TrainConfig, load_run
 from npr_model.training.distributed import Process
 from npr_model.training.loop import Callbacks
 from npr_model.training.trainer import Trainer
-from tests.model.conftest import noise
+from tests.model.conftest import make_detector, noise
 
 CPU = Process(torch.device("cpu"))
 
@@ -131,11 +132,21 @@ def test_a_student_begins_with_the_stem_of_its_teacher(checkpoint):
     assert torch.equal(trainer.network.bn1.running_var, teacher.bn1.running_var)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"grid_size": 3}, "has grid_size 2, not 3: use another teacher"), ({"anchor": 1}, "has anchor 0, not 1")],
+)
+def test_a_teacher_with_another_npr_is_refused(checkpoint, changes, message):
+    with pytest.raises(InputError, match=message):
+        Trainer(small(teacher=str(checkpoint), **changes), CPU)
+
+
 def test_the_loss_against_a_teacher(checkpoint):
     """The cross entropy against its probability, and the squared error of its standardised features."""
     trainer, teacher = Trainer(small(size="fast", teacher=str(checkpoint)), CPU), checkpoints.load(checkpoint).model
     pixels, labels = pixels_and_labels(6)
     network, distillation = trainer.network, trainer.distillation
+    distillation.teacher[0] = InferenceDetector(teacher, dtype=torch.float32)  # whatever this processor prefers
     with torch.no_grad():
         features = network.maps(pixels).mean((2, 3))
         wanted = teacher.maps(pixels).mean((2, 3))
@@ -255,10 +266,11 @@ def killed_after(number: int):
     return on_step
 
 
-def test_a_resumed_run_has_the_losses_and_weights_of_an_unbroken_one(labelled, tmp_path):
+def test_a_resumed_run_has_the_losses_and_weights_of_an_unbroken_one(labelled, checkpoint, tmp_path):
     """The run ends before its first save, within an epoch, or between epochs; each has three steps."""
     root = labelled({"train/0_real": 12, "train/1_fake": 12, "held/0_real": 2, "held/1_fake": 2})
     values = {"epochs": 3, "save_steps": 2, "decay_epochs": 2, "average_decay": 0.9, "balance_groups": 0.5}
+    values |= {"size": "fast", "teacher": str(checkpoint)}
     config = small(root / "train", validation=(str(root / "held"),), **values)
     unbroken = []
     loop.train(config, tmp_path / "unbroken", callbacks=Callbacks(on_step=unbroken.append))
@@ -275,6 +287,17 @@ def test_a_resumed_run_has_the_losses_and_weights_of_an_unbroken_one(labelled, t
         assert history(run) == history(tmp_path / "unbroken") and len(history(run)) == 3, stop
         for name in ("best.safetensors", "last.safetensors"):
             assert (run / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes(), stop
+
+
+def test_a_resumed_run_refuses_another_teacher(labelled, tmp_path):
+    root, teacher = labelled({"0_real": 8, "1_fake": 8}), tmp_path / "teacher.safetensors"
+    checkpoints.save(teacher, make_detector(), checkpoints.Metadata(name="teacher"))
+    config = small(root, size="fast", teacher=str(teacher))
+    with pytest.raises(Killed):
+        loop.train(config, tmp_path / "run", callbacks=Callbacks(on_step=killed_after(3)))
+    checkpoints.save(teacher, make_detector(seed=1), checkpoints.Metadata(name="teacher"))
+    with pytest.raises(InputError, match=r"this run learns from teacher@\w+, but its teacher is teacher@\w+ now"):
+        loop.train(config, tmp_path / "run", resume=True)
 
 
 # `npr train` in a process group of its own, which is killed while it writes its fourth state.

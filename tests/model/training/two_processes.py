@@ -23,7 +23,7 @@ def float64_steps(chosen: config.TrainConfig) -> dict:
     with process_group("cpu") as process:
         sampler = BalancedBatches(samples, chosen, process.rank, process.size)
         trainer = Trainer(chosen, process)
-        trainer.network.double()
+        trainer.trained.double()
         parts = ((pixels, labels.double()) for pixels, labels in Loader(samples, sampler, process.device))
         losses = [trainer.step(parts).item() for _ in range(sampler.steps)]
         return {
