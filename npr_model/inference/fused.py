@@ -158,18 +158,23 @@ class InferenceDetector(nn.Module):
         """Return what the last layer sees, the averages of the last block: (N, C) float32."""
         return self.trunk(self.stem(images)).flatten(1)
 
+    def head(self, features: Tensor) -> Tensor:
+        """Return the logits (N, 1) of features (N, C), by the last layer.
+
+        F.linear adds in an order that depends on the number of images; a logit must not depend on other images.
+        """
+        if self.engine == "fused" and features.is_cuda:
+            products = gpu_bottleneck.dot(features, self.head_weight[0])[:, None]
+        else:
+            products = (features * self.head_weight).sum(1, keepdim=True)
+        return products + self.head_bias
+
     def score(self, images: Tensor) -> Tensor:
         """Score all ``images`` at once; returns (N, 1) float32 logits."""
         x = self.stem(images)
         # oneDNN's ReLU turns NaN into 0. Only floating point images can have NaN.
         broken = ~x.isfinite().flatten(1).all(1, keepdim=True) if images.is_floating_point() else None
-        features = self.trunk(x).flatten(1)
-        # F.linear adds in an order that depends on the number of images; a logit must not depend on other images.
-        if self.engine == "fused" and features.is_cuda:
-            products = gpu_bottleneck.dot(features, self.head_weight[0])[:, None]
-        else:
-            products = (features * self.head_weight).sum(1, keepdim=True)
-        logits = products + self.head_bias
+        logits = self.head(self.trunk(x).flatten(1))
         return logits if broken is None else logits.masked_fill(broken, float("nan"))
 
 

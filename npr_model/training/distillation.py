@@ -49,7 +49,6 @@ class Distillation(nn.Module):
         student.bn1.load_state_dict(teacher.bn1.state_dict())
         # In a list, as its weights are no state of the training.
         self.teacher = [InferenceDetector(teacher, dtype=_quickest(teacher))]
-        self.head = [teacher.fc1]
         self.process = process
         self.adapt = nn.Linear(student.fc1.in_features, teacher.fc1.in_features)
 
@@ -58,7 +57,7 @@ class Distillation(nn.Module):
         with torch.no_grad():
             # A copy, as autograd cannot save tensors of inference mode.
             wanted = self.teacher[0].features(pixels).clone()
-            probability = self.head[0](wanted).sigmoid().to(logits.dtype)
+            probability = self.teacher[0].head(wanted).sigmoid().to(logits.dtype)
             standardised = self._standardised(wanted)
         adapted = self.adapt(features).to(torch.promote_types(features.dtype, torch.float32))
         return F.binary_cross_entropy_with_logits(logits, probability) + F.mse_loss(adapted, standardised.to(adapted))
