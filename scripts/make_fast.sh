@@ -12,7 +12,7 @@ WILD=$(realpath "$1") CROPS=$(realpath "$2") RUNS=$(realpath -m "$3")
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 NAME=fast-1 WEIGHTS=npr_model/weights RESULTS=benchmarks/results
-DESCRIPTION='15,622 crops of the images that wild-2 was trained on, cut out of the whole images. It learned from the labels and to agree with wild-2. The last layer was fitted to 3,741 crops by logistic regression'
+DESCRIPTION='15,622 crops of the images that wild-2 was trained on. It learned from their labels, and to agree with wild-2. The last layer was fitted to 3,741 of the crops by logistic regression'
 RUN="$RUNS/fast" FITTED="$RUNS/$NAME.safetensors"
 if [ ! -e "$FITTED" ]; then
     mkdir -p "$RUNS"
@@ -28,7 +28,7 @@ if [ ! -e "$FITTED" ]; then
             --set learning_rate=2.5e-3 --set decay=0.72 --set decay_epochs=1 --set average_decay=0.998 \
             --set name=fast --epochs 12
     fi
-    python scripts/fit_last_layer.py "$RUN/last.safetensors" "$WILD/train" --name $NAME \
+    python scripts/fit_last_layer.py "$RUN/last.safetensors" "$WILD/train" --name $NAME --strength 1 \
         --training-data "$DESCRIPTION" -o "$FITTED"
 fi
 npr calibrate "$FITTED" "$WILD/validation" --view sample:8x128 -o $WEIGHTS/$NAME.safetensors --overwrite

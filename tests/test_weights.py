@@ -30,7 +30,7 @@ def test_card_is_printed_from_the_results(lines):
 
 def test_it_is_the_default_and_calibrated():
     loaded = checkpoints.load()
-    assert checkpoints.available() == ["clip-1", "npr+clip", checkpoints.DEFAULT]
+    assert checkpoints.available() == ["cascade", "clip-1", "fast-1", "npr+clip", checkpoints.DEFAULT]
     assert loaded.metadata.name == checkpoints.DEFAULT == "wild-2"
     assert loaded.metadata.licence == "Apache-2.0" and loaded.metadata.view == View("sample", 128, 8)
     assert loaded.metadata.calibration.points
@@ -47,7 +47,27 @@ def test_the_pair_is_calibrated_and_its_card_is_of_it():
     assert f"`{loaded.sha256}`" in card and all(part in card for part in parts)
 
 
+def test_the_fast_one_and_the_cascade_are_calibrated_and_the_card_is_of_both():
+    fast, cascade = (checkpoints.load(name) for name in ("fast-1", "cascade"))
+    assert fast.model.size == "fast" and fast.model.activation_steps
+    parts = [fast.model_id, checkpoints.load().model_id]
+    assert [cascade.model.first_checkpoint, cascade.model.second_checkpoint] == parts
+    results = {}
+    for loaded in (fast, cascade):
+        assert loaded.metadata.view == View("sample", 128, 8) and loaded.metadata.calibration.points
+        results[loaded.metadata.name] = make_card.read(RESULTS.with_name(f"{loaded.metadata.name}.csv"))
+        assert {line.model for line in results[loaded.metadata.name]} == {loaded.model_id}
+        fit_together(results[loaded.metadata.name])
+    beside = [results["cascade"], make_card.read(RESULTS)]
+    card = make_card.card(fast.metadata, fast.sha256, results["fast-1"], beside=beside)
+    assert (checkpoints.WEIGHTS / "fast-1.md").read_text() == card
+
+
 def test_results_fit_together(lines):
+    fit_together(lines)
+
+
+def fit_together(lines: list[make_card.Line]) -> None:
     for condition in make_card.CONDITIONS:
         here = [line for line in lines if line.condition == condition]
         large = [line for line in here if line.kind == make_card.FAMILY and line.images >= make_card.LARGE]

@@ -136,8 +136,10 @@ class Trainer:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        if self.teacher_id != state["teacher"]:
-            raise InputError(f"this run learns from {state['teacher']}, but its teacher is {self.teacher_id} now")
+        taught_by = state.get("teacher", "")  # states of earlier versions have none
+        if taught_by != self.teacher_id:
+            now = self.teacher_id or "none"
+            raise InputError(f"this run learns from {taught_by or 'no teacher'}, but its teacher is {now} now")
         self.network.load_state_dict(state["network"])
         if self.distillation is not None:
             self.distillation.load_state_dict(state["distillation"])
