@@ -35,7 +35,7 @@ CHOSEN = {
     "wild-2": " The shares of the averaged networks and the strength of the last layer's regularisation were chosen on "
     "these images, too.",
     "fast-1": " The range of logits in which the checkpoint `cascade` asks `wild-2` was chosen on these images, too, "
-    "so that its AUC is at most 0.4 below that of `wild-2`; on other images the loss may be larger. The strength of "
+    "so that its AUC is at most 0.2 below that of `wild-2`; on other images the loss may be larger. The strength of "
     "the last layer's regularisation was chosen on them, too.",
 }
 ALL, UNSEEN = f"families with {LARGE} images or more", "families never trained on"
