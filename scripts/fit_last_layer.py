@@ -100,7 +100,7 @@ def mean_auc(features: Features, head: Head) -> float:
     return metrics.mean_auc(features.families, features.labels, head.logits(features.values), LARGE)
 
 
-def curve(training: Features, validation: Features, strength: float) -> Iterator[dict[str, object]]:
+def curve(training: Features, validation: Features, strength: float = STRENGTH) -> Iterator[dict[str, object]]:
     """Lines of the table: share of the repositories, images seen, and the AUCs."""
     repositories = np.unique(training.repositories)
     for share in SHARES:

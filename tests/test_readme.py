@@ -60,6 +60,16 @@ def test_speed_on_a_gpu_is_that_of_the_results():
         assert f"{ratio:.1f} times as fast as plain PyTorch in {words}" in TEXT.replace("\n", " ")
 
 
+def test_speed_of_the_fast_network_is_that_of_the_results():
+    (case,) = {row["case"] for row in json.loads((RESULTS / "cpu-avx2-fast-model.json").read_text())["rows"]}
+    rows = {row["contender"]: row for row in json.loads((RESULTS / "cpu-avx2-fast-model.json").read_text())["rows"]}
+    assert case == "fast detector, uint8 -> logits, 8x3x256x256"
+    assert f"[{8e3 / rows['ours int8']['median_ms']:.0f} images per second]" in TEXT
+    rates = json.loads((RESULTS / "cpu-avx2-cascade.json").read_text())["rows"]
+    of = {row["contender"]: row["images_per_second"] for row in rates}
+    assert round(of["ours cascade"] / of["ours wild-2"]) == 3 and "three times as\nfast" in TEXT
+
+
 def test_the_pair_is_as_good_as_its_card_says():
     rows = [line.split(" | ") for line in (checkpoints.WEIGHTS / "npr+clip.md").read_text().splitlines()]
     as_they_are, after_jpeg = (row[2].partition(" ")[0] for row in rows if row[1:2] == ["npr+clip"])
