@@ -61,13 +61,13 @@ def test_speed_on_a_gpu_is_that_of_the_results():
 
 
 def test_speed_of_the_fast_network_is_that_of_the_results():
-    (case,) = {row["case"] for row in json.loads((RESULTS / "cpu-avx2-fast-model.json").read_text())["rows"]}
-    rows = {row["contender"]: row for row in json.loads((RESULTS / "cpu-avx2-fast-model.json").read_text())["rows"]}
-    assert case == "fast detector, uint8 -> logits, 8x3x256x256"
-    assert f"[{8e3 / rows['ours int8']['median_ms']:.0f} images per second]" in TEXT
+    rows = json.loads((RESULTS / "cpu-avx2-fast-model.json").read_text())["rows"]
+    (ours,) = (row for row in rows if row["contender"] == "ours int8")
+    assert ours["case"] == "fast detector, uint8 -> logits, 8x3x256x256"
+    assert f"[{8e3 / ours['median_ms']:.0f} images per second]" in TEXT
     rates = json.loads((RESULTS / "cpu-avx2-cascade.json").read_text())["rows"]
     of = {row["contender"]: row["images_per_second"] for row in rates}
-    assert round(of["ours cascade"] / of["ours wild-2"]) == 3 and "three times as\nfast" in TEXT
+    assert round(of["ours cascade"] / of["ours wild-2"]) == 3 and "three times as fast" in TEXT.replace("\n", " ")
 
 
 def test_the_pair_is_as_good_as_its_card_says():
