@@ -26,7 +26,7 @@ if [ ! -e "$FITTED" ]; then
         npr train "$RUNS/train" "$CROPS" --output "$RUN" --preset wild --set size=fast --set teacher=wild-2 \
             --set crop_size=128 --set jpeg_probability=0.5 --set balance_groups=0.5 --set batch_size=64 \
             --set learning_rate=2.5e-3 --set decay=0.72 --set decay_epochs=1 --set average_decay=0.998 \
-            --set name=fast --epochs 12
+            --set name=fast --set licence=Apache-2.0 --epochs 12
     fi
     python scripts/fit_last_layer.py "$RUN/last.safetensors" "$WILD/train" --name $NAME --strength 1 \
         --training-data "$DESCRIPTION" -o "$FITTED"

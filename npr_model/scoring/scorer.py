@@ -235,7 +235,7 @@ class Scorer:
     def _launch(self, batch: list[Decoded]) -> Callable[[], Iterator[Row]]:
         """Send a batch through the network; the result waits for it and yields its rows."""
         try:
-            logits = self._logits(self._model, batch)
+            logits = self._logits(_parts(batch))
         except BackendError:
             raise  # would fail for every batch
         except (RuntimeError, MemoryError) as error:
@@ -246,7 +246,8 @@ class Scorer:
 
     def _rows(self, batch: list[Decoded], logits: Callable[[], tuple[list[float], float]]) -> Iterator[Row]:
         try:
-            means, seconds = logits()
+            of_parts, seconds = logits()
+            means = _means(batch, of_parts)
             rows = [decoded.row for decoded in batch]
             if self._cascade is not None:
                 rows, means, more = self._second_look(self._cascade, batch, means)
@@ -275,9 +276,10 @@ class Scorer:
         rows = [replace(decoded.row, scored_by=cascade.first_checkpoint) for decoded in batch]
         if not doubtful:
             return rows, logits, 0.0
-        again, seconds = self._logits(self._better, [batch[number] for number in doubtful])()
+        some = [batch[number] for number in doubtful]
+        again, seconds = self._logits(_parts(some), self._better)()
         logits = logits.copy()
-        for number, logit in zip(doubtful, again, strict=True):
+        for number, logit in zip(doubtful, _means(some, again), strict=True):
             logits[number], rows[number] = logit, replace(rows[number], scored_by=cascade.second_checkpoint)
         return rows, logits, seconds
 
@@ -290,19 +292,16 @@ class Scorer:
         for half in (batch[:middle], batch[middle:]):
             yield from self._launch(half)()
 
-    def _logits(self, network: nn.Module, batch: list[Decoded]) -> Callable[[], tuple[list[float], float]]:
-        """Send the parts of a batch, each (P, H, W, 3) uint8, through a network.
+    def _logits(
+        self, parts: list[np.ndarray], network: nn.Module | None = None
+    ) -> Callable[[], tuple[list[float], float]]:
+        """Send arrays (P, H, W, 3) uint8 through ``network``, or else through the checkpoint's.
 
-        The result waits for it, and returns a logit for each image, the mean over its parts, and the seconds it took.
+        The result waits for it, and returns the logits of all parts and the seconds it took.
 
         Permuted, the arrays have channels_last strides, which the kernels prefer.
         """
-        parts = [decoded.parts for decoded in batch if decoded.parts is not None]
-        ends = np.cumsum([len(own) for own in parts])
-
-        def means(logits: list[float]) -> list[float]:
-            return [float(np.float32(np.mean(values))) for values in np.split(np.array(logits), ends[:-1])]
-
+        network = network or self._model
         began = time.perf_counter()
         on_gpu = self.device.type == "cuda"
         _, height, width, _ = parts[0].shape
@@ -310,9 +309,9 @@ class Scorer:
         rows = torch.empty((sum(map(len, parts)), height, pitch), dtype=torch.uint8, pin_memory=on_gpu)
         np.concatenate(parts, out=_images(rows, width).numpy())
         if not on_gpu:
-            of_images = means(network(_images(rows, width).permute(0, 3, 1, 2)).squeeze(1).tolist())
+            logits = network(_images(rows, width).permute(0, 3, 1, 2)).squeeze(1).tolist()
             seconds = time.perf_counter() - began
-            return lambda: (of_images, seconds)
+            return lambda: (logits, seconds)
         stream = torch.cuda.current_stream(self.device)
         start, end = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))
         start.record(stream)
@@ -324,7 +323,7 @@ class Scorer:
 
         def wait() -> tuple[list[float], float]:
             end.synchronize()  # blocking wait: the core can decode meanwhile
-            return means(copied.tolist()), start.elapsed_time(end) / 1000
+            return copied.tolist(), start.elapsed_time(end) / 1000
 
         return wait
 
@@ -339,6 +338,16 @@ class Scorer:
         if not math.isfinite(logit):
             return unscored(row, f"the network gave a logit of {logit}")
         return judged(row, logit, self.calibration)
+
+
+def _parts(batch: list[Decoded]) -> list[np.ndarray]:
+    return [decoded.parts for decoded in batch if decoded.parts is not None]
+
+
+def _means(batch: list[Decoded], logits: list[float]) -> list[float]:
+    """Return a logit for each image, the float32 mean over its parts."""
+    ends = np.cumsum([len(parts) for parts in _parts(batch)])
+    return [float(np.float32(np.mean(values))) for values in np.split(np.array(logits), ends[:-1])]
 
 
 def _images(rows: torch.Tensor, width: int) -> torch.Tensor:

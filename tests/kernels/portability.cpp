@@ -1,5 +1,6 @@
-// Runs the stems, the convolution, the moments and the bottlenecks of the chosen kernels on pseudo-random pixels and prints
-// checksums: a way to compare processors, or emulated ones, without torch. Built and run by test_portability.py.
+// Runs the stems, the convolution, the moments, the bottlenecks and the means of the chosen kernels on pseudo-random
+// pixels and prints checksums: a way to compare processors, or emulated ones, without torch. Built and run by
+// test_portability.py.
 #include <algorithm>
 #include <bit>
 #include <cstdint>
@@ -112,6 +113,25 @@ struct Block {
   }
 };
 
+// Means over squares of 2 x 2 pixels of two images of 9 x 11 pixels and 64 channels; as levels below 120, times 30.
+void pool(const char* kind, Type type, Type out_type) {
+  constexpr int64_t kBatch = 2, kHeight = 9, kWidth = 11, kChannels = 64, kOutHeight = 5, kOutWidth = 6;
+  std::vector<float> image(kBatch * kHeight * kWidth * kChannels);
+  uint32_t state = 1;
+  for (auto& value : image) {
+    state = state * 1664525u + 1013904223u;
+    value = static_cast<float>((state >> 8) % 256) / 64.f;
+  }
+  const std::vector<char> x = encoded(image, type);
+  std::vector<char> out(static_cast<size_t>(kBatch * kOutHeight * kOutWidth * kChannels * bytes_of(out_type)));
+  const std::vector<float> factors(kChannels, 30.f);
+  const bool levels = out_type == Type::kUInt8;
+  const AveragePoolTask task{kBatch, kHeight, kWidth, kChannels, 2, type, out_type, x.data(), out.data(),
+                             levels ? factors.data() : nullptr};
+  kernels().average_pool(task, 0, kBatch * kOutHeight);
+  print(kind, "pool", decoded(out, out_type));
+}
+
 }  // namespace
 
 int main() {
@@ -169,7 +189,10 @@ int main() {
     block.run("float32", Type::kFloat32, Type::kFloat32);
     if (bfloat16) block.run("bfloat16", Type::kBFloat16, Type::kBFloat16);
   }
+  pool("float32", Type::kFloat32, Type::kFloat32);
+  if (bfloat16) pool("bfloat16", Type::kBFloat16, Type::kBFloat16);
   if (!levels) return 0;
+  pool("to_levels", real, Type::kUInt8);
   for (const Block& block : {Block{"direct", 1, 1, false, false}, Block{"winograd", 4, 1, false, false},
                              Block{"strided", 1, 2, true, false}})
     block.run("levels", Type::kUInt8, Type::kUInt8);

@@ -134,7 +134,7 @@ def test_trains_is_resumed_and_compared(name, labelled, tmp_path, capsys):
 def test_unknown_and_contradictory_settings_are_refused(labelled, tmp_path, capsys):
     with pytest.raises(InputError, match="unknown detector 'nope': use one of npr, cnndetection"):
         TrainConfig(detector="nope")
-    with pytest.raises(InputError, match="grid_size and anchor work with the detector npr only"):
+    with pytest.raises(InputError, match="size, grid_size, anchor and teacher work with the detector npr only"):
         TrainConfig(detector="frank", grid_size=3)
     root = labelled(LAYOUT)
     path = tmp_path / "frank.safetensors"
