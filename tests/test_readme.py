@@ -67,7 +67,7 @@ def test_speed_of_the_fast_network_is_that_of_the_results():
     assert f"[{8e3 / ours['median_ms']:.0f} images per second]" in TEXT
     rates = json.loads((RESULTS / "cpu-avx2-cascade.json").read_text())["rows"]
     of = {row["contender"]: row["images_per_second"] for row in rates}
-    assert round(of["ours cascade"] / of["ours wild-2"]) == 3 and "three times as fast" in TEXT.replace("\n", " ")
+    assert round(of["ours cascade"] / of["ours wild-2"]) == 3 and "up to three times as fast" in TEXT.replace("\n", " ")
 
 
 def test_the_pair_is_as_good_as_its_card_says():

@@ -66,8 +66,11 @@ def explain(
 
     loaded = checkpoints.load(options.checkpoint, backend=options.backend)
     if not isinstance(loaded.model, NPRDetector):
+        parts = getattr(loaded.model, "parts", ())
+        advice = "; name the checkpoint of one of its parts instead" if parts else ""
         raise InputError(
-            f"checkpoint {options.checkpoint} is a {loaded.metadata.detector} detector; only npr has NPR maps to show"
+            f"checkpoint {options.checkpoint} is of the detector {loaded.metadata.detector}; only npr has NPR maps to "
+            f"show{advice}"
         )
     view = given_view or loaded.metadata.view
     if view.kind == "sample" and given_view is None:  # maps show one part

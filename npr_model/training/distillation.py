@@ -22,7 +22,7 @@ def load_teacher(name_or_path: str, student: NPRDetector) -> LoadedCheckpoint:
     """Return the checkpoint to learn from. Raises InputError if it is no NPR detector with the student's NPR."""
     loaded = checkpoints.load(name_or_path)
     if not isinstance(loaded.model, NPRDetector):
-        raise InputError(f"teacher {name_or_path} is a {loaded.model.detector} detector: only NPR detectors can teach")
+        raise InputError(f"teacher {name_or_path} is of the detector {loaded.model.detector}: only npr can teach")
     for name in SHARED:
         if (theirs := getattr(loaded.model, name)) != (ours := getattr(student, name)):
             raise InputError(f"teacher {name_or_path} has {name} {theirs}, not {ours}: use another teacher")

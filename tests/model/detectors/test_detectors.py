@@ -143,7 +143,7 @@ def test_unknown_and_contradictory_settings_are_refused(labelled, tmp_path, caps
     with pytest.raises(InputError, match="has detector frank, not npr: set detector=frank"):
         loop.train(config, tmp_path / "run")
     assert cli.main(["explain", str(root / "train/0_real/0.png"), "--checkpoint", str(path), "-o", str(tmp_path)]) == 2
-    assert "is a frank detector; only npr has NPR maps to show" in capsys.readouterr().err
+    assert "is of the detector frank; only npr has NPR maps to show" in capsys.readouterr().err
     arguments = ["ablate", str(root / "train"), "--evaluation", str(root / "held"), "-o", str(tmp_path / "ablation")]
     assert cli.main([*arguments, "--set", "detector=frank"]) == 2
     assert "the detector frank has no grid size or anchor to vary" in capsys.readouterr().err

@@ -141,6 +141,11 @@ def test_a_teacher_with_another_npr_is_refused(checkpoint, changes, message):
         Trainer(small(teacher=str(checkpoint), **changes), CPU)
 
 
+def test_a_teacher_of_another_detector_is_refused():
+    with pytest.raises(InputError, match="teacher clip-1 is of the detector ojha: only npr can teach"):
+        Trainer(small(teacher="clip-1"), CPU)
+
+
 def test_the_loss_against_a_teacher(checkpoint):
     """The cross entropy against its probability, and the squared error of its standardised features."""
     trainer, teacher = Trainer(small(size="fast", teacher=str(checkpoint)), CPU), checkpoints.load(checkpoint).model
