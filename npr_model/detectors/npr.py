@@ -19,8 +19,8 @@ class NPRDetector(DetectorNetwork):
 
     uint8 images are raw pixels; float images are already normalised. Odd sizes are trimmed to whole cells; the smallest
     image is one cell. 1,437,761 parameters, with the state-dict names of the authors' network: ``conv1``, ``bn1``,
-    ``layer1``, ``layer2``, ``fc1``. With ``size="fast"`` there are fewer and narrower blocks behind the
-    same stem, and 350,273 parameters.
+    ``layer1``, ``layer2``, ``fc1``. With ``size="fast"`` there are fewer and narrower blocks behind the same stem,
+    and 350,273 parameters.
 
     Args:
         size: "paper" or "fast", see :data:`npr_model.detectors.sizes.SIZES`.

@@ -102,6 +102,10 @@ def test_sizes(fast):
     shapes = [(b.conv1.in_channels, b.conv1.out_channels, b.conv3.out_channels) for b in blocks(fast).values()]
     assert shapes == [(64, 64, 128), (128, 64, 128), (128, 64, 256), (256, 64, 256), (256, 64, 256)]
     assert [b.conv2.stride[0] for b in blocks(fast).values()] == [1, 1, 2, 1, 1]
+    for size, kinds in selection.DETECTORS.items():  # what a GPU's self-test tries
+        built = blocks(NPRDetector(size=size)).values()
+        found = {(b.conv1.in_channels, b.conv1.out_channels, b.conv3.out_channels, b.conv2.stride[0]) for b in built}
+        assert found == set(kinds)
     assert fast.maps(images(2, 3, 256, 256)[0]).shape == (2, 256, 16, 16)
     with pytest.raises(ValueError, match="size must be paper or fast, not 'tiny'"):
         NPRDetector(size="tiny")
