@@ -24,6 +24,7 @@ import typer
 
 from benchmarks.command import refuse
 from benchmarks.plan import ROOT, Step, run_plan
+from npr_kernels.backends import proof
 from npr_kernels.testing import Case
 
 SECONDS = 550.0  # of a plan: 570 with the start of Python and the end of the last step
@@ -110,6 +111,19 @@ def stem() -> None:
     torch.cuda.synchronize()
 
 
+@app.command("blocks")
+def blocks() -> None:
+    """The detector on a full batch in bfloat16: what the profiler reads the counters of its residual blocks of."""
+    from benchmarks.inputs import random_detector
+    from npr_model.inference.freeze import freeze
+
+    x, _, _ = PROFILED.tensors()
+    detector = freeze(random_detector().cuda(), torch.bfloat16)
+    for _ in range(2):
+        detector(x.cuda())
+    torch.cuda.synchronize()
+
+
 def finish(steps: list[Step], output: Path) -> None:
     """Run the steps with the packages of WHEELS, and end with the plan's exit code."""
     if not torch.cuda.is_available():
@@ -141,7 +155,8 @@ def check_steps() -> list[Step]:
         test("test_cuda", cuda, limit=120, only="not long_walk and not 2_to_the_31", processes=14),
         sanitizer("racecheck"),
         sanitizer("memcheck"),
-        profile(),
+        profile("profile", "stem", "stem_kernel", launches=1),
+        profile("profile_blocks", "blocks", "bottleneck_kernel", launches=6),
         test("2_to_the_31", cuda, limit=60, only="2_to_the_31"),
         test("residual_blocks", blocks, limit=40, only="gpu"),
         benchmark("model", "--batch", "256", "--seconds", "3", "--only", "^(ours|eager) bfloat16$", limit=60),
@@ -221,13 +236,13 @@ def sanitizer(tool: str) -> Step:
     return Step(tool, line, 60, 20, ["build"], {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
 
 
-def profile() -> Step:
-    """Nsight Compute on the stem's second launch; the first loads the code."""
+def profile(name: str, command: str, kernel: str, launches: int) -> Step:
+    """Nsight Compute on a kernel, the second time that ``command`` launches it; the first time loads the code."""
     line = ["ncu", "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none"]
-    line += ["--kernel-name", "regex:stem_kernel", "--launch-skip", "1", "--launch-count", "1"]
+    line += ["--kernel-name", f"regex:{kernel}", "--launch-skip", str(launches), "--launch-count", str(launches)]
     line += [argument for section in SECTIONS for argument in ("--section", section)]
-    line += [sys.executable, "-m", "benchmarks.device", "stem"]
-    return Step("profile", line, 60, 20, ["build"], counters=counters)
+    line += [sys.executable, "-m", "benchmarks.device", command]
+    return Step(name, line, 60, 20, ["build"], {proof.ENVIRONMENT_VARIABLE: "0"}, counters=counters)
 
 
 def counters(text: str) -> list[dict]:

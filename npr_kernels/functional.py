@@ -315,9 +315,14 @@ def _convolution(
 def _autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     """Return the dtype in which autocast makes ``conv2d`` compute; None without autocast and for float64."""
     device = x.device.type
-    if weight.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+    if weight.dtype == torch.float64 or not _has_autocast(device):
         return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+@torch.compiler.assume_constant_result  # torch.compile of torch 2.11 cannot trace the function called here
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
