@@ -51,6 +51,17 @@ NPR_DEVICE void await_bulk(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
+// Counts how often it is called with a counter in shared memory, which begins at 0. Returns true at every `most`-th call.
+// The thread that gets true comes after what the others did before their calls.
+NPR_DEVICE bool count_in(uint32_t counter, int most) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.cta.shared::cta.inc.u32 %0, [%1], %2;" : "=r"(before) : "r"(counter), "r"(most - 1) : "memory");
+  return before == static_cast<uint32_t>(most - 1);
+}
+
+// A barrier for the threads of one warpgroup.
+NPR_DEVICE void synchronize_group(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
+
 // Rounds two floats to nearest even, and negative numbers to 0. NaN stays NaN.
 NPR_DEVICE uint32_t pack_relu(float low, float high) {
   uint32_t out;
@@ -66,9 +77,10 @@ NPR_DEVICE uint64_t matrix(uint32_t address, int across, int down) {
 #ifdef NPR_HAS_WARPGROUPS
 
 // begin_products comes before the first product, end_products after the last one, and await_products waits for the sums
-// `d`.
+// `d`. await_older_products waits for all products that ended before the newest end_products.
 NPR_DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 NPR_DEVICE void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+NPR_DEVICE void await_older_products() { asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); }
 template <int kSums>
 NPR_DEVICE void await_products(float (&d)[kSums]) {
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");

@@ -40,7 +40,7 @@ inline Matrix decoded(uint64_t matrix) {
 struct Products {
   Product meeting;
   bool begun = false;
-  std::vector<Product> pending;  // computed once they are named to the end and waited for
+  std::vector<std::vector<Product>> pending{1};  // between two end_products each; computed once they are waited for
 };
 inline Products& products() {
   static std::vector<Products> of_warps(32);
@@ -102,7 +102,7 @@ inline void issue(float* d, int columns, const uint32_t* a, uint64_t a_matrix, u
   meeting.d[my_lane()] = d;
   meeting.halves[my_lane()] = halves;
   if (a != nullptr) std::memcpy(meeting.a[my_lane()], a, sizeof meeting.a[0]);
-  together(&instruction, [&](Warp&) { mine.pending.push_back(meeting); });
+  together(&instruction, [&](Warp&) { mine.pending.back().push_back(meeting); });
 }
 
 }  // namespace emulation
@@ -141,10 +141,23 @@ inline void copy_bulk(uint32_t to, const unsigned char* from, int bytes, uint32_
 }
 inline void await_bulk(uint32_t barrier, uint32_t parity) {
   emulation::Barrier& at = emulation::barriers.at(barrier);
-  if (at.turns % 2 == parity) emulation::fail("a wait for a copy that has not begun");  // on a GPU it would wait
+  while (at.turns % 2 == parity) emulation::yield();  // for another warp to begin the copy
   if (at.turns == at.landed) return;
   std::memcpy(at.to, at.from, at.bytes);
   ++at.landed;
+}
+
+inline bool count_in(uint32_t counter, int most) {
+  const uint32_t count = load_shared<uint32_t>(counter) + 1;
+  const bool last = count == static_cast<uint32_t>(most);
+  store_shared(counter, last ? 0 : count);
+  return last;
+}
+
+inline void synchronize_group(int group) {
+  if (group != emulation::block.current->index / emulation::kWarpgroup) emulation::fail("the barrier of another warpgroup");
+  emulation::block.current->at_barrier = emulation::block.current->of_group = true;
+  emulation::yield();
 }
 
 inline uint32_t pack_relu(float low, float high) {
@@ -159,17 +172,32 @@ inline uint64_t matrix(uint32_t address, int across, int down) {
 }
 
 inline void begin_products() { emulation::products().begun = true; }
-inline void end_products() { emulation::products().begun = false; }
-
-template <typename Sum, int kSums>
-void await_products(Sum (&)[kSums]) {
+inline void end_products() {
   static const char instruction = 0;
   emulation::Products& mine = emulation::products();
-  if (mine.begun) emulation::fail("a wait for products that have not ended");
   emulation::together(&instruction, [&](emulation::Warp&) {
-    for (const emulation::Product& product : mine.pending) emulation::compute(product);
-    mine.pending.clear();
+    mine.begun = false;
+    mine.pending.emplace_back();
   });
+}
+
+namespace emulation {
+// Computes all products except those of the newest `newest` end_products.
+inline void await(size_t newest) {
+  static const char instruction = 0;
+  Products& mine = products();
+  if (mine.begun) fail("a wait for products that have not ended");
+  together(&instruction, [&](Warp&) {
+    for (; mine.pending.size() > newest + 1; mine.pending.erase(mine.pending.begin()))
+      for (const Product& product : mine.pending.front()) compute(product);
+  });
+}
+}  // namespace emulation
+
+inline void await_older_products() { emulation::await(1); }
+template <typename Sum, int kSums>
+void await_products(Sum (&)[kSums]) {
+  emulation::await(0);
 }
 
 template <int kSums>

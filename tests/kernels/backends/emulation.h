@@ -1,6 +1,7 @@
 // The instructions of csrc/cuda/instructions.h for threads emulated on the CPU, so that the kernels' logic can be tested
 // where there is no GPU. A thread is a fiber. The warps of a block run in random order, each as far as it can get before a
-// barrier, and asynchronous copies land as late as they may: a missing barrier or wait shows as a wrong result. Shared
+// barrier or a wait, and asynchronous copies land as late as they may: a missing barrier or wait shows as a wrong result,
+// and warps that wait for each other for ever as a failure. Shared
 // memory starts as NaN and ends at a guard page. What a warp does together (shuffles, mma, ldmatrix) takes the operands
 // of all 32 lanes, and fails where they do not meet at the same instruction.
 #pragma once
@@ -38,7 +39,7 @@ struct alignas(16) float4 {
 namespace npr::cuda {
 namespace emulation {
 
-constexpr int kLanes = 32;
+constexpr int kLanes = 32, kWarpgroup = 128;
 constexpr size_t kStack = 256 << 10, kSharedMost = 227 << 10;
 
 inline int processors = 3;  // blocks that "fit on the device"
@@ -58,6 +59,7 @@ struct Copy {
 struct Thread {
   int index = 0;
   bool started = false, done = false, at_barrier = false;
+  bool of_group = false;  // the barrier is for a warpgroup
   jmp_buf state;
   std::vector<char> stack = std::vector<char>(kStack);
   std::vector<std::vector<Copy>> copies;  // groups under way; the last is open
@@ -72,6 +74,7 @@ struct Warp {  // where the lanes meet
 
 struct Block {
   int threads = 0, index = 0, row = 0, count = 0;
+  int64_t events = 0;  // grows whenever a warp gets further
   std::vector<Thread> thread;
   std::vector<Warp> warp;
   unsigned char* shared = nullptr;
@@ -104,6 +107,16 @@ inline void resume(Thread& thread) {
   setcontext(&context);
 }
 
+// Lets threads continue if all of them are at the barrier of their warpgroup, or of the block.
+inline bool release(int first, int end, bool of_group) {
+  for (int i = first; i < end; ++i) {
+    const Thread& thread = block.thread[static_cast<size_t>(i)];
+    if (!thread.at_barrier || thread.of_group != of_group) return false;
+  }
+  for (int i = first; i < end; ++i) block.thread[static_cast<size_t>(i)].at_barrier = false;
+  return true;
+}
+
 inline void run_block() {
   const int warps = block.threads / kLanes;
   for (Thread& thread : block.thread) {
@@ -114,26 +127,34 @@ inline void run_block() {
   std::vector<int> order(static_cast<size_t>(warps));
   for (int w = 0; w < warps; ++w) order[static_cast<size_t>(w)] = w;
   for (int done = 0; done < block.threads;) {
+    const int64_t events = block.events;
+    bool all_ran = true;
     std::shuffle(order.begin(), order.end(), random_order);
-    for (const int w : order) {  // each until all its lanes are at the barrier, or done
-      for (bool moving = true; moving;) {
-        moving = false;
-        const int generation = block.warp[static_cast<size_t>(w)].generation;
+    for (const int w : order) {  // each until all its lanes wait, or are done
+      if (random_order() % 4 == 0) {  // or not now, so that other warps get far ahead of it
+        all_ran = false;
+        continue;
+      }
+      for (int64_t before = -1; before != block.events;) {
+        before = block.events;
         for (int lane = 0; lane < kLanes; ++lane) {
           Thread& thread = block.thread[static_cast<size_t>(w * kLanes + lane)];
           if (thread.done || thread.at_barrier) continue;
           resume(thread);
-          moving = moving || thread.done || thread.at_barrier;
+          block.events += thread.done || thread.at_barrier;
           done += thread.done;
         }
-        moving = moving || block.warp[static_cast<size_t>(w)].generation != generation;
       }
     }
+    bool released = false;
+    for (int first = 0; first < block.threads; first += kWarpgroup)
+      released = release(first, std::min(first + kWarpgroup, block.threads), true) || released;
+    released = released || release(0, block.threads, false);
+    if (done == block.threads || released || !all_ran || block.events != events) continue;
     int waiting = 0;
     for (const Thread& thread : block.thread) waiting += thread.at_barrier;
-    if (done + waiting < block.threads) fail("some lanes of a warp wait for others that never come");
-    if (waiting > 0 && done > 0) fail("some threads ended while others wait at a barrier");
-    for (Thread& thread : block.thread) thread.at_barrier = false;
+    if (done + waiting == block.threads && done > 0) fail("some threads ended while others wait at a barrier");
+    fail("some threads wait for others that never come");
   }
 }
 
@@ -148,6 +169,7 @@ void together(const void* instruction, Compute compute) {
     compute(warp);
     warp.arrived = 0;
     ++warp.generation;
+    ++block.events;
   }
   const int generation = warp.generation;
   if (lane < kLanes && warp.arrived != 0)
@@ -188,6 +210,7 @@ inline unsigned char* shared_memory() { return emulation::block.shared; }
 
 inline void synchronize() {
   emulation::block.current->at_barrier = true;
+  emulation::block.current->of_group = false;
   emulation::yield();
 }
 

@@ -26,6 +26,7 @@ REGISTERS = {
     ("finish", ""): 64,
     ("bottleneck_kernel", "64, 1, 64, 1, 64"): 128,
     ("bottleneck_kernel", "64, 1, 0, 1, 64"): 128,
+    ("bottleneck_kernel", "128, 1, 0, 0, 0"): 128,
     ("bottleneck_kernel", "128, 2"): 255,
     ("bottleneck_kernel", ""): 168,
 }
