@@ -57,6 +57,13 @@ NPR_DEVICE T anew(T value) {
   return value;
 }
 
+// thread_index(), read when it is needed. So rarely used results that depend on it occupy no registers before.
+NPR_DEVICE int thread_index_anew() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
+
 NPR_DEVICE unsigned char* shared_memory() {
   extern __shared__ __align__(128) unsigned char memory[];
   return memory;
@@ -228,6 +235,8 @@ NPR_DEVICE uint32_t max3(uint32_t a, uint32_t b, uint32_t c) {
 NPR_DEVICE uint32_t max3_relu(uint32_t a, uint32_t b, uint32_t c) {
   return static_cast<uint32_t>(__vimax3_s32_relu(static_cast<int>(a), static_cast<int>(b), static_cast<int>(c)));
 }
+NPR_DEVICE uint32_t max_halves(uint32_t a, uint32_t b) { return __vmaxs2(a, b); }
+NPR_DEVICE uint32_t max_halves_relu(uint32_t a, uint32_t b) { return __vimax_s16x2_relu(a, b); }
 NPR_DEVICE uint32_t max3_halves(uint32_t a, uint32_t b, uint32_t c) { return __vimax3_s16x2(a, b, c); }
 NPR_DEVICE uint32_t max3_halves_relu(uint32_t a, uint32_t b, uint32_t c) { return __vimax3_s16x2_relu(a, b, c); }
 NPR_DEVICE uint32_t add_max(uint32_t a, uint32_t b, uint32_t c) {  // max(a + b, c)
@@ -317,7 +326,7 @@ const char* resident_blocks(void (*kernel)(Arguments...), int threads, int64_t s
   cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
-  if (error == cudaSuccess && shared_bytes > most / 3)  // else the cache would take memory that two blocks need
+  if (error == cudaSuccess && shared_bytes > most / 4)  // else the cache would take memory that three blocks need
     error = cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error == cudaSuccess)
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, static_cast<size_t>(shared_bytes));

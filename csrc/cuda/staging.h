@@ -152,12 +152,12 @@ struct Stager {
   const Layout layout;
   uint32_t before, current, next;  // pairs s - 1, s and s + 1 of the ring
   const unsigned char* rows;       // in the pair to fetch next: the warp's first pixel, or this lane's piece if kBytes
-  const uint32_t raw;    // memory for this warp's raw pixels
-  uint32_t cell_rows;    // number of cell rows in which this lane's cell is inside the image: all or none
-  uint32_t piece_rows;   // the same for this lane's piece of bytes
+  const uint32_t raw;    // memory for this lane's first piece of the warp's raw pixels
+  uint32_t cell_pairs;   // number of pairs in which this lane's cell is inside the image
+  uint32_t piece_pairs;  // the same for this lane's piece of bytes
   int pixels;            // number of pixels from the warp's first to the end of the row
-  uint32_t read[2];     // offsets in the first raw stage: this lane's cell in the row of its anchor, and in the other row
-  uint32_t select[2];   // for the anchor's column and the other column: the byte selector if kBytes, else the offset
+  uint32_t read[2];     // offsets in the first raw stage: this lane's cell in two rows (unless kBytes, the anchor's row is first)
+  uint32_t select[2];   // offsets of the anchor's column and of the other column
 
   NPR_DEVICE Stager(const Source& source, uint32_t ring, uint32_t raw, int width)
       : source(source),
@@ -166,22 +166,18 @@ struct Stager {
         current(ring + layout.pair_bytes()),
         next(ring + 2 * layout.pair_bytes()),
         rows(nullptr),
-        raw(raw + static_cast<uint32_t>(thread_index() / 32 * kRawStages * stage_bytes())),
-        cell_rows(0),
-        piece_rows(0),
+        raw(raw + static_cast<uint32_t>(thread_index() / 32 * kRawStages * stage_bytes() + thread_index() % 32 * kPieceBytes)),
+        cell_pairs(0),
+        piece_pairs(0),
         pixels(0) {
     const int lane = thread_index() % 32, cell = lane % 16;
     const int upper = source.anchor >> 1, left = source.anchor & 1, element = size();
-    // If kBytes, the word with the first byte of the cell, else the first element of the cell in its row.
-    const int first = kBytes ? (source.planar ? cell / 2 * 4 : (cell / 2 * 3 + cell % 2) * 4)
-                             : (source.planar ? 2 * cell : 6 * cell) * element;
+    const int first = (source.planar ? 2 * cell : 6 * cell) * element;  // the first element of the cell in its row
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int row = 2 * (lane / 16) + (i ^ upper), column = i ^ left;
-      read[i] = this->raw + static_cast<uint32_t>(row * kRowElements * element + first);
-      const uint32_t byte = static_cast<uint32_t>(cell % 2 * 2 + (source.planar ? 1 : 3) * column);
-      select[i] = source.planar ? byte | (byte + 4) << 4 : byte | (byte + 1) << 4 | (byte + 2) << 8;
-      if (!kBytes) select[i] = static_cast<uint32_t>((source.planar ? 1 : 3) * column * element);
+      const int row = 2 * (lane / 16) + (kBytes ? i : i ^ upper), column = i ^ left;
+      read[i] = this->raw + static_cast<uint32_t>(row * kRowElements * element + first - lane * kPieceBytes);
+      select[i] = static_cast<uint32_t>((source.planar ? 1 : 3) * column * element);
     }
   }
 
@@ -190,17 +186,20 @@ struct Stager {
   NPR_DEVICE uint32_t raw_stage(int s) const { return static_cast<uint32_t>((s & 1) * stage_bytes()); }
   NPR_DEVICE int64_t row_bytes() const { return source.image.stride[2] * size(); }
 
+  // Returns the number of pairs whose first or second row is inside the image.
+  NPR_DEVICE uint32_t pairs(int row) const { return static_cast<uint32_t>(source.cell_rows + 1 - row) / 2; }
+
   NPR_DEVICE void start(const Walk& walk) {
     const Image& x = source.image;
     const int column = walk.column + thread_index() / 32 * 8;  // pooled
     const int64_t offset = walk.image * x.stride[0] + int64_t{4} * (walk.begin - 1) * x.stride[2] + 4 * column * x.stride[3];
     const int cells = source.cell_columns - 2 * column;
-    cell_rows = thread_index() % 16 < cells ? static_cast<uint32_t>(source.cell_rows) : 0;
+    cell_pairs = thread_index() % 16 < cells ? pairs(thread_index() % 32 / 16) : 0;
     pixels = 2 * cells;
     rows = static_cast<const unsigned char*>(x.data) + offset * size();
     if constexpr (kBytes) {
       const Piece piece(*this, anew(thread_index() % 32));
-      piece_rows = piece.exists ? static_cast<uint32_t>(source.cell_rows) : 0;
+      piece_pairs = piece.exists ? pairs(piece.row / 2) : 0;
       if (piece.exists) rows += piece.offset;
     }
   }
@@ -244,12 +243,11 @@ struct Stager {
   }
 
   NPR_DEVICE void fetch(int s) {
-    const int lane = thread_index() % 32;
-    const uint32_t to = raw + raw_stage(s) + static_cast<uint32_t>(lane * kPieceBytes);
+    const uint32_t to = raw + raw_stage(s);
     if constexpr (kBytes) {
-      constexpr int kHalf = kRowElements * 2 / kPieceBytes;  // pieces in a row of cells
-      if (static_cast<uint32_t>(2 * s + (lane >= kHalf)) < piece_rows) copy_async<kPieceBytes>(to, rows);
+      if (static_cast<uint32_t>(s) < piece_pairs) copy_async<kPieceBytes>(to, rows);
     } else {
+      const int lane = thread_index() % 32;
 #pragma unroll 1
       for (int i = 0; i < 3; ++i) {
         const Piece piece(*this, lane + 32 * i);
@@ -260,8 +258,7 @@ struct Stager {
   }
 
   NPR_DEVICE void convert(int s) {
-    const int row = 2 * s + thread_index() % 32 / 16;
-    if (static_cast<uint32_t>(row) >= cell_rows) {
+    if (static_cast<uint32_t>(s) >= cell_pairs) {
       layout.clear(next, before);
     } else if constexpr (kBytes) {
       convert_bytes(raw_stage(s));
@@ -275,37 +272,45 @@ struct Stager {
   }
 
   NPR_DEVICE void convert_bytes(uint32_t stage) {
-    uint32_t pixel[4];  // each has three bytes
+    // Words with 4 + byte / 256 for two channels, and for the third channel and the constant. The constant is 4 in the
+    // anchor and 5 in the other pixels, so that its difference is 1.
+    constexpr uint32_t kFour = 0x45004444u, kOne = 0x3c000000u, kFourOrFive = 0x01000000u;
+    uint2 pixel[4];
+    const auto load = [&](uint32_t offset) { return uint32_t{load_shared<uint16_t>(stage + read[0] + offset)}; };
     if (source.planar) {
       constexpr uint32_t kPlane = kRowElements / 3;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const uint32_t from = stage + read[i];
-        const uint32_t first = load_shared<uint32_t>(from), second = load_shared<uint32_t>(from + kPlane);
-        const uint32_t third = load_shared<uint32_t>(from + 2 * kPlane);
-#pragma unroll
-        for (int k = 0; k < 2; ++k)
-          pixel[2 * i + k] =
-              byte_perm(byte_perm(first, second, select[k]), third, (anew(select[k]) & 0xf0u) << 4 | 0x10u);
+      for (uint32_t i = 0; i < 2; ++i) {
+        const uint32_t first = load(i * kRowElements), second = load(i * kRowElements + kPlane);
+        const uint32_t third = load(i * kRowElements + 2 * kPlane), both = byte_perm(first, second, 0x5410);
+        pixel[2 * i] = {byte_perm(both, kFour, 0x4240), byte_perm(third, kFour, 0x7640)};
+        pixel[2 * i + 1] = {byte_perm(both, kFour, 0x4341), byte_perm(third, kFour, 0x7641)};
       }
     } else {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const uint32_t from = stage + read[i];
-        const uint32_t first = load_shared<uint32_t>(from), second = load_shared<uint32_t>(from + 4);
-#pragma unroll
-        for (int k = 0; k < 2; ++k) pixel[2 * i + k] = byte_perm(first, second, select[k]);
+      for (uint32_t i = 0; i < 2; ++i) {
+        const uint32_t first = load(i * kRowElements), second = load(i * kRowElements + 2);
+        const uint32_t third = load(i * kRowElements + 4), both = byte_perm(second, third, 0x5410);
+        pixel[2 * i] = {byte_perm(first, kFour, 0x4140), byte_perm(second, kFour, 0x7640)};
+        pixel[2 * i + 1] = {byte_perm(both, kFour, 0x4241), byte_perm(third, kFour, 0x7641)};
       }
     }
-    // Words with 4 + byte / 256 for two channels, and for the third channel and the constant. The constant is 4 in the
-    // anchor and 5 in the other pixels, so that its difference is 1.
-    constexpr uint32_t kFour = 0x45004444u, kPair = 0x4140u, kAnchor = 0x4642u, kOther = 0x7642u, kOne = 0x3c000000u;
-    const uint2 anchor{byte_perm(pixel[0], kFour, kPair), byte_perm(pixel[0], kFour, kAnchor)};
+    if (source.anchor > 0) {  // from the order of rows and columns to the order of Layout::write
+      const auto exchange = [](bool wanted, uint2& a, uint2& b) {
+        const uint2 c = a;
+        a = wanted ? b : a;
+        b = wanted ? c : b;
+      };
+      exchange(source.anchor & 1, pixel[0], pixel[1]);
+      exchange(source.anchor & 1, pixel[2], pixel[3]);
+      exchange(source.anchor & 2, pixel[0], pixel[2]);
+      exchange(source.anchor & 2, pixel[1], pixel[3]);
+    }
+    pixel[0].y ^= kFourOrFive;
     uint2 record[4] = {uint2{0, staged(kOne)}};
 #pragma unroll
     for (int i = 1; i < 4; ++i)
-      record[i] = uint2{staged(subtract_halves(byte_perm(pixel[i], kFour, kPair), anchor.x)),
-                        staged(subtract_halves(byte_perm(pixel[i], kFour, kOther), anchor.y))};
+      record[i] = uint2{staged(subtract_halves(pixel[i].x, pixel[0].x)), staged(subtract_halves(pixel[i].y, pixel[0].y))};
     layout.store(next, before, record);
   }
 

@@ -11,23 +11,12 @@
 // Each lane's accumulators then have an even and an odd column next to each other. So vertical maxima need no exchange
 // between lanes. Horizontal maxima need only the odd column of the left neighbour, from one shuffle, or through shared
 // memory from the warp on the left. Channels are assigned so that each lane stores 16 consecutive bytes.
-#include "stem_convolution.h"
+#include "stem_groups.h"
 
 namespace npr::cuda {
 namespace {
 
-// Chooses how rows are convolved. Warpgroups need strips of 32 pooled columns. They are faster if the results have 16
-// bits.
-template <typename T, bool kBytes, bool kArgmax, bool kGroups>
-struct Method {
-  using Rows = std::conditional_t<Kind<T, kBytes, kArgmax>::kTensorCores, TensorCores<T, kBytes, kArgmax>, Float32<kArgmax>>;
-};
-template <typename T>
-struct Method<T, true, false, true> {
-  using Rows = Warpgroups<T>;
-};
-
-template <typename T, bool kBytes, bool kArgmax, bool kGroups>
+template <typename T, bool kBytes, bool kArgmax>
 NPR_KERNEL(32 * (Kind<T, kBytes, kArgmax>::kWarps), (Kind<T, kBytes, kArgmax>::kBlocks))
 stem_kernel(const Arguments arguments) {
   using Kinds = Kind<T, kBytes, kArgmax>;
@@ -45,11 +34,10 @@ stem_kernel(const Arguments arguments) {
   unsigned char* const shared = shared_memory();
   using Parameters = Table<T, kBytes, kArgmax>;
   const bool scaled = Parameters::fill(arguments, chunk, shared);
-  using Rows = typename Method<T, kBytes, kArgmax, kGroups>::Rows;
-  const uint32_t matrices = shared_address(shared) + static_cast<uint32_t>(Parameters::kSharedBytes);
-  const Rows convolution(arguments, shared, matrices, Ring::pitch_of(width));
+  using Rows = std::conditional_t<Kinds::kTensorCores, TensorCores<T, kBytes, kArgmax>, Float32<kArgmax>>;
+  const Rows convolution(arguments, shared, Ring::pitch_of(width));
   const uint32_t factors = shared_address(shared) + Parameters::kRows * Parameters::kChannels * 4 + 8 * t * sizeof(T);
-  const uint32_t exchange = matrices + static_cast<uint32_t>(kMatrices<T, kGroups>);
+  const uint32_t exchange = shared_address(shared) + static_cast<uint32_t>(Parameters::kSharedBytes);
   const uint32_t mine = exchange + static_cast<uint32_t>((warp * 4 + t) * kWords * 4);
   const uint32_t ring = exchange + static_cast<uint32_t>(exchange_bytes<T, kBytes, kArgmax>(width));
   const uint32_t raw = ring + static_cast<uint32_t>(Ring::ring_bytes(width));
@@ -176,22 +164,143 @@ stem_kernel(const Arguments arguments) {
   }
 }
 
-template <typename T, bool kBytes, bool kArgmax, bool kGroups>
-const char* launch_stem(const Arguments& arguments, const Task& task, void* stream) {
-  using Kinds = Kind<T, kBytes, kArgmax>;
+// The stem of uint8 images with 16-bit results, on Hopper. A step ends the row of the step before: after the barrier, all
+// channels of its pixels are in shared memory, and each thread stores 16 bytes of two pixels.
+template <typename T>
+NPR_KERNEL(256, (std::is_same_v<T, Float16> ? 2 : 3))
+group_stem_kernel(const Arguments arguments) {
+#ifdef NPR_HAS_WARPGROUPS
+  using Parameters = Table<T, true, false>;
+  const Tiling& tiling = arguments.tiling;
+  const int width = tiling.width, lane = thread_index() % 32, warp = thread_index() / 32, g = lane / 4, t = lane % 4;
+  const int chunk = block_row() * Parameters::kChannels;
+
+  unsigned char* const shared = shared_memory();
+  const bool scaled = Parameters::fill(arguments, chunk, shared);
+  const uint32_t exchange = shared_address(shared) + static_cast<uint32_t>(Parameters::kSharedBytes);
+  const uint32_t factors = exchange - kPixelBytes;
+  const uint32_t results = exchange + 2 * kRunExchange;
+  const uint32_t ring = results + 2 * kRunResults;
+  const uint32_t words = exchange + static_cast<uint32_t>(warp / 4 * kRunWords + (warp % 4 * 8 + g) * 8);
+  if (warp < 4 && t == 0)
+    for (int i = 0; i < 2; ++i) store_shared(words + static_cast<uint32_t>(i * kRunExchange), uint2{0, 0});
+  const RunProducts products(arguments, shared);
+  Stager<Float16, true, RunRows> stager(arguments.source, ring, ring + static_cast<uint32_t>(RunRows::ring_bytes(width)), width);
+
+  const uint32_t second = static_cast<uint32_t>(stager.layout.row_bytes);  // offset of the second row of a pair
+
+  // Where this lane stores rows of eight channels, and where this thread reads 16 bytes of two pixels. The pieces of a
+  // pixel are permuted, so that pixels of different runs are in different banks.
+  const int run = lane % 8, piece = thread_index() % 8, pixel = thread_index() / 8 * 2;
+  const uint32_t write = results + static_cast<uint32_t>((warp / 4 * 32 + run * 4 + lane / 16) * kPixelBytes +
+                                                         ((warp % 4 * 2 + lane / 8 % 2) ^ run) * 16);
+  const uint32_t read = results + static_cast<uint32_t>(pixel * kPixelBytes + (piece ^ pixel / 4 % 8) * 16);
+
+  Walk walk(tiling);
+  while (walk.next(tiling)) {
+    stager.start(walk);
+    const int end = arguments.source.cell_columns - 2 * walk.column;  // first position outside the image
+    const bool wanted = chunk + 8 * piece < arguments.out_channels;
+    const auto stores = [&](int column) {
+      return wanted && column >= walk.first && walk.column + column < tiling.columns;
+    };
+    const bool store_first = stores(pixel), store_second = stores(pixel + 1);
+    const int64_t first = (int64_t{walk.image} * tiling.rows + walk.begin) * tiling.columns + walk.column + pixel;
+    T* out = static_cast<T*>(arguments.out) + first * arguments.out_channels + chunk + 8 * piece;
+    // Stores the pooled row of step s.
+    const auto finish = [&](int s) {
+      const uint32_t from = read + static_cast<uint32_t>((s & 1) * kRunResults);
+      uint4 value[2] = {load_shared<uint4>(from), load_shared<uint4>(from + kPixelBytes)};
+      if (scaled) {
+        const uint4 factor = load_shared<uint4>(factors + static_cast<uint32_t>(thread_index_anew() % 8 * 16));
+#pragma unroll
+        for (uint4& four : value)
+          four = {product<T>(four.x, factor.x), product<T>(four.y, factor.y), product<T>(four.z, factor.z),
+                  product<T>(four.w, factor.w)};
+      }
+      if (store_first) *reinterpret_cast<uint4*>(out) = value[0];
+      if (store_second) *reinterpret_cast<uint4*>(out + arguments.out_channels) = value[1];
+      out += int64_t{tiling.columns} * arguments.out_channels;
+    };
+
+    const bool all_inside = end >= 2 * width;
+#pragma unroll 1
+    for (int s = walk.begin - kLead; s < walk.begin; ++s, stager.rotate()) {
+      stager.advance(s, walk);
+      fence_shared();
+      synchronize();
+    }
+    RunWindows top{};  // the row above, from the previous step
+    if (walk.begin > 0) {
+      uint32_t sum[16];
+      products.begin(sum, stager.before + second);
+      await_products(sum);
+      top = RunWindows(sum, all_inside, end);
+    }
+#pragma unroll 1
+    for (int s = walk.begin; s < walk.end; ++s, stager.rotate()) {
+      uint32_t sum[16];
+      products.begin(sum, stager.current);
+      stager.advance(s, walk);
+      await_products(sum);
+      RunWindows best(sum, all_inside, end);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) best.window[i / 2][i % 2] = max_halves(best.window[i / 2][i % 2], top.window[i / 2][i % 2]);
+      // If the number of rows is odd, the last window has no second row. The first row takes its place.
+      uint32_t next[16];
+      products.begin(next, stager.current + (2 * s + 1 < arguments.source.cell_rows ? second : 0));
+      await_products(next);
+      const RunWindows bottom(next, all_inside, end);
+      uint32_t last[2], value[8];
+#pragma unroll
+      for (int k = 0; k < 2; ++k) last[k] = max3_halves(top.last[k], best.last[k], bottom.last[k]);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) value[i] = max_halves_relu(best.window[i / 2][i % 2], bottom.window[i / 2][i % 2]);
+      top = bottom;
+
+      const uint32_t received = words + static_cast<uint32_t>((s & 1) * kRunExchange);
+      const int quad_lane = thread_index_anew() % 4;
+      if (quad_lane == 3) store_shared(received + kRunWords, uint2{last[0], last[1]});
+      fence_shared();
+      synchronize();
+      if (s > walk.begin) finish(s - 1);
+
+      // The last columns of the runs on the left: in the other half, in the lane on the left or in the other warpgroup.
+      uint2 left{shuffle_up(last[0], 1), shuffle_up(last[1], 1)};
+      if (quad_lane == 0) left = load_shared<uint2>(received);
+      value[0] = max_halves(value[0], byte_perm(left.x, last[0], 0x5432));
+      value[1] = max_halves(value[1], byte_perm(left.y, last[1], 0x5432));
+      if constexpr (!std::is_same_v<T, Float16>)
+#pragma unroll
+        for (uint32_t& word : value) word = pack<T>(low_half<Float16>(word), high_half<Float16>(word));
+      const uint32_t to = write + static_cast<uint32_t>((s & 1) * kRunResults);
+      store_transposed(to, value[0], value[1], value[2], value[3]);
+      store_transposed(to + 2 * kPixelBytes, value[4], value[5], value[6], value[7]);
+    }
+    synchronize();
+    finish(walk.end - 1);
+  }
+#endif
+}
+
+const char* launch_stem(void (*kernel)(Arguments), const Arguments& arguments, const Task& task, int chunk, int64_t shared,
+                        void* stream) {
   const Tiling& tiling = arguments.tiling;
   const int threads = 4 * tiling.width;
-  const int64_t shared = Table<T, kBytes, kArgmax>::kSharedBytes + kMatrices<T, kGroups> +
-                         exchange_bytes<T, kBytes, kArgmax>(tiling.width) +
-                         PixelRows<typename Kinds::Staged, true>::ring_bytes(tiling.width) +
-                         raw_bytes(task.x.type, tiling.width);
-  const auto kernel = stem_kernel<T, kBytes, kArgmax, kGroups>;
   int64_t blocks = 0;
   if (const char* error = resident_blocks(kernel, threads, shared, blocks)) return error;
-  const int64_t chunks = (task.out_channels + Kinds::kChunk - 1) / Kinds::kChunk;
+  const int64_t chunks = (task.out_channels + chunk - 1) / chunk;
   const int64_t rows = tiling.batch * tiling.strips * tiling.rows;
   blocks = (blocks + chunks - 1) / chunks;
   return launch(kernel, blocks < rows ? blocks : rows, chunks, threads, shared, stream, arguments);
+}
+
+template <typename T>
+const char* launch_groups(const Arguments& arguments, const Task& task, void* stream) {
+  const Tiling& tiling = arguments.tiling;
+  const int64_t shared = Table<T, true, false>::kSharedBytes + 2 * kRunExchange + 2 * kRunResults +
+                         RunRows::ring_bytes(tiling.width) + raw_bytes(task.x.type, tiling.width);
+  return launch_stem(group_stem_kernel<T>, arguments, task, Kind<T, true, false>::kChunk, shared, stream);
 }
 
 template <typename T, bool kBytes, bool kArgmax>
@@ -200,9 +309,13 @@ const char* launch_stem(const Stem& call, void* stream) {
   const auto scale = staged_scale<float>(task);
   const Arguments arguments{source_of(task), tiling_of(task, Kind<T, kBytes, kArgmax>::kWarps), call.weight, call.bias,
                             {scale[0], scale[1], scale[2]}, static_cast<int>(task.out_channels), call.out, call.argmax};
+  const int width = arguments.tiling.width;
   if constexpr (kBytes && !kArgmax && sizeof(T) == 2)
-    if (arguments.tiling.width % 32 == 0) return launch_stem<T, true, false, true>(arguments, task, stream);
-  return launch_stem<T, kBytes, kArgmax, false>(arguments, task, stream);
+    if (width % 32 == 0 && !without_warpgroups()) return launch_groups<T>(arguments, task, stream);
+  const int64_t shared = Table<T, kBytes, kArgmax>::kSharedBytes + exchange_bytes<T, kBytes, kArgmax>(width) +
+                         PixelRows<typename Kind<T, kBytes, kArgmax>::Staged, true>::ring_bytes(width) +
+                         raw_bytes(task.x.type, width);
+  return launch_stem(stem_kernel<T, kBytes, kArgmax>, arguments, task, Kind<T, kBytes, kArgmax>::kChunk, shared, stream);
 }
 
 template <typename T>

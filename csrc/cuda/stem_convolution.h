@@ -12,7 +12,6 @@
 
 #include "pooling.h"
 #include "staging.h"
-#include "warpgroup.h"
 
 namespace npr::cuda {
 namespace {
@@ -226,7 +225,7 @@ struct TensorCores {
   const Fragments<Staged> fragments;
   uint32_t weight[kParts][2][kTiles][2];
 
-  NPR_DEVICE TensorCores(const Arguments& arguments, const unsigned char* table, uint32_t, int pitch)
+  NPR_DEVICE TensorCores(const Arguments& arguments, const unsigned char* table, int pitch)
       : fragments(arguments.source.anchor, pitch) {
     const int lane = thread_index() % 32, t = lane % 4;
 #pragma unroll
@@ -281,53 +280,6 @@ struct TensorCores {
   }
 };
 
-#ifdef NPR_HAS_WARPGROUPS
-
-// The same with warpgroup instructions of four warps. The weights are in shared memory, as two matrices of 16 products
-// each.
-template <typename T>
-struct Warpgroups {
-  using Kinds = Kind<T, true, false>;
-  using Values = Pair<Float16, false>;
-  static constexpr int kTiles = Kinds::kTiles, kMatrix = Kinds::kChunk * 32;  // bytes
-  const Fragments<Float16> fragments;
-  uint64_t weights[2];
-
-  NPR_DEVICE Warpgroups(const Arguments& arguments, const unsigned char* table, uint32_t memory, int pitch)
-      : fragments(arguments.source.anchor, pitch) {
-#pragma unroll
-    for (int x = 0; x < 2; ++x) weights[x] = matrix(memory + static_cast<uint32_t>(x * kMatrix), 128, 256);
-    for (int i = thread_index(); i < 2 * Kinds::kChunk * 8; i += block_threads()) {
-      const int k = i % 8, n = i / 8 % Kinds::kChunk, x = i / (8 * Kinds::kChunk);  // words of a row; rows of a matrix
-      const Weights<Float16, Kinds::kChunk> weight(table, channel_of(n / 8, n % 8), k % 4 + 4 * x, arguments.source.anchor);
-      const int offset = x * kMatrix + (n / 8 * 2 + k / 4) * 128 + n % 8 * 16 + k % 4 * 4;
-      store_shared(memory + static_cast<uint32_t>(offset), weight.word((k >= 4) != fragments.second_first(k % 4)));
-    }
-    fence_shared();
-    synchronize();
-  }
-
-  template <int kRow, typename Take>
-  NPR_DEVICE void row(uint32_t before, uint32_t current, const Take& take) const {
-    uint32_t fragment[2][4], sum[2 * kTiles];
-    fragments.template load<kRow>(fragment, before, current);
-    begin_products();
-    multiply<false>(sum, fragment[0], weights[0]);
-    multiply<true>(sum, fragment[1], weights[1]);
-    end_products();
-    await_products(sum);
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) take(tile, Values::of(sum[2 * tile]), Values::of(sum[2 * tile + 1]));
-  }
-};
-
-#else
-
-template <typename T>
-using Warpgroups = TensorCores<T, true, false>;
-
-#endif
-
 // Computes rows of the convolution for float32 images in float32, with all nine taps in order.
 template <bool kArgmax>
 struct Float32 {
@@ -337,7 +289,7 @@ struct Float32 {
   int offset[5];    // offsets of the pixels that the lane's two positions see, from left to right
   const int pitch;
 
-  NPR_DEVICE Float32(const Arguments&, const unsigned char* shared, uint32_t, int pitch) : pitch(pitch) {
+  NPR_DEVICE Float32(const Arguments&, const unsigned char* shared, int pitch) : pitch(pitch) {
     const int lane = thread_index() % 32, warp = thread_index() / 32;
     weight = shared_address(shared) + static_cast<uint32_t>(8 * (lane % 4) * 4);
 #pragma unroll
@@ -392,10 +344,6 @@ struct Float32 {
            Pair<float, kArgmax>::of(sum[1][2 * tile], sum[1][2 * tile + 1]));
   }
 };
-
-// Bytes of shared memory for the matrices of weights.
-template <typename T, bool kGroups>
-constexpr int64_t kMatrices = kGroups ? 2 * 32 * Kind<T, true, false>::kChunk : 0;
 
 // Number of words that a lane of a warp's last column passes to the warp on its right. Even and odd steps have separate
 // buffers.

@@ -69,6 +69,14 @@ NPR_DEVICE uint32_t pack_relu(float low, float high) {
   return out;
 }
 
+// Stores four 8x8 matrices of 16-bit elements, transposed. In lane 4 g + t, word i has elements 2 t and 2 t + 1 of row g of
+// matrix i. Lane l passes the address to which column l % 8 (16 bytes) of matrix l / 8 goes.
+NPR_DEVICE void store_transposed(uint32_t column, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(column), "r"(a), "r"(b), "r"(c),
+               "r"(d)
+               : "memory");
+}
+
 NPR_DEVICE uint64_t matrix(uint32_t address, int across, int down) {
   return static_cast<uint64_t>((address & 0x3ffff) >> 4) | static_cast<uint64_t>(across >> 4) << 16 |
          static_cast<uint64_t>(down >> 4) << 32;

@@ -53,12 +53,12 @@ inline void compute_halves(const Product& product) {
     for (int row = 0; row < 16; ++row) {
       uint32_t& word = product.halves[row % 8 * 4 + column % 8 / 2][column / 8 * 2 + row / 8];
       const int shift = column % 2 * 16;
-      float sum = product.adds ? to_float<Float16>(static_cast<uint16_t>(word >> shift)) : 0;
+      double sum = product.adds ? to_float<Float16>(static_cast<uint16_t>(word >> shift)) : 0;
       for (int k = 0; k < 16; ++k) {
         const uint32_t pair = product.a[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
-        sum += (k % 2 == 0 ? low_half<Float16>(pair) : high_half<Float16>(pair)) * b_matrix.at<Float16>(column, k);
+        sum += double{k % 2 == 0 ? low_half<Float16>(pair) : high_half<Float16>(pair)} * b_matrix.at<Float16>(column, k);
       }
-      word = (word & ~(0xffffu << shift)) | static_cast<uint32_t>(to_bits<Float16>(sum)) << shift;
+      word = (word & ~(0xffffu << shift)) | static_cast<uint32_t>(to_bits<Float16>(static_cast<float>(sum))) << shift;
     }
 }
 
@@ -163,6 +163,26 @@ inline void synchronize_group(int group) {
 inline uint32_t pack_relu(float low, float high) {
   const auto relu = [](float value) { return value <= 0 ? 0.0f : value; };
   return pack<BFloat16>(relu(low), relu(high));
+}
+
+inline void store_transposed(uint32_t column, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  static const char instruction = 0;
+  if (column % 16) emulation::fail("a column for stmatrix is not aligned");
+  emulation::Warp& warp = emulation::my_warp();
+  const int me = emulation::my_lane();
+  warp.in[me][0] = a;
+  warp.in[me][1] = b;
+  warp.in[me][2] = c;
+  warp.in[me][3] = d;
+  warp.in[me][4] = column;
+  emulation::together(&instruction, [](emulation::Warp& w) {
+    for (auto lane = 0; lane < emulation::kLanes; ++lane)
+      for (int m = 0; m < 4; ++m)
+        for (int i = 0; i < 2; ++i) {
+          const uint16_t half = static_cast<uint16_t>(w.in[lane][m] >> 16 * i);
+          std::memcpy(emulation::block.shared + w.in[8 * m + lane % 4 * 2 + i][4] + lane / 4 * 2, &half, 2);
+        }
+  });
 }
 
 inline uint64_t matrix(uint32_t address, int across, int down) {

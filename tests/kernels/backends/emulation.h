@@ -206,6 +206,7 @@ template <typename T>
 T anew(T value) {
   return value;
 }
+inline int thread_index_anew() { return thread_index(); }
 inline unsigned char* shared_memory() { return emulation::block.shared; }
 
 inline void synchronize() {
@@ -341,6 +342,8 @@ inline uint32_t max3_halves_relu(uint32_t a, uint32_t b, uint32_t c) {
   const uint32_t most = max3_halves(a, b, c);
   return max3_halves(most, 0, 0);
 }
+inline uint32_t max_halves(uint32_t a, uint32_t b) { return max3_halves(a, b, b); }
+inline uint32_t max_halves_relu(uint32_t a, uint32_t b) { return max3_halves(a, b, 0); }
 inline uint32_t add_max(uint32_t a, uint32_t b, uint32_t c) { return max3(a + b, c, c); }
 inline uint32_t distance_of_bytes(uint32_t a, uint32_t b) {
   uint32_t out = 0;

@@ -14,6 +14,8 @@ SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 ARCHITECTURES = ("80", "90a", "100")
 # A kernel's registers, so that the blocks it asks for (its __launch_bounds__) fit on a processor of 65536.
 REGISTERS = {
+    ("group_stem_kernel", "BFloat16"): 80,
+    ("group_stem_kernel", ""): 128,
     ("stem_kernel", "BFloat16, false"): 128,
     ("stem_kernel", "Float16, false"): 128,
     ("stem_kernel", ""): 168,
