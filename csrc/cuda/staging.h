@@ -152,8 +152,8 @@ struct Stager {
   const Layout layout;
   uint32_t before, current, next;  // pairs s - 1, s and s + 1 of the ring
   const unsigned char* rows;       // in the pair to fetch next: the warp's first pixel, or this lane's piece if kBytes
-  const uint32_t raw;    // memory for this lane's first piece of the warp's raw pixels
-  uint32_t cell_pairs;   // number of pairs in which this lane's cell is inside the image
+  const uint32_t raw;    // memory for the warp's raw pixels, or for this lane's piece of them if kBytes
+  uint32_t cell_rows;    // number of rows in which this lane's cell is inside the image (of pairs, if kBytes)
   uint32_t piece_pairs;  // the same for this lane's piece of bytes
   int pixels;            // number of pixels from the warp's first to the end of the row
   uint32_t read[2];     // offsets in the first raw stage: this lane's cell in two rows (unless kBytes, the anchor's row is first)
@@ -166,8 +166,8 @@ struct Stager {
         current(ring + layout.pair_bytes()),
         next(ring + 2 * layout.pair_bytes()),
         rows(nullptr),
-        raw(raw + static_cast<uint32_t>(thread_index() / 32 * kRawStages * stage_bytes() + thread_index() % 32 * kPieceBytes)),
-        cell_pairs(0),
+        raw(raw + static_cast<uint32_t>(thread_index() / 32 * kRawStages * stage_bytes() + piece_offset())),
+        cell_rows(0),
         piece_pairs(0),
         pixels(0) {
     const int lane = thread_index() % 32, cell = lane % 16;
@@ -176,11 +176,12 @@ struct Stager {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = 2 * (lane / 16) + (kBytes ? i : i ^ upper), column = i ^ left;
-      read[i] = this->raw + static_cast<uint32_t>(row * kRowElements * element + first - lane * kPieceBytes);
+      read[i] = this->raw + static_cast<uint32_t>(row * kRowElements * element + first - piece_offset());
       select[i] = static_cast<uint32_t>((source.planar ? 1 : 3) * column * element);
     }
   }
 
+  static NPR_DEVICE int piece_offset() { return kBytes ? thread_index() % 32 * kPieceBytes : 0; }
   NPR_DEVICE int size() const { return kBytes ? 1 : element_bytes(source.image.type); }
   NPR_DEVICE int stage_bytes() const { return kPairRows * kRowElements * size(); }
   NPR_DEVICE uint32_t raw_stage(int s) const { return static_cast<uint32_t>((s & 1) * stage_bytes()); }
@@ -194,7 +195,8 @@ struct Stager {
     const int column = walk.column + thread_index() / 32 * 8;  // pooled
     const int64_t offset = walk.image * x.stride[0] + int64_t{4} * (walk.begin - 1) * x.stride[2] + 4 * column * x.stride[3];
     const int cells = source.cell_columns - 2 * column;
-    cell_pairs = thread_index() % 16 < cells ? pairs(thread_index() % 32 / 16) : 0;
+    const uint32_t inside = kBytes ? pairs(thread_index() % 32 / 16) : static_cast<uint32_t>(source.cell_rows);
+    cell_rows = thread_index() % 16 < cells ? inside : 0;
     pixels = 2 * cells;
     rows = static_cast<const unsigned char*>(x.data) + offset * size();
     if constexpr (kBytes) {
@@ -252,13 +254,13 @@ struct Stager {
       for (int i = 0; i < 3; ++i) {
         const Piece piece(*this, lane + 32 * i);
         if (piece.exists && static_cast<uint32_t>(2 * s + piece.row / 2) < static_cast<uint32_t>(source.cell_rows))
-          copy_async<kPieceBytes>(to + static_cast<uint32_t>(32 * i * kPieceBytes), rows + piece.offset);
+          copy_async<kPieceBytes>(to + static_cast<uint32_t>((lane + 32 * i) * kPieceBytes), rows + piece.offset);
       }
     }
   }
 
   NPR_DEVICE void convert(int s) {
-    if (static_cast<uint32_t>(s) >= cell_pairs) {
+    if (static_cast<uint32_t>(kBytes ? s : 2 * s + thread_index() % 32 / 16) >= cell_rows) {
       layout.clear(next, before);
     } else if constexpr (kBytes) {
       convert_bytes(raw_stage(s));
