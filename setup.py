@@ -112,6 +112,11 @@ def with_warpgroups(architectures: str) -> str:
     return re.sub(r"\b9\.0(?![\da-z+])", "9.0a", architectures)
 
 
+def definitions(architectures: str) -> list[str]:
+    """What csrc/cuda/warpgroup.h must know and no compiler tells it: whether there is code for Hopper's instructions."""
+    return ["-DNPR_WARPGROUPS"] if "9.0a" in architectures else []
+
+
 def toolkit() -> str:
     """Folder with the headers and libraries of the nvcc on the PATH, which may be a link or a script that calls it."""
     steps = subprocess.run(["nvcc", "--dryrun", "-c", "any.cu"], capture_output=True, text=True).stderr
@@ -170,10 +175,11 @@ def extension() -> dict:
         f"-DTORCH_TARGET_VERSION={TARGET_TORCH}",
     ]
     has_cuda = any(source.endswith(".cu") for source in INFO["sources"])
+    nvcc = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden", *definitions(INFO.get("CUDA architectures", ""))]
     module = (CUDAExtension if has_cuda else CppExtension)(
         f"{PACKAGE}._C",
         INFO["sources"],
-        extra_compile_args={"cxx": flags, "nvcc": ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden"]},
+        extra_compile_args={"cxx": flags, "nvcc": nvcc},
         py_limited_api=True,
     )
     return {

@@ -127,11 +127,15 @@ class BuildExtension(build_ext):
     def run(self): pass
 def CUDAExtension(name, sources, **options):
     print("toolkit", os.environ["CUDA_HOME"], "of", len([file for file in sources if file.endswith(".cu")]))
+    print("flags", *options["extra_compile_args"]["nvcc"])
     return Extension(name, sources)
 """
 
 
-def test_the_toolkit_behind_a_script_is_found(tmp_path):
+@pytest.mark.parametrize(
+    ("architectures", "built"), [("8.0;9.0", "8.0;9.0a"), ("8.0+PTX", "8.0+PTX")], ids=["with Hopper", "without"]
+)
+def test_the_toolkit_behind_a_script_is_found(architectures, built, tmp_path):
     """An nvcc on the PATH that only calls another, with a torch that has CUDA, as setup.py sees it."""
     sources_alone(tmp_path)
     for module in ("torch", "torch/utils", "torch/utils/cpp_extension"):
@@ -141,13 +145,14 @@ def test_the_toolkit_behind_a_script_is_found(tmp_path):
     nvcc = Path(path) / "nvcc"
     nvcc.write_text("#!/bin/sh\necho 'tools, release 13.0, V13.0.1'\necho '#$ _HERE_=/opt/toolkit/bin' >&2\n")
     nvcc.chmod(0o755)
-    environment = {"NPR_KERNELS_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": "8.0;9.0"}
+    environment = {"NPR_KERNELS_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": architectures}
     environment |= {"PYTHONPATH": str(tmp_path / "fakes"), "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
     result = python("setup.py", "build_ext", "--inplace", folder=tmp_path, **environment)
     kernels = len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
     assert f"toolkit /opt/toolkit of {kernels}" in result.stdout, result.stderr
     info = json.loads((tmp_path / "npr_kernels" / "_build_info.json").read_text())
-    assert info["CUDA architectures"] == "8.0;9.0a"  # with the instructions of Hopper alone
+    assert info["CUDA architectures"] == built  # with the instructions of Hopper alone
+    assert ("-DNPR_WARPGROUPS" in result.stdout) == ("9.0a" in built)  # else a Hopper GPU would run empty kernels
 
 
 def test_build_none_compiles_nothing(tmp_path):

@@ -207,7 +207,8 @@ bottleneck_kernel(const Bottleneck call) {
     uint4 loaded[kProjected ? kProjected / 32 : 1][2];
     for (int u = 0; u < kProjected / 32; ++u)
       for (int i = 0; i < 2; ++i)
-        loaded[u][i] = load_global(reinterpret_cast<const uint4*>(x + (inside[i] ? 2 * pixel[i] * kProjected : 0) + 2 * (32 * u + 8 * t)));
+        loaded[u][i] = load_global(
+            reinterpret_cast<const uint4*>(x + (inside[i] ? 2 * pixel[i] * kProjected : 0) + 2 * (32 * u + 8 * t)));
 
     float middle[kMiddle / 2];
     for (int j = 0; j < kMiddle / 8; ++j) {
@@ -223,7 +224,8 @@ bottleneck_kernel(const Bottleneck call) {
 #pragma unroll
       for (int i = 0; i < P::kTaps; ++i) {
         const int tap = stage / P::kShares * P::kTaps + i;
-        const uint32_t seen = tile + static_cast<uint32_t>(P::at(tap / 3, tap % 3) + stage % P::kShares * P::kDepths * 2 * P::kPlane);
+        const int plane = stage % P::kShares * P::kDepths * 2;
+        const uint32_t seen = tile + static_cast<uint32_t>(P::at(tap / 3, tap % 3) + plane * P::kPlane);
 #pragma unroll
         for (int k = 0; k < P::kDepths; ++k)
           multiply(middle, matrix(seen + static_cast<uint32_t>(2 * k * P::kPlane), P::kPlane, kStride * P::at(1, 0)),

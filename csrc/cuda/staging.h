@@ -156,7 +156,7 @@ struct Stager {
   uint32_t cell_rows;    // number of rows in which this lane's cell is inside the image (of pairs, if kBytes)
   uint32_t piece_pairs;  // the same for this lane's piece of bytes
   int pixels;            // number of pixels from the warp's first to the end of the row
-  uint32_t read[2];     // offsets in the first raw stage: this lane's cell in two rows (unless kBytes, the anchor's row is first)
+  uint32_t read[2];     // offsets in the first raw stage: this lane's cell in two rows (its anchor's first, unless kBytes)
   uint32_t select[2];   // offsets of the anchor's column and of the other column
 
   NPR_DEVICE Stager(const Source& source, uint32_t ring, uint32_t raw, int width)

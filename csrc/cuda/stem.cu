@@ -185,8 +185,8 @@ group_stem_kernel(const Arguments arguments) {
   if (warp < 4 && t == 0)
     for (int i = 0; i < 2; ++i) store_shared(words + static_cast<uint32_t>(i * kRunExchange), uint2{0, 0});
   const RunProducts products(arguments, shared);
-  Stager<Float16, true, RunRows> stager(arguments.source, ring, ring + static_cast<uint32_t>(RunRows::ring_bytes(width)), width);
-
+  const uint32_t raw = ring + static_cast<uint32_t>(RunRows::ring_bytes(width));
+  Stager<Float16, true, RunRows> stager(arguments.source, ring, raw, width);
   const uint32_t second = static_cast<uint32_t>(stager.layout.row_bytes);  // offset of the second row of a pair
 
   // Where this lane stores rows of eight channels, and where this thread reads 16 bytes of two pixels. The pieces of a

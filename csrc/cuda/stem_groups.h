@@ -149,7 +149,8 @@ struct RunWindows {
     for (int k = 0; k < 2; ++k) {
       window[0][k] = max_halves(value[k], value[2 + k]);
 #pragma unroll
-      for (int i = 1; i < kRun / 2; ++i) window[i][k] = max3_halves(value[4 * i - 2 + k], value[4 * i + k], value[4 * i + 2 + k]);
+      for (int i = 1; i < kRun / 2; ++i)
+        window[i][k] = max3_halves(value[4 * i - 2 + k], value[4 * i + k], value[4 * i + 2 + k]);
       last[k] = value[14 + k];
     }
   }

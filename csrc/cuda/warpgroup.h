@@ -164,14 +164,19 @@ NPR_DEVICE void multiply(uint32_t (&d)[16], const uint32_t (&a)[4], uint64_t b) 
 
 #endif  // NPR_HAS_WARPGROUPS
 
-// Returns why the current device has no warpgroup instructions, or null if it has them.
+// Returns why the current device has no warpgroup instructions, or null if it has them. setup.py defines NPR_WARPGROUPS if
+// it builds for 9.0a. Without it, a Hopper GPU would run code for other GPUs, in which these kernels are empty.
 inline const char* without_warpgroups() {
+#ifndef NPR_WARPGROUPS
+  return "the kernels were not built for compute capability 9.0a";
+#else
   int device = 0, major = 0, minor = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   if (error != cudaSuccess) return describe(error);
   return major == 9 && minor == 0 ? nullptr : "the device is not of compute capability 9.0";
+#endif
 }
 
 }  // namespace npr::cuda
