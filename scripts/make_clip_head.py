@@ -35,7 +35,7 @@ from npr_model.imaging.views import View
 
 VIEW = View("resize", 224)
 MOST = {REAL: (18, 9), FAKE: (40, 6)}  # images of one family or source, among ORIGINALS and among CROPS
-IMAGES = 700  # drawn from these
+IMAGES = 3000  # drawn from these
 DESCRIPTION = (
     "whole images and crops that people published in 124 repositories: the output of 147 families of generators, and "
     "photographs, scans, paintings, drawings, renderings and screenshots from 76 sources"
