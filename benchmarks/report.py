@@ -4,7 +4,7 @@ A document marks the place of a table with a comment, and its end with ``<!-- en
 benchmarks/results.
 
 - ``<!-- table FILE: CASE -->``: one case, a row per contender. ``<!-- table FILE: CASE [ms, x eager] -->`` shows these
-  columns only.
+  columns only. ``{REGEX}`` after them shows the contenders with a match only.
 - ``<!-- comparison FILE [ms] -->``: all cases, a row per case and a column per contender, with the values of one column
   and in brackets the ratios to the reference. ``<!-- comparison FILE: REGEX [ms] -->``: the cases with a match only.
 
@@ -32,7 +32,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 PLOT = re.compile(r"benchmarks/results/([\w.-]+)\.png\)")
 MARK = re.compile(
-    r"(?P<mark><!-- (?P<kind>table|comparison) (?P<file>[^\s:]+)(?:: (?P<case>.+?))?(?: \[(?P<columns>.+?)\])? -->\n)"
+    r"(?P<mark><!-- (?P<kind>table|comparison) (?P<file>[^\s:]+)(?:: (?P<case>.+?))?(?: \[(?P<columns>.+?)\])?"
+    r"(?: \{(?P<contenders>.+?)\})? -->\n)"
     r".*?(?P<end><!-- end -->)",
     re.DOTALL,
 )
@@ -95,6 +96,11 @@ def filled(text: str) -> str:
 
     def replace(match: re.Match) -> str:
         file, case, cases = match["file"], match["case"] or "", load(match["file"])
+        if match["contenders"]:
+            cases = {
+                name: [row for row in rows if re.search(match["contenders"], row["contender"])]
+                for name, rows in cases.items()
+            }
         titles = match["columns"].split(", ") if match["columns"] else DOCUMENTED
         if unknown := set(titles) - set(COLUMNS):
             raise UnknownTable(f"a table of {file} names the unknown column {min(unknown)!r}")

@@ -137,7 +137,7 @@ def card(measured: Sequence[Table]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("validation", type=Path)
-    parser.add_argument("conditions", nargs="*", default=["jpeg:90"])
+    parser.add_argument("conditions", nargs="*", default=["jpeg:90", "jpeg:75"])
     arguments = parser.parse_args()
     samples = find_samples(arguments.validation)
     by_source = {str(sample.path): sample for sample in samples}
