@@ -78,5 +78,7 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
   m.def(
       "coefficient_gaps(Tensor pixels, Tensor steps, Tensor places, Tensor shares, int frequencies, int candidates, "
       "int blocks, int bins) -> float[]");
+  // Counts the cells of images (P, H, W, 3) uint8 whose first and last pixel differ, until there are `enough`.
+  m.def("detailed_cells(Tensor parts, int grid_size, int enough) -> int");
   m.def("cpu_capability() -> str");
 }

@@ -21,6 +21,7 @@ from npr_model.errors import InputError, reason
 from npr_model.imaging.condition import RECOMPRESSED_JPEG, file_facts
 from npr_model.imaging.decode import DecodedImage, decode
 from npr_model.imaging.errors import ImageError, check_size
+from npr_model.imaging.flatness import is_flat
 from npr_model.imaging.formats.raw import camera_raw_name, largest_jpeg
 from npr_model.imaging.formats.signatures import CameraRawError
 from npr_model.imaging.headers import Encoding, read_encoding
@@ -33,8 +34,6 @@ from npr_model.scoring.rows import FLAT, NOT_SCORED, RESIZED, Row
 AHEAD_PIXELS = 2**26  # decoded pixels that may wait: 192 MiB
 DECODING_PIXELS = 2**26  # that all threads may decode at once; a larger image is decoded alone
 TINY = 64  # pixels; with a shorter side below it, a verdict depends on few cells
-LEAST_DETAIL = 0.1  # share of cells that are not of one colour; with less, there is nothing to judge
-FLAT_TURNS = 8  # in which cells are looked at; most images are known not to be flat after the first
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Decoder:
             "odd": facts["width"] % self.grid_size or facts["height"] % self.grid_size,
             "recompressed": facts["condition"] == RECOMPRESSED_JPEG,
             RESIZED: self.view.kind == "resize" and (self.view.size or 0) < shorter,
-            FLAT: _is_flat(parts, self.grid_size),
+            FLAT: is_flat(parts, self.grid_size),
         }
         return " ".join(name for name, is_so in flags.items() if is_so)
 
@@ -198,26 +197,6 @@ def _encoding(image: bytes | DecodedImage) -> Encoding | None:
         return None if file is None else read_encoding(file)
     except ImageError:
         return None
-
-
-def _is_flat(parts: np.ndarray, grid_size: int) -> bool:
-    """Return whether the first and last pixel differ in less than LEAST_DETAIL of the cells of parts (P, H, W, 3).
-
-    The rows of cells are looked at in turns, spread over the image, until enough cells have detail.
-    """
-    count, height, width, _ = parts.shape
-    down, across = height // grid_size, width // grid_size
-    cells = parts.reshape(count, height, 3 * width)[:, : down * grid_size, : 3 * across * grid_size]
-    detailed = 0
-    for turn in range(FLAT_TURNS):
-        # Whole rows are compared, as long runs of bytes: ten times faster than cell by cell.
-        first, last = (cells[:, turn * grid_size + i :: FLAT_TURNS * grid_size] for i in (0, grid_size - 1))
-        differ = first[:, :, : 3 * (1 - grid_size) or None] != last[:, :, 3 * (grid_size - 1) :]
-        red, green, blue = (differ[:, :, channel :: 3 * grid_size] for channel in range(3))
-        detailed += int(np.count_nonzero(red | green | blue))
-        if detailed / (count * down * across) >= LEAST_DETAIL:
-            return False
-    return True
 
 
 def _digest(data: bytes | DecodedImage) -> str:
