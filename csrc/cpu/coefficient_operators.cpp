@@ -77,7 +77,7 @@ std::vector<int64_t> histograms_of(const uint8_t* image, int64_t height, int64_t
     }
     int64_t* count = counts.data();
     for (int64_t v = 0; v < kLow; ++v) {
-      const Floats magnitude = (coefficients[v] < 0 ? -coefficients[v] : coefficients[v]) / steps[v];
+      const Floats magnitude = (coefficients[v] < 0.0f ? -coefficients[v] : coefficients[v]) / steps[v];
       const Integers bin = rounded(magnitude < last_bin ? magnitude : last_bin);
       for (int64_t f = 0; f < kLow; ++f, count += bins) ++count[bin[f]];
     }
