@@ -70,12 +70,15 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
   //     there is a histogram of its absolute value, counted in steps, over at most `blocks` evenly spaced 8x8 blocks. A
   //     histogram has `bins` bins; the last one is open-ended.
   //   places: (G, 4) int64, one row per gap: the histogram bins in the gap, below it and above it, and the gap's owner.
+  //     Each frequency has `candidates` owners, numbered frequency * candidates + candidate.
   //   shares: (G,) float64. The count expected in a gap is interpolated between the bins below and above it; this is
   //     the weight of the bin above.
-  // Observed and expected counts are summed over the gaps of each owner. The result, (owners,) float64, is half the
-  // Poisson deviance between the sums if less than a third of the expected count was observed, else 0.
+  // Observed and expected counts are summed over the gaps of each owner. An owner has half the Poisson deviance between
+  // the sums if less than a third of the expected count was observed, else 0. The result is the largest of each frequency.
   m.def(
-      "coefficient_gaps(Tensor pixels, Tensor steps, Tensor places, Tensor shares, int owners, int blocks, int bins) "
-      "-> Tensor");
+      "coefficient_gaps(Tensor pixels, Tensor steps, Tensor places, Tensor shares, int frequencies, int candidates, "
+      "int blocks, int bins) -> float[]");
+  // Counts the cells of images (P, H, W, 3) uint8 whose first and last pixel differ, until there are `enough`.
+  m.def("detailed_cells(Tensor parts, int grid_size, int enough) -> int");
   m.def("cpu_capability() -> str");
 }

@@ -14,21 +14,31 @@ def is_compiled() -> bool:
 
 
 def coefficient_gaps(
-    pixels: Tensor, steps: Tensor, places: Tensor, shares: Tensor, *, owners: int, blocks: int, bins: int
-) -> Tensor:
-    """Return for each owner how empty the gaps in the histograms of a JPEG's coefficients are: (owners,) float64.
+    pixels: Tensor,
+    steps: Tensor,
+    places: Tensor,
+    shares: Tensor,
+    *,
+    frequencies: int,
+    candidates: int,
+    blocks: int,
+    bins: int,
+) -> list[float]:
+    """Return for each frequency how empty the gaps in the histogram of a JPEG's coefficients are.
 
     There is one histogram for each of the 4x4 lowest luminance coefficients. It counts absolute values, in quantisation
-    steps. Observed and expected counts are summed over the gaps of an owner. The result is half the Poisson deviance
-    between the sums if less than a third of the expected count was observed, else 0.
+    steps. A gap belongs to an owner: a frequency and a candidate for the step of an earlier compression. Observed and
+    expected counts are summed over the gaps of an owner. An owner has half the Poisson deviance between the sums if
+    less than a third of the expected count was observed, else 0. The result is the largest of each frequency.
 
     Args:
         pixels: (H, W, 3) uint8, contiguous: the decoded JPEG.
         steps: (4, 4) float32, at least 1: the quantisation steps, (vertical, horizontal).
         places: (G, 4) int64, one row per gap: the histogram index of the gap, of the values below and above it, and its
-            owner, 0 .. owners - 1.
+            owner, frequency * candidates + candidate.
         shares: (G,) float64: the weight of the value above in the interpolation.
-        owners: number of owners.
+        frequencies: number of frequencies.
+        candidates: owners of each frequency.
         blocks: largest number of 8x8 blocks to count, evenly spread over the image.
         bins: length of a histogram; the last bin also counts all larger magnitudes.
 
@@ -37,4 +47,4 @@ def coefficient_gaps(
     """
     if not is_compiled():
         raise RuntimeError(f"coefficient_gaps is not available: {extension.LOAD_ERROR}")
-    return torch.ops.npr_kernels.coefficient_gaps(pixels, steps, places, shares, owners, blocks, bins)
+    return torch.ops.npr_kernels.coefficient_gaps(pixels, steps, places, shares, frequencies, candidates, blocks, bins)

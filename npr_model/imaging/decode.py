@@ -21,7 +21,6 @@ XL. Pillow decodes everything else.
 from __future__ import annotations
 
 import io
-import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,8 +46,6 @@ _WHOLE = {
     "WEBP": webp.whole,
 }
 _WEAK_SIGNATURES = ("BMP", "PPM", "TGA")  # text may begin like them
-_SEVERAL = re.compile(rb"\xff\xe2..MPF\0", re.DOTALL)  # a segment that lists further JPEGs behind the first: MPO
-_SEVERAL_WITHIN = 2**17  # first bytes of a file: two segments of the greatest length, such as EXIF, may come before
 _MOST_REDUCED = 8  # side of a JPEG's blocks, which Pillow can be told to decode to one pixel
 _SIMPLEJPEG = f"simplejpeg {simplejpeg.__version__}"
 _PILLOW = f"pillow {PIL.__version__}"
@@ -77,23 +74,26 @@ class DecodedImage:
         return self.pixels.shape[0]
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
-    """Decode by the rules above. Raises ImageError; more than ``max_pixels`` pixels are refused before decoding."""
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, header: jpeg.Header | None = None) -> DecodedImage:
+    """Decode by the rules above. Raises ImageError; more than ``max_pixels`` pixels are refused before decoding.
+
+    ``header``: that of a JPEG, if it was read before.
+    """
     try:
-        return _decode(data, max_pixels)
+        return _decode(data, max_pixels, header)
     except MemoryError as error:  # Pillow raises it for very long rows, too
         raise ImageError("the image does not fit into memory", "too_large") from error
 
 
-def _decode(data: bytes, max_pixels: int) -> DecodedImage:
+def _decode(data: bytes, max_pixels: int, header: jpeg.Header | None = None) -> DecodedImage:
     if not data:
         raise ImageError("the file is empty", "empty")
     format = name = format_of(data)
     versions: tuple[bytes, ...] = (data,)
     if format == "JPEG":
-        decoded = jpeg.decode(data, max_pixels)
-        several = data.find(b"MPF\0", 0, _SEVERAL_WITHIN) >= 0 and _SEVERAL.search(data, 0, _SEVERAL_WITHIN)
-        name = "MPO" if several else format
+        header = header or jpeg.read_header(data)
+        decoded = jpeg.decode(data, header, max_pixels)
+        name = "MPO" if header.lists_others else format
         if isinstance(decoded, np.ndarray):
             return DecodedImage(decoded, name, _SIMPLEJPEG)
         versions = decoded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import mmap
 import os
@@ -33,6 +34,7 @@ class Encoding:
             name is written with the factors of all components, such as "3x1,1x1,1x1".
         lossy: Whether it is a lossy WebP or JPEG XL file, whose quality the header does not tell.
         format: As Pillow names it.
+        jpeg: Header of a JPEG, so that decoding need not read it again.
     """
 
     width: int
@@ -41,14 +43,14 @@ class Encoding:
     subsampling: str | None = None
     lossy: bool = False
     format: str = ""
+    jpeg: jpeg.Header | None = None
 
 
 def read_encoding(file: str | os.PathLike | bytes) -> Encoding:
     """Read the header of a file, given as path or bytes. Raises ImageError."""
     with _readable(file) as (opened, format):
         if format == "JPEG":
-            header = _jpeg_header(opened)
-            return Encoding(header.width, header.height, header.quantization, header.subsampling, format=format)
+            return _jpeg_encoding(_jpeg_header(opened))
         if format == "JXL":
             stream = jpegxl.read_header(opened.read())
             return Encoding(stream.width, stream.height, lossy=stream.is_lossy, format=format)
@@ -88,7 +90,15 @@ def _readable(file: str | os.PathLike | bytes) -> Iterator[tuple[BinaryIO, str]]
         raise ImageError(f"the image is damaged or not supported ({reason(error)})") from error
 
 
+@functools.lru_cache(1024)  # a collection has few different headers
+def _jpeg_encoding(header: jpeg.Header) -> Encoding:
+    size = header.width, header.height
+    return Encoding(*size, header.quantization, header.subsampling, format="JPEG", jpeg=header)
+
+
 def _jpeg_header(file: BinaryIO) -> jpeg.Header:
+    if isinstance(file, io.BytesIO):
+        return jpeg.read_header(file.getvalue())
     data = file.read(_JPEG_HEADER)
     try:
         return jpeg.read_header(data)

@@ -39,23 +39,21 @@ def was_coarser(pixels: np.ndarray, table: Sequence[int]) -> bool:
     """
     deviance = gaps(pixels, table)
     # Without the largest, as patterns in the picture itself can leave gaps in one frequency.
-    return bool(deviance.sum() - deviance.max() >= LEAST_DEVIANCE)
+    return sum(deviance) - max(deviance) >= LEAST_DEVIANCE
 
 
-def gaps(pixels: np.ndarray, table: Sequence[int]) -> np.ndarray:
+def gaps(pixels: np.ndarray, table: Sequence[int]) -> list[float]:
     """Return one number per frequency in FREQUENCIES: how empty the gaps of the best-fitting earlier step are.
 
     It is half the Poisson deviance between the observed counts in the gaps and those interpolated from both sides.
     """
-    search = _search(tuple(table))
-    if jpeg.is_compiled():
-        image = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
-        steps, places, shares = map(torch.from_numpy, search)
-        counts = {"owners": OWNERS, "blocks": MOST_BLOCKS, "bins": BINS}
-        deviance = jpeg.coefficient_gaps(image, steps, places, shares, **counts).numpy()
-    else:
-        deviance = plain_deviance(pixels, search)
-    return deviance.reshape(len(FREQUENCIES), CANDIDATES).max(1)
+    table = tuple(table)
+    if not jpeg.is_compiled():
+        return plain_gaps(pixels, _search(table))
+    image = torch.from_numpy(pixels if pixels.flags.carray else np.require(pixels, requirements=["C", "W"]))
+    return jpeg.coefficient_gaps(
+        image, *_tensors(table), frequencies=len(FREQUENCIES), candidates=CANDIDATES, blocks=MOST_BLOCKS, bins=BINS
+    )
 
 
 class Search(NamedTuple):
@@ -73,8 +71,8 @@ class Search(NamedTuple):
     shares: np.ndarray
 
 
-def plain_deviance(pixels: np.ndarray, search: Search) -> np.ndarray:
-    """The same as the compiled operator, in NumPy: (OWNERS,) float64.
+def plain_gaps(pixels: np.ndarray, search: Search) -> list[float]:
+    """The same as the compiled operator, in NumPy.
 
     They differ only for coefficients halfway between two steps, as the operator computes in float32.
     """
@@ -88,7 +86,7 @@ def plain_deviance(pixels: np.ndarray, search: Search) -> np.ndarray:
     found, expected = found[empty], expected[empty]
     deviance = np.zeros(OWNERS)
     deviance[empty] = expected - found + found * np.log(np.maximum(found, 1) / expected)
-    return deviance
+    return deviance.reshape(len(FREQUENCIES), CANDIDATES).max(1).tolist()
 
 
 def _histograms(pixels: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -125,3 +123,9 @@ def _search(table: tuple[int, ...]) -> Search:
                         places.append((first + number, first + int(below), first + int(above), owner))
                         shares.append((number - below) / (above - below))
     return Search(steps.astype(np.float32), np.array(places, np.int64).reshape(-1, 4), np.array(shares, np.float64))
+
+
+@functools.lru_cache(64)
+def _tensors(table: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    steps, places, shares = map(torch.from_numpy, _search(table))
+    return steps, places, shares

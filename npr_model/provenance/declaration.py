@@ -74,6 +74,8 @@ def read_declaration(data: bytes, format: str) -> Declaration | None:
             nothing is read.
     """
     metadata = read_metadata(data, format)
+    if not metadata:
+        return None
     exif = read_exif(metadata.exif)
     xmp = metadata.xmp.decode("utf-8", "replace") or exif.get("xmp", "")
     claims, credentials = read_claims(metadata.c2pa), "Content Credentials"

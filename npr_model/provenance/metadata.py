@@ -22,6 +22,8 @@ MOST_BROTLI = 8  # boxes of a JPEG XL file that are decompressed
 
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _APP1, _APP11, _COMMENT, _SOS = 0xE1, 0xEB, 0xFE, 0xDA
+_JPEG_BLOCKS = (_APP1, _APP11, _COMMENT)
+_SEGMENT = struct.Struct(">BH")  # marker, length
 _FILL = re.compile(rb"\xff{2,}")  # before a marker
 _PNG_BLOCKS = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"caBX")
 _WEBP_BLOCKS = (b"EXIF", b"XMP ", b"C2PA")
@@ -45,6 +47,9 @@ class Metadata:
     c2pa: bytes = b""
     comment: str = ""
     text: dict[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.exif or self.xmp or self.c2pa or self.comment or self.text)
 
 
 def read_metadata(data: bytes, format: str) -> Metadata:
@@ -74,17 +79,18 @@ def _read_jpeg(data: bytes, metadata: Metadata) -> None:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield marker and content of a JPEG's segments before its first scan."""
+    """Yield marker and content of a JPEG's segments with metadata before its first scan."""
     position = 2
     for _ in range(MOST_BLOCKS):
         if match := _FILL.match(data, position):
             position = match.end() - 1
         if position + 4 > len(data) or data[position] != 0xFF:
             return
-        marker, length = struct.unpack_from(">BH", data, position + 1)
+        marker, length = _SEGMENT.unpack_from(data, position + 1)
         if marker == _SOS or length < 2:
             return
-        yield marker, data[position + 4 : position + 2 + length]
+        if marker in _JPEG_BLOCKS:
+            yield marker, data[position + 4 : position + 2 + length]
         position += 2 + length
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 
 from npr_model.scoring.decoding import Decoded
@@ -44,7 +44,8 @@ class Batches:
         self._launch_batch, self._batch_size, self._launched_ahead = launch, batch_size, launched_ahead
         self._known, self._on_scored, self._journal = known, on_scored, journal
         self._waiting: dict[Size, list[Decoded]] = {}
-        self._pixels_waiting = 0
+        self._pixels: Counter[Size] = Counter()  # that wait for a batch of this size
+        self._pixels_waiting = 0  # of all sizes
         self._launched: deque[tuple[list[Decoded], Rows]] = deque()
         # By sha256: size of the batch that an image waits in; None once the batch is launched.
         self._unscored: dict[str | None, Size | None] = {}
@@ -78,23 +79,18 @@ class Batches:
             yield twin
             return
         size = one.parts.shape[1:3]
-        batch = self._waiting.setdefault(size, [])
-        batch.append(one)
+        self._waiting.setdefault(size, []).append(one)
         self._unscored[one.row.sha256] = size
+        self._pixels[size] += one.pixels
         self._pixels_waiting += one.pixels
-        waiting = self._pixels(size)
-        if waiting >= min(self._batch_size * math.prod(size), BATCH_PIXELS):
+        if self._pixels[size] >= min(self._batch_size * math.prod(size), BATCH_PIXELS):
             yield from self._launch(size)
         while self._pixels_waiting > PENDING_PIXELS:
-            yield from self._launch(max(self._waiting, key=self._pixels))
-
-    def _pixels(self, size: Size) -> int:
-        """Number of pixels that wait for a batch of this size."""
-        return sum(one.pixels for one in self._waiting[size])
+            yield from self._launch(max(self._waiting, key=self._pixels.__getitem__))
 
     def _launch(self, size: Size) -> Iterator[Row]:
         """Send the images of this size to the network; yield the rows of earlier batches."""
-        self._pixels_waiting -= self._pixels(size)
+        self._pixels_waiting -= self._pixels.pop(size)
         batch = self._waiting.pop(size)
         self._unscored.update((one.row.sha256, None) for one in batch)
         self._journal.start(one.row.source for one in batch)

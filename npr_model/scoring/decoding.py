@@ -21,6 +21,7 @@ from npr_model.errors import InputError, reason
 from npr_model.imaging.condition import RECOMPRESSED_JPEG, file_facts
 from npr_model.imaging.decode import DecodedImage, decode
 from npr_model.imaging.errors import ImageError, check_size
+from npr_model.imaging.flatness import is_flat
 from npr_model.imaging.formats.raw import camera_raw_name, largest_jpeg
 from npr_model.imaging.formats.signatures import CameraRawError
 from npr_model.imaging.headers import Encoding, read_encoding
@@ -33,7 +34,6 @@ from npr_model.scoring.rows import FLAT, NOT_SCORED, RESIZED, Row
 AHEAD_PIXELS = 2**26  # decoded pixels that may wait: 192 MiB
 DECODING_PIXELS = 2**26  # that all threads may decode at once; a larger image is decoded alone
 TINY = 64  # pixels; with a shorter side below it, a verdict depends on few cells
-LEAST_DETAIL = 0.1  # share of cells that are not of one colour; with less, there is nothing to judge
 
 
 @dataclass(frozen=True)
@@ -67,45 +67,41 @@ class Decoder:
     def decode(self, item: Item, find: Callable[[Row], Row | None] = lambda row: None) -> Decoded:
         """Read and decode an item. ``find`` returns the finished row of identical bytes, if there is one."""
         began = time.perf_counter()
-        row = Row(item.source, view=str(self.view), model=self.model)
+        facts: dict[str, Any] = {"source": item.source, "view": str(self.view), "model": self.model}
         parts = None
-        facts: dict[str, Any] = {}
         try:
             data = item.load()
-            row = replace(row, sha256=_digest(data))
+            facts["sha256"] = _digest(data)
             raw_name = camera_raw_name(data) if isinstance(data, bytes) else None
             if raw_name and not self.raw_previews:  # also if a cache knows the score of its preview
                 raise CameraRawError(raw_name)
-            if twin := find(row):
-                row = twin
-            else:
-                image = largest_jpeg(data) if raw_name and isinstance(data, bytes) else data
-                encoding = _encoding(image)
-                pixels = 0 if encoding is None else encoding.width * encoding.height
-                with _room.taken(min(pixels, self.max_pixels)):
-                    decoded = self._decoded(image)
-                    if decoded.file is not None:  # a JPEG that was inside tells more
-                        encoding = _encoding(decoded)
-                    facts = _facts(encoding, decoded) | _declared(_files(data, image, decoded))
-                    if raw_name:
-                        facts |= {"format": raw_name, "decoder": f"{decoded.decoder} (preview in {raw_name})"}
-                    if self.second is not None:
-                        facts["logit_clip"] = _logit(
-                            self.second, View("resize", self.second.side).apply(decoded.pixels)
-                        )
-                    parts = self.view.parts(decoded.pixels, self.grid_size)
-                facts["flags"] = self._flags(facts, parts)
+            if twin := find(Row(**facts)):
+                return Decoded(replace(twin, milliseconds=_milliseconds(began)), None)
+            image = largest_jpeg(data) if raw_name and isinstance(data, bytes) else data
+            encoding = _encoding(image)
+            pixels = 0 if encoding is None else encoding.width * encoding.height
+            with _room.taken(min(pixels, self.max_pixels)):
+                decoded = self._decoded(image, encoding)
+                if decoded.file is not None:  # a JPEG that was inside tells more
+                    encoding = _encoding(decoded)
+                facts |= _facts(encoding, decoded) | _declared(_files(data, image, decoded))
+                if raw_name:
+                    facts |= {"format": raw_name, "decoder": f"{decoded.decoder} (preview in {raw_name})"}
+                if self.second is not None:
+                    facts["logit_clip"] = _logit(self.second, View("resize", self.second.side).apply(decoded.pixels))
+                parts = self.view.parts(decoded.pixels, self.grid_size)
+            facts["flags"] = self._flags(facts, parts)
         except ImageError as error:
             facts |= {"error": str(error), "error_code": error.code}
         except InputError:
             raise
         except Exception as error:  # file systems can raise anything; the run must go on
             facts |= {"error": f"the file cannot be read ({reason(error)})", "error_code": "unreadable"}
-        return Decoded(replace(row, **facts, milliseconds=1000 * (time.perf_counter() - began)), parts)
+        return Decoded(Row(**facts, milliseconds=_milliseconds(began)), parts)
 
-    def _decoded(self, data: bytes | DecodedImage) -> DecodedImage:
+    def _decoded(self, data: bytes | DecodedImage, encoding: Encoding | None) -> DecodedImage:
         if isinstance(data, bytes):
-            return decode(data, max_pixels=self.max_pixels)
+            return decode(data, max_pixels=self.max_pixels, header=None if encoding is None else encoding.jpeg)
         check_size(data.width, data.height, self.max_pixels)
         return data
 
@@ -116,7 +112,7 @@ class Decoder:
             "odd": facts["width"] % self.grid_size or facts["height"] % self.grid_size,
             "recompressed": facts["condition"] == RECOMPRESSED_JPEG,
             RESIZED: self.view.kind == "resize" and (self.view.size or 0) < shorter,
-            FLAT: _share_of_detail(parts, self.grid_size) < LEAST_DETAIL,
+            FLAT: is_flat(parts, self.grid_size),
         }
         return " ".join(name for name, is_so in flags.items() if is_so)
 
@@ -128,6 +124,11 @@ def _logit(detector: Ojha, pixels: np.ndarray) -> float:
         return detector(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]).item()
     except (RuntimeError, MemoryError) as error:
         raise ImageError(f"the image cannot be scored ({reason(error)})", NOT_SCORED) from error
+
+
+def _milliseconds(began: float) -> float:
+    """The time since ``began``."""
+    return 1000 * (time.perf_counter() - began)
 
 
 def _facts(encoding: Encoding | None, decoded: DecodedImage) -> dict[str, Any]:
@@ -196,19 +197,6 @@ def _encoding(image: bytes | DecodedImage) -> Encoding | None:
         return None if file is None else read_encoding(file)
     except ImageError:
         return None
-
-
-def _share_of_detail(parts: np.ndarray, grid_size: int) -> float:
-    """Return the share of cells whose first and last pixel differ, in parts (P, H, W, 3)."""
-    count, height, width, _ = parts.shape
-    rows = parts.reshape(count, height, 3 * width)
-    height, width = (side // grid_size * grid_size for side in (height, width))
-    # Whole rows are compared, as long runs of bytes: ten times faster than cell by cell.
-    first, last = (rows[:, start:height:grid_size] for start in (0, grid_size - 1))
-    differ = first[:, :, : 3 * (width - grid_size + 1)] != last[:, :, 3 * (grid_size - 1) : 3 * width]
-    red, green, blue = (differ[:, :, channel :: 3 * grid_size] for channel in range(3))
-    cells = red | green | blue
-    return np.count_nonzero(cells) / cells.size
 
 
 def _digest(data: bytes | DecodedImage) -> str:

@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from npr_model.files import readable_name
 from npr_model.imaging.decode import DecodedImage
@@ -56,4 +55,5 @@ def _read(path: str | os.PathLike) -> bytes:
         raise OSError("it is not a regular file")
     if status.st_size > MAX_BYTES:
         raise OSError(too_large(status.st_size))
-    return Path(path).read_bytes()
+    with open(path, "rb", buffering=0) as file:
+        return file.read()

@@ -111,8 +111,8 @@ def unscored(row: Row, error: str) -> Row:
     return replace(row, logit_npr=None, logit_clip=None, scored_by=None, error=error, error_code=NOT_SCORED)
 
 
-def judged(row: Row, logit: float, calibration: Calibration) -> Row:
-    """Return ``row`` with its logit, probability and verdict.
+def judged(row: Row, logit: float, calibration: Calibration, **others: Any) -> Row:
+    """Return ``row`` with its logit, probability and verdict, and with ``others``, such as the time it took.
 
     What the file declares counts before the logit, and an image with nothing to judge is uncertain.
     """
@@ -121,7 +121,7 @@ def judged(row: Row, logit: float, calibration: Calibration) -> Row:
         verdict = DECLARED
     elif FLAT in (row.flags or "").split():
         verdict = UNCERTAIN
-    return replace(row, logit=logit, probability=calibration.probability(logit), verdict=verdict)
+    return replace(row, logit=logit, probability=calibration.probability(logit), verdict=verdict, **others)
 
 
 def as_table(rows: Iterable[Row]) -> pa.Table:

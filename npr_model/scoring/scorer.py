@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -261,7 +262,7 @@ class Scorer:
             self.rates.scoring_seconds += seconds
             for row, logit in zip(rows, means, strict=True):
                 milliseconds = (row.milliseconds or 0) + 1000 * seconds / len(batch)
-                yield self._finish(*self._combined(replace(row, milliseconds=milliseconds), logit))
+                yield self._finish(*self._combined(row, logit), milliseconds=milliseconds)
             return
         yield from self._halves(batch, why)
 
@@ -334,10 +335,10 @@ class Scorer:
         assert row.logit_clip is not None  # the decoder gives it to every image of a pair
         return replace(row, logit_npr=logit), self._pair.combined(logit, row.logit_clip)
 
-    def _finish(self, row: Row, logit: float) -> Row:
+    def _finish(self, row: Row, logit: float, **others: Any) -> Row:
         if not math.isfinite(logit):
-            return unscored(row, f"the network gave a logit of {logit}")
-        return judged(row, logit, self.calibration)
+            return unscored(replace(row, **others), f"the network gave a logit of {logit}")
+        return judged(row, logit, self.calibration, **others)
 
 
 def _parts(batch: list[Decoded]) -> list[np.ndarray]:
@@ -346,6 +347,8 @@ def _parts(batch: list[Decoded]) -> list[np.ndarray]:
 
 def _means(batch: list[Decoded], logits: list[float]) -> list[float]:
     """Return a logit for each image, the float32 mean over its parts."""
+    if len(logits) == len(batch):  # a part each
+        return logits
     ends = np.cumsum([len(parts) for parts in _parts(batch)])
     return [float(np.float32(np.mean(values))) for values in np.split(np.array(logits), ends[:-1])]
 

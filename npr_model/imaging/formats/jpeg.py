@@ -13,6 +13,7 @@ and simplejpeg turns its warnings into errors. Three gaps are left:
 
 from __future__ import annotations
 
+import functools
 import operator
 import re
 import struct
@@ -27,7 +28,7 @@ from npr_model.imaging.errors import ImageError, check_size
 from npr_model.imaging.formats.signatures import unsupported
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
-_SOS, _DQT, _DHT, _DRI, _APP0, _APP14, _COMMENT = 0xDA, 0xDB, 0xC4, 0xDD, 0xE0, 0xEE, 0xFE
+_SOS, _DQT, _DHT, _DRI, _APP0, _APP2, _APP14, _COMMENT = 0xDA, 0xDB, 0xC4, 0xDD, 0xE0, 0xE2, 0xEE, 0xFE
 _END = _EOI[1]
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), (0xC2,)
 _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {_DHT, 0xC8, 0xCC}  # start of frame, by kind of compression
@@ -73,6 +74,7 @@ class Header(NamedTuple):
         jfif: Whether there is a JFIF segment, long enough to count.
         adobe: Colour transform of the Adobe segment; None without one that is long enough.
         scan: Identifiers of the components in the first scan.
+        lists_others: Whether there is a segment that lists further JPEGs behind this one, as in MPO files.
     """
 
     width: int
@@ -84,6 +86,7 @@ class Header(NamedTuple):
     jfif: bool
     adobe: int | None
     scan: bytes
+    lists_others: bool
 
     @property
     def quantization(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -123,13 +126,12 @@ class Header(NamedTuple):
         return self.frame in _SEQUENTIAL and len(self.scan) == len(self.components)
 
 
-def decode(data: bytes, max_pixels: int) -> np.ndarray | tuple[bytes, ...]:
+def decode(data: bytes, header: Header, max_pixels: int) -> np.ndarray | tuple[bytes, ...]:
     """Decode to (H, W, 3) uint8, or return versions of the file for Pillow that must decode to the same pixels.
 
     simplejpeg decodes grey, YCbCr and RGB with the usual chroma sampling. CMYK and unusual sampling are left to Pillow.
-    Raises ImageError: damaged, unsupported or too_large.
+    ``header``: that of ``data``. Raises ImageError: damaged, unsupported or too_large.
     """
-    header = read_header(data)
     check_size(header.width, header.height, max_pixels)
     _check_supported(header)
     if not header.in_one_scan:
@@ -168,7 +170,7 @@ def _is_readable(data: bytes) -> bool:
 
 def read_header(data: bytes) -> Header:
     """Read a header from the first bytes of a file, or from all of it. Raises ImageError."""
-    frame, jfif, adobe = None, False, None
+    frame, jfif, adobe, lists_others = None, False, None, False
     tables: list[bytes] = []
     for marker, start, end in _segments(data):
         content = data[start:end]
@@ -176,17 +178,26 @@ def read_header(data: bytes) -> Header:
             jfif = True
         elif marker == _APP14 and content[:5] == b"Adobe" and len(content) >= 12:
             adobe = content[11]
+        elif marker == _APP2 and content[:4] == b"MPF\0":
+            lists_others = True
         elif marker == _DQT:
             tables.append(content)
         elif marker in _FRAMES:
             frame = marker, content
         elif marker == _SOS and frame:
-            return _header(*frame, tuple(tables), jfif, adobe, content)
+            return _header(*frame, tuple(tables), jfif, adobe, content, lists_others)
     raise ImageError("the JPEG is truncated in its header, or its header is damaged")
 
 
+@functools.lru_cache(1024)  # a collection has few different headers
 def _header(
-    frame: int, content: bytes, tables: tuple[bytes, ...], jfif: bool, adobe: int | None, scan: bytes
+    frame: int,
+    content: bytes,
+    tables: tuple[bytes, ...],
+    jfif: bool,
+    adobe: int | None,
+    scan: bytes,
+    lists_others: bool,
 ) -> Header:
     if len(content) < 6 or len(content) != 6 + 3 * content[5]:
         raise ImageError("the JPEG's header is damaged")
@@ -197,7 +208,8 @@ def _header(
     )
     if any(not 1 <= part.horizontal <= 4 or not 1 <= part.vertical <= 4 for part in components):
         raise ImageError("the JPEG's header is damaged: its sampling factors are not 1 to 4")
-    return Header(width, height, precision, frame, components, tables, jfif, adobe, _scan(scan).identifiers)
+    identifiers = _scan(scan).identifiers
+    return Header(width, height, precision, frame, components, tables, jfif, adobe, identifiers, lists_others)
 
 
 class _Scan(NamedTuple):

@@ -241,6 +241,6 @@ def _check_jpeg(
     header = jpeg.read_header(stream)
     if header.width < width or not rows <= header.height <= most_rows:
         raise ImageError("the TIFF is damaged: the data of a strip or tile does not have its size")
-    decoded = jpeg.decode(stream, max_pixels)
+    decoded = jpeg.decode(stream, header, max_pixels)
     if isinstance(decoded, tuple) and len(decoded) > 1:  # only Pillow can decode it
         raise unsupported("TIFF with unusual chroma sampling")

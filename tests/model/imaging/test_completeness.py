@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from npr_model.imaging.decode import decode, from_pillow
 from npr_model.imaging.errors import ImageError
+from npr_model.imaging.formats.jpeg import Header
 from npr_model.imaging.headers import header_size, read_encoding
 from tests.model.conftest import encoded, noise
 from tests.model.imaging import files
@@ -235,6 +236,44 @@ def test_jpeg_with_odd_segments(name, sampling):
     assert encoding.subsampling == read_encoding(plain).subsampling
     assert (encoding.width, encoding.height) == (30, 20)
     refused(data[: len(data) * 9 // 10] + b"\xff\xd9")
+
+
+def outcome(data: bytes, header: Header | None) -> tuple:
+    """What decoding gives: the names and the pixels, or the error."""
+    try:
+        decoded = decode(data, header=header)
+    except ImageError as error:
+        return str(error), error.code
+    return decoded.format, decoded.decoder, decoded.pixels.tobytes()
+
+
+@pytest.mark.parametrize("name", [*of_format("JPEG"), *of_format("MPO"), *ODD_SEGMENTS])
+def test_a_header_that_was_read_before_changes_nothing(name):
+    data = KINDS.get(name) or files.jpeg(20, 30, files.SAMPLING["4:2:0"], extra=ODD_SEGMENTS[name])
+    for length in (len(data), len(data) - 2, len(data) - 20):
+        header = read_encoding(data[:length]).jpeg
+        assert header is not None and outcome(data[:length], header) == outcome(data[:length], None)
+
+
+LIST = files.segment(0xE2, b"MPF\0II*\0\x08\0\0\0\0\0")
+LONGEST = files.segment(0xE1, 65533 * b"x")
+
+
+@pytest.mark.parametrize(
+    ("extra", "format"),
+    [
+        (b"", "JPEG"),
+        (LIST, "MPO"),
+        (4 * LONGEST + LIST, "MPO"),
+        (LIST[:-10] + 10 * b"\xff", "MPO"),
+        (files.segment(0xE2, b"MPF"), "JPEG"),
+        (files.segment(0xE1, b"MPF\0"), "JPEG"),
+        (files.segment(0xFE, LIST), "JPEG"),
+    ],
+    ids=["none", "list", "behind long segments", "broken", "short", "other marker", "in a comment"],
+)
+def test_a_jpeg_that_lists_others_is_an_mpo(extra, format):
+    assert decode(files.jpeg(20, 30, files.SAMPLING["4:2:0"], extra=extra)).format == format
 
 
 def test_jpeg_whose_header_claims_another_size():

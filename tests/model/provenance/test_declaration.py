@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 
 from npr_model.provenance import declaration
 from npr_model.provenance.declaration import read_declaration
-from npr_model.provenance.metadata import LONGEST_BLOCK
+from npr_model.provenance.metadata import LONGEST_BLOCK, Metadata, read_metadata
 from tests.model.conftest import noise
 
 WEB_UI = (
@@ -289,6 +289,12 @@ def test_declarations(case):
     found = read_declaration(data, format)
     assert (found and found.kind) == kind
     assert found is None or (evidence in found.evidence and found.evidence.isprintable())
+
+
+def test_metadata_is_false_only_without_blocks():
+    assert not Metadata() and not read_metadata(encoded("JPEG"), "JPEG")
+    for block in ({"exif": b"x"}, {"xmp": b"x"}, {"c2pa": b"x"}, {"comment": "x"}, {"text": {"": ""}}):
+        assert Metadata(**block)
 
 
 CAPTIONS = [

@@ -146,14 +146,14 @@ def test_a_file_without_permission_is_a_row(tmp_path, checkpoint, monkeypatch):
     """Permissions do not bind the superuser, so the refusal is made."""
     path = tmp_path / "secret.png"
     path.write_bytes(PNG)
-    read = Path.read_bytes
+    open_file = open
 
-    def refused(self):
-        if self == path:
+    def refused(file, *arguments, **options):
+        if file == str(path):
             raise PermissionError(13, "Permission denied", str(path))
-        return read(self)
+        return open_file(file, *arguments, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr("builtins.open", refused)
     output = tmp_path / "scores.parquet"
     assert cli.main(["screen", str(path), "--checkpoint", str(checkpoint), "-o", str(output)]) == 1
     (row,) = pq.read_table(output).to_pylist()
