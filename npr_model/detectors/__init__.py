@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     "npr": "npr_model.detectors.npr:NPRDetector",
+    "bihpf": "npr_model.detectors.bihpf:BiHPF",
     "cnndetection": "npr_model.detectors.cnndetection:CNNDetection",
     "durall": "npr_model.detectors.durall:Durall",
     "f3net": "npr_model.detectors.f3net:F3Net",
