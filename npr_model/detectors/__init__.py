@@ -19,6 +19,7 @@ _CLASSES = {
     "durall": "npr_model.detectors.durall:Durall",
     "f3net": "npr_model.detectors.f3net:F3Net",
     "frank": "npr_model.detectors.frank:Frank",
+    "frepgan": "npr_model.detectors.frepgan:FrePGAN",
     "lgrad": "npr_model.detectors.lgrad:LGrad",
     "ojha": "npr_model.detectors.ojha:Ojha",
     "patchfor": "npr_model.detectors.patchfor:Patchfor",

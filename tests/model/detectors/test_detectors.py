@@ -180,7 +180,7 @@ def test_cnndetection_has_the_layout_of_its_authors(tmp_path):
         checkpoints.load(tmp_path / "imagenet.pth")
 
 
-PARAMETERS = {"bihpf": 23_510_081, "cnndetection": 23_510_081, "lgrad": 23_582_226}
+PARAMETERS = {"bihpf": 23_510_081, "cnndetection": 23_510_081, "frepgan": 23_606_296, "lgrad": 23_582_226}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
