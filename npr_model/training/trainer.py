@@ -77,7 +77,7 @@ class Trainer:
     def step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         """Run one optimizer step on the next ``config.accumulation`` parts.
 
-        Returns the mean loss of the logits over all processes, a scalar.
+        Returns the mean loss over all processes, a scalar, without what the detector adds of its own.
         """
         device, accumulation = self.process.device, self.config.accumulation
         sums = torch.zeros(3, dtype=torch.float64, device=device)
