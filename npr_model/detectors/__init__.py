@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     "npr": "npr_model.detectors.npr:NPRDetector",
+    "bihpf": "npr_model.detectors.bihpf:BiHPF",
     "cnndetection": "npr_model.detectors.cnndetection:CNNDetection",
     "durall": "npr_model.detectors.durall:Durall",
     "f3net": "npr_model.detectors.f3net:F3Net",
     "frank": "npr_model.detectors.frank:Frank",
+    "frepgan": "npr_model.detectors.frepgan:FrePGAN",
+    "lgrad": "npr_model.detectors.lgrad:LGrad",
     "ojha": "npr_model.detectors.ojha:Ojha",
     "patchfor": "npr_model.detectors.patchfor:Patchfor",
 }

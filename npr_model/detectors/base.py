@@ -45,6 +45,13 @@ class DetectorNetwork(nn.Module):
     def check_ready(self) -> None:
         """Raise InputError if something that the network needs is not installed. Called before the first image."""
 
+    def forward_training(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Return the logits of a training batch with its (N, 1) labels, and a loss that is added to theirs.
+
+        The second loss trains parts that the loss of the logits does not reach. Default: none.
+        """
+        return self(images), 0.0
+
     def set_activation_steps(self, steps: Mapping[str, Tensor]) -> None:
         """Set the quantisation scales. Raises ValueError if they do not fit this network."""
         if steps:

@@ -77,14 +77,14 @@ class Trainer:
     def step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         """Run one optimizer step on the next ``config.accumulation`` parts.
 
-        Returns the mean loss over all processes, a scalar.
+        Returns the mean loss over all processes, a scalar, without what the detector adds of its own.
         """
         device, accumulation = self.process.device, self.config.accumulation
         sums = torch.zeros(3, dtype=torch.float64, device=device)
         for _ in range(accumulation):
             pixels, labels = next(parts)
-            logits, loss = self._loss(pixels, labels)
-            self.scaler.scale(loss / accumulation).backward()
+            logits, loss, own = self._losses(pixels, labels)
+            self.scaler.scale((loss + own) / accumulation).backward()
             right = ((logits.mean(1, keepdim=True) > 0) == (labels > 0)).sum()
             count = torch.full_like(right, len(labels))
             sums += torch.stack([loss.detach().double() * len(labels), right.double(), count.double()])
@@ -99,18 +99,19 @@ class Trainer:
         self.totals += sums
         return sums[0] / sums[2]
 
-    def _loss(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits, (N, 1) or one for each patch, and the mean loss."""
+    def _losses(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Return the logits, (N, 1) or one for each patch, the mean loss, and the loss of the detector's own parts."""
         device, dtype, share = self.process.device, getattr(torch, self.config.dtype), self.config.distillation
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             if self.distillation is None:
-                logits = self.network(pixels).to(labels.dtype)
-                return logits, F.binary_cross_entropy_with_logits(logits, labels.expand_as(logits))
+                logits, own = self.network.forward_training(pixels, labels)
+                logits = logits.to(labels.dtype)
+                return logits, F.binary_cross_entropy_with_logits(logits, labels.expand_as(logits)), own
             network = cast(NPRDetector, self.network)
             features = network.maps(pixels).mean((2, 3))
             logits = network.fc1(features).to(labels.dtype)
             agreement = self.distillation(pixels, features, logits)
-        return logits, share * agreement + (1 - share) * F.binary_cross_entropy_with_logits(logits, labels)
+        return logits, share * agreement + (1 - share) * F.binary_cross_entropy_with_logits(logits, labels), 0.0
 
     def end_epoch(self) -> tuple[float, float]:
         """Return the mean loss and accuracy of the epoch, and start the next one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 
 import numpy as np
@@ -17,6 +18,7 @@ from npr_model import checkpoints, cli
 from npr_model.checkpoints import CheckpointError, Metadata
 from npr_model.detectors import NAMES, detector_class
 from npr_model.detectors.base import IMAGENET_MEAN, IMAGENET_STD, DetectorNetwork
+from npr_model.detectors.bihpf import CUTOFF, BiHPF
 from npr_model.detectors.durall import RINGS, Durall
 from npr_model.detectors.f3net import FrequencyAwareDecomposition, LocalFrequencyStatistics
 from npr_model.detectors.frank import TILE, Frank
@@ -57,6 +59,7 @@ def made(name: str) -> DetectorNetwork:
 
 
 @pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.usefixtures("narrow_resnet")
 def test_is_a_detector(name, tmp_path):
     model = made(name)
     assert model.paper_name in published.methods()
@@ -78,6 +81,7 @@ def test_is_a_detector(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if not detector_class(name).fitted])
+@pytest.mark.usefixtures("narrow_resnet")
 def test_learns(name):
     """It learns one batch by heart: noise against up-sampled noise."""
     pixels = images((32, 32), count=8)[0]
@@ -88,7 +92,8 @@ def test_learns(name):
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("name", [name for name in OTHERS if name != "cnndetection"])  # trains for minutes
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.usefixtures("narrow_resnet")
 def test_trains_is_resumed_and_compared(name, labelled, tmp_path, capsys):
     """An interrupted run ends with the weights of one that was not."""
     root = labelled(LAYOUT)
@@ -132,7 +137,7 @@ def test_trains_is_resumed_and_compared(name, labelled, tmp_path, capsys):
 
 
 def test_unknown_and_contradictory_settings_are_refused(labelled, tmp_path, capsys):
-    with pytest.raises(InputError, match="unknown detector 'nope': use one of npr, cnndetection"):
+    with pytest.raises(InputError, match="unknown detector 'nope': use one of npr, bihpf"):
         TrainConfig(detector="nope")
     with pytest.raises(InputError, match="size, grid_size, anchor and teacher work with the detector npr only"):
         TrainConfig(detector="frank", grid_size=3)
@@ -173,6 +178,17 @@ def test_cnndetection_has_the_layout_of_its_authors(tmp_path):
     torch.save(state | {"fc.weight": torch.zeros(1000, 2048)}, tmp_path / "imagenet.pth")
     with pytest.raises(CheckpointError, match=r"fc\.weight is \(1000, 2048\) instead of \(1, 2048\)"):
         checkpoints.load(tmp_path / "imagenet.pth")
+
+
+PARAMETERS = {"bihpf": 23_510_081, "cnndetection": 23_510_081, "frepgan": 23_606_296, "lgrad": 23_582_226}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_has_a_whole_resnet_50(name):
+    with torch.device("meta"):
+        model = detector_class(name)()
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+    assert f"{PARAMETERS[name]:,} parameters" in inspect.getdoc(type(model)).replace("\n", " ")
 
 
 def test_transforms_equal_scipys():
@@ -251,6 +267,20 @@ def test_a_fit_to_too_many_crops_or_in_two_processes_is_refused_at_once(labelled
     ):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("size", [(24, 20), (11, 14)])
+def test_bihpf_filters_in_the_frequency_and_in_the_pixel_domain(size, narrow_resnet):
+    model = BiHPF().double()
+    (pixels,) = images(size, count=1)
+    frequencies = np.meshgrid(*map(np.fft.fftfreq, size), indexing="ij")
+    positions = np.meshgrid(*((np.arange(n) + 0.5) / n - 0.5 for n in size), indexing="ij")
+    weights = [1 - np.exp(-(np.hypot(*at) ** 2) / (2 * CUTOFF**2)) for at in (frequencies, positions)]
+    for channel, spectrum in zip(pixels[0].numpy() / 255, model.spectra(pixels)[0].numpy(), strict=True):
+        filtered = np.fft.ifft2(np.fft.fft2(channel) * weights[0]).real * weights[1]
+        logarithms = np.log(np.abs(np.fft.fftshift(np.fft.fft2(filtered, norm="ortho"))) + 1e-5)
+        expected = (logarithms - logarithms.mean()) / np.sqrt(logarithms.var() + 1e-5)
+        np.testing.assert_allclose(spectrum, expected, rtol=0, atol=1e-9)
 
 
 def test_f3net_decomposes_an_image_into_bands():
