@@ -23,6 +23,7 @@ _CLASSES = {
     "lgrad": "npr_model.detectors.lgrad:LGrad",
     "ojha": "npr_model.detectors.ojha:Ojha",
     "patchfor": "npr_model.detectors.patchfor:Patchfor",
+    "selfbland": "npr_model.detectors.selfbland:SelfBland",
 }
 NAMES = tuple(_CLASSES)
 
