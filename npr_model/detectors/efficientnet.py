@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from npr_model.detectors.mirroring import mirrored
 from npr_model.errors import InputError
 
-# Of transformers.EfficientNetConfig. Its default momentum of batch norm, 0.99, is that of Keras, where it weighs the old
-# average; torch's weighs the new value.
+# Of transformers.EfficientNetConfig. Its default momentum of batch norm, 0.99, is that of Keras, which weighs the old
+# average with it; torch weighs the new value.
 B4: dict[str, Any] = {
     "width_coefficient": 1.4,
     "depth_coefficient": 1.8,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from npr_model.detectors import cnndetection, efficientnet
+from npr_model.detectors import cnndetection, efficientnet, gandetection
 from npr_model.detectors import encoder as encoders
 from npr_model.detectors.resnet import resnet_stage
 from tests.model.detectors.encoders import write
@@ -31,7 +31,9 @@ def narrow_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_efficientnet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """EfficientNet-B4 is two narrow blocks."""
+    """EfficientNet-B4 is two narrow blocks, and GANDetection has three of them and small patches."""
+    monkeypatch.setattr(gandetection, "MEMBERS", 3)
+    monkeypatch.setattr(gandetection, "PATCH", 16)
     monkeypatch.setattr(
         efficientnet,
         "B4",

@@ -184,7 +184,7 @@ def test_cnndetection_has_the_layout_of_its_authors(tmp_path):
 
 
 PARAMETERS = {"bihpf": 23_510_081, "cnndetection": 23_510_081, "frepgan": 23_606_296, "lgrad": 23_582_226}
-PARAMETERS |= {"selfbland": 17_550_409}
+PARAMETERS |= {"gandetection": 87_752_045, "selfbland": 17_550_409}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
