@@ -1,4 +1,5 @@
-"""GANDetection: Mandelli et al., "Detecting GAN-generated images by orthogonal training of multiple CNNs" (2022)."""
+"""GANDetection: Mandelli et al., "Detecting GAN-generated images by orthogonal training of multiple CNNs"
+(ICIP 2022)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ MOST = 14  # patches along a side
 
 
 class GANDetection(PixelNetwork):
-    """Five EfficientNet-B4 networks, each trained on other images, which score patches of 128x128 pixels (ICIP 2022).
+    """Five EfficientNet-B4 networks that score patches of 128x128 pixels.
 
     (N, 3, H, W) -> (N, 1). 87,752,045 parameters. A member's logit of an image is the largest of its patches' logits if
     that is positive, else the smallest one; the image's logit is the mean over the members. Both rules are those of the
@@ -28,8 +29,8 @@ class GANDetection(PixelNetwork):
 
     Departures from the authors: They train each member on a data set of its own ("orthogonal": other generators, other
     contents, other compression). A training set here is not split by such properties. Each image of a batch trains one
-    member: members take turns along the batch, and the first turn is random. So no member sees an image that another
-    one sees in the same step, but over the epochs all of them see images of all kinds. Patches lie side by side from
+    member: members take turns along the batch, and the first turn is random. So the members never learn from the same
+    crop, but over the epochs all of them see images of all kinds. Patches lie side by side from
     edge to edge, with the least overlap, where the authors take about 200 overlapping ones; an image has at most
     14 x 14, and up to 7 pixels at its right and lower edge are left out. All members score the same patches, which
     begin at multiples of 8 pixels; the authors' first member scores patches at random positions. Sides shorter than a
@@ -59,7 +60,8 @@ class GANDetection(PixelNetwork):
         """
         patches = torch.stack(_patches(self.normalised(images)), 1)
         first = int(torch.randint(MEMBERS, ()))
-        logits, order = [], []
+        logits: list[Tensor] = []
+        order: list[int] = []
         for number, member in enumerate(self.members):
             turns = slice((number - first) % MEMBERS, None, MEMBERS)
             logits.append(member(patches[turns].flatten(0, 1)).view(-1, patches.shape[1]))
