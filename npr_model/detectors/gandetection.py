@@ -30,12 +30,12 @@ class GANDetection(PixelNetwork):
     Departures from the authors: They train each member on a data set of its own ("orthogonal": other generators, other
     contents, other compression). A training set here is not split by such properties. Each image of a batch trains one
     member: members take turns along the batch, and the first turn is random. So the members never learn from the same
-    crop, but over the epochs all of them see images of all kinds. Patches lie side by side from
-    edge to edge, with the least overlap, where the authors take about 200 overlapping ones; an image has at most
-    14 x 14, and up to 7 pixels at its right and lower edge are left out. All members score the same patches, which
-    begin at multiples of 8 pixels; the authors' first member scores patches at random positions. Sides shorter than a
-    patch are extended by mirroring. Weights start at random, not from ImageNet. The training was written without code
-    of the authors, who published that of scoring only.
+    crop, but over the epochs all of them see images of all kinds. Patches lie side by side from edge to edge, with the
+    least overlap, where the authors take about 200 overlapping ones; an image has at most 14 x 14, and up to 7 pixels
+    at its right and lower edge are left out. All members score the same patches, which begin at multiples of 8 pixels;
+    the authors' first member scores patches at random positions. Sides shorter than a patch are extended by mirroring.
+    Weights start at random, not from ImageNet. The training was written without code of the authors, who published that
+    of scoring only.
     """
 
     detector, paper_name = "gandetection", "GANDetection"
