@@ -34,8 +34,8 @@ class GANDetection(PixelNetwork):
     least overlap, where the authors take about 200 overlapping ones; an image has at most 14 x 14, and up to 7 pixels
     at its right and lower edge are left out. All members score the same patches, which begin at multiples of 8 pixels;
     the authors' first member scores patches at random positions. Sides shorter than a patch are extended by mirroring.
-    Weights start at random, not from ImageNet. The training was written without code of the authors, who published that
-    of scoring only.
+    Weights start at random, not from ImageNet. The training was written from the paper's abstract and from knowledge of
+    the method, without the paper's text and without code of the authors, who published that of scoring only.
     """
 
     detector, paper_name = "gandetection", "GANDetection"

@@ -1,8 +1,8 @@
 """Self-blended images: two versions of one photograph, joined along the edge of a random mask.
 
-After section 3.2 of Shiohara and Yamasaki, "Detecting deepfakes with self-blended images" (CVPR 2022), with the ranges
-of the authors' code (``src/utils/sbi.py``, ``funcs.py`` and ``blend.py``). All pixels are in 0 .. 1. All random numbers
-come from torch's generator.
+After the source-target generator, the mask generator and the blending of Shiohara and Yamasaki, "Detecting deepfakes
+with self-blended images" (CVPR 2022, figure 3), with the ranges of the authors' code (``src/utils/sbi.py``,
+``funcs.py`` and ``blend.py``). All pixels are in 0 .. 1. All random numbers come from torch's generator.
 """
 
 from __future__ import annotations
