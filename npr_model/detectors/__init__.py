@@ -20,9 +20,11 @@ _CLASSES = {
     "f3net": "npr_model.detectors.f3net:F3Net",
     "frank": "npr_model.detectors.frank:Frank",
     "frepgan": "npr_model.detectors.frepgan:FrePGAN",
+    "gandetection": "npr_model.detectors.gandetection:GANDetection",
     "lgrad": "npr_model.detectors.lgrad:LGrad",
     "ojha": "npr_model.detectors.ojha:Ojha",
     "patchfor": "npr_model.detectors.patchfor:Patchfor",
+    "selfbland": "npr_model.detectors.selfbland:SelfBland",
 }
 NAMES = tuple(_CLASSES)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from npr_model.detectors.base import PixelNetwork
 from npr_model.detectors.frequency import EPSILON, dct_2d
+from npr_model.detectors.mirroring import mirrored
 
 TILE = 128  # in pixels, the authors' crop size
 _AT_ONCE = 64  # tiles, 12 MiB of coefficients
@@ -46,10 +47,7 @@ class Frank(PixelNetwork):
 
 def _tiles(images: Tensor) -> Tensor:
     """(N, 3, H, W) -> (N, tiles, 3, TILE, TILE)."""
-    for axis in (2, 3):
-        if (size := images.shape[axis]) < TILE:
-            positions = torch.arange(TILE, device=images.device) % (2 * size)
-            images = images.index_select(axis, torch.minimum(positions, 2 * size - 1 - positions))
+    images = mirrored(images, TILE)
     rows, columns = (size // TILE for size in images.shape[2:])
     top, left = ((size % TILE) // 2 for size in images.shape[2:])
     images = images[:, :, top : top + rows * TILE, left : left + columns * TILE]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from npr_model.detectors import cnndetection
+from npr_model.detectors import cnndetection, efficientnet, gandetection
 from npr_model.detectors import encoder as encoders
 from npr_model.detectors.resnet import resnet_stage
 from tests.model.detectors.encoders import write
@@ -27,3 +27,26 @@ def narrow_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
         return resnet_stage(in_channels, width // 16, 1, stride, out_channels=4 * width)
 
     monkeypatch.setattr(cnndetection, "resnet_stage", stage)
+
+
+@pytest.fixture
+def small_efficientnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """EfficientNet-B4 is two narrow blocks, and GANDetection has three of them and small patches."""
+    monkeypatch.setattr(gandetection, "MEMBERS", 3)
+    monkeypatch.setattr(gandetection, "PATCH", 16)
+    monkeypatch.setattr(
+        efficientnet,
+        "B4",
+        {
+            "width_coefficient": 0.5,
+            "depth_coefficient": 1.0,
+            "hidden_dim": 640,
+            "batch_norm_momentum": 0.1,
+            "num_block_repeats": [1, 1],
+            "in_channels": [32, 16],
+            "out_channels": [16, 24],
+            "kernel_sizes": [3, 3],
+            "strides": [1, 2],
+            "expand_ratios": [1, 4],
+        },
+    )
