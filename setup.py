@@ -113,8 +113,8 @@ def with_warpgroups(architectures: str) -> str:
 
 
 def definitions(architectures: str) -> list[str]:
-    """What csrc/cuda/warpgroup.h must know and no compiler tells it: whether there is code for Hopper's instructions."""
-    return ["-DNPR_WARPGROUPS"] if "9.0a" in architectures else []
+    """The macro that tells csrc/cuda/warpgroup.h that code for 9.0a is built."""
+    return ["-DNPR_WARPGROUPS"] if "9.0a" in re.split(r"[;\s]+", architectures) else []
 
 
 def toolkit() -> str:

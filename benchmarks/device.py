@@ -38,6 +38,7 @@ WALKS = (  # every block takes many rows, one after another, from the same share
     Case(batch=4, height=4096, width=64, out_channels=64, dtype=torch.uint8, weight_dtype=torch.bfloat16),
     Case(batch=32, height=64, width=64, out_channels=64, dtype=torch.uint8, layout="contiguous"),
     Case(batch=32, height=64, width=64, out_channels=64, dtype=torch.bfloat16),
+    Case(batch=16, height=256, width=256, out_channels=64, dtype=torch.uint8, weight_dtype=torch.bfloat16),
 )
 PROFILED = Case(batch=256, height=256, width=256, out_channels=64, dtype=torch.uint8, weight_dtype=torch.bfloat16)
 SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "MemoryWorkloadAnalysis_Tables",
@@ -88,8 +89,12 @@ def train(
 
 @app.command("walk")
 def walk() -> None:
-    """Every kernel of the cuda backend on long walks: what the sanitizers watch."""
+    """Every kernel of the cuda backend on long walks, and a small detector: what the sanitizers watch."""
+    from benchmarks.inputs import random_detector
     from npr_kernels.backends import cuda
+    from npr_model.inference.freeze import freeze
+
+    freeze(random_detector().cuda(), torch.bfloat16)(torch.randint(256, (9, 3, 96, 96), dtype=torch.uint8).cuda())
 
     for case in WALKS:
         x, weight, bias = (None if t is None else t.cuda() for t in case.tensors())
@@ -102,7 +107,7 @@ def walk() -> None:
 
 @app.command("stem")
 def stem() -> None:
-    """The inference stem on a full batch, by the cuda backend: what the profiler reads the counters of."""
+    """Run the inference stem of the cuda backend on a full batch, for the profiler."""
     from npr_kernels.backends import cuda
 
     x, weight, bias = (None if t is None else t.cuda() for t in PROFILED.tensors())
@@ -113,7 +118,7 @@ def stem() -> None:
 
 @app.command("blocks")
 def blocks() -> None:
-    """The detector on a full batch in bfloat16: what the profiler reads the counters of its residual blocks of."""
+    """Run the detector on a full batch in bfloat16, so that the profiler can watch its residual blocks."""
     from benchmarks.inputs import random_detector
     from npr_model.inference.freeze import freeze
 
@@ -156,7 +161,7 @@ def check_steps() -> list[Step]:
         sanitizer("racecheck"),
         sanitizer("memcheck"),
         profile("profile", "stem", "stem_kernel", launches=1),
-        profile("profile_blocks", "blocks", "bottleneck_kernel", launches=6),
+        profile("profile_blocks", "blocks", "bottleneck_kernel", launches=7),
         test("2_to_the_31", cuda, limit=60, only="2_to_the_31"),
         test("residual_blocks", blocks, limit=40, only="gpu"),
         benchmark("model", "--batch", "256", "--seconds", "3", "--only", "^(ours|eager) bfloat16$", limit=60),

@@ -101,6 +101,8 @@ def filled(text: str) -> str:
                 name: [row for row in rows if re.search(match["contenders"], row["contender"])]
                 for name, rows in cases.items()
             }
+            if not any(cases.values()):
+                raise UnknownTable(f"benchmarks/results/{file} has no contender like {match['contenders']!r}")
         titles = match["columns"].split(", ") if match["columns"] else DOCUMENTED
         if unknown := set(titles) - set(COLUMNS):
             raise UnknownTable(f"a table of {file} names the unknown column {min(unknown)!r}")

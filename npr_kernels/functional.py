@@ -16,6 +16,11 @@ from npr_kernels.backends.base import Call, Convolution
 from npr_kernels.distributed import check_count, is_empty, sum_over_processes
 from npr_kernels.reference import Anchor
 
+# Computed at import, because torch.compile of torch 2.11 cannot trace the function.
+_AUTOCAST_DEVICES = frozenset(
+    device for device in ("cpu", "cuda", "hpu", "mps", "xpu") if torch.amp.is_autocast_available(device)
+)
+
 
 def npr(x: Tensor, grid_size: int = 2, anchor: Anchor = 0, *, edge: str = "trim", backend: str | None = None) -> Tensor:
     """Compute Neighbouring Pixel Relationships: every pixel minus its cell's anchor, per channel (paper, equation 4).
@@ -315,14 +320,9 @@ def _convolution(
 def _autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     """Return the dtype in which autocast makes ``conv2d`` compute; None without autocast and for float64."""
     device = x.device.type
-    if weight.dtype == torch.float64 or not _has_autocast(device):
+    if weight.dtype == torch.float64 or device not in _AUTOCAST_DEVICES:
         return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
-@torch.compiler.assume_constant_result  # torch.compile of torch 2.11 cannot trace the function called here
-def _has_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device)
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -126,9 +126,9 @@ def card(measured: Sequence[Table]) -> str:
         'looks like what generators make can get the verdict "generated", and a generated picture that looks like a '
         "photograph can pass.",
         "All numbers are in percent, with 95 % intervals in brackets. The images come from repositories that no "
-        "training set uses. But the three numbers and the thresholds were chosen on these images, so the numbers of "
-        'the pair are a little too good. "AUC, equal content": families whose real and generated images show the same '
-        "things, measured against these real images alone.",
+        "training set uses. But the three numbers, the thresholds and the training images of the probe were chosen on "
+        'these images, so the numbers of the pair are a little too good. "AUC, equal content": families whose real and '
+        "generated images show the same things, measured against these real images alone.",
         *(table.markdown().rstrip() for table in measured),
     ]
     return "\n\n".join(parts) + "\n"

@@ -1,5 +1,6 @@
 // Computes rows of the stem's convolution. It reads records from shared memory (staging.h) and returns the words that
-// the max-pool compares. On Hopper, stem_groups.h takes its place for uint8 images with 16-bit results.
+// the max-pool compares. On Hopper, stem_groups.h takes its place for
+// uint8 images with 16-bit results, if the strips into which an image is cut have a multiple of 32 pooled columns.
 //
 // The differences of uint8 images are exact in float16. The weights are rounded to float16. If the weights of a channel
 // are too small or too large for its range, they are divided by a power of two, and the pooled values are multiplied by

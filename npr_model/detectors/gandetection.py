@@ -7,6 +7,7 @@ import itertools
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from npr_model.detectors.base import PixelNetwork
@@ -29,13 +30,14 @@ class GANDetection(PixelNetwork):
 
     Departures from the authors: They train each member on a data set of its own ("orthogonal": other generators, other
     contents, other compression). A training set here is not split by such properties. Each image of a batch trains one
-    member: members take turns along the batch, and the first turn is random. So the members never learn from the same
-    crop, but over the epochs all of them see images of all kinds. Patches lie side by side from edge to edge, with the
-    least overlap, where the authors take about 200 overlapping ones; an image has at most 14 x 14, and up to 7 pixels
-    at its right and lower edge are left out. All members score the same patches, which begin at multiples of 8 pixels;
-    the authors' first member scores patches at random positions. Sides shorter than a patch are extended by mirroring.
-    Weights start at random, not from ImageNet. The training was written from the paper's abstract and from knowledge of
-    the method, without the paper's text and without code of the authors, who published that of scoring only.
+    member: members take turns along the batch of all processes, and the first turn is random. So the members never
+    learn from the same crop, but over the epochs all of them see images of all kinds. Patches lie side by side from
+    edge to edge, with the least overlap, where the authors take about 200 overlapping ones; an image has at most 14 x
+    14, and up to 7 pixels at its right and lower edge are left out. All members score the same patches, which begin at
+    multiples of 8 pixels; the authors' first member scores patches at random positions. Sides shorter than a patch are
+    extended by mirroring. Weights start at random, not from ImageNet. The training was written from the paper's
+    abstract and from knowledge of the method, without the paper's text and without code of the authors, who published
+    that of scoring only.
     """
 
     detector, paper_name = "gandetection", "GANDetection"
@@ -59,7 +61,8 @@ class GANDetection(PixelNetwork):
         A member without images gets an empty batch: every process of a group must run and average the same members.
         """
         patches = torch.stack(_patches(self.normalised(images)), 1)
-        first = int(torch.randint(MEMBERS, ()))
+        # All processes draw the same number. Their batches are of one size and lie one behind the other.
+        first = int(torch.randint(MEMBERS, ())) + (dist.get_rank() * len(images) if dist.is_initialized() else 0)
         logits: list[Tensor] = []
         order: list[int] = []
         for number, member in enumerate(self.members):

@@ -42,7 +42,8 @@ class SelfBland(PixelNetwork):
         Without a photograph in the batch, the logits are 0 and train nothing.
         """
         if not (labels == 0).any():
-            return 0 * self(images), 0.0
+            zeros = torch.stack([0 * parameter.sum() for parameter in self.parameters()])
+            return zeros.sum().expand(len(images), 1), 0.0
         return self(self.training_images(images, labels)), 0.0
 
     @torch.no_grad()

@@ -50,7 +50,9 @@ def read_encoding(file: str | os.PathLike | bytes) -> Encoding:
     """Read the header of a file, given as path or bytes. Raises ImageError."""
     with _readable(file) as (opened, format):
         if format == "JPEG":
-            return _jpeg_encoding(_jpeg_header(opened))
+            header = _jpeg_header(opened)
+            small = sum(map(len, header.tables)) <= jpeg.CACHED
+            return _jpeg_encoding(header) if small else _jpeg_encoding.__wrapped__(header)
         if format == "JXL":
             stream = jpegxl.read_header(opened.read())
             return Encoding(stream.width, stream.height, lossy=stream.is_lossy, format=format)

@@ -33,6 +33,7 @@ _END = _EOI[1]
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), (0xC2,)
 _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {_DHT, 0xC8, 0xCC}  # start of frame, by kind of compression
 _HOLE = bytes(16)
+CACHED = 2048  # bytes at most of the segments of a header that is kept; four tables, a frame and a scan have 600
 _SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, length
 _NO_MARKERS = frozenset((0x00, *range(0xD0, 0xD8), 0xFF))  # stuffed bytes, restart markers, fill bytes
 _CHROMA: dict[tuple[float, float], str] = {
@@ -185,7 +186,8 @@ def read_header(data: bytes) -> Header:
         elif marker in _FRAMES:
             frame = marker, content
         elif marker == _SOS and frame:
-            return _header(*frame, tuple(tables), jfif, adobe, content, lists_others)
+            parse = _header if sum(map(len, (*tables, frame[1], content))) <= CACHED else _header.__wrapped__
+            return parse(*frame, tuple(tables), jfif, adobe, content, lists_others)
     raise ImageError("the JPEG is truncated in its header, or its header is damaged")
 
 

@@ -79,3 +79,15 @@ def test_a_member_without_images_keeps_its_statistics():
     model.forward_training(torch.randint(256, (2, 3, 24, 24), dtype=torch.uint8), torch.ones(2, 1))
     means = [member.body.embeddings.batchnorm.running_mean for member in model.members]
     assert sum(bool(mean.any()) for mean in means) == 2 and all(mean.isfinite().all() for mean in means)
+
+
+def test_members_take_turns_along_the_batch_of_all_processes(monkeypatch):
+    """Two processes with 2 images each, and 3 members: none is without images."""
+    model, trained = with_members(1.0, 10.0, 100.0), []
+    monkeypatch.setattr(gandetection.dist, "is_initialized", lambda: True)
+    for rank in range(2):
+        monkeypatch.setattr(gandetection.dist, "get_rank", lambda rank=rank: rank)
+        torch.manual_seed(0)
+        model.forward_training(torch.ones(2, 3, 16, 16), torch.ones(2, 1))  # one patch each
+        trained.append([len(member.seen.pop()) for member in model.members])
+    assert sorted(map(sum, zip(*trained, strict=True))) == [1, 1, 2]

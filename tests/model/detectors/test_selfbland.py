@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -86,8 +88,10 @@ def test_generated_images_are_not_seen(small_efficientnet):
 def test_a_batch_without_photographs_trains_nothing(small_efficientnet):
     model = SelfBland()
     labels = torch.ones(2, 1)
+    before = copy.deepcopy(model.state_dict())
     logits, own = model.forward_training(plain(2, seed=0), labels)
-    assert own == 0 and not logits.any()
+    assert own == 0 and logits.shape == (2, 1) and not logits.any()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     F.binary_cross_entropy_with_logits(logits, labels).backward()
     assert all(not parameter.grad.any() for parameter in model.parameters())
     logits, _ = model.forward_training(plain(2, seed=0), 0 * labels)

@@ -13,8 +13,10 @@ import pytest
 import simplejpeg
 from PIL import Image, PngImagePlugin
 
+from npr_model.imaging import headers
 from npr_model.imaging.decode import decode, from_pillow
 from npr_model.imaging.errors import ImageError
+from npr_model.imaging.formats import jpeg
 from npr_model.imaging.formats.jpeg import Header
 from npr_model.imaging.headers import header_size, read_encoding
 from tests.model.conftest import encoded, noise
@@ -588,3 +590,16 @@ def test_messages_have_no_memory_addresses():
             with pytest.raises(ImageError) as caught:
                 read(data)
             assert "0x" not in str(caught.value)
+
+
+def test_headers_with_many_tables_are_not_kept():
+    """A segment may have 64 KB, and nothing limits their number."""
+    data = encoded(noise(16, 16), "JPEG")
+    (length,) = struct.unpack(">H", data[data.index(b"\xff\xdb") + 2 :][:2])
+    table = data[data.index(b"\xff\xdb") :][: length + 2]
+    many = data[:2] + 60 * table + data[2:]
+    jpeg._header.cache_clear(), headers._jpeg_encoding.cache_clear()
+    assert read_encoding(many).quantization == read_encoding(many).quantization
+    assert jpeg._header.cache_info().currsize == headers._jpeg_encoding.cache_info().currsize == 0
+    read_encoding(data)
+    assert jpeg._header.cache_info().currsize == headers._jpeg_encoding.cache_info().currsize == 1
