@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from npr_model.datasets import FAKE, REAL, Sample
-from npr_model.imaging.perturbations import Perturbation
 from npr_model.scoring.rows import Row
 from npr_model.verdicts import Calibration
 from scripts import make_clip_head, make_pair_card
@@ -23,13 +23,23 @@ def test_families_and_classes_count_equally():
     assert weights[:6].sum() == pytest.approx(weights[6]) == pytest.approx(weights[7] / 2)
 
 
-def test_changes_depend_on_the_name_alone_and_can_be_applied():
-    names = [Path(f"folder/{number}.png") for number in range(200)]
-    drawn = [make_clip_head.change(make_clip_head.random(name)) for name in names]
-    assert drawn == [make_clip_head.change(make_clip_head.random(Path(name.name))) for name in names]
-    assert 0.3 < np.mean([not text for text in drawn]) < 0.5
-    assert {text.partition(":")[0] for text in drawn if text} == {"jpeg", "webp", "resize"}
-    assert all(Perturbation.parse(text).text == text for text in drawn if text)
+def test_no_family_gives_more_than_its_share(tmp_path, monkeypatch):
+    """Which images of a large family are drawn depends on their names alone."""
+    monkeypatch.setattr(make_clip_head, "MOST", {REAL: (3, 2), FAKE: (4, 1)})
+    for folder in ("originals", "crops", "elsewhere"):
+        for group, label, count in (("photos", "0_real", 9), ("gan", "1_fake", 9), ("rare", "1_fake", 1)):
+            (tmp_path / folder / group / label).mkdir(parents=True)
+            for number in range(count):
+                (tmp_path / folder / group / label / f"{group}{number}.png").touch()
+    drawn = list(make_clip_head.chosen([tmp_path / "originals", tmp_path / "crops"]))
+    counts = Counter((sample.group, sample.path.relative_to(tmp_path).parts[0]) for sample in drawn)
+    assert counts == {
+        ("photos", "originals"): 3, ("photos", "crops"): 2, ("gan", "originals"): 4, ("gan", "crops"): 1,
+        ("rare", "originals"): 1, ("rare", "crops"): 1,
+    }  # fmt: skip
+    names = [sample.path.name for sample in drawn if "originals" in sample.path.parts]
+    assert names == [sample.path.name for sample in make_clip_head.chosen([tmp_path / "elsewhere"])]
+    assert sorted(names) != names
 
 
 @pytest.mark.parametrize(
