@@ -12,6 +12,11 @@ def cpu_capability() -> str | None:
     return None if extension.LOAD_ERROR else torch.ops.npr_kernels.cpu_capability()
 
 
+def is_compiled() -> bool:
+    """Return whether the compiled extension is loaded."""
+    return not extension.LOAD_ERROR
+
+
 def onednn_serves(dtype: torch.dtype) -> bool:
     """Return whether torch has fused oneDNN convolutions for ``dtype`` here.
 

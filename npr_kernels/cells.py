@@ -8,11 +8,6 @@ from torch import Tensor
 from npr_kernels.backends import extension
 
 
-def is_compiled() -> bool:
-    """Return whether the compiled extension is loaded."""
-    return not extension.LOAD_ERROR
-
-
 def detailed_cells(parts: Tensor, grid_size: int, *, enough: int) -> int:
     """Return in how many cells the first and the last pixel differ. Counting ends once there are ``enough``.
 
@@ -24,6 +19,5 @@ def detailed_cells(parts: Tensor, grid_size: int, *, enough: int) -> int:
     Raises:
         RuntimeError: an argument does not have this form, or the extension is not loaded.
     """
-    if not is_compiled():
-        raise RuntimeError(f"detailed_cells is not available: {extension.LOAD_ERROR}")
+    extension.require("detailed_cells")
     return torch.ops.npr_kernels.detailed_cells(parts, grid_size, enough)

@@ -8,11 +8,6 @@ from torch import Tensor
 from npr_kernels.backends import extension
 
 
-def is_compiled() -> bool:
-    """Return whether the compiled extension is loaded."""
-    return not extension.LOAD_ERROR
-
-
 def coefficient_gaps(
     pixels: Tensor,
     steps: Tensor,
@@ -45,6 +40,5 @@ def coefficient_gaps(
     Raises:
         RuntimeError: an argument does not have this form, or the extension is not loaded.
     """
-    if not is_compiled():
-        raise RuntimeError(f"coefficient_gaps is not available: {extension.LOAD_ERROR}")
+    extension.require("coefficient_gaps")
     return torch.ops.npr_kernels.coefficient_gaps(pixels, steps, places, shares, frequencies, candidates, blocks, bins)

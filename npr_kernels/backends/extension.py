@@ -19,6 +19,12 @@ def build_info() -> dict | None:
         return None
 
 
+def require(operator: str) -> None:
+    """Raise RuntimeError with the reason if the extension, and so ``operator``, is not loaded."""
+    if LOAD_ERROR:
+        raise RuntimeError(f"{operator} is not available: {LOAD_ERROR}")
+
+
 def _load() -> str | None:
     """Load the operators into torch. Return the reason if that is not possible, else None."""
     libraries = sorted(PACKAGE.glob("_C*.so"))

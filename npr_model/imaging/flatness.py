@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from npr_kernels import cells
+from npr_kernels.capabilities import is_compiled
 
 LEAST_DETAIL = 0.1  # share of cells that are not of one colour; an image with less is flat
 
@@ -14,7 +15,7 @@ def is_flat(parts: np.ndarray, grid_size: int) -> bool:
     """Return whether the first and last pixel differ in less than LEAST_DETAIL of the cells of parts (P, H, W, 3)."""
     count, height, width, _ = parts.shape
     total = count * (height // grid_size) * (width // grid_size)
-    if not cells.is_compiled():
+    if not is_compiled():
         return plain_detailed_cells(parts, grid_size) / total < LEAST_DETAIL
     images = torch.from_numpy(parts if parts.flags.carray else np.require(parts, requirements=["C", "W"]))
     return cells.detailed_cells(images, grid_size, enough=int(LEAST_DETAIL * total) + 1) / total < LEAST_DETAIL

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from npr_kernels import jpeg
+from npr_kernels.capabilities import is_compiled
 
 FREQUENCIES = ((0, 1), (1, 0), (0, 2), (1, 1), (2, 0), (0, 3), (1, 2), (2, 1), (3, 0))  # (vertical, horizontal)
 MOST_BLOCKS = 512
@@ -48,7 +49,7 @@ def gaps(pixels: np.ndarray, table: Sequence[int]) -> list[float]:
     It is half the Poisson deviance between the observed counts in the gaps and those interpolated from both sides.
     """
     table = tuple(table)
-    if not jpeg.is_compiled():
+    if not is_compiled():
         return plain_gaps(pixels, _search(table))
     image = torch.from_numpy(pixels if pixels.flags.carray else np.require(pixels, requirements=["C", "W"]))
     return jpeg.coefficient_gaps(
