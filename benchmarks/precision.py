@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from benchmarks import command
 from benchmarks.rows import OURS, unjudged
-from npr_model import checkpoints
+from npr_model import checkpoints, weights
 from npr_model.checkpoints import LoadedCheckpoint
 from npr_model.datasets import Sample
 from npr_model.errors import InputError
@@ -66,7 +66,7 @@ def main(
     json_file: command.JsonFile = None,
     checkpoint: Annotated[
         str, typer.Option(metavar="NAME_OR_FILE", help="Name of a bundled checkpoint, or a file.")
-    ] = checkpoints.DEFAULT,
+    ] = weights.DEFAULT,
     only: Annotated[
         str, typer.Option(metavar="REGEX", show_default=False, help="Run only float32 and the dtypes that match.")
     ] = "",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from npr_model import checkpoints
+from npr_model import weights
 from npr_model.checkpoints import Metadata
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.errors import InputError
@@ -168,7 +168,7 @@ class Detector:
 
 
 def load(
-    name_or_path: str | os.PathLike = checkpoints.DEFAULT,
+    name_or_path: str | os.PathLike = weights.DEFAULT,
     *,
     view: str | None = None,
     device: str = "auto",

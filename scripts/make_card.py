@@ -17,7 +17,7 @@ from pathlib import Path
 
 from scipy.stats import binomtest
 
-from npr_model import checkpoints
+from npr_model import checkpoints, weights
 from npr_model.datasets import FAKE, REAL, Sample
 from npr_model.evaluation import evaluate as evaluation
 from npr_model.evaluation.evaluate import Evaluation, Scores, collect
@@ -324,13 +324,13 @@ def main() -> None:
     measuring = commands.add_parser("measure", help="measure the checkpoint into the results file")
     measuring.add_argument("validation", type=Path)
     measuring.add_argument("--training", type=Path, required=True)
-    measuring.add_argument("--checkpoint", default=checkpoints.DEFAULT)
+    measuring.add_argument("--checkpoint", default=weights.DEFAULT)
     measuring.add_argument("--results", type=Path, required=True)
     printing = commands.add_parser("print", help="print the card from the results file")
     printing.add_argument("results", type=Path)
     printing.add_argument("--curve", type=Path)
     printing.add_argument("--beside", type=Path, nargs="+", default=[], help="results files of other checkpoints")
-    printing.add_argument("--checkpoint", default=checkpoints.DEFAULT)
+    printing.add_argument("--checkpoint", default=weights.DEFAULT)
     arguments = parser.parse_args()
     if arguments.command == "measure":
         write(arguments.results, measure(arguments.checkpoint, arguments.validation, arguments.training))

@@ -34,7 +34,7 @@ LAYERS = (
     ("detectors",),
     ("verdicts", "tables", "figures", "devices"),
     ("files",),
-    ("errors", "defaults"),
+    ("errors", "weights"),
 )
 
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from benchmarks.report import RESULTS
-from npr_model import checkpoints
+from npr_model import weights
 from scripts import make_card
 from tests.conftest import ROOT
 
@@ -71,7 +71,7 @@ def test_speed_of_the_fast_network_is_that_of_the_results():
 
 
 def test_the_pair_is_as_good_as_its_card_says():
-    rows = [line.split(" | ") for line in (checkpoints.WEIGHTS / "npr+clip.md").read_text().splitlines()]
+    rows = [line.split(" | ") for line in (weights.FOLDER / "npr+clip.md").read_text().splitlines()]
     as_they_are, after_jpeg, _ = (row[2].partition(" ")[0] for row in rows if row[1:2] == ["npr+clip"])
     text = TEXT.replace("\n", " ")
     assert f"mean AUC of {as_they_are} % on files as they are and {after_jpeg} % after JPEG 90" in text

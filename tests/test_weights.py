@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from npr_model import checkpoints
+from npr_model import checkpoints, weights
 from npr_model.imaging.views import View
 from scripts import fit_last_layer, make_card
 from tests.conftest import ROOT
@@ -24,14 +24,14 @@ def lines() -> list[make_card.Line]:
 def test_card_is_printed_from_the_results(lines):
     loaded = checkpoints.load()
     assert {line.model for line in lines} == {loaded.model_id}
-    card = checkpoints.WEIGHTS / f"{checkpoints.DEFAULT}.md"
+    card = weights.FOLDER / f"{weights.DEFAULT}.md"
     assert card.read_text() == make_card.card(loaded.metadata, loaded.sha256, lines, CURVE)
 
 
 def test_it_is_the_default_and_calibrated():
     loaded = checkpoints.load()
-    assert checkpoints.available() == ["cascade", "clip-2", "fast-1", "npr+clip", checkpoints.DEFAULT]
-    assert loaded.metadata.name == checkpoints.DEFAULT == "wild-2"
+    assert weights.available() == ["cascade", "clip-2", "fast-1", "npr+clip", weights.DEFAULT]
+    assert loaded.metadata.name == weights.DEFAULT == "wild-2"
     assert loaded.metadata.licence == "Apache-2.0" and loaded.metadata.view == View("sample", 128, 8)
     assert loaded.metadata.calibration.points
 
@@ -39,11 +39,11 @@ def test_it_is_the_default_and_calibrated():
 def test_the_pair_is_calibrated_and_its_card_is_of_it():
     """Nothing here needs the encoder."""
     loaded = checkpoints.load("npr+clip")
-    parts = [checkpoints.load(name).model_id for name in (checkpoints.DEFAULT, "clip-2")]
+    parts = [checkpoints.load(name).model_id for name in (weights.DEFAULT, "clip-2")]
     assert [loaded.model.npr_checkpoint, loaded.model.clip_checkpoint] == parts
     assert (loaded.model.combine.weight > 0).all() and loaded.model.parts[1].reference.norm() == pytest.approx(1)
     assert loaded.metadata.view == View("sample", 128, 8) and loaded.metadata.calibration.points
-    card = (checkpoints.WEIGHTS / "npr+clip.md").read_text()
+    card = (weights.FOLDER / "npr+clip.md").read_text()
     assert f"`{loaded.sha256}`" in card and all(part in card for part in parts)
 
 
@@ -60,7 +60,7 @@ def test_the_fast_one_and_the_cascade_are_calibrated_and_the_card_is_of_both():
         fit_together(results[loaded.metadata.name])
     beside = [results["cascade"], make_card.read(RESULTS)]
     card = make_card.card(fast.metadata, fast.sha256, results["fast-1"], beside=beside)
-    assert (checkpoints.WEIGHTS / "fast-1.md").read_text() == card
+    assert (weights.FOLDER / "fast-1.md").read_text() == card
 
 
 def test_results_fit_together(lines):

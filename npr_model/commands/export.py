@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from npr_model import defaults
+from npr_model import weights
 from npr_model.commands.options import Checkpoint, Dtype
 from npr_model.commands.terminal import print_paths, work_begins
 from npr_model.errors import InputError
@@ -17,7 +17,7 @@ def export(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="Write to an .onnx file or a .pt2 package.")
     ],
-    checkpoint: Checkpoint = defaults.CHECKPOINT,
+    checkpoint: Checkpoint = weights.DEFAULT,
     dtype: Dtype = None,
 ) -> None:
     """Export the network. Input "pixels": uint8 (N, 3, H, W), RGB; output "logit": (N, 1).

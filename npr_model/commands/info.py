@@ -14,13 +14,13 @@ def info(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")
     import simplejpeg
 
     from npr_kernels.info import collect
-    from npr_model import checkpoints, detectors
+    from npr_model import checkpoints, detectors, weights
 
     facts = collect()
     facts["decoders"] = {"simplejpeg": simplejpeg.__version__, "pillow": PIL.__version__}
     facts["detectors"] = ", ".join(detectors.NAMES)
     facts["checkpoints"] = {}
-    for name in checkpoints.available():
+    for name in weights.available():
         loaded = checkpoints.load(name)
         facts["checkpoints"][name] = {
             "id": loaded.model_id,

@@ -26,7 +26,11 @@ _CLASSES = {
     "patchfor": "npr_model.detectors.patchfor:Patchfor",
     "selfbland": "npr_model.detectors.selfbland:SelfBland",
 }
-NAMES = tuple(_CLASSES)
+NAMES = tuple(_CLASSES)  # that can be trained
+_JOINT_CLASSES = {
+    "cascade": "npr_model.detectors.cascade:Cascade",
+    "pair": "npr_model.detectors.pair:Pair",
+}
 
 
 def require(name: str) -> str:
@@ -37,6 +41,6 @@ def require(name: str) -> str:
 
 
 def detector_class(name: str) -> type[DetectorNetwork]:
-    """Return the class of one of NAMES. Raises InputError for any other name."""
-    module, _, attribute = _CLASSES[require(name)].partition(":")
+    """Return the class of one of NAMES, or of a detector that joins others. Raises InputError for any other name."""
+    module, _, attribute = (_JOINT_CLASSES.get(name) or _CLASSES[require(name)]).partition(":")
     return getattr(importlib.import_module(module), attribute)

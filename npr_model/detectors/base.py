@@ -24,6 +24,8 @@ class DetectorNetwork(nn.Module):
         detector: Name in configs and checkpoints.
         paper_name: Name in the paper's tables.
         architecture: Constructor arguments that a checkpoint stores; each is also an attribute.
+        joins: Detectors of the networks that it joins, by the constructor argument that names their checkpoint. The
+            networks come first among the constructor's arguments. Empty for a detector with weights of its own.
         grid_size: Views keep whole cells of this side.
         fitted: Whether it is fitted in closed form (:class:`npr_model.training.fitter.Fitter`), not by gradient
             descent.
@@ -36,6 +38,7 @@ class DetectorNetwork(nn.Module):
     detector: ClassVar[str]
     paper_name: ClassVar[str]
     architecture: ClassVar[tuple[str, ...]] = ()
+    joins: ClassVar[Mapping[str, str]] = MappingProxyType({})
     grid_size: int = 2
     fitted: ClassVar[bool] = False
 
@@ -44,6 +47,9 @@ class DetectorNetwork(nn.Module):
 
     def check_ready(self) -> None:
         """Raise InputError if something that the network needs is not installed. Called before the first image."""
+
+    def check_activation_steps(self) -> None:
+        """Raise InputError, which says what to do, if int8 needs quantisation scales that are missing."""
 
     def forward_training(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return the logits of a training batch with its (N, 1) labels, and a loss that is added to theirs.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,6 +33,7 @@ class Cascade(DetectorNetwork):
 
     detector, paper_name = "cascade", "NPR cascade"
     architecture = ("first_checkpoint", "second_checkpoint", "low", "high")
+    joins = MappingProxyType({"first_checkpoint": "npr", "second_checkpoint": "npr"})
 
     def __init__(
         self,
@@ -51,8 +54,7 @@ class Cascade(DetectorNetwork):
         self.low, self.high = (float(np.float32(end)) for end in (low, high))  # as logits are float32
         self.grid_size = first.grid_size
 
-    def check_steps(self) -> None:
-        """Raise InputError if a part has no quantisation scales, which int8 needs."""
+    def check_activation_steps(self) -> None:
         for name, part in zip((self.first_checkpoint, self.second_checkpoint), self.parts, strict=True):
             if not part.activation_steps:
                 raise InputError(

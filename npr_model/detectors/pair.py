@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -28,6 +30,7 @@ class Pair(DetectorNetwork):
 
     detector, paper_name = "pair", "NPR + Ojha"
     architecture = ("npr_checkpoint", "clip_checkpoint")
+    joins = MappingProxyType({"npr_checkpoint": "npr", "clip_checkpoint": "ojha"})
 
     def __init__(self, npr: NPRDetector, clip: Ojha, npr_checkpoint: str, clip_checkpoint: str) -> None:
         super().__init__()

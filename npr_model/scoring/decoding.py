@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from npr_model.detectors.ojha import Ojha
 from npr_model.errors import InputError, reason
 from npr_model.imaging.condition import RECOMPRESSED_JPEG, file_facts
 from npr_model.imaging.decode import DecodedImage, decode
@@ -29,7 +27,7 @@ from npr_model.imaging.limits import MAX_PIXELS
 from npr_model.imaging.views import View
 from npr_model.provenance.declaration import first_declaration
 from npr_model.scoring.items import Item
-from npr_model.scoring.rows import FLAT, NOT_SCORED, RESIZED, Row
+from npr_model.scoring.rows import FLAT, RESIZED, Row
 
 AHEAD_PIXELS = 2**26  # decoded pixels that may wait: 192 MiB
 DECODING_PIXELS = 2**26  # that all threads may decode at once; a larger image is decoded alone
@@ -54,7 +52,7 @@ class Decoder:
     """Reads and decodes items for one network. Whatever fails becomes a row with an error.
 
     ``raw_previews``: whether the preview in a camera raw file is scored; else such a file is an error.
-    ``second``: a detector that scores the whole image here, as only the parts of ``view`` go further.
+    ``whole``: returns columns of the row from all pixels of an image, as only the parts of ``view`` go further.
     """
 
     view: View
@@ -62,7 +60,7 @@ class Decoder:
     grid_size: int
     max_pixels: int = MAX_PIXELS
     raw_previews: bool = False
-    second: Ojha | None = None
+    whole: Callable[[np.ndarray], dict[str, Any]] | None = None
 
     def decode(self, item: Item, find: Callable[[Row], Row | None] = lambda row: None) -> Decoded:
         """Read and decode an item. ``find`` returns the finished row of identical bytes, if there is one."""
@@ -87,8 +85,8 @@ class Decoder:
                 facts |= _facts(encoding, decoded) | _declared(_files(data, image, decoded))
                 if raw_name:
                     facts |= {"format": raw_name, "decoder": f"{decoded.decoder} (preview in {raw_name})"}
-                if self.second is not None:
-                    facts["logit_clip"] = _logit(self.second, View("resize", self.second.side).apply(decoded.pixels))
+                if self.whole is not None:
+                    facts |= self.whole(decoded.pixels)
                 parts = self.view.parts(decoded.pixels, self.grid_size)
             facts["flags"] = self._flags(facts, parts)
         except ImageError as error:
@@ -115,15 +113,6 @@ class Decoder:
             FLAT: is_flat(parts, self.grid_size),
         }
         return " ".join(name for name, is_so in flags.items() if is_so)
-
-
-@torch.inference_mode()
-def _logit(detector: Ojha, pixels: np.ndarray) -> float:
-    """The logit of (H, W, 3) uint8 pixels."""
-    try:
-        return detector(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]).item()
-    except (RuntimeError, MemoryError) as error:
-        raise ImageError(f"the image cannot be scored ({reason(error)})", NOT_SCORED) from error
 
 
 def _milliseconds(began: float) -> float:

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from npr_model import defaults
+from npr_model import weights
 from npr_model.devices import check_device_name, choose_device
 from npr_model.errors import InputError
 from npr_model.imaging.limits import MAX_PIXELS
@@ -39,7 +39,7 @@ class ScoringOptions:
         cache: SQLite file that keeps scores by the bytes of the images, for later runs. None: no cache.
     """
 
-    checkpoint: str | os.PathLike = defaults.CHECKPOINT
+    checkpoint: str | os.PathLike = weights.DEFAULT
     view: str | None = None
     batch_size: int = 16
     workers: int = 0

@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,8 +18,6 @@ from torch import nn
 
 from npr_kernels import BackendError
 from npr_model.checkpoints import LoadedCheckpoint
-from npr_model.detectors.cascade import Cascade
-from npr_model.detectors.pair import Pair
 from npr_model.errors import reason
 from npr_model.imaging.limits import MAX_PIXELS
 from npr_model.imaging.views import View
@@ -28,6 +26,7 @@ from npr_model.inference.fused import default_dtype
 from npr_model.scoring.batches import Batches
 from npr_model.scoring.decoding import Decoded, Decoder, decode_ahead
 from npr_model.scoring.items import Item
+from npr_model.scoring.joint import networks_of
 from npr_model.scoring.journal import Journal
 from npr_model.scoring.known import Cache, Known
 from npr_model.scoring.rows import Row, judged, unscored
@@ -96,22 +95,16 @@ class Scorer:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         model = checkpoint.model
-        self._pair = model if isinstance(model, Pair) else None
-        self._cascade = model if isinstance(model, Cascade) else None
-        joined = self._pair or self._cascade
-        network = joined.parts[0] if joined else model
-        encoder = self._pair.parts[1] if self._pair else None
-        if encoder is not None:
-            encoder.check_ready()
-        if self._cascade is not None and dtype == torch.int8:
-            self._cascade.check_steps()
+        if dtype == torch.int8:
+            model.check_activation_steps()
+        self._networks = networks_of(model)
         self.decoder = Decoder(
             view or checkpoint.metadata.view,
             checkpoint.model_id,
             model.grid_size,
             max_pixels,
             raw_previews,
-            encoder,
+            self._networks.whole,
         )
         self.checkpoint = checkpoint
         self.batch_size = batch_size
@@ -124,8 +117,9 @@ class Scorer:
         self.rates = Rates(self.workers)
         self.dtype = str(dtype or default_dtype(self.device)).removeprefix("torch.")
         self._cache = None if cache is None else Cache(cache, self.dtype, self._finish)
-        self._model = freeze(network.to(self.device), dtype)
-        self._better = freeze(self._cascade.parts[1].to(self.device), dtype) if self._cascade else self._model
+        self._first = freeze(self._networks.first.to(self.device), dtype)
+        second = self._networks.second
+        self._second = None if second is None else freeze(second.to(self.device), dtype)
         # A GPU gets the next batch before the rows of the last are built, so that it never waits, except for the second
         # look of a cascade.
         self._launched_ahead = 1 if self.device.type == "cuda" else 0
@@ -246,13 +240,18 @@ class Scorer:
         return partial(self._halves, batch, why)
 
     def _rows(self, batch: list[Decoded], logits: Callable[[], tuple[list[float], float]]) -> Iterator[Row]:
+        seconds = 0.0
+
+        def ask_second(numbers: Sequence[int]) -> list[float]:
+            nonlocal seconds
+            some = [batch[number] for number in numbers]
+            of_parts, more = self._logits(_parts(some), self._second)()
+            seconds += more
+            return _means(some, of_parts)
+
         try:
             of_parts, seconds = logits()
-            means = _means(batch, of_parts)
-            rows = [decoded.row for decoded in batch]
-            if self._cascade is not None:
-                rows, means, more = self._second_look(self._cascade, batch, means)
-                seconds += more
+            rows, means = self._networks.judge([decoded.row for decoded in batch], _means(batch, of_parts), ask_second)
         except BackendError:
             raise
         except (RuntimeError, MemoryError) as error:
@@ -262,27 +261,9 @@ class Scorer:
             self.rates.scoring_seconds += seconds
             for row, logit in zip(rows, means, strict=True):
                 milliseconds = (row.milliseconds or 0) + 1000 * seconds / len(batch)
-                yield self._finish(*self._combined(row, logit), milliseconds=milliseconds)
+                yield self._finish(row, logit, milliseconds=milliseconds)
             return
         yield from self._halves(batch, why)
-
-    def _second_look(
-        self, cascade: Cascade, batch: list[Decoded], logits: list[float]
-    ) -> tuple[list[Row], list[float], float]:
-        """Ask the second network of a cascade about the images that are in doubt.
-
-        Returns the rows, which say whose logit counts, the logits, and the seconds it took.
-        """
-        doubtful = [number for number, logit in enumerate(logits) if cascade.is_in_doubt(logit)]
-        rows = [replace(decoded.row, scored_by=cascade.first_checkpoint) for decoded in batch]
-        if not doubtful:
-            return rows, logits, 0.0
-        some = [batch[number] for number in doubtful]
-        again, seconds = self._logits(_parts(some), self._better)()
-        logits = logits.copy()
-        for number, logit in zip(doubtful, _means(some, again), strict=True):
-            logits[number], rows[number] = logit, replace(rows[number], scored_by=cascade.second_checkpoint)
-        return rows, logits, seconds
 
     def _halves(self, batch: list[Decoded], why: str) -> Iterator[Row]:
         """Score a failed batch in halves, as memory was probably short. An image that fails alone is an error row."""
@@ -296,13 +277,13 @@ class Scorer:
     def _logits(
         self, parts: list[np.ndarray], network: nn.Module | None = None
     ) -> Callable[[], tuple[list[float], float]]:
-        """Send arrays (P, H, W, 3) uint8 through ``network``, or else through the checkpoint's.
+        """Send arrays (P, H, W, 3) uint8 through ``network``, or else through the first.
 
         The result waits for it, and returns the logits of all parts and the seconds it took.
 
         Permuted, the arrays have channels_last strides, which the kernels prefer.
         """
-        network = network or self._model
+        network = network or self._first
         began = time.perf_counter()
         on_gpu = self.device.type == "cuda"
         _, height, width, _ = parts[0].shape
@@ -327,13 +308,6 @@ class Scorer:
             return copied.tolist(), start.elapsed_time(end) / 1000
 
         return wait
-
-    def _combined(self, row: Row, logit: float) -> tuple[Row, float]:
-        """Return the row with the logit of its network, and the logit that counts."""
-        if self._pair is None:
-            return row, logit
-        assert row.logit_clip is not None  # the decoder gives it to every image of a pair
-        return replace(row, logit_npr=logit), self._pair.combined(logit, row.logit_clip)
 
     def _finish(self, row: Row, logit: float, **others: Any) -> Row:
         if not math.isfinite(logit):

@@ -20,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import npr_model
-from npr_model import InputError, Score, checkpoints
+from npr_model import InputError, Score, checkpoints, weights
 from npr_model.detectors.npr import NPRDetector
 from npr_model.imaging.decode import decode
 from npr_model.scoring import scorer as scorer_module
@@ -281,7 +281,7 @@ def test_what_a_detector_says_of_itself(detector, calibrated):
 
 
 def test_the_default_is_the_bundled_checkpoint():
-    assert npr_model.load(device="cpu").info.name == checkpoints.DEFAULT
+    assert npr_model.load(device="cpu").info.name == weights.DEFAULT
 
 
 def test_screen_writes_what_the_command_writes(calibrated, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from npr_model import checkpoints
+from npr_model import checkpoints, weights
 from npr_model.checkpoints import CheckpointError, Metadata
 from npr_model.detectors.npr import NPRDetector
 from npr_model.imaging.views import View
@@ -192,7 +192,7 @@ def test_paths_that_are_not_checkpoints(tmp_path):
 
 
 def test_bundled_checkpoints_load_by_name():
-    names = checkpoints.available()
+    names = weights.available()
     if not names:
         pytest.skip("no checkpoint is bundled")
     for name in names:

@@ -124,7 +124,7 @@ def test_what_needs_one_network_says_so(command, npr, cascade, pictures, tmp_pat
         ({"low": "0", "high": "1"}, "low and high must be numbers"),
         ({"low": False, "high": True}, "low and high must be numbers"),
         ({"first_checkpoint": "absent@0123456789ab"}, "there is no checkpoint 'absent'"),
-        ({"second_checkpoint": "other@"}, "joins npr and ojha, not npr and npr"),
+        ({"second_checkpoint": "other@"}, "joins npr and npr, not npr and ojha"),
         ({"second_checkpoint": "three@"}, "have cells of 2 and 3 pixels"),
     ],
 )
@@ -153,7 +153,7 @@ def test_a_failure_of_the_second_network_is_an_error_of_its_images(cascade, pict
     def fail(images):
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(scorer, "_better", fail)
+    monkeypatch.setattr(scorer, "_second", fail)
     rows = list(npr_model.api.Detector(scorer, None, None).score(pictures))
     failed = [row for row in rows if row.error is not None]
     assert len(failed) == COUNT // 3 and all("no memory" in row.error for row in failed)

@@ -109,7 +109,7 @@ def test_what_needs_npr_alone_says_so(command, npr, pair, photograph, tmp_path):
             {"clip_checkpoint": "content@0123456789ab"},
             "needs content@0123456789ab, but .* is another file of this name",
         ),
-        ({"clip_checkpoint": None}, "joins npr and npr, not npr and ojha"),
+        ({"clip_checkpoint": None}, "joins npr and ojha, not npr and npr"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changes, message, pair):

@@ -227,8 +227,8 @@ def test_rows_begin_at_multiples_of_some_bytes_and_logits_stay(scorer, monkeypat
     expected = {row.source: row.logit for row in scorer(batch_size=3).score(items)}
     made = scorer(batch_size=3)
     made._row_bytes = scorer_module.GPU_ROW_BYTES
-    inner, seen = made._model, []
-    monkeypatch.setattr(made, "_model", lambda x: seen.append(x) or inner(x))
+    inner, seen = made._first, []
+    monkeypatch.setattr(made, "_first", lambda x: seen.append(x) or inner(x))
     assert {row.source: row.logit for row in made.score(items)} == expected
     (x,) = seen
     assert x.shape == (3, 3, 18, width) and x.stride()[1] == 1 and x.stride()[3] == 3

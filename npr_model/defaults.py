@@ -1,3 +1,0 @@
-"""Defaults that command lines show. Loads nothing."""
-
-CHECKPOINT = "wild-2"  # the bundled checkpoint
