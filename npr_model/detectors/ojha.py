@@ -18,20 +18,24 @@ LEAST_COSINE = 0.95  # between two embeddings of one picture by one encoder on t
 class Ojha(PixelNetwork):
     """A linear probe on the embeddings of a frozen image encoder, fitted by scikit-learn.
 
-    With the encoder f and an image x, e = f(x) / |f(x)| and the logit is w . e + b. The pair (w, b) minimises the
-    logistic loss plus |w'|^2 / (2 C), where w' are the weights of the standardised embeddings.
+    With the embedding e of an image, the logit is w . e + b. The pair (w, b) minimises the logistic loss plus
+    |w'|^2 / (2 C), where w' are the weights of the standardised embeddings. With the encoder f and an image x,
+    e = f(x) / |f(x)|, or e holds tokens of the encoder's blocks, unscaled.
 
-    Departures from the authors: the encoder is CLIP ViT-B/16 in int8 instead of ViT-L/14 in float32. The whole image is
-    resized to the encoder's 224 x 224 pixels, where the authors crop: a large picture shows what it is only as a whole,
-    and what a crop shows of traces is NPR's part. The resizing is bilinear with antialiasing, as in the view
-    ``resize:224``, which gives the same pixels. Both sides are scaled, so nothing is cut off. The penalty replaces the
-    authors' early stopping. Their nearest-neighbour variant is left out, as a checkpoint would have to hold the
-    embeddings of all training images.
+    Departures from the authors: tokens of middle blocks instead of the encoder's output, after Koutlis and Papadopoulos
+    (:mod:`npr_model.detectors.encoder`), unless another encoder is chosen. The encoder is CLIP ViT-B/16 in int8 instead
+    of ViT-L/14 in float32. The whole image is resized to the encoder's 224 x 224 pixels, where the authors crop: a
+    large picture shows what it is only as a whole, and what a crop shows of traces is NPR's part. The resizing is
+    bilinear with antialiasing, as in the view ``resize:224``, which gives the same pixels. Both sides are scaled, so
+    nothing is cut off. The penalty replaces the authors' early stopping. Their nearest-neighbour variant is left out,
+    as a checkpoint would have to hold the embeddings of all training images.
 
     Args:
-        encoder: sha256 of the encoder's ONNX file. Default: that of the encoder that is found now
+        encoder: sha256 of the encoder's ONNX file. Default: the encoder that is found now, with its tokens and width
             (:func:`npr_model.detectors.encoder.default`).
-        width: Number of values of its embeddings.
+        width: Number of values of an embedding.
+        tokens: Where in the encoder the embedding is read off (:class:`npr_model.detectors.encoder.Encoder`). Default:
+            its output.
 
     Attributes:
         reference: (width,) embedding of a fixed picture at the time of the fit. Another embedding of this picture
@@ -39,14 +43,14 @@ class Ojha(PixelNetwork):
     """
 
     detector, paper_name, fitted = "ojha", "Ojha", True
-    architecture = ("encoder", "width")
+    architecture = ("encoder", "width", "tokens")
 
     reference: Tensor
 
-    def __init__(self, encoder: str | None = None, width: int | None = None) -> None:
+    def __init__(self, encoder: str | None = None, width: int | None = None, tokens: tuple[str, ...] = ()) -> None:
         super().__init__()
-        found = encoders.default() if encoder is None or width is None else (encoder, width)
-        self.encoder, self.width = found
+        found = encoders.default() if encoder is None or width is None else (encoder, tokens, width)
+        self.encoder, self.tokens, self.width = found
         self.fc = nn.Linear(self.width, 1).requires_grad_(False)
         nn.init.zeros_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
@@ -54,11 +58,11 @@ class Ojha(PixelNetwork):
 
     def check_ready(self) -> None:
         """Raise InputError if the encoder is missing, is another one, or computes other embeddings here."""
-        encoders.load(self.encoder)
+        encoders.load(self.encoder, self.tokens)
         expected = self.reference.cpu().float()
         if not expected.any():
             return
-        cosine = float(self.features(_picture())[0].cpu().float() @ expected)
+        cosine = float(F.cosine_similarity(self.features(_picture())[0].cpu().float(), expected, dim=0))
         if not cosine >= LEAST_COSINE:
             raise InputError(
                 f"ONNX Runtime gives other embeddings here than where the detector {self.detector} was fitted (cosine "
@@ -68,11 +72,11 @@ class Ojha(PixelNetwork):
     @property
     def side(self) -> int:
         """Height and width of the images that the encoder takes; others are resized. Raises InputError without it."""
-        return encoders.load(self.encoder).side
+        return encoders.load(self.encoder, self.tokens).side
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, width) embeddings of length 1."""
-        encoder = encoders.load(self.encoder)
+        """(N, 3, H, W) -> (N, width) embeddings."""
+        encoder = encoders.load(self.encoder, self.tokens)
         with torch.autocast(images.device.type, enabled=False):
             pixels = self.unit_pixels(images)
             if pixels.shape[2:] != (encoder.side, encoder.side):

@@ -7,6 +7,7 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -55,6 +56,33 @@ def test_embeddings_have_length_1_and_do_not_depend_on_the_batch():
     assert together.shape == (4, 6) and torch.equal(together, alone)
     torch.testing.assert_close(together.norm(dim=1), torch.ones(4))
     assert model.features(pixels[:0]).shape == (0, 6)
+
+
+def test_tokens_are_read_off_inside_the_encoder(tmp_path):
+    plain, pixels = Ojha(), batch()
+    (sha256, width), tokens = (plain.encoder, plain.width), ("tokens[1:]", "tokens[0]")
+    model = Ojha(sha256, 2 * width, tokens)
+    found = model.features(pixels)
+    assert found.shape == (4, 2 * width)
+    means = (found[:, :width] * 15 + found[:, width:]) / 16  # of all tokens, which is the encoder's output
+    torch.testing.assert_close(F.normalize(means), plain.features(pixels))
+    checkpoints.save(tmp_path / "x.safetensors", model, Metadata())
+    assert checkpoints.load(tmp_path / "x.safetensors").model.tokens == tokens
+    for token, message in {"squares[0]": "is no token", "tokens[2]": "is no token", "absent[0]": "absent"}.items():
+        with pytest.raises(InputError, match=rf"encoder .* cannot be used: .*{message}") as caught:
+            Ojha(sha256, width, (token,)).check_ready()
+        assert "\n" not in str(caught.value)
+
+
+def test_embeddings_read_off_elsewhere_are_kept_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv(encoders.CACHE_VARIABLE, str(tmp_path / "embeddings.sqlite"))
+    plain, pixels = Ojha(), batch()
+    model = Ojha(plain.encoder, plain.width, ("tokens[0]",))
+    assert not torch.allclose(plain.features(pixels), model.features(pixels))
+    monkeypatch.delenv(encoders.CACHE_VARIABLE)
+    first = model.features(pixels)
+    monkeypatch.setenv(encoders.CACHE_VARIABLE, str(tmp_path / "embeddings.sqlite"))
+    assert torch.equal(model.features(pixels), first)
 
 
 def test_the_view_resize_gives_the_pixels_of_the_whole_image():
@@ -144,7 +172,8 @@ def test_clip_embeds_what_it_embeds_elsewhere(monkeypatch):
     """The bundled head's reference was computed by an exact int8 product; a product that overflows gives another."""
     monkeypatch.delenv(encoders.FILE_VARIABLE)
     model = Ojha()
-    assert (model.encoder, model.width) == (encoders.CLIP_SHA256, encoders.CLIP_WIDTH)
-    encoder = encoders.load(model.encoder)
-    assert (encoder.side, encoder.width) == (224, 512)
+    assert (model.encoder, model.tokens) == (encoders.CLIP_SHA256, encoders.CLIP_TOKENS)
+    encoder = encoders.load(model.encoder, model.tokens)
+    assert (encoder.side, encoder.width) == (224, model.width)
+    assert encoders.load(model.encoder).width == 512
     assert model.features(batch(1)).isfinite().all()
