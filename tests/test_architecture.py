@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGES = ("npr_kernels", "npr_model")
+SHARED_BY_COMMANDS = ("options", "samples", "streams", "terminal", "training_progress")
 
 # Rooms of npr_model from the top down. A module may import from its own room and from rooms on lower lines. A room is a
 # folder of npr_model, or a file beside them. "npr_model" is the package itself, which offers the public names.
@@ -25,8 +26,9 @@ LAYERS = (
     ("evaluation",),
     ("simulation",),
     ("screening", "serving"),
+    ("explanation",),
     ("scoring",),
-    ("explanation", "inference"),
+    ("inference",),
     ("dataset_checks",),
     ("checkpoints", "datasets"),
     ("provenance",),
@@ -114,6 +116,19 @@ def test_every_room_has_a_place(edges):
 
 def test_imports_lead_downwards(edges):
     assert wrong_arrows(edges) == []
+
+
+def test_no_command_imports_a_command(edges):
+    shared = {f"npr_model.commands.{name}" for name in SHARED_BY_COMMANDS}
+    assert shared <= edges.keys()
+    wrong = [
+        f"{importer} imports {target}"
+        for importer, targets in edges.items()
+        for target in targets
+        if importer.startswith("npr_model.commands.") and target.startswith("npr_model.commands.")
+        if target not in shared
+    ]
+    assert wrong == []
 
 
 def test_no_circle(edges):

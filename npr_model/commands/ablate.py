@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from npr_model.commands.folders import labelled_samples
 from npr_model.commands.options import Config, Preset, Real, Settings, folder_option
+from npr_model.commands.samples import labelled_samples
 from npr_model.commands.terminal import out, print_paths, print_table
-from npr_model.commands.train import saying_how_to_continue
-from npr_model.commands.training_progress import TrainingProgress
+from npr_model.commands.training_progress import TrainingProgress, saying_how_to_continue
 from npr_model.errors import InputError
 
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from npr_model.commands.options import CHECKPOINT, EVALUATION, scoring_options
+from npr_model.commands.samples import calibration_samples
 from npr_model.commands.terminal import (
     EXIT_FAILED_INPUTS,
     out,
@@ -24,9 +25,7 @@ from npr_model.errors import InputError
 from npr_model.scoring.options import ScoringOptions
 
 if TYPE_CHECKING:
-    from npr_model.datasets import Sample
-    from npr_model.detectors.base import DetectorNetwork
-    from npr_model.evaluation.calibration import Result
+    from npr_model.evaluation.calibration import Calibrated
     from npr_model.evaluation.distinct import DistinctScores
     from npr_model.verdicts import OperatingPoint
 
@@ -91,40 +90,28 @@ def calibrate(
     that has enough photographs gets thresholds of its own, as logits differ between them. The others use the thresholds
     computed from all photographs.
 
-    The photographs alone decide the thresholds. The temperature divides the logits before they become probabilities. It
-    is fitted only if there are generated images. All images together
-    decide the quantisation scales for --dtype int8.
+    Thresholds are computed from the photographs only. The probability is sigmoid(logit / temperature); the temperature
+    is fitted only if generated images are given. The quantisation scales for --dtype int8 are measured on all images.
     """
-    from npr_model import checkpoints
-    from npr_model.datasets import FAKE, REAL
-    from npr_model.evaluation import calibration
-    from npr_model.evaluation.distinct import score_distinct
-    from npr_model.verdicts import Calibration
+    from npr_model.evaluation.calibration import RATES
+    from npr_model.evaluation.checkpoint_calibration import calibrate_checkpoint
 
     destination = _destination(checkpoint, output, overwrite)
-    rates = rate or calibration.RATES
-    samples = _samples(reals, fake or [])
-    calibration.require_enough(sum(sample.label == REAL for sample in samples), rates, uncertain_rate)
-    scorer = replace(options, checkpoint=checkpoint).scorer()
-    with progress_bar("scoring", total=len(samples)) as advance:
-        scores = score_distinct(scorer, samples, on_row=lambda row: advance(1))
-    warn_of_data(scores.contradictions)
-    if scores.copies:
-        out.print(f"{scores.copies} copies of other images were left out: their pixels are equal", soft_wrap=True)
-    loaded = checkpoints.load(checkpoint)
-    result = calibration.calibrate(
-        scores.logits(REAL),
-        scores.logits(FAKE),
-        rates=rates,
-        uncertain_rate=uncertain_rate,
-        temperature=(loaded.metadata.calibration or Calibration()).temperature,
-        conditions=scores.logits_by_condition(REAL),
-    )
-    _measure_activations(loaded.model, [sample for sample, _ in scores.scored])
-    metadata = replace(loaded.metadata, calibration=result.calibration, view=scorer.view)
-    checkpoints.save(destination, loaded.model, metadata)
-    _print_calibration(result, scores)
-    out.print(f"written to {escape(str(destination))}, view {scorer.view}", soft_wrap=True)
+    samples = calibration_samples(reals, fake)
+    with progress_bar("calibrating", total=len(samples)) as advance:
+        calibrated = calibrate_checkpoint(
+            replace(options, checkpoint=checkpoint),
+            samples,
+            destination,
+            rates=rate or RATES,
+            uncertain_rate=uncertain_rate,
+            on_row=lambda row: advance(1),
+            on_scores=_print_scores,
+            on_measured=lambda: advance(0, "measuring quantisation scales"),
+        )
+    scores = calibrated.scores
+    _print_calibration(calibrated.result, scores)
+    out.print(f"written to {escape(str(destination))}, view {calibrated.view}", soft_wrap=True)
     if scores.errors:
         out.print(f"{len(scores.errors)} images could not be scored and were excluded:")
         print_errors(scores.errors)
@@ -145,36 +132,13 @@ def _destination(checkpoint: str, output: Path | None, overwrite: bool) -> Path:
     return destination
 
 
-def _samples(reals: list[Path], fakes: list[Path]) -> list[Sample]:
-    """The images of all folders, each file once; folders of REALS with class folders give both classes."""
-    from npr_model import datasets
-
-    left_out = datasets.LeftOut()
-    samples: list[Sample] = []
-    for root in reals:
-        list_root = datasets.find_samples if datasets.has_class_folders(root) else datasets.find_reals
-        samples += list_root(root, on_other=left_out.add)
-    if not any(sample.label == datasets.REAL for sample in samples):
-        raise InputError(f"no real images in {', '.join(map(str, reals))}")
-    samples += [sample for root in fakes for sample in datasets.find_fakes(root, left_out.add)]
-    warn_of_data(left_out)
-    return list({(sample.path.resolve(), sample.label): sample for sample in samples}.values())
+def _print_scores(scores: DistinctScores) -> None:
+    warn_of_data(scores.contradictions)
+    if scores.copies:
+        out.print(f"{scores.copies} copies of other images were left out: their pixels are equal", soft_wrap=True)
 
 
-def _measure_activations(model: DetectorNetwork, samples: list[Sample]) -> None:
-    """Give an NPR detector the quantisation scales of these images."""
-    from npr_model.detectors.npr import NPRDetector
-    from npr_model.inference import quantisation
-
-    if not isinstance(model, NPRDetector):
-        return
-    paths = [sample.path for sample in samples]
-    with progress_bar("activations", total=min(len(paths), quantisation.IMAGES)) as advance:
-        batches = quantisation.central_parts(paths, model.grid_size, lambda: advance(1))
-        model.set_activation_steps(quantisation.measure_steps(model, batches))
-
-
-def _print_calibration(result: Result, scores: DistinctScores) -> None:
+def _print_calibration(result: Calibrated, scores: DistinctScores) -> None:
     from npr_model.datasets import FAKE, REAL
 
     calibration = result.calibration

@@ -8,9 +8,17 @@ from typing import Annotated
 
 import typer
 
-from npr_model.commands.evaluate import parsed_changes
-from npr_model.commands.folders import labelled_samples
-from npr_model.commands.options import EVALUATION, Equalise, Folders, Perturb, Real, folder_option, scoring_options
+from npr_model.commands.options import (
+    EVALUATION,
+    Equalise,
+    Folders,
+    Perturb,
+    Real,
+    folder_option,
+    parsed_changes,
+    scoring_options,
+)
+from npr_model.commands.samples import labelled_samples
 from npr_model.commands.terminal import EXIT_FAILED_INPUTS, print_errors, print_paths, print_table, progress_bar
 from npr_model.errors import InputError
 from npr_model.scoring.options import ScoringOptions

@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from npr_model.commands.options import (
     EVALUATION,
     Benchmark,
+    Changes,
     Equalise,
     Folders,
     Perturb,
     Real,
     choice,
+    parsed_changes,
     report_option,
     require_suffix,
     scoring_options,
@@ -35,7 +37,6 @@ from npr_model.scoring.options import ScoringOptions
 if TYPE_CHECKING:
     from npr_model.evaluation.evaluate import Evaluation
     from npr_model.evaluation.protocols import BenchmarkSet, Protocol
-    from npr_model.imaging.perturbations import Perturbation
     from npr_model.scoring.scorer import Scorer
 
 Method = choice(
@@ -188,20 +189,3 @@ def _warn_of_view(scorer: Scorer, view: str | None, protocol: Protocol) -> None:
             f"{protocol.title} is measured with its view {protocol.view}, but the checkpoint was calibrated for "
             f"{scorer.view} (use --view {scorer.view} for that)"
         )
-
-
-class Changes(TypedDict):
-    """What is done to images before they are scored."""
-
-    equalise: Perturbation | None
-    perturbation: Perturbation | None
-
-
-def parsed_changes(equalise: str | None, perturb: str | None) -> Changes:
-    """--equalise and --perturb as the arguments of :func:`npr_model.evaluation.evaluate.evaluate`."""
-    from npr_model.imaging import perturbations
-
-    return {
-        "equalise": perturbations.codec(equalise) if equalise else None,
-        "perturbation": perturbations.Perturbation.parse(perturb) if perturb else None,
-    }

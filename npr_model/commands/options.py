@@ -8,12 +8,15 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
 from npr_model.errors import InputError
 from npr_model.scoring.options import ScoringOptions
+
+if TYPE_CHECKING:
+    from npr_model.imaging.perturbations import Perturbation
 
 BackendName = Literal["cuda", "triton", "cpu", "eager"]
 Benchmark = Literal[
@@ -55,6 +58,23 @@ def require_suffix(output: Iterable[Path] | None, suffixes: Collection[str]) -> 
 def _one_of(names: Collection[str]) -> str:
     *others, last = names
     return f"{', '.join(others)} or {last}"
+
+
+class Changes(TypedDict):
+    """What is done to images before they are scored."""
+
+    equalise: Perturbation | None
+    perturbation: Perturbation | None
+
+
+def parsed_changes(equalise: str | None, perturb: str | None) -> Changes:
+    """--equalise and --perturb as the arguments of :func:`npr_model.evaluation.evaluate.evaluate`."""
+    from npr_model.imaging import perturbations
+
+    return {
+        "equalise": perturbations.codec(equalise) if equalise else None,
+        "perturbation": perturbations.Perturbation.parse(perturb) if perturb else None,
+    }
 
 
 LABELLED = "Folders that hold folders named 0_real and 1_fake, directly or deeper."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,8 +9,8 @@ import typer
 from rich.markup import escape
 
 from npr_model.commands.options import LABELLED, Config, Preset, Settings
-from npr_model.commands.terminal import EXIT_INTERRUPTED, err, out
-from npr_model.commands.training_progress import TrainingProgress
+from npr_model.commands.terminal import out
+from npr_model.commands.training_progress import TrainingProgress, saying_how_to_continue
 from npr_model.errors import InputError
 
 if TYPE_CHECKING:
@@ -113,13 +111,3 @@ def _config(
     else:
         chosen = configs.preset(preset or "wild")
     return chosen.changed(**{n: value for n, value in own_options.items() if value is not None}).overridden(settings)
-
-
-@contextlib.contextmanager
-def saying_how_to_continue(hint: str) -> Iterator[None]:
-    """Turn Ctrl-C during a training into a line that says how to go on, and the exit code of an interruption."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        err.print(f"npr: interrupted; {escape(hint)} from the last saved step", soft_wrap=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None

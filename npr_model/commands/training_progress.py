@@ -1,13 +1,17 @@
-"""What a training prints: the plan and the epochs on stdout, a progress bar on stderr, warnings."""
+"""What a training prints: plan and epochs on stdout; a progress bar, warnings and how to continue on stderr."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from npr_model.commands.terminal import err, out, warn, warn_of_data, work_begins
+from npr_model.commands.terminal import EXIT_INTERRUPTED, err, out, warn, warn_of_data, work_begins
 
 if TYPE_CHECKING:
     from npr_model.training.loop import Callbacks, Epoch, Plan, Step
@@ -66,6 +70,16 @@ class TrainingProgress:
         note = f"steps  loss {step.loss:.4f}  {rate:.1f} images/s  {step.waiting:.0%} waiting for data"
         if self._task is not None:
             self._bar.update(self._task, completed=step.number, note=note)
+
+
+@contextlib.contextmanager
+def saying_how_to_continue(hint: str) -> Iterator[None]:
+    """Turn Ctrl-C during a training into a line that says how to go on, and the exit code of an interruption."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print(f"npr: interrupted; {escape(hint)} from the last saved step", soft_wrap=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _print_plan(plan: Plan) -> None:

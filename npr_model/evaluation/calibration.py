@@ -37,7 +37,7 @@ class CalibrationError(InputError):
 
 
 @dataclass(frozen=True)
-class Result:
+class Calibrated:
     """A calibration, and warnings about what it does not guarantee, one line each."""
 
     calibration: Calibration
@@ -52,7 +52,7 @@ def calibrate(
     uncertain_rate: float = UNCERTAIN_RATE,
     temperature: float = 1.0,
     conditions: Mapping[str, Sequence[float]] = MappingProxyType({}),
-) -> Result:
+) -> Calibrated:
     """Calibrate on logits.
 
     Args:
@@ -100,7 +100,7 @@ def calibrate(
                 f"{100 * points[0].rate:g} %"
             )
     calibration = dataclasses.replace(_with_band(points, reals, uncertain_rate, temperature), conditions=own)
-    return Result(calibration, tuple(warnings))
+    return Calibrated(calibration, tuple(warnings))
 
 
 def _with_band(

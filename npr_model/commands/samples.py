@@ -1,4 +1,4 @@
-"""The labelled folders of a command: what is in them, and a warning for what is left out."""
+"""The images of a command's folders, and a warning for the files in them that are left out."""
 
 from __future__ import annotations
 
@@ -19,5 +19,16 @@ def labelled_samples(folders: Iterable[Path], reals: Iterable[Path] | None) -> l
 
     left_out = LeftOut()
     samples = collect(folders, reals or (), left_out.add)
+    warn_of_data(left_out)
+    return samples
+
+
+def calibration_samples(reals: Iterable[Path], fakes: Iterable[Path] | None) -> list[Sample]:
+    """Return the samples of a calibration, as :func:`npr_model.evaluation.checkpoint_calibration.collect`."""
+    from npr_model.datasets import LeftOut
+    from npr_model.evaluation.checkpoint_calibration import collect
+
+    left_out = LeftOut()
+    samples = collect(reals, fakes or (), left_out.add)
     warn_of_data(left_out)
     return samples
