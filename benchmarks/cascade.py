@@ -19,7 +19,7 @@ from benchmarks.rows import OURS, unjudged
 from npr_kernels.trunk import cpu_bottleneck
 from npr_model import checkpoints
 from npr_model.checkpoints import LoadedCheckpoint
-from npr_model.datasets import Sample, find_samples, read
+from npr_model.datasets.folders import Sample, find_samples, read
 from npr_model.detectors.cascade import Cascade
 from npr_model.errors import InputError
 from npr_model.evaluation.metrics import mean_auc

@@ -29,9 +29,9 @@ from benchmarks.rows import OURS, unjudged
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.scoring.rows import Row
 from npr_model.scoring.scorer import Scorer
+from npr_model.screening.engines.ray import RayEngine
 from npr_model.screening.inputs.sources import Sources
 from npr_model.screening.outputs.parts import Finished
-from npr_model.screening.ray_engine import RayEngine
 
 CORES = 4  # that a node is told it has: Ray needs more of them than there are actors
 SECONDS_AN_IMAGE = 0.01

@@ -19,7 +19,7 @@ from benchmarks import command
 from benchmarks.rows import OURS, unjudged
 from npr_model import checkpoints, weights
 from npr_model.checkpoints import LoadedCheckpoint
-from npr_model.datasets import Sample
+from npr_model.datasets.folders import Sample
 from npr_model.errors import InputError
 from npr_model.evaluation.evaluate import collect, evaluate
 from npr_model.inference.fused import trunk_engine

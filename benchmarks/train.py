@@ -29,8 +29,8 @@ from benchmarks.parity import Parity
 from benchmarks.rows import OURS, REFERENCE, unjudged
 from benchmarks.timing import synchronize
 from npr_kernels.testing import allowed, error
-from npr_model import datasets
 from npr_model.checkpoints import Metadata
+from npr_model.datasets.folders import CLASS_FOLDERS, find_reals, read
 from npr_model.errors import InputError
 from npr_model.imaging.encode import encode_jpeg
 from npr_model.imaging.views import tile
@@ -189,16 +189,16 @@ def make_dataset(folder: Path, photos: Path | None, size: int) -> None:
     if photos is None:
         crops = list(random_pixels(FILES, size).permute(0, 2, 3, 1).numpy())
     else:
-        photographs = datasets.find_reals(photos)
+        photographs = find_reals(photos)
         random = np.random.default_rng(0)
         chosen = sorted(random.choice(len(photographs), FILES, replace=len(photographs) < FILES).tolist())
         crops = []
         for number in chosen:
-            pixels = tile(datasets.read(photographs[number].path).pixels, size)
+            pixels = tile(read(photographs[number].path).pixels, size)
             top, left = (random.integers(side - size + 1) for side in pixels.shape[:2])
             crops.append(pixels[top : top + size, left : left + size])
     for number, pixels in enumerate(crops):
-        path = folder / list(datasets.CLASS_FOLDERS)[number % 2] / f"{number}.jpg"
+        path = folder / list(CLASS_FOLDERS)[number % 2] / f"{number}.jpg"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(encode_jpeg(pixels, 90))
 
@@ -260,7 +260,7 @@ def main(
     target = command.available(device)
     try:
         if photos is not None:
-            datasets.find_reals(photos)
+            find_reals(photos)
     except InputError as failure:
         command.refuse(f"--photos: {failure}")
     results = command.start(target, json_file)

@@ -24,9 +24,9 @@ from npr_model.scoring.items import Item, failing, file_item, in_memory
 from npr_model.scoring.options import ScoringOptions
 from npr_model.scoring.rows import Row, Totals
 from npr_model.scoring.scorer import Scorer
-from npr_model.screening.inputs.remote import is_url
 from npr_model.screening.inputs.sources import Sources
 from npr_model.screening.run import Screening
+from npr_model.screening.urls import is_url
 
 ImageInput = str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray
 _USE = "use a path, the bytes of a file, a PIL image or an (H, W, 3) uint8 array"

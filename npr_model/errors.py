@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 
 
@@ -18,3 +20,10 @@ def reason(error: BaseException) -> str:
         return error.strerror
     text = re.sub(r"<(\S+) object at 0x[0-9a-f]+>", r"\1", str(error))  # a memory address helps nobody
     return " ".join(text.split()) or type(error).__name__
+
+
+def system_reason(error: BaseException) -> str:
+    """Return the system's words for an error's number, without what a library adds to them; else :func:`reason`."""
+    if isinstance(error, OSError) and error.errno is not None and error.errno in errno.errorcode:
+        return os.strerror(error.errno)
+    return reason(error)

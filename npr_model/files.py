@@ -13,18 +13,11 @@ from typing import TypeVar
 
 from npr_model.errors import InputError, reason
 
-_JPEG_SUFFIXES = (".jfif", ".jpe", ".jpeg", ".jpg")
-_HEIF_SUFFIXES = (".heic", ".heif", ".hif")
-_OTHER_SUFFIXES = (".apng", ".avif", ".bmp", ".gif", ".png", ".tga", ".tif", ".tiff", ".webp")
-_NETPBM_SUFFIXES = (".pbm", ".pgm", ".pnm", ".ppm")
-_NEWER_JPEG_SUFFIXES = (".j2k", ".jp2", ".jxl")
 AT_ONCE = 100_000  # entries of a folder that are sorted together
 HIDDEN = "hidden (a leading dot, or in __MACOSX)"
 LEADS_BACK = "links to folders that they lie in"
+_PARTIAL = ".partial"  # how the names of incomplete files end
 T = TypeVar("T")
-IMAGE_SUFFIXES = frozenset(
-    (*_HEIF_SUFFIXES, *_JPEG_SUFFIXES, *_NETPBM_SUFFIXES, *_NEWER_JPEG_SUFFIXES, *_OTHER_SUFFIXES)
-)
 
 
 def natural_key(name: str) -> tuple:
@@ -41,11 +34,6 @@ def in_natural_order(things: Iterable[T], name: Callable[[T], str]) -> Iterator[
     things = iter(things)
     while run := list(itertools.islice(things, AT_ONCE)):
         yield from sorted(run, key=lambda thing: natural_key(name(thing)))
-
-
-def is_image_name(name: str) -> bool:
-    """Return whether the name ends in one of IMAGE_SUFFIXES, in any case."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def is_hidden(name: str) -> bool:
@@ -118,6 +106,23 @@ def readable_name(path: str | os.PathLike) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def partial_path(path: Path) -> Path:
+    """Return a new name beside ``path``, for a file that will be renamed to it when it is complete."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
+
+
+def is_partial(name: str) -> bool:
+    """Return whether a file's name is one of :func:`partial_path`."""
+    return name.startswith(".") and name.endswith(_PARTIAL)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove the incomplete files in a folder, which a process left that was killed while it wrote them."""
+    for path in folder.iterdir():
+        if is_partial(path.name):
+            path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` to write to; on success it is synced to disk and renamed to ``path``.
@@ -125,7 +130,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     If the block raises, ``path`` is unchanged and the temporary file is removed. An OSError names ``path``.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary = partial_path(path)
     try:
         yield temporary
         with open(temporary, "rb+") as file:

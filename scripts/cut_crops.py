@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from npr_model.datasets import find_samples
+from npr_model.datasets.folders import find_samples
 from npr_model.errors import InputError
 from npr_model.files import atomic_write
 from npr_model.imaging.decode import decode

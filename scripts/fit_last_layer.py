@@ -28,7 +28,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from npr_model import checkpoints
-from npr_model.datasets import FAKE, REAL, Sample, find_samples, read
+from npr_model.datasets.folders import FAKE, REAL, Sample, find_samples, read
 from npr_model.detectors.npr import NPRDetector
 from npr_model.evaluation import metrics
 from npr_model.files import atomic_write

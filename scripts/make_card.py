@@ -18,13 +18,13 @@ from pathlib import Path
 from scipy.stats import binomtest
 
 from npr_model import checkpoints, weights
-from npr_model.datasets import FAKE, REAL, Sample
+from npr_model.datasets.folders import FAKE, REAL, Sample
 from npr_model.evaluation import evaluate as evaluation
 from npr_model.evaluation.evaluate import Evaluation, Scores, collect
 from npr_model.imaging import perturbations
+from npr_model.reporting.tables import Table, percent
 from npr_model.scoring.rows import Row
 from npr_model.scoring.scorer import Scorer
-from npr_model.tables import Table, percent
 from npr_model.verdicts import Calibration
 
 CONDITIONS = {"as they are": None, "JPEG 90": "jpeg:90", "JPEG 75": "jpeg:75", "half size": "resize:0.5"}

@@ -20,7 +20,7 @@ import numpy as np
 
 from npr_model import checkpoints
 from npr_model.checkpoints import LoadedCheckpoint, Metadata
-from npr_model.datasets import Sample, find_samples
+from npr_model.datasets.folders import Sample, find_samples
 from npr_model.detectors.cascade import Cascade
 from npr_model.evaluation import metrics
 from npr_model.evaluation.evaluate import evaluate

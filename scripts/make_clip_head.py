@@ -27,7 +27,7 @@ from rich.progress import track
 
 from npr_model import checkpoints
 from npr_model.checkpoints import Metadata
-from npr_model.datasets import FAKE, REAL, Sample, find_samples
+from npr_model.datasets.folders import FAKE, REAL, Sample, find_samples
 from npr_model.detectors.ojha import Ojha
 from npr_model.imaging.decode import decode
 from npr_model.imaging.errors import ImageError

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from npr_model import checkpoints
-from npr_model.datasets import FAKE, REAL, Sample, find_samples
+from npr_model.datasets.folders import FAKE, REAL, Sample, find_samples
 from npr_model.detectors.pair import Pair
 from npr_model.evaluation.evaluate import Scores, evaluate, mean
 from npr_model.imaging.perturbations import Perturbation
+from npr_model.reporting.tables import Table, percent
 from npr_model.scoring.rows import Row
 from npr_model.scoring.scorer import Scorer
-from npr_model.tables import Table, percent
 from npr_model.verdicts import Calibration
 from scripts.make_card import LARGE, calibrated, interval
 

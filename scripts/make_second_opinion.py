@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 from npr_model import checkpoints
 from npr_model.checkpoints import LoadedCheckpoint, Metadata
-from npr_model.datasets import Sample, find_samples
+from npr_model.datasets.folders import Sample, find_samples
 from npr_model.detectors.pair import Pair
 from npr_model.evaluation.evaluate import evaluate
 from npr_model.imaging.perturbations import Perturbation

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from npr_model.datasets import FAKE, REAL, Sample
+from npr_model.datasets.folders import FAKE, REAL, Sample
 from npr_model.imaging.decode import decode
 from scripts import cut_crops, make_cascade
 from tests.model.conftest import noise

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from npr_model.datasets import FAKE, REAL, Sample
+from npr_model.datasets.folders import FAKE, REAL, Sample
 from npr_model.scoring.rows import Row
 from npr_model.verdicts import Calibration
 from scripts import make_clip_head, make_pair_card

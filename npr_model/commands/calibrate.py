@@ -139,7 +139,7 @@ def _print_scores(scores: DistinctScores) -> None:
 
 
 def _print_calibration(result: Calibrated, scores: DistinctScores) -> None:
-    from npr_model.datasets import FAKE, REAL
+    from npr_model.datasets.folders import FAKE, REAL
 
     calibration = result.calibration
     sources: dict[str, list[float]] = {}

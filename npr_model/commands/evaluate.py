@@ -97,7 +97,7 @@ def evaluate(
     Accuracy uses the checkpoint's threshold, or with --benchmark a probability of 0.5.
     """
     from npr_model.evaluation.report import SUFFIXES, Report
-    from npr_model.figures import require_matplotlib
+    from npr_model.reporting.figures import require_matplotlib
 
     changes = parsed_changes(equalise, perturb)
     require_suffix(output, SUFFIXES)
@@ -128,7 +128,7 @@ def evaluate(
 
 def _on_folders(folders: list[Path], real: list[Path] | None, options: ScoringOptions, changes: Changes) -> Evaluation:
     """Evaluate on labelled folders, with the checkpoint's threshold."""
-    from npr_model.datasets import LeftOut
+    from npr_model.datasets.folders import LeftOut
     from npr_model.evaluation.evaluate import collect, evaluate
 
     left_out = LeftOut()

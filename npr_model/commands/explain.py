@@ -32,7 +32,7 @@ def explain(
     For a checkpoint whose view is sample:KxS, figures and logit are those of the central 1024x1024 pixels.
     The network runs in float32, so the logit may differ from that of npr screen in the third digit.
     """
-    from npr_model.figures import require_matplotlib
+    from npr_model.reporting.figures import require_matplotlib
 
     require_matplotlib()
 

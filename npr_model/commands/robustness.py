@@ -38,8 +38,8 @@ def robustness(
     for text in perturb or []:
         Perturbation.parse(text)
 
-    from npr_model.figures import require_matplotlib
     from npr_model.files import write_text
+    from npr_model.reporting.figures import require_matplotlib
     from npr_model.studies import robustness as study
 
     families = {"given": tuple(perturb)} if perturb else study.FAMILIES

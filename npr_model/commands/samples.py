@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from npr_model.commands.terminal import warn_of_data
 
 if TYPE_CHECKING:
-    from npr_model.datasets import Sample
+    from npr_model.datasets.folders import Sample
 
 
 def labelled_samples(folders: Iterable[Path], reals: Iterable[Path] | None) -> list[Sample]:
     """Return the samples of an evaluation, as :func:`npr_model.evaluation.evaluate.collect`."""
-    from npr_model.datasets import LeftOut
+    from npr_model.datasets.folders import LeftOut
     from npr_model.evaluation.evaluate import collect
 
     left_out = LeftOut()
@@ -25,7 +25,7 @@ def labelled_samples(folders: Iterable[Path], reals: Iterable[Path] | None) -> l
 
 def calibration_samples(reals: Iterable[Path], fakes: Iterable[Path] | None) -> list[Sample]:
     """Return the samples of a calibration, as :func:`npr_model.evaluation.checkpoint_calibration.collect`."""
-    from npr_model.datasets import LeftOut
+    from npr_model.datasets.folders import LeftOut
     from npr_model.evaluation.checkpoint_calibration import collect
 
     left_out = LeftOut()

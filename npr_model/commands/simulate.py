@@ -150,7 +150,7 @@ def _parts(
     paths: list[Path], crop_size: int, validation_fraction: float
 ) -> tuple[dict[str, list[Photograph]], dict[str, str]]:
     """The usable photographs by part, and why others cannot be used, by name."""
-    from npr_model.datasets import LeftOut
+    from npr_model.datasets.folders import LeftOut
     from npr_model.simulation import photographs
 
     left_out = LeftOut()

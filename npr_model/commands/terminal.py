@@ -16,9 +16,9 @@ from rich.table import Table as RichTable
 from npr_model.commands.streams import StreamConsole
 
 if TYPE_CHECKING:
-    from npr_model.dataset_checks import Contradictions
-    from npr_model.datasets import LeftOut
-    from npr_model.tables import Table
+    from npr_model.datasets.checks import Contradictions
+    from npr_model.datasets.folders import LeftOut
+    from npr_model.reporting.tables import Table
 
 EXIT_FAILED_INPUTS = 1
 EXIT_USAGE = 2

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from npr_model.detectors.base import PixelNetwork
 from npr_model.detectors.cnndetection import CNNDetection
-from npr_model.detectors.frequency import EPSILON
+from npr_model.detectors.layers.frequency import EPSILON
 
 CUTOFF = 0.1  # as a share of the image's side, and in cycles per pixel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from npr_model.detectors.base import PixelNetwork
-from npr_model.detectors.resnet import resnet_stage
+from npr_model.detectors.layers.resnet import resnet_stage
 
 
 class CNNDetection(PixelNetwork):

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npr_model.detectors.base import LUMA, PixelNetwork
-from npr_model.detectors.frequency import EPSILON, dct_2d, dct_matrix, inverse_dct_2d
-from npr_model.detectors.resnet import resnet_stage
+from npr_model.detectors.layers.frequency import EPSILON, dct_2d, dct_matrix, inverse_dct_2d
+from npr_model.detectors.layers.resnet import resnet_stage
 
 _BANDS = ((0, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1), (0, 1))  # low, middle, high, all; as shares of the spectrum
 

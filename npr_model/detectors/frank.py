@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npr_model.detectors.base import PixelNetwork
-from npr_model.detectors.frequency import EPSILON, dct_2d
-from npr_model.detectors.mirroring import mirrored
+from npr_model.detectors.layers.frequency import EPSILON, dct_2d
+from npr_model.detectors.layers.mirroring import mirrored
 
 TILE = 128  # in pixels, the authors' crop size
 _AT_ONCE = 64  # tiles, 12 MiB of coefficients

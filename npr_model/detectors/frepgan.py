@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from npr_model.detectors.base import PixelNetwork
 from npr_model.detectors.cnndetection import CNNDetection
-from npr_model.detectors.discriminator import Discriminator
+from npr_model.detectors.layers.discriminator import Discriminator
 
 LARGEST = 0.1  # perturbation of a pixel in 0 .. 1
 _WIDTH = 32

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from npr_model.detectors.base import PixelNetwork
-from npr_model.detectors.efficientnet import EfficientNet
-from npr_model.detectors.mirroring import mirrored
+from npr_model.detectors.layers.efficientnet import EfficientNet
+from npr_model.detectors.layers.mirroring import mirrored
 
 MEMBERS = 5
 PATCH = 128  # side, in pixels

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from npr_model.detectors.base import PixelNetwork
 from npr_model.detectors.cnndetection import CNNDetection
-from npr_model.detectors.discriminator import Discriminator
+from npr_model.detectors.layers.discriminator import Discriminator
 
 _UP_SAMPLINGS = ("nearest", "bilinear", "bicubic")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from npr_kernels import NPRConv2d, stem_forward
 from npr_model.detectors.base import IMAGENET_STD, DetectorNetwork
-from npr_model.detectors.resnet import Bottleneck, resnet_stage
+from npr_model.detectors.layers.resnet import Bottleneck, resnet_stage
 from npr_model.detectors.sizes import SIZES
 
 

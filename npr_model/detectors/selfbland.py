@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from npr_model.detectors.base import PixelNetwork
-from npr_model.detectors.efficientnet import EfficientNet
-from npr_model.detectors.self_blending import self_blended
+from npr_model.detectors.layers.efficientnet import EfficientNet
+from npr_model.detectors.layers.self_blended_images import self_blended
 
 
 class SelfBland(PixelNetwork):
     """An EfficientNet-B4 that learns to tell photographs from the same photographs blended with themselves.
 
     (N, 3, H, W) -> (N, 1). 17,550,409 parameters. A self-blended image joins two versions of one photograph along the
-    edge of a mask (:mod:`npr_model.detectors.self_blending`, figure 3 of the paper). The generated images of the
+    edge of a mask (layers/self_blended_images.py, figure 3 of the paper). The generated images of the
     training set are never seen: in a training batch, a self-blended image takes the place of each of them. The logit
     is therefore that an image was blended, and the paper's subject is swapped faces. The network finds blending in any
     picture, and other generated images only as far as their traces are similar.

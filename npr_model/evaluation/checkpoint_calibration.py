@@ -11,8 +11,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from npr_model import checkpoints, datasets
-from npr_model.datasets import FAKE, REAL, DatasetError, OnOther, Sample
+from npr_model import checkpoints
+from npr_model.datasets.folders import (
+    FAKE,
+    REAL,
+    DatasetError,
+    OnOther,
+    Sample,
+    find_fakes,
+    find_reals,
+    find_samples,
+    has_class_folders,
+)
 from npr_model.detectors.npr import NPRDetector
 from npr_model.evaluation import calibration
 from npr_model.evaluation.calibration import RATES, UNCERTAIN_RATE, Calibrated
@@ -49,7 +59,7 @@ def collect(
     Args:
         reals: Folders of photographs. Those with class folders give both classes.
         fakes: Folders of generated images.
-        on_other: As in :func:`npr_model.datasets.find_samples`.
+        on_other: As in :func:`npr_model.datasets.folders.find_samples`.
 
     Raises:
         DatasetError: There are no photographs, or a folder has no images.
@@ -57,11 +67,11 @@ def collect(
     roots = list(reals)
     samples: list[Sample] = []
     for root in roots:
-        list_root = datasets.find_samples if datasets.has_class_folders(root) else datasets.find_reals
+        list_root = find_samples if has_class_folders(root) else find_reals
         samples += list_root(root, on_other=on_other)
     if not any(sample.label == REAL for sample in samples):
         raise DatasetError(f"no real images in {', '.join(map(str, roots))}")
-    samples += [sample for root in fakes for sample in datasets.find_fakes(root, on_other)]
+    samples += [sample for root in fakes for sample in find_fakes(root, on_other)]
     return list({(sample.path.resolve(), sample.label): sample for sample in samples}.values())
 
 

@@ -11,8 +11,8 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from npr_model.dataset_checks import Contradictions
-from npr_model.datasets import Sample
+from npr_model.datasets.checks import Contradictions
+from npr_model.datasets.folders import Sample
 from npr_model.imaging.condition import file_facts
 from npr_model.imaging.decode import DecodedImage, decode
 from npr_model.imaging.errors import ImageError

@@ -10,8 +10,18 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from npr_model.dataset_checks import Contradictions, formats_differ
-from npr_model.datasets import CLASS_NAMES, FAKE, REAL, DatasetError, LeftOut, OnOther, Sample, find_reals, find_samples
+from npr_model.datasets.checks import Contradictions, formats_differ
+from npr_model.datasets.folders import (
+    CLASS_NAMES,
+    FAKE,
+    REAL,
+    DatasetError,
+    LeftOut,
+    OnOther,
+    Sample,
+    find_reals,
+    find_samples,
+)
 from npr_model.evaluation import bootstrap, metrics
 from npr_model.evaluation.metrics import Metrics
 from npr_model.imaging.errors import ImageError

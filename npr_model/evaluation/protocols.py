@@ -13,8 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from npr_model import datasets
-from npr_model.datasets import FAKE, REAL, DatasetError, LeftOut, Sample
+from npr_model.datasets.folders import CLASS_FOLDERS, FAKE, REAL, DatasetError, LeftOut, Sample, list_samples
 from npr_model.errors import InputError
 from npr_model.files import natural_key, readable_name
 
@@ -60,7 +59,7 @@ class Protocol:
     subsets: tuple[Subset, ...]
     table: int | None = None
     folders: tuple[str, ...] = ()
-    classes: dict[str, int] = field(default_factory=lambda: datasets.CLASS_FOLDERS)
+    classes: dict[str, int] = field(default_factory=lambda: CLASS_FOLDERS)
     part: str | None = None
 
 
@@ -272,7 +271,7 @@ def _samples(protocol: Protocol, folder: Path, left_out: LeftOut) -> list[Sample
     """Samples of a sub-set's folder; of its part only, if it has several."""
     parts = [protocol.part, f"*/{protocol.part}"] if protocol.part else []
     roots = [path for part in parts for path in sorted(folder.glob(part)) if path.is_dir()] or [folder]
-    return [sample for root in roots for sample in datasets.list_samples(root, protocol.classes, left_out.add)]
+    return [sample for root in roots for sample in list_samples(root, protocol.classes, left_out.add)]
 
 
 def _folders(root: Path) -> list[Path]:

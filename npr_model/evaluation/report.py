@@ -16,7 +16,7 @@ from npr_model.evaluation.evaluate import Evaluation, mean
 from npr_model.evaluation.metrics import RATES, Metrics
 from npr_model.evaluation.protocols import PROTOCOLS
 from npr_model.files import write_text
-from npr_model.tables import Table, percent
+from npr_model.reporting.tables import Table, percent
 
 MEAN = "mean"
 PAPER_SUBSETS = sum(len(protocol.subsets) for protocol in PROTOCOLS.values() if protocol.table)  # 38, as in Table 6

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npr_model.explanation.explain import Explanation
-from npr_model.figures import new_figure, save
+from npr_model.reporting.figures import new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,8 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from npr_kernels import fold_batch_norm, reference
 from npr_kernels.capabilities import cpu_capability
 from npr_model.checkpoints import LoadedCheckpoint
+from npr_model.detectors.layers.resnet import Bottleneck
 from npr_model.detectors.npr import NPRDetector
-from npr_model.detectors.resnet import Bottleneck
 from npr_model.errors import InputError, reason
 from npr_model.files import atomic_write
 from npr_model.inference.fused import InferenceDetector

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from npr_kernels import fold_batch_norm
 from npr_kernels.trunk.layers import Layers
-from npr_model.detectors.resnet import Bottleneck
+from npr_model.detectors.layers.resnet import Bottleneck
 
 
 class FoldedConv2d(nn.Module):
@@ -48,7 +48,7 @@ class FoldedConv2d(nn.Module):
 
 
 class FoldedBottleneck(nn.Module):
-    """:class:`npr_model.detectors.resnet.Bottleneck` in evaluation mode, in at most four fused operations."""
+    """:class:`npr_model.detectors.layers.resnet.Bottleneck` in evaluation mode, in at most four fused operations."""
 
     def __init__(self, block: Bottleneck, dtype: torch.dtype, onednn: bool) -> None:
         super().__init__()

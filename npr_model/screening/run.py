@@ -8,11 +8,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 
 from npr_model.devices import choose_device
 from npr_model.errors import InputError
-from npr_model.scoring.items import Item
 from npr_model.scoring.options import ScoringOptions
 from npr_model.scoring.rows import Row, Totals
 from npr_model.scoring.scorer import Scorer
-from npr_model.screening.alone import score_alone
+from npr_model.screening.engines.local import LocalEngine
 from npr_model.screening.inputs.skipped import describe_skipped
 from npr_model.screening.inputs.sources import Sources
 from npr_model.screening.outputs import sinks
@@ -82,26 +81,12 @@ class Screening:
             raise self._nothing()
         scorer = self._make_scorer(device=choose_device(self.options.device))
         with self._opened(scorer) as sink:
-            matcher = sink.finished.matcher()
-            suspects: list[Item] = []
-
-            def to_score() -> Iterator[Item]:
-                for item in itertools.chain([first], items):
-                    self.totals.skipped = self.sources.skipped
-                    if matcher(item.source):
-                        self.totals.kept, self.totals.kept_failed = matcher.kept, matcher.kept_failed
-                    elif sink.journal.is_suspect(item.source):
-                        suspects.append(item)
-                    else:
-                        yield item
-                self.totals.skipped = self.sources.skipped
-
-            yield from self._written(scorer.score(to_score(), sink.journal), sink)
-            blank = Row("", view=str(scorer.view), model=scorer.model_id)
-            yield from self._written(score_alone(suspects, self.options, blank, sink.journal), sink)
+            engine, items = LocalEngine(scorer, self.options), itertools.chain([first], items)
+            rows = engine.score(self.sources, items, sink.finished, sink.journal, self.totals)
+            yield from self._written(rows, sink)
 
     def _score_on_ray(self) -> Generator[Row, None, None]:
-        from npr_model.screening.ray_engine import RayEngine
+        from npr_model.screening.engines.ray import RayEngine  # it may be missing
 
         scorer = self._make_scorer(device="cpu")
         with contextlib.closing(

@@ -138,7 +138,7 @@ class Autoencoder(nn.Module):
         return image + 0.5
 
 
-class Discriminator(nn.Sequential):
+class PatchDiscriminator(nn.Sequential):
     """(N, 3, H, W) floats in 0..1 -> (N, 1, H/2, W/2).
 
     Positive where windows of 11 pixels look like a photograph.
@@ -191,7 +191,7 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, discriminator = Autoencoder(kind, depth), Discriminator()
+        model, discriminator = Autoencoder(kind, depth), PatchDiscriminator()
     for network in (model, discriminator):
         # torch's type hints leave memory_format out.
         network.to(crops.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

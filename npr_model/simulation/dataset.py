@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npr_model import datasets
+from npr_model.datasets.folders import CLASS_FOLDERS, FAKE, REAL
 from npr_model.errors import reason
 from npr_model.files import atomic_write, natural_key, readable_name
 from npr_model.imaging.codecs import Codec
@@ -45,7 +45,7 @@ from npr_model.simulation.simulator import Simulator
 
 
 @dataclass(frozen=True)
-class Pair:
+class ManifestRow:
     """A row of manifest.csv: what was made from what.
 
     Attributes:
@@ -129,7 +129,7 @@ class DatasetWriter:
         *,
         shares: Mapping[str, float] | None = None,
         problems: dict[str, str],
-        on_pair: Callable[[Pair], None] = lambda pair: None,
+        on_pair: Callable[[ManifestRow], None] = lambda pair: None,
     ) -> dict[str, int]:
         """Write pairs.
 
@@ -154,7 +154,7 @@ class DatasetWriter:
             open(self.output / "manifest.csv", "w", encoding="utf-8", newline="") as file,
             ThreadPoolExecutor(max(1, self.workers), initializer=torch.set_num_threads, initargs=(1,)) as pool,
         ):
-            table = csv.DictWriter(file, [field.name for field in fields(Pair)], lineterminator="\n")
+            table = csv.DictWriter(file, [field.name for field in fields(ManifestRow)], lineterminator="\n")
             table.writeheader()
             try:
                 for part, photographs in parts.items():
@@ -181,7 +181,7 @@ class DatasetWriter:
         photographs: Sequence[Photograph],
         pairs: Sequence[tuple[int, str]],
         problems: dict[str, str],
-    ) -> Iterator[list[Pair]]:
+    ) -> Iterator[list[ManifestRow]]:
         """Yield the pairs of each photograph of a part. Pairs of one that fails are given to others, in rounds."""
         pending, usable = list(pairs), list(photographs)
         while pending and usable:
@@ -215,7 +215,7 @@ class DatasetWriter:
             tasks.setdefault(index, []).append(pair)
         return [Task(part, photographs[index], tuple(own)) for index, own in tasks.items()]
 
-    def _make_all(self, task: Task, problems: dict[str, str]) -> list[Pair] | None:
+    def _make_all(self, task: Task, problems: dict[str, str]) -> list[ManifestRow] | None:
         """Write the pairs of a task. None if the photograph cannot be decoded, which is added to ``problems``."""
         pixels = read(task.photograph, problems)
         if pixels is not None and min(pixels.shape[:2]) < self.crop_size:
@@ -226,7 +226,7 @@ class DatasetWriter:
         return [self._make(task, pixels, number, kind) for number, kind in task.pairs]
 
     @torch.no_grad()
-    def _make(self, task: Task, pixels: np.ndarray, number: int, kind: str) -> Pair:
+    def _make(self, task: Task, pixels: np.ndarray, number: int, kind: str) -> ManifestRow:
         random = np.random.default_rng((self.seed, 1, number))
         draws = torch.Generator().manual_seed(int(random.integers(2**62)))
         crop, (left, top, side) = cut(pixels, self.crop_size, random, scale_down=self.real_variety)
@@ -242,14 +242,14 @@ class DatasetWriter:
         folder = Path(task.part) / kind
         paths = [
             self._write(folder / name, number, image, codec)
-            for name, image in zip(datasets.CLASS_FOLDERS, (real_pixels, fake_pixels), strict=True)
+            for name, image in zip(CLASS_FOLDERS, (real_pixels, fake_pixels), strict=True)
         ]
-        return Pair(
+        return ManifestRow(
             number=number,
             part=task.part,
             kind=kind,
-            real=paths[datasets.REAL],
-            fake=paths[datasets.FAKE],
+            real=paths[REAL],
+            fake=paths[FAKE],
             photograph=readable_name(task.photograph.path),
             left=left,
             top=top,

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npr_model import datasets
+from npr_model.datasets.folders import OnOther, why_no_image
+from npr_model.datasets.folders import read as read_image
 from npr_model.errors import InputError, reason
 from npr_model.files import readable_name, walk_files
 from npr_model.imaging.errors import ImageError
@@ -38,7 +39,7 @@ class Photograph:
 
 
 def find_photographs(
-    paths: Iterable[Path], crop_size: int, on_other: datasets.OnOther = lambda path, reason: None
+    paths: Iterable[Path], crop_size: int, on_other: OnOther = lambda path, reason: None
 ) -> tuple[list[Photograph], dict[str, str]]:
     """Find usable photographs in files and folders; only headers are read, and they decide what is an image.
 
@@ -59,7 +60,7 @@ def find_photographs(
             images[path] = None
             continue
         for file in walk_files(path, on_error=unlisted):
-            if why := datasets.why_no_image(file):
+            if why := why_no_image(file):
                 on_other(file, why)
             else:
                 images[file] = None
@@ -166,7 +167,7 @@ def to_pixels(image: Tensor) -> np.ndarray:
 def read(photograph: Photograph, problems: dict[str, str]) -> np.ndarray | None:
     """Return the pixels of a photograph. If it cannot be decoded, add it to ``problems`` and return None."""
     try:
-        return datasets.read(photograph.path).pixels
+        return read_image(photograph.path).pixels
     except ImageError as error:
         problems[readable_name(photograph.path)] = str(error)
         return None

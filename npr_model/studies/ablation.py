@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from npr_model import checkpoints
-from npr_model.datasets import Sample
+from npr_model.datasets.folders import Sample
 from npr_model.errors import InputError, reason
 from npr_model.evaluation import published
 from npr_model.evaluation.evaluate import evaluate
 from npr_model.evaluation.metrics import Metrics
 from npr_model.files import write_text
 from npr_model.imaging.views import View
+from npr_model.reporting.tables import Table, percent
 from npr_model.scoring.rows import Row
 from npr_model.scoring.scorer import Scorer
-from npr_model.tables import Table, percent
 from npr_model.training.config import CONFIG, TrainConfig
 from npr_model.training.loop import Callbacks, train
 

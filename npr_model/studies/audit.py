@@ -19,14 +19,14 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from npr_model.dataset_checks import find_contradictions
-from npr_model.datasets import CLASS_NAMES, FAKE, REAL, Sample
+from npr_model.datasets.checks import SHARES_DIFFER, find_contradictions
+from npr_model.datasets.folders import CLASS_NAMES, FAKE, REAL, Sample
 from npr_model.errors import InputError, reason
 from npr_model.files import readable_name, write_text
 from npr_model.imaging.errors import ImageError
 from npr_model.imaging.headers import Encoding, read_encoding
 from npr_model.imaging.jpeg_quality import estimate_quality
-from npr_model.tables import Table
+from npr_model.reporting.tables import Table
 
 FOLDS = 5
 TREES = 200
@@ -117,7 +117,7 @@ class Audit:
             ("JPEG quality", real.qualities, fake.qualities),
             ("chroma subsampling", real.subsampling, fake.subsampling),
         ):
-            if (distance := _distance(one, other)) > 0.1:
+            if (distance := _distance(one, other)) > SHARES_DIFFER:
                 findings.append(f"{what} differs for {100 * distance:.0f} % of the files")
         if min(real.widths[2], fake.widths[2]) < 0.9 * max(real.widths[2], fake.widths[2]):
             findings.append(f"median width is {real.widths[2]} of real and {fake.widths[2]} of generated images")

@@ -10,7 +10,7 @@ from pathlib import Path
 from npr_model.evaluation.evaluate import Evaluation
 from npr_model.evaluation.report import interval
 from npr_model.files import write_text
-from npr_model.tables import Table, percent
+from npr_model.reporting.tables import Table, percent
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from npr_model.figures import new_figure, save
+from npr_model.reporting.figures import new_figure, save
 from npr_model.studies.robustness import UNCHANGED, Point, axis_values
 
 

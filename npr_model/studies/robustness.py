@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from npr_model.datasets import Sample
+from npr_model.datasets.folders import Sample
 from npr_model.errors import InputError, reason
 from npr_model.evaluation.evaluate import Evaluation, evaluate
 from npr_model.evaluation.metrics import Metrics
 from npr_model.files import make_folder, write_text
 from npr_model.imaging.perturbations import Perturbation
+from npr_model.reporting.tables import Table, percent
 from npr_model.scoring.rows import Row
 from npr_model.scoring.scorer import Scorer
-from npr_model.tables import Table, percent
 
 UNCHANGED = "png"  # decoded and written losslessly: the files' own pixels
 RESULTS = "robustness.json"

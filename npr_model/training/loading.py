@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from npr_model import datasets
-from npr_model.datasets import DatasetError, Sample
+from npr_model.datasets.folders import FAKE, REAL, DatasetError, Sample, read
 from npr_model.errors import InputError
 from npr_model.files import readable_name
 from npr_model.imaging.errors import ImageError
@@ -35,7 +34,7 @@ class TrainingCrops(Dataset):
 
     def __init__(self, samples: Sequence[Sample], config: TrainConfig) -> None:
         self.samples, self.config = samples, config
-        self.others = {label: [s for s in samples if s.label != label] for label in (datasets.REAL, datasets.FAKE)}
+        self.others = {label: [s for s in samples if s.label != label] for label in (REAL, FAKE)}
 
     def __getitem__(self, draw: Draw) -> tuple[np.ndarray, int] | ImageError:
         """Return (S, S, 3) uint8 and the label, or an error.
@@ -47,7 +46,7 @@ class TrainingCrops(Dataset):
         sample, partner = self.samples[number], None
         path = sample.path
         try:
-            pixels = datasets.read(path).pixels
+            pixels = read(path).pixels
             if self.config.match_classes:
                 others = self.others[sample.label]
                 path = others[random.integers(len(others))].path
@@ -69,7 +68,7 @@ class BalancedBatches(Sampler):
     def __init__(self, samples: Sequence[Sample], config: TrainConfig, rank: int = 0, size: int = 1) -> None:
         labels = np.asarray([sample.label for sample in samples])
         groups = np.asarray([sample.group for sample in samples])
-        self.classes = [np.flatnonzero(labels == label) for label in (datasets.REAL, datasets.FAKE)]
+        self.classes = [np.flatnonzero(labels == label) for label in (REAL, FAKE)]
         self.draws = max(map(len, self.classes))
         self.expected = [self.draws * _shares(groups[members], config.balance_groups) for members in self.classes]
         self.config, self.rank, self.size = config, rank, size

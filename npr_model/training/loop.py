@@ -20,8 +20,8 @@ from torch import Tensor
 
 from npr_model import checkpoints
 from npr_model.checkpoints import Metadata
-from npr_model.dataset_checks import Inspection
-from npr_model.datasets import DatasetError, LeftOut, Sample, find_samples, require_both_classes
+from npr_model.datasets.checks import Inspection
+from npr_model.datasets.folders import DatasetError, LeftOut, Sample, find_samples, require_both_classes
 from npr_model.detectors import NAMES, detector_class
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.errors import InputError

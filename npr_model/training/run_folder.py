@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from npr_model import dataset_checks
-from npr_model.dataset_checks import Inspection
-from npr_model.datasets import DatasetError, Sample
+from npr_model.datasets import checks
+from npr_model.datasets.checks import Inspection
+from npr_model.datasets.folders import DatasetError, Sample
 from npr_model.errors import InputError, reason
-from npr_model.files import atomic_write, write_text
+from npr_model.files import atomic_write, remove_partials, write_text
 from npr_model.training.config import CONFIG, FIELDS, MACHINE_FIELDS, TrainConfig, load_run
 from npr_model.training.fitter import Fitter
 from npr_model.training.trainer import Trainer
@@ -105,14 +105,12 @@ def _inspect(
 ) -> Inspection:
     """Read all images, so that bad ones are found before hours of training. Returns what the training images are."""
     for part in (samples, validation):
-        if contradiction := str(dataset_checks.find_contradictions(part)):
+        if contradiction := str(checks.find_contradictions(part)):
             raise DatasetError(f"{contradiction}; remove the wrong one")
     total = len(samples) + len(validation)
 
     def inspect(part: Sequence[Sample]) -> Inspection:
-        return dataset_checks.inspect_samples(
-            part, config.grid_size, config.workers, lambda count: on_read(count, total)
-        )
+        return checks.inspect_samples(part, config.grid_size, config.workers, lambda count: on_read(count, total))
 
     inspection = inspect(samples)
     inspect(validation)
@@ -137,8 +135,7 @@ def prepare(folder: Path) -> None:
 def _saved_run(folder: Path, config: TrainConfig, files: str) -> Run | None:
     """Load the run in ``folder``; None if it was killed before its first save. Raises InputError for another run."""
     stored, run = load_run(folder), None
-    for left in folder.glob(".*.partial"):  # left by a run that was killed while writing
-        left.unlink(missing_ok=True)
+    remove_partials(folder)
     if (folder / STATE).exists():
         try:
             run = Run(**torch.load(folder / STATE, map_location="cpu", weights_only=True))

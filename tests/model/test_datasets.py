@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from npr_model import dataset_checks, datasets
-from npr_model.datasets import FAKE, REAL, DatasetError, LeftOut
+from npr_model.datasets import checks, folders
+from npr_model.datasets.folders import FAKE, REAL, DatasetError, LeftOut
 from npr_model.files import natural_key
 from tests.model.conftest import encoded, noise
 
@@ -26,7 +26,7 @@ def touch(root: Path, *names: str) -> Path:
 
 def listed(root: Path, left_out: LeftOut | None = None) -> list[tuple[str, int, str]]:
     """The samples as (path below the root, label, group); fills ``left_out``."""
-    samples = datasets.find_samples(root, on_other=(LeftOut() if left_out is None else left_out).add)
+    samples = folders.find_samples(root, on_other=(LeftOut() if left_out is None else left_out).add)
     return [(str(s.path.relative_to(root)), s.label, s.group) for s in samples]
 
 
@@ -97,7 +97,7 @@ def test_folders_nested_deeper_than_the_stack(tmp_path, monkeypatch):
     Path("a.png").write_bytes(encoded(noise(4, 4)))
     try:
         sys.setrecursionlimit(1000)  # Python's own; some packages raise it
-        assert len(datasets.find_samples(tmp_path)) == 1
+        assert len(folders.find_samples(tmp_path)) == 1
     finally:  # pytest would remove them recursively, which fails
         sys.setrecursionlimit(limit)
         subprocess.run(["rm", "-rf", tmp_path / "0_real"], check=True)
@@ -105,17 +105,17 @@ def test_folders_nested_deeper_than_the_stack(tmp_path, monkeypatch):
 
 def test_files_of_both_classes(tmp_path):
     root = touch(tmp_path, "0_real/a.png", "1_fake/b.png")
-    assert str(dataset_checks.find_contradictions(datasets.find_samples(root))).startswith("1 file is in both classes")
+    assert str(checks.find_contradictions(folders.find_samples(root))).startswith("1 file is in both classes")
     (root / "0_real/c.png").write_bytes(encoded(noise(4, 4, seed=1)))  # another image, possibly of the same size
     (root / "0_real/d.png").write_bytes((root / "1_fake/b.png").read_bytes())
     (root / "0_real/gone.png").symlink_to(root / "absent.png")
-    contradictions = dataset_checks.find_contradictions(datasets.find_samples(root))
+    contradictions = checks.find_contradictions(folders.find_samples(root))
     fake = str(root / "1_fake/b.png")
     assert contradictions.pairs == [(str(root / "0_real/a.png"), fake)]
     os.remove(root / "0_real/a.png")
-    assert dataset_checks.find_contradictions(datasets.find_samples(root)).pairs == [(str(root / "0_real/d.png"), fake)]
+    assert checks.find_contradictions(folders.find_samples(root)).pairs == [(str(root / "0_real/d.png"), fake)]
     os.remove(root / "0_real/d.png")
-    assert str(dataset_checks.find_contradictions(datasets.find_samples(root))) == ""
+    assert str(checks.find_contradictions(folders.find_samples(root))) == ""
 
 
 @pytest.mark.parametrize(
@@ -130,13 +130,13 @@ def test_files_of_both_classes(tmp_path):
 def test_unusable_folder(tmp_path, names, folder, message):
     touch(tmp_path, *names)
     with pytest.raises(DatasetError, match=message):
-        datasets.find_samples(tmp_path / folder)
+        folders.find_samples(tmp_path / folder)
 
 
 def test_one_class(tmp_path):
-    samples = datasets.find_samples(touch(tmp_path, "0_real/a.png"))
+    samples = folders.find_samples(touch(tmp_path, "0_real/a.png"))
     with pytest.raises(DatasetError, match="x has no images in 1_fake folders, but both classes are needed"):
-        datasets.require_both_classes(samples, "x")
+        folders.require_both_classes(samples, "x")
 
 
 def test_all_unreadable_images_are_told_at_once(tmp_path):
@@ -144,7 +144,7 @@ def test_all_unreadable_images_are_told_at_once(tmp_path):
     (root / "0_real/empty.png").write_bytes(b"")
     (root / "1_fake/tiny.png").write_bytes(encoded(noise(1, 1)))
     with pytest.raises(DatasetError) as caught:
-        dataset_checks.inspect_samples(datasets.find_samples(root), 2, workers=2)
+        checks.inspect_samples(folders.find_samples(root), 2, workers=2)
     message = str(caught.value)
     assert message.startswith("2 of 4 images cannot be used")
     assert "empty.png: the file is empty" in message and "tiny.png: the image is 1x1 pixels" in message
@@ -152,8 +152,8 @@ def test_all_unreadable_images_are_told_at_once(tmp_path):
 
 def test_reals_of_a_plain_and_of_a_labelled_folder(tmp_path):
     touch(tmp_path, "plain/a.png", "plain/b/c.png", "labelled/0_real/a.png", "labelled/1_fake/b.png")
-    assert len(datasets.find_reals(tmp_path / "plain")) == 2
-    assert [s.path.name for s in datasets.find_reals(tmp_path / "labelled")] == ["a.png"]
+    assert len(folders.find_reals(tmp_path / "plain")) == 2
+    assert [s.path.name for s in folders.find_reals(tmp_path / "labelled")] == ["a.png"]
 
 
 def test_natural_order():

@@ -12,24 +12,14 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from npr_model.errors import InputError, reason
-from npr_model.files import HIDDEN, is_hidden, is_image_name, natural_key
+from npr_model.files import HIDDEN, is_hidden, natural_key
+from npr_model.imaging.formats.suffixes import is_image_name
 from npr_model.scoring.items import MAX_BYTES, Item, failing, too_large
 from npr_model.screening.inputs.archives import Archive, is_archive_name
 from npr_model.screening.inputs.retries import request
 from npr_model.screening.inputs.skipped import INNER_ARCHIVE, NO_IMAGE_NAME, Skip
 
 _SCHEME = re.compile(r"(?:^|(?<=::))[A-Za-z][A-Za-z0-9+.-]*(?=://)")
-
-
-def is_url(path: str) -> bool:
-    """Return whether a source is a URL. One of a local file counts as its path, see :func:`as_path`."""
-    return "://" in path
-
-
-def as_path(source: str) -> str:
-    """Return the path in a URL such as file:///photos; any other source as it is."""
-    scheme, _, path = source.partition("://")
-    return path if scheme.lower() in ("file", "local") and "::" not in path else source
 
 
 class Remote:

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from http import HTTPStatus
 from typing import TypeVar
 
-from npr_model.errors import reason
+from npr_model.errors import system_reason
 
 WAITS = (0.3, 1.0, 4.0)  # seconds before the next attempts
 LONGEST_WAIT = 60.0  # seconds; a server that asks for more patience is not asked again
@@ -59,14 +59,11 @@ def is_temporary(error: BaseException) -> bool:
 
 def describe(error: BaseException) -> str:
     """Return what failed, in a few words: the HTTP status if there is one."""
-    status, text = status_of(error), reason(error)
-    if status:
+    if status := status_of(error):
         wait = _retry_after(error)
         patience = f", to be asked again after {wait:g} s" if wait and wait > LONGEST_WAIT else ""
         return f"HTTP {status} {_phrase(status)}{patience}".rstrip()
-    if isinstance(error, OSError) and error.errno is not None and error.errno in errno.errorcode:
-        return os.strerror(error.errno)
-    return text
+    return system_reason(error)
 
 
 def status_of(error: BaseException) -> int | None:

@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from npr_model.errors import InputError, reason
-from npr_model.files import in_natural_order, is_image_name, readable_name, walk_files
+from npr_model.files import in_natural_order, readable_name, walk_files
+from npr_model.imaging.formats.suffixes import is_image_name
 from npr_model.scoring.items import Item, failing, file_item
 from npr_model.screening.inputs.archives import Archive, is_archive_name
 from npr_model.screening.inputs.content import HEAD_BYTES, archive_kind, is_image
 from npr_model.screening.inputs.names import read_names
 from npr_model.screening.inputs.patterns import expand_braces, is_pattern, matches
-from npr_model.screening.inputs.remote import Remote, as_path, is_url
+from npr_model.screening.inputs.remote import Remote
 from npr_model.screening.inputs.skipped import EMPTY_FOLDER, INNER_ARCHIVE, NO_IMAGE, UNREADABLE, describe_skipped
+from npr_model.screening.urls import as_path, is_url
 
 STANDARD_INPUT = "-"
 

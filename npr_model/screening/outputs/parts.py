@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from npr_model.errors import InputError, reason
-from npr_model.files import atomic_write
+from npr_model.files import atomic_write, is_partial, remove_partials
 from npr_model.screening.outputs.finished import Finished, digest
-from npr_model.screening.outputs.journal import NAME as JOURNAL
+from npr_model.screening.outputs.journal_file import NAME as JOURNAL
+from npr_model.screening.outputs.row_files import ROWS_A_GROUP
 
 try:
     import fcntl
@@ -34,7 +35,6 @@ MANIFEST = "_manifest.json"  # Parquet readers skip names that start with _
 _LOCK = ".lock"
 _PART = re.compile(r"part-([0-9]+)(-retry)?\.parquet")
 _VERSION = 2  # to be raised with the columns of rows
-ROWS_A_GROUP = 5_000  # per row group; with 50,000 the encoders would use 25 MiB more
 
 
 class SinkError(InputError):
@@ -60,8 +60,7 @@ class Parts:
         self._lock = _locked(folder)
         try:
             self._check_identity()
-            for left in folder.glob(".*.partial"):  # left by a run that was killed while writing
-                left.unlink(missing_ok=True)
+            remove_partials(folder)
             self._rows = {path.name: self._read(path).metadata.num_rows for path in _paths(folder)}
             self._write_manifest(complete=False)
             self._replace_retried()
@@ -197,7 +196,7 @@ def _manifest(folder: Path) -> dict | None:
 
 def _is_passing(path: Path) -> bool:
     """Return whether a file may be left over from a run that was killed before it wrote anything."""
-    return path.name in (_LOCK, JOURNAL) or (path.name.startswith(".") and path.name.endswith(".partial"))
+    return path.name in (_LOCK, JOURNAL) or is_partial(path.name)
 
 
 def _paths(folder: Path) -> list[Path]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,14 +16,15 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
+from npr_model.errors import system_reason
+from npr_model.files import partial_path
 from npr_model.scoring.rows import KILLED, Row, as_table
-from npr_model.screening.inputs.remote import is_url
-from npr_model.screening.inputs.retries import describe
-from npr_model.screening.outputs import journal, parts
-from npr_model.screening.outputs.files_of_rows import CsvFile, JsonLinesFile, ParquetFile, RowFile
+from npr_model.screening.outputs import journal_file, parts
 from npr_model.screening.outputs.finished import Finished
-from npr_model.screening.outputs.journal import Journal, JournalFile
+from npr_model.screening.outputs.journal_file import Journal, JournalFile
 from npr_model.screening.outputs.parts import SinkError
+from npr_model.screening.outputs.row_files import CsvFile, JsonLinesFile, ParquetFile, RowFile
+from npr_model.screening.urls import is_url
 
 ROWS_A_PART = 50_000
 SECONDS_A_PART = 300
@@ -90,7 +90,7 @@ def open_sink(
 
 @contextlib.contextmanager
 def _file_sink(path: Path) -> Iterator[Sink]:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary = partial_path(path)
     failure: BaseException | None = None
     full: OSError | None = None
     kept = 0
@@ -124,7 +124,7 @@ def _file_sink(path: Path) -> Iterator[Sink]:
     if full is not None:
         rows = f"the first {kept} rows are in it" if kept else "no row is in it"
         raise SinkError(
-            f"output {path} cannot be written: {describe(full)}; {rows}. Make room and run the command again, or "
+            f"output {path} cannot be written: {system_reason(full)}; {rows}. Make room and run the command again, or "
             "write to a folder (-o FOLDER/), where it would continue"
         ) from full
     if failure is not None:
@@ -161,7 +161,7 @@ def _folder_sink(folder: Path, identity: Mapping[str, str], retry_failed: bool) 
 
     failure: BaseException | None = None
     with _named(folder), parts.opened(folder, identity, retry_failed=retry_failed) as written:
-        record = JournalFile(folder / journal.NAME) if hasattr(os, "pwrite") else Journal()  # not on Windows
+        record = JournalFile(folder / journal_file.NAME) if hasattr(os, "pwrite") else Journal()  # not on Windows
         try:
             if retry_failed:
                 record.suspect(written.failed(KILLED))
@@ -185,8 +185,8 @@ def _named(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SinkError(
-            f"output {folder} cannot be written: {describe(error)}; the parts in it are kept. Make room and run the "
-            "same command again: it continues"
+            f"output {folder} cannot be written: {system_reason(error)}; the parts in it are kept. Make room and run "
+            "the same command again: it continues"
         ) from error
 
 

@@ -11,7 +11,7 @@ import pytest
 from npr_model import cli
 from npr_model.commands import terminal
 from npr_model.commands.streams import StreamConsole
-from npr_model.tables import Table
+from npr_model.reporting.tables import Table
 
 
 @pytest.fixture

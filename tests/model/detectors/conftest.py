@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from npr_model.detectors import cnndetection, efficientnet, gandetection
+from npr_model.detectors import cnndetection, gandetection
 from npr_model.detectors import encoder as encoders
-from npr_model.detectors.resnet import resnet_stage
+from npr_model.detectors.layers import efficientnet
+from npr_model.detectors.layers.resnet import resnet_stage
 from tests.model.detectors.encoders import write
 
 

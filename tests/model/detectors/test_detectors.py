@@ -22,7 +22,7 @@ from npr_model.detectors.bihpf import CUTOFF, BiHPF
 from npr_model.detectors.durall import RINGS, Durall
 from npr_model.detectors.f3net import FrequencyAwareDecomposition, LocalFrequencyStatistics
 from npr_model.detectors.frank import TILE, Frank
-from npr_model.detectors.frequency import dct_2d, inverse_dct_2d
+from npr_model.detectors.layers.frequency import dct_2d, inverse_dct_2d
 from npr_model.detectors.patchfor import Patchfor
 from npr_model.errors import InputError
 from npr_model.evaluation import published

@@ -11,8 +11,8 @@ from torch import nn
 from npr_model import checkpoints, cli
 from npr_model.checkpoints import Metadata
 from npr_model.detectors import detector_class
-from npr_model.detectors.efficientnet import EfficientNet
-from npr_model.detectors.mirroring import mirrored
+from npr_model.detectors.layers.efficientnet import EfficientNet
+from npr_model.detectors.layers.mirroring import mirrored
 from npr_model.errors import InputError
 
 HINT = "EfficientNet-B4 needs transformers: pip install 'npr-kernels[detectors]'"

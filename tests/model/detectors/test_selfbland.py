@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npr_model.detectors import self_blending
-from npr_model.detectors.self_blending import RATIOS, convex_masks, moved, self_blended
+from npr_model.detectors.layers import self_blended_images
+from npr_model.detectors.layers.self_blended_images import RATIOS, convex_masks, moved, self_blended
 from npr_model.detectors.selfbland import SelfBland
 from npr_model.training.config import TrainConfig
 from npr_model.training.distributed import Process
@@ -45,9 +45,9 @@ def test_a_blend_joins_source_and_target_along_the_mask(monkeypatch):
     torch.manual_seed(0)
     photographs = torch.randint(256, (64, 3, 8, 8)) / 255
     mask = torch.tensor([0.0, 0.0, 0.0, 0.4, 0.6, 1.0, 1.0, 1.0]).expand(64, 1, 8, 8)
-    monkeypatch.setattr(self_blending, "altered", torch.zeros_like)
-    monkeypatch.setattr(self_blending, "moved", lambda images: images)
-    monkeypatch.setattr(self_blending, "convex_masks", lambda images: mask)
+    monkeypatch.setattr(self_blended_images, "altered", torch.zeros_like)
+    monkeypatch.setattr(self_blended_images, "moved", lambda images: images)
+    monkeypatch.setattr(self_blended_images, "convex_masks", lambda images: mask)
     target, blend = self_blended(photographs)
     found = set()
     for photograph, one, blended in zip(photographs, target, blend, strict=True):
@@ -64,8 +64,8 @@ def test_a_blend_joins_source_and_target_along_the_mask(monkeypatch):
 def test_moving_by_nothing_changes_nothing(monkeypatch):
     images = torch.rand(3, 3, 9, 12, dtype=torch.float64)
     assert (moved(images) - images).abs().max() > 0.01
-    monkeypatch.setattr(self_blending, "SCALE", (1, 1))
-    monkeypatch.setattr(self_blending, "TRANSLATION", (0, 0))
+    monkeypatch.setattr(self_blended_images, "SCALE", (1, 1))
+    monkeypatch.setattr(self_blended_images, "TRANSLATION", (0, 0))
     torch.testing.assert_close(moved(images), images)
 
 

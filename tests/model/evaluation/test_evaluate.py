@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
 
 from npr_model import checkpoints
-from npr_model.datasets import DatasetError
+from npr_model.datasets.folders import DatasetError
 from npr_model.evaluation.evaluate import collect, common_size, evaluate
 from npr_model.imaging.perturbations import Perturbation, codec
 from npr_model.scoring.rows import Row

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from npr_model.datasets import DatasetError
+from npr_model.datasets.folders import DatasetError
 from npr_model.errors import InputError
 from npr_model.evaluation import protocols, published
 from npr_model.evaluation.protocols import PROTOCOLS

@@ -14,7 +14,7 @@ import pytest
 
 from npr_model.commands import terminal
 from npr_model.scoring.rows import SCHEMA, Row
-from npr_model.screening.outputs import files_of_rows, sinks
+from npr_model.screening.outputs import row_files, sinks
 from npr_model.screening.outputs.sinks import SinkError, open_sink
 from tests.model.conftest import encoded, noise
 
@@ -47,7 +47,7 @@ def read(path: Path) -> list[dict]:
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize("size", [9_000, 70_000, 200_001, 300_000])
 def test_whole_rows_are_kept(tmp_path, suffix, size, monkeypatch):
-    monkeypatch.setattr(files_of_rows, "ROWS_A_GROUP", 300)
+    monkeypatch.setattr(row_files, "ROWS_A_GROUP", 300)
     path = tmp_path / f"scores{suffix}"
     with pytest.raises(SinkError) as error, largest_file(size), open_sink(path) as sink:
         for number in range(100_000):
@@ -97,7 +97,7 @@ def test_an_interruption_on_a_full_disk(tmp_path):
 
 def test_parquet_has_many_groups(tmp_path, monkeypatch):
     """What is reserved for the footer is enough for all of them, and is given back."""
-    monkeypatch.setattr(files_of_rows, "ROWS_A_GROUP", 2)
+    monkeypatch.setattr(row_files, "ROWS_A_GROUP", 2)
     with open_sink(path := tmp_path / "scores.parquet") as sink:
         for number in range(501):
             sink.write(row(number))

@@ -14,10 +14,10 @@ import pytest
 from npr_model.scoring.items import in_memory
 from npr_model.scoring.options import ScoringOptions
 from npr_model.scoring.rows import Row, as_table
-from npr_model.screening import alone
-from npr_model.screening.outputs import journal
+from npr_model.screening import isolated
+from npr_model.screening.outputs import journal_file
 from npr_model.screening.outputs.finished import DIGEST_BYTES, digest
-from npr_model.screening.outputs.journal import Journal, JournalFile
+from npr_model.screening.outputs.journal_file import Journal, JournalFile
 from npr_model.screening.outputs.parts import Parts
 from npr_model.screening.outputs.sinks import open_sink
 from tests.model.conftest import encoded, noise
@@ -72,7 +72,7 @@ def test_what_killed_a_run_when_it_was_alone_is_not_tried_at_all(npr, poisonous,
     """As where the memory's guard ends all processes of a group."""
     output = tmp_path / "scores"
     output.mkdir()
-    (output / journal.NAME).write_bytes(2 * digest(f"{poisonous}/05.png"))  # alone, and in work
+    (output / journal_file.NAME).write_bytes(2 * digest(f"{poisonous}/05.png"))  # alone, and in work
     arguments = ["screen", str(poisonous), "--checkpoint", str(checkpoint), "--workers", "1", "-o", f"{output}/"]
     assert npr(*arguments)[0] == 1
     (row,) = (row for row in rows(output) if row["error"] is not None)
@@ -87,14 +87,14 @@ def test_innocent_files_get_the_row_that_they_would_have(checkpoint, tmp_path):
     scorer = options.scorer()
     expected = {row.source: row.as_dict() | {"milliseconds": 0} for row in scorer.score(items)}
     blank = Row("", view=str(scorer.view), model=scorer.model_id)
-    found = [row.as_dict() | {"milliseconds": 0} for row in alone.score_alone(items, options, blank, Journal())]
+    found = [row.as_dict() | {"milliseconds": 0} for row in isolated.score_alone(items, options, blank, Journal())]
     assert [row["source"] for row in found] == ["0", "1", "2", "bad"]
     assert all(row == expected[row["source"]] for row in found)
 
 
 def test_the_process_that_scores_alone_may_fail_to_start(checkpoint):
     items = [in_memory("a", b"x")]
-    (row,) = alone.score_alone(items, ScoringOptions("no such checkpoint"), Row(""), Journal())
+    (row,) = isolated.score_alone(items, ScoringOptions("no such checkpoint"), Row(""), Journal())
     assert row.error_code == "killed" and "was ended with exit code 1" in row.error
 
 

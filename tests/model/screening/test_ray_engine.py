@@ -36,7 +36,7 @@ from tests.model.screening.test_sources import tar
 
 ray = pytest.importorskip("ray", reason="needs Ray, npr-kernels[ray]")
 psutil = pytest.importorskip("psutil", reason="comes with Ray")
-from npr_model.screening import ray_engine  # noqa: E402
+from npr_model.screening.engines import ray as ray_engine  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("ray")
 RAY = str(Path(sys.executable).with_name("ray"))

@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from npr_model import datasets, simulation
+from npr_model import simulation
 from npr_model.commands import terminal
+from npr_model.datasets.folders import LeftOut, find_samples, require_both_classes
 from npr_model.errors import InputError
 from npr_model.imaging.codecs import Codec
 from npr_model.simulation import KINDS, Autoencoder, Simulator, autoencoders, dataset, generators, history
-from npr_model.simulation.autoencoders import Discriminator, fit, psnr
+from npr_model.simulation.autoencoders import PatchDiscriminator, fit, psnr
 from npr_model.simulation.dataset import DatasetWriter
 from npr_model.simulation.generators import GeneratorError
 from npr_model.simulation.photographs import Photograph, SimulationError, find_photographs, split, to_pixels, to_tensor
@@ -128,7 +129,7 @@ def test_training_improves(simulator, kind):
 
 def test_the_discriminator_recognises_soft_images_and_how_to_sharpen_them():
     torch.manual_seed(0)
-    discriminator = Discriminator()
+    discriminator = PatchDiscriminator()
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3)
     sharp = crops(16, 48) / 255
     soft = F.avg_pool2d(sharp, 3, 1, 1)
@@ -348,8 +349,8 @@ def test_dataset_treats_both_classes_alike(simulator, photographs, tmp_path):
         assert (output / row["real"]).read_bytes() != (output / row["fake"]).read_bytes()
     assert len(qualities) > 5
     for part in ("train", "validation"):
-        samples = datasets.find_samples(output / part)
-        datasets.require_both_classes(samples, part)
+        samples = find_samples(output / part)
+        require_both_classes(samples, part)
         assert {sample.group for sample in samples} == {*KINDS, "test-doubler"}
     by_part = {part: {row["photograph"] for row in rows if row["part"] == part} for part in parts}
     assert len(by_part["train"]) == 4 and len(by_part["validation"]) == 2
@@ -427,7 +428,7 @@ def test_bad_photographs_are_listed_and_replaced(simulator, photographs, tmp_pat
     (folder / "small.png").write_bytes(b"")
     Image.fromarray(noise(47, 300)).save(folder / "small.png")
     (folder / "notes.txt").write_text("taken in June")
-    left_out = datasets.LeftOut()
+    left_out = LeftOut()
     usable, problems = find_photographs([folder], 48, left_out.add)
     assert list(left_out) == [str(folder / "notes.txt")]
     assert len(usable) == 7 and set(problems) == {str(folder / "text.jpg"), str(folder / "small.png")}
@@ -527,7 +528,7 @@ def test_command(npr, photographs, tmp_path):
     assert code == terminal.EXIT_FAILED_INPUTS and "training" not in out and "bad.jpg: " in out
     assert "from 6 photographs" in out and "1 photographs were skipped" in out
     assert err.count("\n") == 1 and "npr: warning: 1 file was left out: " in err
-    assert {sample.group for sample in datasets.find_samples(tmp_path / "b")} == {"subpixel"}
+    assert {sample.group for sample in find_samples(tmp_path / "b")} == {"subpixel"}
     assert "bad.jpg" in (tmp_path / "b" / "skipped.csv").read_text()
     code, _, err = npr("simulate", folder, *second, *options)
     assert code == terminal.EXIT_USAGE and "b already holds " in err and err.count("\n") == 1

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from npr_model import dataset_checks
-from npr_model.datasets import FAKE, REAL, DatasetError, Sample
+from npr_model.datasets import checks
+from npr_model.datasets.folders import FAKE, REAL, DatasetError, Sample
 from npr_model.errors import InputError
 from npr_model.training.config import PRESETS, TrainConfig
 from npr_model.training.loading import BalancedBatches, Loader, TrainingCrops
@@ -185,7 +185,7 @@ def test_inspection(tmp_path):
         (tmp_path / name).write_bytes(encoded(noise(8, 8), format))
         listed.append(Sample(tmp_path / name, label, "x"))
     read = []
-    inspection = dataset_checks.inspect_samples(listed, 2, 1, read.append)
+    inspection = checks.inspect_samples(listed, 2, 1, read.append)
     assert str(inspection) == "0_real: 1 PNG, 1 JPEG; 1_fake: 1 PNG" and inspection.classes_differ
     assert len(inspection.decoders) == 2 and sum(read) == 3
-    assert not dataset_checks.inspect_samples([listed[0], listed[2]], 2, 1).classes_differ
+    assert not checks.inspect_samples([listed[0], listed[2]], 2, 1).classes_differ

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from npr_model import checkpoints
-from npr_model.datasets import DatasetError
+from npr_model.datasets.folders import DatasetError
 from npr_model.errors import InputError
 from npr_model.evaluation.metrics import Metrics
 from npr_model.inference.fused import InferenceDetector

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from npr_model.detectors.mirroring import mirrored
+from npr_model.detectors.layers.mirroring import mirrored
 from npr_model.errors import InputError
 
 # Of transformers.EfficientNetConfig. Its default momentum of batch norm, 0.99, is that of Keras, which weighs the old

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from npr_model.datasets import CLASS_FOLDERS, FAKE, DatasetError, Sample, read
+from npr_model.datasets.folders import CLASS_FOLDERS, FAKE, DatasetError, Sample, read
 from npr_model.files import readable_name
 from npr_model.imaging.errors import ImageError
 from npr_model.imaging.views import check_cell
 
-FORMATS_DIFFER = 0.1  # if the shares of a format differ by this much, the accuracy can move by percents
+SHARES_DIFFER = 0.1  # if the shares of a format differ by more, the accuracy can move by percents
 
 
 class Contradictions:
@@ -79,11 +79,11 @@ class Inspection:
 
 
 def formats_differ(real: Counter[str], fake: Counter[str]) -> bool:
-    """Return whether a file format's share differs between the classes, given as counts, by over FORMATS_DIFFER."""
+    """Return whether a file format's share differs between the classes, given as counts, by over SHARES_DIFFER."""
     if not (real and fake):
         return False
     shares = [{format: count / counts.total() for format, count in counts.items()} for counts in (real, fake)]
-    return any(abs(shares[0].get(format, 0) - shares[1].get(format, 0)) > FORMATS_DIFFER for format in real | fake)
+    return any(abs(shares[0].get(format, 0) - shares[1].get(format, 0)) > SHARES_DIFFER for format in real | fake)
 
 
 def inspect_samples(

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npr_model.errors import InputError, reason
-from npr_model.files import is_folder, is_hidden, is_image_name, leads_back, natural_key, readable_name, walk_files
+from npr_model.files import is_folder, is_hidden, leads_back, natural_key, readable_name, walk_files
 from npr_model.imaging.decode import DecodedImage, decode
 from npr_model.imaging.errors import ImageError
+from npr_model.imaging.formats.suffixes import is_image_name
 from npr_model.imaging.headers import header_size
 
 REAL, FAKE = 0, 1
