@@ -15,17 +15,38 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from npr_kernels import __version__
     from npr_model.api import Detector, Score, load, screen
+    from npr_model.checkpoints import Metadata
     from npr_model.detectors.npr import NPRDetector
     from npr_model.errors import InputError
+    from npr_model.scoring.options import ScoringOptions
+    from npr_model.scoring.rows import Row, Totals
 
-__all__ = ["Detector", "InputError", "NPRDetector", "Score", "load", "screen"]
+__all__ = [
+    "Detector",
+    "InputError",
+    "Metadata",
+    "NPRDetector",
+    "Row",
+    "Score",
+    "ScoringOptions",
+    "Totals",
+    "__version__",
+    "load",
+    "screen",
+]
 
 _MODULES = {
     "Detector": "npr_model.api",
     "InputError": "npr_model.errors",
+    "Metadata": "npr_model.checkpoints",
     "NPRDetector": "npr_model.detectors.npr",
+    "Row": "npr_model.scoring.rows",
     "Score": "npr_model.api",
+    "ScoringOptions": "npr_model.scoring.options",
+    "Totals": "npr_model.scoring.rows",
+    "__version__": "npr_kernels",  # one project, one version
     "load": "npr_model.api",
     "screen": "npr_model.api",
 }

@@ -6,14 +6,13 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, cast, overload
+from dataclasses import dataclass, fields
+from typing import cast, overload
 
 import numpy as np
 import torch
 from PIL import Image
 
-from npr_model import weights
 from npr_model.checkpoints import Metadata
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.errors import InputError
@@ -72,22 +71,8 @@ class Score:
     @classmethod
     def of_row(cls, row: Row, source: str) -> Score:
         """The score in a row of a screening."""
-        return cls(
-            logit=row.logit,
-            probability=row.probability,
-            verdict=row.verdict,
-            source=source,
-            width=row.width,
-            height=row.height,
-            format=row.format,
-            flags=tuple((row.flags or "").split()),
-            declared=row.declared,
-            declared_by=row.declared_by,
-            error=row.error,
-            logit_npr=row.logit_npr,
-            logit_clip=row.logit_clip,
-            scored_by=row.scored_by,
-        )
+        values = {field.name: getattr(row, field.name) for field in fields(cls)}
+        return cls(**values | {"source": source, "flags": tuple((row.flags or "").split())})
 
 
 class Detector:
@@ -168,42 +153,28 @@ class Detector:
 
 
 def load(
-    name_or_path: str | os.PathLike = weights.DEFAULT,
+    name_or_path: str | os.PathLike = ScoringOptions.checkpoint,
     *,
-    view: str | None = None,
-    device: str = "auto",
-    dtype: str | None = None,
-    backend: str | None = None,
-    false_positive_rate: float | None = None,
-    batch_size: int = 16,
-    workers: int = 0,
+    view: str | None = ScoringOptions.view,
+    device: str = ScoringOptions.device,
+    dtype: str | None = ScoringOptions.dtype,
+    backend: str | None = ScoringOptions.backend,
+    false_positive_rate: float | None = ScoringOptions.false_positive_rate,
+    batch_size: int = ScoringOptions.batch_size,
+    workers: int = ScoringOptions.workers,
     max_pixels: int = ScoringOptions.max_pixels,
-    raw_previews: bool = False,
+    raw_previews: bool = ScoringOptions.raw_previews,
 ) -> Detector:
     """Load a checkpoint to score images with.
 
     Args:
-        name_or_path: Name of a bundled checkpoint, or path of a .safetensors or .pth file. Files are not trusted:
-            nothing in them is executed.
-        view: Pixels that the network sees: "native", "sample:KxS", "crop:S", "resize:S" or "tile:S". Default: the
-            checkpoint's.
-        device: "auto" (cuda where there is a GPU), "cpu", "cuda" or "cuda:N".
-        dtype: "float32", "bfloat16" or "int8". Default: bfloat16 where the hardware multiplies it natively, else
-            float32.
-        backend: Backend of npr_kernels. Default: the best that is available.
-        false_positive_rate: Share of photographs that may get the verdict "generated". It must be one of the rates that
-            the checkpoint is calibrated for. Default: the checkpoint's first.
-        batch_size: Images of one size that are scored together.
-        workers: Decoding threads; 0 for one per core, at most 16.
-        max_pixels: Larger images are errors.
-        raw_previews: Whether the JPEG preview in a camera raw file is scored; else such a file is an error.
+        name_or_path: Name of a bundled checkpoint, or path of a .safetensors or .pth file.
+        view, device, dtype, backend, false_positive_rate, batch_size, workers, max_pixels, raw_previews: As in
+            :class:`npr_model.ScoringOptions`.
 
     Raises:
         InputError: The checkpoint cannot be read, or an option cannot be used here.
     """
-    for name, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("max_pixels", max_pixels, 1)):
-        if number < least:
-            raise InputError(f"{name} must be at least {least}, got {number}")
     options = ScoringOptions(
         checkpoint=name_or_path,
         view=view,
@@ -225,13 +196,23 @@ def screen(
     output: str | os.PathLike,
     *,
     files_from: str | None = None,
-    null: bool = False,
+    null_separated: bool = False,
     column: str | None = None,
     retry_failed: bool = False,
     engine: str = "local",
     actors: int = 0,
     on_row: Callable[[Row], None] = lambda row: None,
-    **options: Any,
+    checkpoint: str | os.PathLike = ScoringOptions.checkpoint,
+    view: str | None = ScoringOptions.view,
+    device: str = ScoringOptions.device,
+    dtype: str | None = ScoringOptions.dtype,
+    backend: str | None = ScoringOptions.backend,
+    false_positive_rate: float | None = ScoringOptions.false_positive_rate,
+    batch_size: int = ScoringOptions.batch_size,
+    workers: int = ScoringOptions.workers,
+    max_pixels: int = ScoringOptions.max_pixels,
+    raw_previews: bool = ScoringOptions.raw_previews,
+    cache: str | os.PathLike | None = ScoringOptions.cache,
 ) -> Totals:
     """Score an image collection and write one row per image: what ``npr screen`` does.
 
@@ -240,14 +221,14 @@ def screen(
         output: A file that ends in .parquet, .csv or .jsonl, or a folder that ends in "/" for Parquet parts. The same
             call continues a run into a folder that was interrupted.
         files_from: A file that lists more sources, one per line.
-        null: Whether NUL bytes separate the names in ``files_from``.
+        null_separated: Whether NUL bytes separate the names in ``files_from``, instead of ends of lines.
         column: Parquet column that holds the encoded images. Default: the only binary column.
         retry_failed: Whether to score again what has a row with an error in the output folder.
         engine: "local", or "ray" for a Ray cluster.
         actors: Ray only: processes that run the network; 0 for one per GPU, or without GPUs one per machine.
-        on_row: Called with each :class:`npr_model.scoring.rows.Row` after it was written.
-        options: Fields of :class:`npr_model.scoring.options.ScoringOptions`: checkpoint, view, device, dtype,
-            backend, false_positive_rate, batch_size, workers, max_pixels, raw_previews, cache.
+        on_row: Called with each :class:`npr_model.Row` after it was written.
+        checkpoint, view, device, dtype, backend, false_positive_rate, batch_size, workers, max_pixels, raw_previews,
+            cache: As in :class:`npr_model.ScoringOptions`.
 
     Returns:
         Counts of this call: ``failed`` and ``scored`` rows, ``verdicts`` by name, files that were ``skipped`` by
@@ -258,10 +239,23 @@ def screen(
             cannot be scored is a row with an error.
     """
     paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    options = ScoringOptions(
+        checkpoint=checkpoint,
+        view=view,
+        device=device,
+        dtype=dtype,
+        backend=backend,
+        false_positive_rate=false_positive_rate,
+        batch_size=batch_size,
+        workers=workers,
+        max_pixels=max_pixels,
+        raw_previews=raw_previews,
+        cache=cache,
+    )
     run = Screening(
-        Sources(paths, files_from=files_from, null=null, column=column),
+        Sources(paths, files_from=files_from, null_separated=null_separated, column=column),
         os.fspath(output),
-        ScoringOptions(**options),
+        options,
         retry_failed=retry_failed,
         engine=engine,
         actors=actors,

@@ -21,6 +21,8 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import npr_kernels
+import npr_model
 from npr_kernels.backends import extension
 from tests.conftest import ROOT
 
@@ -34,6 +36,7 @@ def sources_alone(folder: Path) -> None:
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "csrc", folder / "csrc")
     (folder / "npr_kernels").mkdir()
+    shutil.copy(ROOT / "npr_kernels" / "__init__.py", folder / "npr_kernels")  # has the version
 
 
 def python(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -58,7 +61,7 @@ def test_reading_the_metadata_changes_no_file(choice, tmp_path):
     (tmp_path / "npr_kernels" / "_C.abi3.so").write_text("built before")
     (tmp_path / "npr_kernels" / "_build_info.json").write_text("recorded before")
     hook("prepare_metadata_for_build_wheel", tmp_path, NPR_KERNELS_BUILD=choice)
-    found = {path.name: path.read_text() for path in (tmp_path / "npr_kernels").iterdir()}
+    found = {path.name: path.read_text() for path in (tmp_path / "npr_kernels").iterdir() if path.suffix != ".py"}
     assert found == {"_C.abi3.so": "built before", "_build_info.json": "recorded before"}
     assert not (tmp_path / "build").exists()
 
@@ -174,7 +177,7 @@ def test_an_editable_install_without_the_extension_removes_an_earlier_one(tmp_pa
     sources_alone(tmp_path)
     (tmp_path / "npr_kernels" / "_C.abi3.so").write_text("built before")
     hook("build_editable", tmp_path, NPR_KERNELS_BUILD="none")
-    assert [path.name for path in (tmp_path / "npr_kernels").iterdir()] == ["_build_info.json"]
+    assert {path.name for path in (tmp_path / "npr_kernels").iterdir()} == {"__init__.py", "_build_info.json"}
 
 
 @needs_extension
@@ -220,6 +223,10 @@ def test_the_wheel_runs_without_a_compiler_and_a_checkout(tmp_path):
 def project() -> dict:
     tomllib = pytest.importorskip("tomllib", reason="Python reads TOML since 3.11")
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_there_is_one_version():
+    assert npr_model.__version__ == npr_kernels.__version__ == importlib.metadata.version("npr-kernels")
 
 
 def test_setup_asks_for_what_pyproject_asks_for(project):

@@ -125,7 +125,7 @@ def screen(
         raise InputError("Missing argument 'PATH' or option '--files-from'")
     if null and files_from is None:
         raise InputError("--null needs --files-from")
-    sources = Sources(paths or [], files_from=files_from, null=null, column=column)
+    sources = Sources(paths or [], files_from=files_from, null_separated=null, column=column)
     from npr_model.screening.run import Screening
 
     run = Screening(

@@ -25,18 +25,23 @@ class ScoringOptions:
     """What to score with and how.
 
     Attributes:
-        checkpoint: Name of a bundled checkpoint, or path of a .safetensors or .pth file.
+        checkpoint: Name of a bundled checkpoint, or path of a .safetensors or .pth file. Files are not trusted: nothing
+            in them is executed.
         view: Pixels that the network sees: "native", "sample:KxS", "crop:S", "resize:S" or "tile:S". None: the
             checkpoint's.
         batch_size: Images of one size that are scored together.
         workers: Decoding threads; 0 for one per core, at most 16.
         backend: Backend of npr_kernels. None: the best that is available.
         dtype: "float32", "bfloat16" or "int8". None: bfloat16 where the hardware multiplies it natively, else float32.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+        device: "auto" (cuda where there is a GPU), "cpu", "cuda" or "cuda:N".
         max_pixels: Larger images are errors.
         raw_previews: Whether the JPEG preview in a camera raw file is scored; else such a file is an error.
-        false_positive_rate: One of the rates that the checkpoint was calibrated at. None: the checkpoint's default.
+        false_positive_rate: Share of photographs that may get the verdict "generated". It must be one of the rates that
+            the checkpoint is calibrated for. None: the checkpoint's first.
         cache: SQLite file that keeps scores by the bytes of the images, for later runs. None: no cache.
+
+    Raises:
+        InputError: A number is too small.
     """
 
     checkpoint: str | os.PathLike = weights.DEFAULT
@@ -50,6 +55,11 @@ class ScoringOptions:
     raw_previews: bool = False
     false_positive_rate: float | None = None
     cache: str | os.PathLike | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("workers", 0), ("max_pixels", 1)):
+            if (number := getattr(self, name)) < least:
+                raise InputError(f"{name} must be at least {least}, got {number}")
 
     def scorer(self) -> Scorer:
         """Load the checkpoint and freeze it on the device. Raises InputError."""

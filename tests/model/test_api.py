@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
+import inspect
 import io
 import itertools
 import pickle
@@ -300,13 +302,23 @@ def test_screen_writes_what_the_command_writes(calibrated, tmp_path):
     assert npr_model.screen([tmp_path / "a.png"], parts, checkpoint=calibrated, device="cpu").scored == 0
     with pytest.raises(InputError, match=r"must end in \.parquet"):
         npr_model.screen(tmp_path, tmp_path / "scores.xlsx")
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(TypeError, match=r"^screen\(\) got an unexpected keyword argument 'colour'"):
         npr_model.screen(tmp_path, tmp_path / "scores.csv", colour="red")
+
+
+@pytest.mark.parametrize(("function", "absent"), [(npr_model.load, {"checkpoint", "cache"}), (npr_model.screen, set())])
+def test_the_options_of_scoring_are_the_same_everywhere(function, absent):
+    parameters = inspect.signature(function).parameters
+    options = {field.name: field for field in dataclasses.fields(npr_model.ScoringOptions)}
+    assert options.keys() - parameters.keys() == absent
+    for name in options.keys() - absent:
+        assert (parameters[name].default, parameters[name].annotation) == (options[name].default, options[name].type)
 
 
 def test_importing_the_package_loads_no_torch():
     code = "import sys, npr_model; dir(npr_model); npr_model.InputError; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     assert set(npr_model.__all__) <= set(dir(npr_model))
+    assert all(getattr(npr_model, name) is not None for name in npr_model.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         _ = npr_model.lod

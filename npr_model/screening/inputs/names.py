@@ -23,7 +23,7 @@ class NameListError(InputError):
     """A list of names that cannot be used."""
 
 
-def read_names(file: Any, name: str, *, null: bool = False) -> Iterator[str]:
+def read_names(file: Any, name: str, *, null_separated: bool = False) -> Iterator[str]:
     """Yield the non-empty names in a list, one per line, or separated by NUL bytes.
 
     Names are bytes, as in file systems. A list that begins with a byte order mark is decoded by it (UTF-8, 16 or 32).
@@ -31,15 +31,15 @@ def read_names(file: Any, name: str, *, null: bool = False) -> Iterator[str]:
     Args:
         file: The list: a binary file with read1().
         name: What messages call it.
-        null: Whether NUL bytes separate the names, as ``find -print0`` writes them.
+        null_separated: Whether NUL bytes separate the names, as ``find -print0`` writes them.
 
     Raises:
         NameListError: The list cannot be decoded, or is of another kind.
     """
-    separator, rest, is_first = b"\0" if null else b"\n", b"", True
+    separator, rest, is_first = b"\0" if null_separated else b"\n", b"", True
     for data in _decoded(file, name):
         *lines, rest = (rest + data).split(separator)
-        if is_first and not null and b"\0" in (lines or [rest])[0]:
+        if is_first and not null_separated and b"\0" in (lines or [rest])[0]:
             raise NameListError(
                 f"the list {name} holds NUL bytes: use --null if they separate the names; save UTF-16 text with a byte "
                 "order mark, or as UTF-8"
@@ -47,14 +47,14 @@ def read_names(file: Any, name: str, *, null: bool = False) -> Iterator[str]:
         is_first = is_first and not lines
         if len(rest) > LONGEST_NAME:
             raise NameListError(f"the list {name} holds a line of more than {LONGEST_NAME} bytes, which is no name")
-        yield from map(os.fsdecode, _names(lines, null))
-    if is_first and null and b"\n" in rest.strip():
+        yield from map(os.fsdecode, _names(lines, null_separated))
+    if is_first and null_separated and b"\n" in rest.strip():
         raise NameListError(f"the list {name} holds lines, not names separated by NUL bytes: leave out --null")
-    yield from map(os.fsdecode, _names([rest], null))
+    yield from map(os.fsdecode, _names([rest], null_separated))
 
 
-def _names(lines: list[bytes], null: bool) -> Iterator[bytes]:
-    return filter(None, lines if null else (line.rstrip(b"\r") for line in lines))
+def _names(lines: list[bytes], null_separated: bool) -> Iterator[bytes]:
+    return filter(None, lines if null_separated else (line.rstrip(b"\r") for line in lines))
 
 
 def _decoded(file: Any, name: str) -> Iterator[bytes]:

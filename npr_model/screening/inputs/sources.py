@@ -44,7 +44,7 @@ class Sources:
         paths: The sources. Braces as in {a,b}.tar or {0..9}.tar are expanded, unless the name exists.
         files_from: File with more files, archives or URLs, one per line, or "-" for standard input. What does not exist
             is an item that fails.
-        null: Whether NUL bytes separate the names in ``files_from``.
+        null_separated: Whether NUL bytes separate the names in ``files_from``.
         column: As in :class:`npr_model.screening.inputs.archives.Archive`.
 
     Attributes:
@@ -60,11 +60,11 @@ class Sources:
         paths: Sequence[str | os.PathLike],
         *,
         files_from: str | None = None,
-        null: bool = False,
+        null_separated: bool = False,
         column: str | None = None,
     ) -> None:
         self.skipped: Counter[str] = Counter()
-        self._column, self._null, self._names_read = column, null, 0
+        self._column, self._null_separated, self._names_read = column, null_separated, 0
         self.files_from = files_from
         if files_from not in (None, STANDARD_INPUT):
             if not os.path.exists(files_from):
@@ -158,7 +158,7 @@ class Sources:
             return
         is_input = self.files_from == STANDARD_INPUT
         with contextlib.nullcontext(sys.stdin.buffer) if is_input else open(self.files_from, "rb") as file:
-            yield from read_names(file, self._list_name, null=self._null)
+            yield from read_names(file, self._list_name, null_separated=self._null_separated)
 
     def _of_name(self, name: str) -> Iterator[Item | Archive]:
         """Yield the entries of a name in ``files_from``. Bad names must not stop the run."""

@@ -32,12 +32,12 @@ class Slow(io.BytesIO):
 def test_encodings(encoding, separator, file):
     text = separator.join([*NAMES[:2], "", NAMES[2], ""])
     data = b"\xfe\xff" + text.encode("utf-16-be") if "mark" in encoding else text.encode(encoding)
-    assert list(read_names(file(data), "x", null=separator == "\0")) == NAMES
+    assert list(read_names(file(data), "x", null_separated=separator == "\0")) == NAMES
 
 
 def test_names_are_bytes():
     assert [os.fsencode(name) for name in read_names(io.BytesIO(b"\xff\n\xfe.png"), "x")] == [b"\xff", b"\xfe.png"]
-    assert list(read_names(io.BytesIO(b"a\nb\0c\n\0d"), "x", null=True)) == ["a\nb", "c\n", "d"]
+    assert list(read_names(io.BytesIO(b"a\nb\0c\n\0d"), "x", null_separated=True)) == ["a\nb", "c\n", "d"]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_names_are_bytes():
 )
 def test_what_is_no_list(data, null, message):
     with pytest.raises(NameListError, match="the list L") as error:
-        list(read_names(io.BytesIO(data), "L", null=null))
+        list(read_names(io.BytesIO(data), "L", null_separated=null))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -76,7 +76,7 @@ def test_sources_of_a_list(tmp_path, monkeypatch):
     contents = loaded(Sources([], files_from="list"))
     assert contents["a.png"] == b"a" and "holds a NUL byte: use --null" in contents["odd\0name.png"]
     (tmp_path / "list").write_bytes(b"a.png\0new\nline.png\0")
-    assert loaded(Sources([], files_from="list", null=True)) == {"a.png": b"a", "new\nline.png": b"n"}
+    assert loaded(Sources([], files_from="list", null_separated=True)) == {"a.png": b"a", "new\nline.png": b"n"}
 
 
 def test_a_listed_folder_without_images_is_counted(tmp_path):
