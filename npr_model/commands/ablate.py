@@ -28,7 +28,8 @@ def ablate(
     anchor: Annotated[
         list[str] | None,
         typer.Option(
-            help="Anchor: a pixel number (0 is the paper's w_1), mean or max (default: 0 to 3, mean, max). Repeatable.",
+            help="What is subtracted from a cell: the pixel with this number (0 is the paper's w_1), mean or max "
+            "(default: 0 to 3, mean and max). Repeatable.",
             show_default=False,
         ),
     ] = None,

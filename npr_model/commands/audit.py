@@ -17,10 +17,10 @@ def audit(
     real: Real = None,
     output: Annotated[list[Path] | None, report_option(".json", ".md")] = None,
 ) -> None:
-    """Check whether file headers alone separate the classes, by format, JPEG quality or size.
+    """Check whether file headers (format, JPEG quality, size) alone separate real from generated images.
 
-    If headers separate the classes, a detector's numbers on these files may measure the codec. No pixel is decoded.
-    Files whose header cannot be read are listed and excluded. Files that are in both classes are reported.
+    If they do, a detector's results on these files may only show that it recognises the file format. No pixel is
+    decoded. Files whose header cannot be read are listed and excluded. Files that are in both classes are reported.
     """
     from npr_model.studies.audit import SUFFIXES
     from npr_model.studies.audit import audit as run

@@ -83,8 +83,8 @@ def calibrate(
     """Find thresholds for fixed false-positive rates from photographs, and write them to a new checkpoint.
 
     Use photographs like those you will screen. A false-positive rate of 5 % needs at least 19 photographs, 1 % needs
-    99, and 0.1 % needs 999; for a rate with too few photographs, no threshold is set. The command prints an upper bound
-    of the true rate; more photographs make it lower. Copies of a photograph count once.
+    99, and 0.1 % needs 999. A rate with too few photographs gets no threshold. The command prints an upper bound of the
+    true rate; more photographs make it lower. Copies of a photograph count once.
 
     Each condition of files (lossless; JPEG of quality 90 or more; JPEG below; recompressed JPEG; other lossy formats)
     that has enough photographs gets thresholds of its own, as logits differ between them. The others use the thresholds

@@ -40,8 +40,8 @@ def compare(
 ) -> None:
     """Measure several checkpoints on the same labelled folders, in one table.
 
-    Each checkpoint sees its own view unless --view is given. Accuracy counts images with a
-    probability above 0.5 as generated. The files are written again after every checkpoint.
+    Each checkpoint uses its own view unless --view is given. For the accuracy, images with a probability above 0.5
+    count as generated. The output files are written again after every checkpoint.
     """
     changes = parsed_changes(equalise, perturb)
 

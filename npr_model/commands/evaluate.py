@@ -66,8 +66,8 @@ def evaluate(
         Benchmark | None,
         typer.Option(
             case_sensitive=False,
-            help="FOLDER holds this benchmark set, in folders with its authors' names. View and threshold are those of "
-            "the published numbers. paper: the first five sets.",
+            help="Evaluate on this benchmark set, with the view and the threshold of the published numbers. FOLDER "
+            "holds the set, in folders with the names that its authors gave them. paper: the first five sets.",
             show_default=False,
         ),
     ] = None,
@@ -90,11 +90,11 @@ def evaluate(
 ) -> None:
     """Measure accuracy, average precision and ROC AUC on labelled folders.
 
-    FOLDER/stylegan3/1_fake/a.png is a generated image of the generator stylegan3, FOLDER/stylegan3/0_real/b.png a real
-    image to measure it against. If a generator has no 0_real folder, the real images of all folders without 1_fake are
-    used. Images that cannot be scored are listed and excluded.
+    FOLDER/stylegan3/1_fake/a.png is an image from the generator stylegan3. FOLDER/stylegan3/0_real/b.png is a real
+    image to measure it against. A generator without a 0_real folder is measured against the real images of all folders
+    that have no 1_fake folder. Images that cannot be scored are listed and excluded.
 
-    Accuracy uses the checkpoint's threshold, or with --benchmark a probability of 0.5.
+    The accuracy uses the checkpoint's threshold; with --benchmark, it uses a probability of 0.5.
     """
     from npr_model.evaluation.report import SUFFIXES, Report
     from npr_model.reporting.figures import require_matplotlib

@@ -29,8 +29,8 @@ def explain(
 ) -> None:
     """Show why an image got its verdict: NPR map, class activation map, saliency and spectrum, as PNG files.
 
-    For a checkpoint whose view is sample:KxS, figures and logit are those of the central 1024x1024 pixels.
-    The network runs in float32, so the logit may differ from that of npr screen in the third digit.
+    If the checkpoint's view is sample:KxS, the figures and the logit describe the central 1024x1024 pixels. The network
+    runs in float32, so the logit may differ from that of npr screen in the third digit.
     """
     from npr_model.reporting.figures import require_matplotlib
 

@@ -9,7 +9,7 @@ import typer
 
 
 def info(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show versions, decoders, detectors and checkpoints of this installation, and why a backend cannot run."""
+    """Show versions, decoders, detectors and checkpoints of this installation, and why some backends cannot run."""
     import PIL
     import simplejpeg
 

@@ -149,14 +149,16 @@ _SCORING = {
     "batch_size": Annotated[
         int,
         typer.Option(
-            min=1, help="Number of images, or tiles, to score at once. Only those of the same size share a batch."
+            min=1, help="Number of images, or tiles, to score at once. All those in a batch have the same size."
         ),
     ],
     "workers": Workers,
     "backend": Backend,
     "dtype": Dtype,
     "device": Device,
-    "max_pixels": Annotated[int, typer.Option(min=1, help="Do not score images with more pixels; report an error.")],
+    "max_pixels": Annotated[
+        int, typer.Option(min=1, help="Largest number of pixels of an image; a larger image is an error.")
+    ],
     "raw_previews": Annotated[
         bool,
         typer.Option(

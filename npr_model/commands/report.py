@@ -13,7 +13,8 @@ from npr_model.errors import InputError
 
 def report(
     scores: Annotated[
-        Path, typer.Argument(metavar="SCORES", help="Output of npr screen: .parquet, .csv, .jsonl, or its folder.")
+        Path,
+        typer.Argument(metavar="SCORES", help="Output of npr screen: a .parquet, .csv or .jsonl file, or a folder."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Write the page to this .html file.")],
     title: Annotated[str | None, typer.Option(help="Heading of the page (default: the name of SCORES).")] = None,

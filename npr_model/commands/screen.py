@@ -58,7 +58,8 @@ FilesFrom = Annotated[
     ),
 ]
 Null = Annotated[
-    bool, typer.Option("--null", "-0", help="The paths in --files-from end in NUL bytes, as find -print0 writes them.")
+    bool,
+    typer.Option("--null", "-0", help="Names in the --files-from list end in NUL bytes, as find -print0 writes them."),
 ]
 Column = Annotated[
     str | None,
@@ -69,13 +70,13 @@ Column = Annotated[
 ]
 RetryFailed = Annotated[
     bool,
-    typer.Option("--retry-failed", help="Score inputs again whose row in the output folder has an error."),
+    typer.Option("--retry-failed", help="Score again the inputs whose rows in the output folder have an error."),
 ]
 Engine = Annotated[
     Literal["local", "ray"],
     typer.Option(
-        help="local: score on this machine. ray: score with Ray, a library for clusters (extra: ray). It uses the "
-        "cluster RAY_ADDRESS or the one this machine is in, or starts one here."
+        help="local: score on this machine. ray: score on a cluster with Ray (extra: ray). Ray joins the cluster at "
+        "RAY_ADDRESS, or else the cluster that this machine belongs to; if there is none, it starts one here."
     ),
 ]
 Actors = Annotated[

@@ -21,14 +21,16 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0 stands for all addresses of this machine.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free one.")] = 8000,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Files with more bytes are refused.")] = 50_000_000,
+    max_bytes: Annotated[
+        int, typer.Option(min=1, help="Largest number of bytes of a file; a larger file is refused.")
+    ] = 50_000_000,
     *,
     options: ScoringOptions,
 ) -> None:
     """Serve a web page that scores one image at a time, and POST /score for programs.
 
-    The page shows the verdict, the NPR map and the activation map. There are no accounts and no encryption: put a proxy
-    in front before other machines may connect.
+    The page shows the verdict, the NPR map and the activation map. There are no accounts and no encryption: let other
+    machines connect only through a proxy that has both.
     """
     try:
         import uvicorn

@@ -41,7 +41,8 @@ def simulate(
     kind: Annotated[
         list[Kind] | None,  # type: ignore[valid-type]  # choice() makes the class
         typer.Option(
-            help='How simulated decoders up-sample (default: all except "none"). Repeatable.', show_default=False
+            help="Way of up-sampling in the simulated decoders (default: all); none: no such decoders. Repeatable.",
+            show_default=False,
         ),
     ] = None,
     generator: Annotated[
@@ -63,7 +64,7 @@ def simulate(
     codec: Annotated[
         str,
         typer.Option(
-            help="Codec of both classes: png, jpeg:Q, webp:Q, or jpeg:LOW-HIGH to draw a quality for each pair."
+            help="Codec of both classes: png, jpeg:Q, webp:Q, or jpeg:LOW-HIGH for a random quality of each pair."
         ),
     ] = "png",
     validation_fraction: Annotated[
@@ -87,10 +88,11 @@ def simulate(
     workers: Workers = 0,
     device: Device = "auto",
 ) -> None:
-    """Make a training set from photographs alone: small networks with up-sampling re-create them as fakes.
+    """Make a training set from photographs alone. Small networks with up-sampling turn photographs into fakes.
 
-    NPR detects traces of up-sampling, so no image generator is needed. Writes FOLDER/KIND/0_real, FOLDER/KIND/1_fake
-    and FOLDER/manifest.csv. Photographs that cannot be used are listed in FOLDER/skipped.csv.
+    NPR detects traces of up-sampling, so no image generator is needed. The command writes the folders
+    FOLDER/KIND/0_real and FOLDER/KIND/1_fake. FOLDER/manifest.csv lists the pairs; FOLDER/skipped.csv lists the
+    photographs that cannot be used.
     """
     from npr_model.imaging.codecs import Codec
     from npr_model.simulation import dataset

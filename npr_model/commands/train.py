@@ -61,9 +61,10 @@ def train(
 ) -> None:
     """Train NPR or, with --set detector=NAME, another detector of the paper (npr info lists them).
 
-    Every epoch writes last.safetensors. With --validation, best.safetensors holds the epoch with the highest mean
-    average precision so far. The default
-    preset is "wild". The config comes from --preset, --config or --resume. Options such as --epochs override it, and
+    Every epoch writes last.safetensors. With --validation, best.safetensors is the checkpoint of the epoch with the
+    highest mean average precision so far.
+
+    The config comes from --preset (default: wild), --config or --resume. Options such as --epochs override it, and
     --set overrides those options. --print-config shows all fields.
 
     To train in several processes: torchrun --nproc-per-node 2 -m npr_model.cli train ...
