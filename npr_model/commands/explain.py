@@ -36,7 +36,7 @@ def explain(
 
     require_matplotlib()
 
-    from npr_model.explanation.explain_file import explain_files, write_explanation
+    from npr_model.explanation.explain_files import explain_files, write_explanation
 
     explained = explain_files([image, other] if other else [image], options)
     work_begins()

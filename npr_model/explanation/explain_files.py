@@ -60,11 +60,6 @@ class ExplainedFile:
         }
 
 
-def explain_file(image: str | os.PathLike, options: ScoringOptions) -> ExplainedFile:
-    """Explain the verdict on one file; see :func:`explain_files`."""
-    return explain_files([image], options)[0]
-
-
 def explain_files(images: Sequence[str | os.PathLike], options: ScoringOptions) -> list[ExplainedFile]:
     """Explain the verdicts on files that have one size after the view, so that their maps can be compared.
 
