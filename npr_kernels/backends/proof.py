@@ -1,7 +1,7 @@
 """The self-test of GPU backends on the user's machine, before the automatic choice uses them.
 
 The first automatic use of a GPU backend runs a small case and compares it with the reference, by the rule of
-:mod:`npr_kernels.testing`. The case has the operator, dtypes, geometry, scale and memory format of the call, runs on
+:mod:`npr_kernels.tolerance`. The case has the operator, dtypes, geometry, scale and memory format of the call, runs on
 the same device, and includes the gradients that the call may need. It takes some milliseconds after compilation, and
 compiles only kernels that the call needs anyway. The result holds for the process. If a backend differs or fails to
 launch, this is logged once, and the next backend serves such calls.
@@ -29,7 +29,8 @@ from torch import Tensor
 from npr_kernels import reference
 from npr_kernels.backends import devices, table
 from npr_kernels.backends.base import Backend, Call, Convolution, StemBackend
-from npr_kernels.testing import Case, allowed, error, on, pool_at
+from npr_kernels.backends.cases import Case, on
+from npr_kernels.tolerance import allowed, error, pool_at
 
 Tensors = tuple[Tensor, Tensor, Tensor | None]  # image, weight, bias
 Errors = Iterator[tuple[str, float, float]]  # name of a function, its error, and the largest that is allowed

@@ -9,7 +9,7 @@ import os
 import torch
 
 from npr_kernels.backends import proof
-from npr_kernels.testing import allowed, error
+from npr_kernels.tolerance import allowed, error
 from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck
 from npr_kernels.trunk.layers import Folded, Layers, composed
 
