@@ -37,6 +37,38 @@ LAYERS = (
     ("errors", "weights"),
 )
 
+# The same for npr_kernels.
+KERNEL_LAYERS = (
+    ("testing", "info"),
+    ("npr_kernels",),
+    ("modules",),
+    ("functional",),
+    ("autograd",),
+    ("trunk",),
+    ("backends",),
+    ("arguments", "batch_norm"),
+    ("reference", "tolerance", "cells", "jpeg", "capabilities"),
+    ("distributed", "extension", "tracing", "triton_runtime"),
+)
+
+# What npr_model may import of npr_kernels: the public names, and these modules.
+OPEN_TO_NPR_MODEL = {
+    "npr_kernels",
+    "npr_kernels.arguments",  # scale factors of raw pixels, for the frozen network
+    "npr_kernels.backends.registry",  # to check `--backend`
+    "npr_kernels.capabilities",
+    "npr_kernels.cells",
+    "npr_kernels.distributed",  # SyncBatchNorm, for training on CPUs
+    "npr_kernels.info",  # for `npr info`
+    "npr_kernels.jpeg",
+    "npr_kernels.reference",  # NPR in plain PyTorch, for exported networks
+    "npr_kernels.trunk.average_pool",
+    "npr_kernels.trunk.cpu_bottleneck",
+    "npr_kernels.trunk.gpu_bottleneck",
+    "npr_kernels.trunk.layers",
+    "npr_kernels.trunk.selection",
+}
+
 
 def module_name(path: Path, root: Path) -> str:
     parts = path.relative_to(root).with_suffix("").parts
@@ -73,21 +105,26 @@ def graph(root: Path) -> dict[str, set[str]]:
 
 
 def room(module: str) -> str:
-    """The folder or file of npr_model that holds a module."""
+    """The folder or file of a package that holds a module."""
     return module.split(".")[1] if "." in module else module
 
 
 def wrong_arrows(edges: Mapping[str, set[str]]) -> list[str]:
-    """Imports that lead to a higher room, to another room on the same line, or from npr_kernels to npr_model."""
-    level = {name: number for number, names in enumerate(LAYERS) for name in names}
+    """Imports that lead to a higher room or to another room on the same line, and those between the packages that
+    are not in OPEN_TO_NPR_MODEL.
+    """
+    levels = {
+        package: {name: number for number, names in enumerate(layers) for name in names}
+        for package, layers in (("npr_kernels", KERNEL_LAYERS), ("npr_model", LAYERS))
+    }
     wrong = []
     for importer, targets in edges.items():
         for target in targets:
-            if importer.startswith("npr_kernels"):
-                allowed = target.startswith("npr_kernels")
+            package, here, there = importer.partition(".")[0], room(importer), room(target)
+            if target.partition(".")[0] == package:
+                allowed = here == there or levels[package][here] < levels[package][there]
             else:
-                here, there = room(importer), room(target)
-                allowed = target.startswith("npr_kernels") or here == there or level[here] < level[there]
+                allowed = package == "npr_model" and target in OPEN_TO_NPR_MODEL
             if not allowed:
                 wrong.append(f"{importer} imports {target}")
     return wrong
@@ -107,13 +144,24 @@ def edges() -> dict[str, set[str]]:
     return graph(ROOT)
 
 
-def test_every_room_has_a_place(edges):
-    rooms = {room(name) for name in edges if name.startswith("npr_model")}
-    assert rooms == {name for names in LAYERS for name in names}
+@pytest.mark.parametrize(("package", "layers"), [("npr_kernels", KERNEL_LAYERS), ("npr_model", LAYERS)])
+def test_every_room_has_a_place(edges, package, layers):
+    rooms = {room(name) for name in edges if name.partition(".")[0] == package}
+    assert rooms == {name for names in layers for name in names}
 
 
 def test_imports_lead_downwards(edges):
     assert wrong_arrows(edges) == []
+
+
+def test_npr_model_uses_what_is_open_to_it(edges):
+    targets = set().union(*(targets for name, targets in edges.items() if name.startswith("npr_model")))
+    assert {target for target in targets if target.startswith("npr_kernels")} == OPEN_TO_NPR_MODEL
+
+
+def test_nothing_imports_what_is_for_tests(edges):
+    """The table of cases takes time to build."""
+    assert not [name for name, targets in edges.items() if "npr_kernels.testing" in targets]
 
 
 def test_no_circle(edges):
@@ -133,6 +181,8 @@ def test_a_circle_and_an_upward_import_are_found(tmp_path):
         "npr_model/scoring/scorer.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import rows",
         "npr_model/scoring/rows.py": "import npr_model.scoring.scorer",
         "npr_kernels/info.py": "from npr_model import errors",
+        "npr_kernels/reference.py": "from npr_kernels import info",
+        "npr_model/files.py": "import npr_kernels.testing",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +190,8 @@ def test_a_circle_and_an_upward_import_are_found(tmp_path):
     edges = graph(tmp_path)
     assert wrong_arrows(edges) == [
         "npr_kernels.info imports npr_model.errors",
+        "npr_kernels.reference imports npr_kernels.info",
         "npr_model.errors imports npr_model.scoring.scorer",
+        "npr_model.files imports npr_kernels.testing",
     ]
     assert {"npr_model.scoring.scorer", "npr_model.scoring.rows"} <= set(circle(edges))

@@ -21,7 +21,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from npr_kernels.backends import extension
+from npr_kernels import extension
 from tests.conftest import ROOT
 
 needs_extension = pytest.mark.skipif(bool(extension.LOAD_ERROR), reason=str(extension.LOAD_ERROR))

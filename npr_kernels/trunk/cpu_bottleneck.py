@@ -8,11 +8,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from npr_kernels.backends import extension
+from npr_kernels import extension
 from npr_kernels.trunk.layers import Folded
 
 # Winograd transforms of three weights, for two results and for four (Lavin and Gray, 2016). The second gives four times
-# the results, and its rows are scaled to similar sizes. csrc/cpu/bottleneck.h has the transforms of inputs and outputs.
+# the results, and its rows are scaled to similar sizes. csrc/cpu/winograd.h has the transforms of inputs and outputs.
 WEIGHTS_TO_TWO = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 WEIGHTS_TO_FOUR = (
     (1, 0, 0), (-2 / 3, -2 / 3, -2 / 3), (-2 / 3, 2 / 3, -2 / 3), (1 / 4, 1 / 2, 1), (1 / 4, -1 / 2, 1), (0, 0, 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from npr_kernels.backends import extension
+from npr_kernels import extension
 from npr_kernels.testing import assert_close
 from npr_kernels.trunk import cpu_bottleneck
 from npr_kernels.trunk.average_pool import AveragePool

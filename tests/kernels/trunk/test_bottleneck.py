@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npr_kernels.backends import extension
+from npr_kernels import extension
 from npr_kernels.testing import assert_close, error
 from npr_kernels.trunk import cpu_bottleneck
 from npr_kernels.trunk.cpu_bottleneck import FusedBottleneck, FusedBottlenecks
