@@ -49,7 +49,7 @@ class FusedBottleneck(nn.Module):
         stride: 1 or 2.
         dtype: float32 or bfloat16: the type of x, of the products and of the result.
         out_steps: (O,), positive: quantisation scales of the result, if a :class:`QuantisedBottleneck` follows in a
-            :class:`FusedBottlenecks`. Needs a ``shortcut``.
+            :class:`CpuBottlenecks`. Needs a ``shortcut``.
 
     Raises:
         ValueError: :func:`unsupported_reason` returns a reason.
@@ -85,7 +85,7 @@ class FusedBottleneck(nn.Module):
 class QuantisedBottleneck(nn.Module):
     """A :class:`FusedBottleneck` with integer weights and activations, and with exact sums.
 
-    Use it in a :class:`FusedBottlenecks` whose first block is not quantised; that block must be bfloat16 if the
+    Use it in a :class:`CpuBottlenecks` whose first block is not quantised; that block must be bfloat16 if the
     processor serves it, else float32. Activations are whole numbers from 0 to :func:`max_quantised_value`.
 
     The weights of an output channel, multiplied by the inputs' quantisation scales, are rounded to 127ths of the
@@ -126,7 +126,7 @@ class QuantisedBottleneck(nn.Module):
         _register(self, packed, biases, factors, dtypes)
 
 
-class FusedBottlenecks(nn.Sequential):
+class CpuBottlenecks(nn.Sequential):
     """Several :class:`FusedBottleneck` and :class:`QuantisedBottleneck` layers as one call.
 
     The activations between them need no new memory. With ``averaged``, the result is the mean over the pixels,

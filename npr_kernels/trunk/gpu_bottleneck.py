@@ -66,7 +66,7 @@ class BottleneckWeights(nn.Module):
             self.register_buffer(f"bias{name}", bias.detach().float().contiguous())
 
 
-class FusedBottlenecks(nn.Module):
+class GpuBottlenecks(nn.Module):
     """Several residual bottlenecks, without gradients.
 
     It maps (N, C, H, W) to (N, O, H', W') of ``dtype``, channels_last. Sums are float32. Results are bit-identical
