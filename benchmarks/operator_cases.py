@@ -17,7 +17,7 @@ from benchmarks.inputs import DTYPE_NAMES, OUT_CHANNELS, PRODUCTS
 from benchmarks.parity import Parity, judge_by_rule
 from benchmarks.rows import OURS, REFERENCE
 from npr_kernels import reference
-from npr_kernels.backends import table
+from npr_kernels.backends import registry
 from npr_kernels.backends.base import Call
 
 Results = tuple[Tensor, ...]
@@ -212,7 +212,7 @@ class OperatorCase:
 def serving_backends(operator: str, device: torch.device, x_dtype: torch.dtype, dtype: torch.dtype) -> list[str]:
     """Return the backends but eager that can serve such a call, in the order of automatic choice."""
     call = Call(operator, device, x_dtype, dtype, inputs.convolution(x_dtype))
-    others = [(name, backend) for name, backend in table.BACKENDS.items() if name != REFERENCE]
+    others = [(name, backend) for name, backend in registry.BACKENDS.items() if name != REFERENCE]
     return [name for name, backend in others if backend.unsupported_reason(call) is None]
 
 

@@ -34,7 +34,7 @@ def worst(errors: list[float], limits: list[float], details: dict[str, float] | 
 def judge_by_rule(
     truth: Callable[[], tuple[Tensor, ...]], eager: Callable[[torch.dtype], tuple[Tensor, ...]]
 ) -> Callable[[tuple[Tensor, ...], torch.dtype], Parity]:
-    """Return a judge of tensors that obeys the tolerance rule of :mod:`npr_kernels.testing`.
+    """Return a judge of tensors that obeys the tolerance rule of :mod:`npr_kernels.tolerance`.
 
     Args:
         truth: Computes the tensors in float64.

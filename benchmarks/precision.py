@@ -22,7 +22,7 @@ from npr_model.checkpoints import LoadedCheckpoint
 from npr_model.datasets.folders import Sample
 from npr_model.errors import InputError
 from npr_model.evaluation.evaluate import collect, evaluate
-from npr_model.inference.fused import trunk_engine
+from npr_model.inference.fused import block_shapes, trunk_engine
 from npr_model.scoring.rows import Row
 from npr_model.scoring.scorer import Scorer
 
@@ -36,7 +36,7 @@ def measure(loaded: LoadedCheckpoint, samples: Sequence[Sample], dtypes: Collect
     for name, dtype in DTYPES.items():
         if name not in {"float32", *dtypes}:
             continue
-        if trunk_engine(torch.device("cpu"), dtype, compile=False) == "torch":
+        if trunk_engine(torch.device("cpu"), dtype, False, block_shapes(loaded.detector)) == "torch":
             print(f"{name} is left out: this processor has no kernels for it, and without them it takes hours")
             continue
         logits: dict[str, float] = {}

@@ -24,7 +24,7 @@ from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck, layers
 from npr_model.detectors.npr import NPRDetector
 from npr_model.inference.folded import folded_layers
 
-Blocks = list[tuple[list, int]]  # folded layers and stride of each block, as FusedBottlenecks takes them
+Blocks = list[tuple[list, int]]  # folded layers and stride of each block, as GpuBottlenecks takes them
 JUDGED = 3  # images of a batch whose results are compared: the first, the last and one between
 PROFILED = 5  # calls
 AT_ONCE = (8, 16, 32)  # images whose results a GPU's cache may hold from block to block
@@ -124,7 +124,7 @@ def builders(
             reason = hopper_bottleneck.unsupported_reason(dtype, device)
         if reason:
             raise Unavailable(reason)
-        made = gpu_bottleneck.FusedBottlenecks(blocks, dtype, averaged, hopper)
+        made = gpu_bottleneck.GpuBottlenecks(blocks, dtype, averaged, hopper)
         if hopper and all(block.packed is None for block in made.blocks):
             raise Unavailable("no kernel for this block alone")
         return made.to(device)

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import torch
 
-from npr_kernels.backends import extension
+from npr_kernels import extension
+from npr_kernels.tracing import constant
+
+_gpu_capabilities: dict[torch.device, tuple[int, int]] = {}
 
 
 def cpu_capability() -> str | None:
     """Return the instruction set of the `cpu` kernels: avx512bf16, avx512, avx2 or portable; None without them."""
     return None if extension.LOAD_ERROR else torch.ops.npr_kernels.cpu_capability()
+
+
+@constant
+def gpu_capability(device: torch.device) -> tuple[int, int]:
+    """Return the CUDA compute capability of ``device``, e.g. (9, 0) for an H100."""
+    if device not in _gpu_capabilities:
+        _gpu_capabilities[device] = torch.cuda.get_device_capability(device)
+    return _gpu_capabilities[device]
 
 
 def is_compiled() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from npr_kernels.backends import extension
+from npr_kernels import extension
 
 
 def detailed_cells(parts: Tensor, grid_size: int, *, enough: int) -> int:

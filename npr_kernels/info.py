@@ -9,7 +9,8 @@ import sys
 import torch
 
 import npr_kernels
-from npr_kernels.backends import extension, registry
+from npr_kernels import extension
+from npr_kernels.backends import registry
 from npr_kernels.capabilities import cpu_capability, gpus
 
 

@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 
 import npr_kernels
 import npr_model
-from npr_kernels.backends import extension
+from npr_kernels import extension
 from tests.conftest import ROOT
 
 needs_extension = pytest.mark.skipif(bool(extension.LOAD_ERROR), reason=str(extension.LOAD_ERROR))

@@ -52,6 +52,7 @@ constexpr int64_t kMostLevel = 0;
 #include "gradients.h"
 #include "moments.h"
 #include "bottleneck.h"
+#include "winograd.h"
 #include "average_pool.h"
 
 inline void npr_any(const Task& task, int64_t begin, int64_t end) {
@@ -106,6 +107,15 @@ constexpr bool kBFloat16Products = true;
 #else
 constexpr bool kBFloat16Products = false;
 #endif
+
+template <typename Element, typename Output = Element>
+void bottleneck_rows(const BottleneckTask& task, int64_t begin, int64_t end) {
+  if (task.strip == 1) return bottleneck_direct<Element, Output>(task, begin, end);
+#ifdef NPR_HAS_INTEGER_DOT
+  if constexpr (kIsLevel<Element>) return Winograd<TilesOfFour, Element, Output>(task).run(begin, end);
+#endif
+  if constexpr (!kIsLevel<Element>) Winograd<TilesOfTwo<Element>, Element, Output>(task).run(begin, end);
+}
 
 inline void bottleneck_any(const BottleneckTask& task, int64_t begin, int64_t end) {
 #ifdef NPR_HAS_INTEGER_DOT

@@ -1,5 +1,6 @@
-// The interface between the operators (operators.cpp) and the kernels, which are compiled once per instruction set. It
-// holds plain data only. Inline code is not allowed here, because the linker could share it between instruction sets.
+// The interface between the operators (npr_operators.cpp, trunk_operators.cpp) and the kernels, which are compiled once
+// per instruction set. It holds plain data only. Inline code is not allowed here, because the linker could share it
+// between instruction sets.
 #pragma once
 
 #include <cstdint>

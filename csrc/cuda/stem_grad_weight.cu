@@ -14,30 +14,17 @@
 // In the machine code for sm_90, one step of a warp (eight pooled pixels of 64 channels) has about 460 instructions, 80
 // of them mma, and 40 more for the sums in double.
 //
-// If image and gradient have no common 16-bit type (float32 images, gradients of the other 16-bit type), a kernel
-// without tensor cores computes in float32. A lane has one channel. It reads the position from the argmax and adds
-// gradient times patch, which it reads from the records.
+// If image and gradient have no common 16-bit type (float32 images, gradients of the other 16-bit type), another kernel
+// computes in float32 (stem_grad_weight_float32.cu).
 #include "patches.h"
-#include "reduction.h"
+#include "stem_grad_weight.h"
 
 namespace npr::cuda {
 namespace {
 
-struct Arguments {
-  Source source;
-  Tiling tiling;
-  Parameter grad;
-  const uint8_t* argmax;
-  int out_channels;
-  double* partial;
-};
-
-// --- on the tensor cores ---
-
 constexpr int kChannels = 64;  // channels of a block
 constexpr int kWarps = 8;
 constexpr int kComponents = kPatchTiles * 8, kSums = kChannels * kComponents;
-constexpr int kFlush = 8;  // steps of eight pooled pixels that a float sums up
 
 // Returns where flush() stores a sum. A lane has the sums of eight channels, two for each tile of 16 (mma's m), with
 // two components each.
@@ -350,163 +337,15 @@ tensor_core_kernel(const Arguments arguments) {
   for (int i = thread_index(); i < kSums; i += block_threads()) out[i] = total[sum_of(i / kComponents, i % kComponents)];
 }
 
-// --- in float32 ---
-
-constexpr int kPlainChannels = 32;  // channels of a block
-constexpr int kEntries = 28;        // entries of a channel: 27 products and the sum
-constexpr int kPlainWarps = 4;
-
-NPR_DEVICE float number_at(const Parameter& parameter, int64_t index) {
-  if (parameter.type == Type::kFloat32) return load_global(static_cast<const float*>(parameter.data) + index);
-  const uint32_t bits = load_global(static_cast<const uint16_t*>(parameter.data) + index);
-  return parameter.type == Type::kBFloat16 ? low_half<BFloat16>(bits) : low_half<Float16>(bits);
-}
-
-template <typename T>
-NPR_DEVICE void load_record(uint32_t from, float (&out)[3]) {
-  if constexpr (sizeof(T) == 4) {
-    const uint4 record = load_shared<uint4>(from);
-    out[0] = as_float(record.x);
-    out[1] = as_float(record.y);
-    out[2] = as_float(record.z);
-  } else {
-    const uint2 record = load_shared<uint2>(from);
-    out[0] = low_half<T>(record.x);
-    out[1] = high_half<T>(record.x);
-    out[2] = low_half<T>(record.y);
-  }
-}
-
-template <typename T>
-NPR_KERNEL(32 * kPlainWarps, sizeof(T) == 4 ? 2 : 3)
-plain_kernel(const Arguments arguments) {
-  const Tiling& tiling = arguments.tiling;
-  const int lane = thread_index() % 32, warp = thread_index() / 32;
-  const int chunk = block_row() * kPlainChannels;
-  const bool exists = chunk + lane < arguments.out_channels;
-  const uint32_t ring = shared_address(shared_memory());
-  using Ring = PixelRows<T, false>;
-  const uint32_t raw = ring + static_cast<uint32_t>(Ring::ring_bytes(tiling.width));
-  Stager<T, false, Ring> stager(arguments.source, ring, raw, tiling.width);
-  const int pitch = stager.layout.pitch;
-
-  float sum[kEntries] = {};
-  double sums[kEntries] = {};
-  const auto flush = [&] {
-#pragma unroll
-    for (int i = 0; i < kEntries; ++i) {
-      sums[i] += sum[i];
-      sum[i] = 0;
-    }
-  };
-
-  Walk walk(tiling);
-  while (walk.next(tiling)) {
-    stager.start(walk);
-    for (int s = walk.begin - kLead; s < walk.end; ++s, stager.rotate(), synchronize()) {
-      float gradient[8];
-      uint32_t position[8];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int column = 8 * warp + i;
-        position[i] = 9;
-        gradient[i] = 0;
-        if (!exists || s < walk.begin || column < walk.first || walk.column + column >= tiling.columns) continue;
-        const int64_t pixel = (int64_t{walk.image} * tiling.rows + s) * tiling.columns + walk.column + column;
-        const int64_t index = pixel * arguments.out_channels + chunk + lane;
-        position[i] = load_global(arguments.argmax + index);
-        gradient[i] = number_at(arguments.grad, index);
-      }
-      stager.advance(s, walk);
-      if (s < walk.begin) continue;
-
-      const int before = static_cast<int>(stager.before), current = static_cast<int>(stager.current);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (position[i] > 8) continue;
-        const int row = static_cast<int>(position[i] * 11 >> 5), column = static_cast<int>(position[i]) - 3 * row;
-        // Convolution row 2s - 1 sees the pixel rows 1, 2 and 3 of the previous pair. Row 2s sees its row 3 and the
-        // rows 0 and 1 of this pair. Row 2s + 1 sees the rows 1, 2 and 3 of this pair.
-        const int offset = record_offset<T, false>(4 * (8 * warp + i) + 2 * column - 3, 0);
-        const int rows[3] = {
-            (row < 2 ? before + (1 + 2 * row) * pitch : current + pitch) + offset,
-            (row < 1 ? before + 2 * pitch : current + (2 * row - 2) * pitch) + offset,
-            (row < 1 ? before + 3 * pitch : current + (2 * row - 1) * pitch) + offset,
-        };
-#pragma unroll
-        for (int dy = 0; dy < 3; ++dy)
-#pragma unroll
-          for (int dx = 0; dx < 3; ++dx) {
-            float record[3];
-            load_record<T>(static_cast<uint32_t>(rows[dy] + dx * Record<T>::kBytes), record);
-#pragma unroll
-            for (int c = 0; c < 3; ++c) sum[c * 9 + dy * 3 + dx] += gradient[i] * record[c];
-          }
-        sum[27] += gradient[i];
-      }
-      if ((s - walk.begin) % kFlush == kFlush - 1) flush();
-    }
-    flush();
-  }
-  const int channels = arguments.out_channels - chunk < kPlainChannels ? arguments.out_channels - chunk : kPlainChannels;
-  reduce_block(
-      channels * kEntries, channels * kEntries,
-      arguments.partial + (static_cast<int64_t>(block_index()) * arguments.out_channels + chunk) * kEntries,
-      [&](double* out) {
-#pragma unroll
-        for (int i = 0; i < kEntries; ++i)
-          if (exists) out[lane * kEntries + i] = sums[i];
-      },
-      [](int i) { return i; });
-}
-
-// --- sums over all blocks ---
-
-struct Result {
-  float* products;
-  float* sums;
-  Factors scale;
-  int out_channels, anchor;
-};
-
-template <bool kTensorCores>
-NPR_KERNEL(32 * kReduceWarps, 1)
-finish_stem_grad_weight(const double* partial, int count, const Result result) {
-  const int index = block_index() * 32 + thread_index() % 32, channel = index / kEntries, k = index % kEntries;
-  int entry = index, entries = kEntries * result.out_channels;
-  if constexpr (kTensorCores) {
-    const int component = patch_component(k, result.anchor);  // or -1 for a product that is always 0
+// Where a block's row of sums has them.
+struct Place {
+  int entries, entry;
+  NPR_DEVICE Place(int index, const Result& result) {
+    const int component = patch_component(index % kEntries, result.anchor);  // or -1 for a product that is always 0
     entries = (result.out_channels + kChannels - 1) / kChannels * kSums;
-    entry = component < 0 ? entries : channel * kComponents + component;
+    entry = component < 0 ? entries : index / kEntries * kComponents + component;
   }
-  const double sum = reduce_rows(partial, entries, entry, count);
-  if (thread_index() >= 32 || channel >= result.out_channels) return;
-  if (k == 27) {
-    result.sums[channel] = static_cast<float>(sum);
-  } else {
-    result.products[channel * 27 + k] = static_cast<float>(sum * result.scale[k / 9]);
-  }
-}
-
-// Launches a kernel for chunks of `channels`, and then the kernel that sums the results of its blocks.
-template <bool kTensorCores, typename Kernel>
-const char* launch_with(Kernel kernel, const StemGradWeight& call, const Arguments& arguments, int channels, int64_t shared,
-                        void* stream) {
-  const int threads = 4 * arguments.tiling.width, out_channels = arguments.out_channels;
-  const int64_t chunks = (out_channels + channels - 1) / channels;
-  int64_t blocks = 0;
-  if (const char* error = reduction_blocks(kernel, arguments.tiling, chunks, threads, shared, blocks)) return error;
-  if (blocks > 0)
-    if (const char* error = launch(kernel, blocks, chunks, threads, shared, stream, arguments)) return error;
-  const Result result{call.products, call.sums, factors_of(call.task), out_channels, call.task.anchor};
-  return launch(finish_stem_grad_weight<kTensorCores>, (out_channels * kEntries + 31) / 32, 1, 32 * kReduceWarps,
-                kReduceBytes, stream, static_cast<const double*>(call.partial), static_cast<int>(blocks), result);
-}
-
-Arguments arguments_of(const StemGradWeight& call, int warps) {
-  return {source_of(call.task), tiling_of(call.task, warps), call.grad, call.argmax,
-          static_cast<int>(call.task.out_channels), call.partial};
-}
+};
 
 template <typename T, typename G, bool kBytes>
 const char* launch_tensor_cores(const StemGradWeight& call, void* stream) {
@@ -514,17 +353,8 @@ const char* launch_tensor_cores(const StemGradWeight& call, void* stream) {
   int warps = kWarps;
   while (warps > 1 && tensor_core_bytes<T, G>(type, 8 * warps) > most_shared_bytes()) --warps;
   const Arguments arguments = arguments_of(call, warps);
-  return launch_with<true>(tensor_core_kernel<T, G, kBytes>, call, arguments, kChannels,
+  return launch_with<Place>(tensor_core_kernel<T, G, kBytes>, call, arguments, kChannels,
                            tensor_core_bytes<T, G>(type, arguments.tiling.width), stream);
-}
-
-template <typename T>
-const char* launch_plain(const StemGradWeight& call, void* stream) {
-  const Arguments arguments = arguments_of(call, kPlainWarps);
-  const int width = arguments.tiling.width;
-  const int64_t staged = PixelRows<T, false>::ring_bytes(width) + raw_bytes(call.task.x.type, width);
-  const int64_t reduced = reduce_bytes(kPlainChannels * kEntries, 4 * width);
-  return launch_with<false>(plain_kernel<T>, call, arguments, kPlainChannels, staged > reduced ? staged : reduced, stream);
 }
 
 }  // namespace
@@ -536,14 +366,14 @@ const char* stem_grad_weight(const StemGradWeight& call, void* stream) {
       if (grad == Type::kFloat32) return launch_tensor_cores<BFloat16, float, true>(call, stream);
       if (grad == Type::kBFloat16) return launch_tensor_cores<BFloat16, BFloat16, true>(call, stream);
       return launch_tensor_cores<Float16, Float16, true>(call, stream);
-    case Type::kFloat32: return launch_plain<float>(call, stream);
+    case Type::kFloat32: return stem_grad_weight_float32(call, stream);
     case Type::kBFloat16:
       if (grad == Type::kFloat32) return launch_tensor_cores<BFloat16, float, false>(call, stream);
       if (grad == Type::kBFloat16) return launch_tensor_cores<BFloat16, BFloat16, false>(call, stream);
-      return launch_plain<BFloat16>(call, stream);
+      return stem_grad_weight_float32(call, stream);
     default:
       if (grad == Type::kFloat16) return launch_tensor_cores<Float16, Float16, false>(call, stream);
-      return launch_plain<Float16>(call, stream);
+      return stem_grad_weight_float32(call, stream);
   }
 }
 

@@ -10,8 +10,15 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from npr_kernels import arguments
-from npr_kernels.backends import devices
 from npr_kernels.reference import Anchor
+from npr_kernels.tracing import constant
+
+_ANCHOR_CODES = {"mean": -1, "max": -2}  # as in csrc/common/geometry.h and triton/patches.py
+
+
+def anchor_code(anchor: Anchor) -> int:
+    """Return an anchor as compiled operators take it: the index of a pixel, or a negative number."""
+    return _ANCHOR_CODES[anchor] if isinstance(anchor, str) else anchor
 
 
 class Convolution(NamedTuple):
@@ -29,6 +36,10 @@ class Convolution(NamedTuple):
     def output_size(self, x: Tensor, kernel: tuple[int, int]) -> tuple[int, int]:
         """Return (OH, OW) for an image (N, C, H, W)."""
         return arguments.convolution_output_size(x, kernel, self.stride, self.padding, self.grid_size)
+
+    def coded(self) -> tuple:
+        """Return the arguments of compiled operators, in their order."""
+        return tuple(self._replace(anchor=anchor_code(self.anchor)))
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ def _plain_only(*tensors: Tensor | None) -> str | None:
     return "forward-mode derivatives" if any(tangent is not None for tangent in tangents) else None
 
 
-@devices.constant
+@constant
 def transforms_are_active() -> bool:
     """Return whether the call is inside a transform of torch.func, such as grad or vmap."""
     return torch._C._are_functorch_transforms_active()
@@ -109,6 +120,7 @@ class StemBackend(Protocol):
     operators by itself. If not, :mod:`npr_kernels.autograd` makes them differentiable.
     """
 
+    NAME: str
     DIFFERENTIABLE: bool
     EXAMPLE: Call  # a plain call that the backend is made for, to tell whether it is available
     SELF_TEST_SIZES: tuple[tuple[int, int], ...]  # results (rows, columns) of the self-test; none: it needs no test

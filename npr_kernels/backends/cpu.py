@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npr_kernels import arguments
-from npr_kernels.backends import extension, vmap
-from npr_kernels.backends.base import Call, Convolution
+from npr_kernels import arguments, extension
+from npr_kernels.backends import vmap
+from npr_kernels.backends.base import Call, Convolution, anchor_code
 from npr_kernels.reference import Anchor
 
+NAME = "cpu"
 DIFFERENTIABLE = False
 EXAMPLE = Call("npr_conv2d", torch.device("cpu"), torch.float32, torch.float32, Convolution())
 SELF_TEST_SIZES: tuple[tuple[int, int], ...] = ()  # its kernels do not depend on a driver; the tests check them
 Pair = tuple[int, int]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-_ANCHOR_CODES = {"mean": -1, "max": -2}  # as in csrc/common/geometry.h
 
 
 def unsupported_reason(call: Call) -> str | None:
@@ -36,56 +35,47 @@ def unsupported_reason(call: Call) -> str | None:
 
 
 def npr(x: Tensor, grid_size: int, anchor: Anchor) -> Tensor:
-    return torch.ops.npr_kernels.npr(x, grid_size, _code(anchor))
+    return torch.ops.npr_kernels.npr(x, grid_size, anchor_code(anchor))
 
 
 def npr_backward(grad: Tensor, x: Tensor, grid_size: int, anchor: Anchor) -> Tensor:
-    return torch.ops.npr_kernels.npr_backward(grad, x, grid_size, _code(anchor))
+    return torch.ops.npr_kernels.npr_backward(grad, x, grid_size, anchor_code(anchor))
 
 
 def npr_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
     channels_last = x.shape[1] > 1 and x.stride(1) == 1
     return torch.ops.npr_kernels.npr_conv2d(
-        x, _computed(weight), _computed(bias), *_coded(convolution), weight.dtype, channels_last
+        x, _computed(weight), _computed(bias), *convolution.coded(), weight.dtype, channels_last
     )
 
 
 def npr_conv2d_grad_weight(grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolution) -> Tensor:
     kernel = weight.shape[2:]
-    return torch.ops.npr_kernels.npr_conv2d_grad_weight(grad, x, kernel, *_coded(convolution)).to(weight.dtype)
+    return torch.ops.npr_kernels.npr_conv2d_grad_weight(grad, x, kernel, *convolution.coded()).to(weight.dtype)
 
 
 def npr_conv2d_grad_input(grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolution) -> Tensor:
-    return torch.ops.npr_kernels.npr_conv2d_grad_input(grad, x, _computed(weight), *_coded(convolution))
+    return torch.ops.npr_kernels.npr_conv2d_grad_input(grad, x, _computed(weight), *convolution.coded())
 
 
 def npr_stem(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
-    return torch.ops.npr_kernels.npr_stem(x, _computed(weight), _computed(bias), *_coded(convolution), weight.dtype)
+    return torch.ops.npr_kernels.npr_stem(x, _computed(weight), _computed(bias), *convolution.coded(), weight.dtype)
 
 
 def npr_moments(x: Tensor, kernel: tuple[int, int], convolution: Convolution) -> tuple[Tensor, Tensor]:
-    return torch.ops.npr_kernels.npr_moments(x, kernel, *_coded(convolution))
+    return torch.ops.npr_kernels.npr_moments(x, kernel, *convolution.coded())
 
 
 def npr_stem_argmax(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> tuple[Tensor, Tensor]:
     return torch.ops.npr_kernels.npr_stem_argmax(
-        x, _computed(weight), _computed(bias), *_coded(convolution), weight.dtype
+        x, _computed(weight), _computed(bias), *convolution.coded(), weight.dtype
     )
 
 
 def npr_stem_grad_weight(
     grad: Tensor, argmax: Tensor, x: Tensor, kernel: tuple[int, int], convolution: Convolution
 ) -> tuple[Tensor, Tensor]:
-    return torch.ops.npr_kernels.npr_stem_grad_weight(grad, argmax, x, kernel, *_coded(convolution))
-
-
-def _code(anchor: Anchor) -> int:
-    return _ANCHOR_CODES[anchor] if isinstance(anchor, str) else anchor
-
-
-def _coded(convolution: Convolution) -> tuple:
-    """Return the arguments of the compiled operators, in their order."""
-    return tuple(convolution._replace(anchor=_code(convolution.anchor)))
+    return torch.ops.npr_kernels.npr_stem_grad_weight(grad, argmax, x, kernel, *convolution.coded())
 
 
 def _computed(parameter: Tensor | None) -> Tensor | None:

@@ -10,9 +10,11 @@ import re
 import torch
 from torch import Tensor
 
-from npr_kernels.backends import devices, extension
+from npr_kernels import capabilities, extension
 from npr_kernels.backends.base import Call, Convolution
+from npr_kernels.tracing import constant
 
+NAME = "cuda"
 DIFFERENTIABLE = False
 EXAMPLE = Call("npr_stem", torch.device("cuda"), torch.float32, torch.float32, Convolution())
 # Each takes another way through the kernels: strips of whole warpgroups, several strips, and more rows than the largest
@@ -23,24 +25,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_CHANNELS = 128
 
 
-def _missing() -> str | None:
-    """Return why the extension has no CUDA kernels, or None if it has them."""
-    if extension.LOAD_ERROR:
-        return extension.LOAD_ERROR
-    if torch._C._dispatch_has_kernel_for_dispatch_key("npr_kernels::npr_stem", "CUDA"):
-        return None
-    info = extension.build_info() or {}
-    return f"the compiled extension has no CUDA kernels: {info.get('cuda') or 'it was built without them'}"
-
-
-MISSING = _missing()  # computed at import, because torch.compile cannot trace this function
-ARCHITECTURES = (extension.build_info() or {}).get("CUDA architectures", "")  # from setup.py, e.g. "8.0;9.0a;10.0+PTX"
-
-
 def unsupported_reason(call: Call) -> str | None:
     """Return why this backend cannot serve ``call``, or None if it can."""
-    if MISSING:
-        return MISSING
+    if extension.CUDA_ERROR:
+        return extension.CUDA_ERROR
     if call.plain_only:
         return f"it does not support {call.plain_only}"
     if call.operator not in STEMS:
@@ -71,13 +59,13 @@ def unsupported_reason(call: Call) -> str | None:
     return None
 
 
-@devices.constant
+@constant
 def _unbuilt(device: torch.device) -> str | None:
     """Return why ``device`` cannot run the extension's code, or None if it can."""
-    capability = devices.capability(device)
-    if runs_on(capability, ARCHITECTURES):
+    capability = capabilities.gpu_capability(device)
+    if runs_on(capability, extension.CUDA_ARCHITECTURES):
         return None
-    built, present = ARCHITECTURES.replace(";", ", "), "{}.{}".format(*capability)
+    built, present = extension.CUDA_ARCHITECTURES.replace(";", ", "), "{}.{}".format(*capability)
     return f"it is built for compute capability {built}, and {device} has {present}: build it with TORCH_CUDA_ARCH_LIST"
 
 

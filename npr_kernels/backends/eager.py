@@ -15,6 +15,7 @@ from npr_kernels import reference
 from npr_kernels.backends.base import Call, Convolution
 from npr_kernels.reference import Anchor
 
+NAME = "eager"
 DIFFERENTIABLE = True
 EXAMPLE = Call("npr_conv2d", torch.device("cpu"), torch.float32, torch.float32, Convolution())
 SELF_TEST_SIZES: tuple[tuple[int, int], ...] = ()  # it is what others are compared with

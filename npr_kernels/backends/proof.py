@@ -1,7 +1,7 @@
 """The self-test of GPU backends on the user's machine, before the automatic choice uses them.
 
 The first automatic use of a GPU backend runs a small case and compares it with the reference, by the rule of
-:mod:`npr_kernels.testing`. The case has the operator, dtypes, geometry, scale and memory format of the call, runs on
+:mod:`npr_kernels.tolerance`. The case has the operator, dtypes, geometry, scale and memory format of the call, runs on
 the same device, and includes the gradients that the call may need. It takes some milliseconds after compilation, and
 compiles only kernels that the call needs anyway. The result holds for the process. If a backend differs or fails to
 launch, this is logged once, and the next backend serves such calls.
@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 
 from npr_kernels import reference
-from npr_kernels.backends import devices, table
 from npr_kernels.backends.base import Backend, Call, Convolution, StemBackend
-from npr_kernels.testing import Case, allowed, error, on, pool_at
+from npr_kernels.backends.cases import Case, on
+from npr_kernels.tolerance import allowed, error, pool_at
+from npr_kernels.tracing import constant
 
 Tensors = tuple[Tensor, Tensor, Tensor | None]  # image, weight, bias
 Errors = Iterator[tuple[str, float, float]]  # name of a function, its error, and the largest that is allowed
@@ -47,19 +48,19 @@ _logged: set[tuple] = set()
 _lock = threading.Lock()
 
 
-def failure(name: str, call: Call) -> str | None:
-    """Return how backend ``name`` fails a small case of ``call``; None if it passes or must not be tested now."""
-    if not table.BACKENDS[name].SELF_TEST_SIZES:
+def failure(backend: StemBackend, call: Call) -> str | None:
+    """Return how ``backend`` fails a small case of ``call``; None if it passes or must not be tested now."""
+    if not backend.SELF_TEST_SIZES:
         return None
     if torch.compiler.is_compiling():
         gradients = call.image_gradient, call.parameter_gradients
-        return _failure_while_traced(name, call.operator, call.device, call.x_dtype, call.dtype, *gradients)
-    return _failure(name, call)
+        return _failure_while_traced(backend, call.operator, call.device, call.x_dtype, call.dtype, *gradients)
+    return _failure(backend, call)
 
 
-@devices.constant
+@constant
 def _failure_while_traced(
-    name: str,
+    backend: StemBackend,
     operator: str,
     device: torch.device,
     x_dtype: torch.dtype,
@@ -69,12 +70,12 @@ def _failure_while_traced(
 ) -> str | None:
     gradients: dict[str, Any] = {"image_gradient": image_gradient, "parameter_gradients": parameter_gradients}
     if operator == "npr":
-        return _failure(name, Call(operator, device, x_dtype, dtype, Convolution(), **gradients))
-    return _failure(name, Call(operator, device, x_dtype, dtype, NETWORK, NETWORK_SHAPE, **gradients))
+        return _failure(backend, Call(operator, device, x_dtype, dtype, Convolution(), **gradients))
+    return _failure(backend, Call(operator, device, x_dtype, dtype, NETWORK, NETWORK_SHAPE, **gradients))
 
 
-def _failure(name: str, call: Call) -> str | None:
-    key = name, _without_scale(call)
+def _failure(backend: StemBackend, call: Call) -> str | None:
+    key = backend.NAME, _without_scale(call)
     if key in _verdicts:
         return _verdicts[key]
     if os.environ.get(ENVIRONMENT_VARIABLE) == "0" or _is_capturing(call.device):
@@ -82,12 +83,12 @@ def _failure(name: str, call: Call) -> str | None:
     with _lock:
         if key not in _verdicts:
             try:
-                _verdicts[key] = _isolated(call.device, lambda: _difference(name, call))
+                _verdicts[key] = _isolated(call.device, lambda: _difference(backend, call))
             except RuntimeError:  # out of memory, or the process is ending; the next call tries again
                 return None
             difference = _verdicts[key]
             if difference:
-                _log(name, call, difference)
+                _log(backend.NAME, call, difference)
         return _verdicts[key]
 
 
@@ -129,11 +130,11 @@ def _log(name: str, call: Call, difference: str) -> None:
         )  # fmt: skip
 
 
-def _difference(name: str, call: Call) -> str | None:
+def _difference(backend: StemBackend, call: Call) -> str | None:
     """Return the first error of the backend, or None."""
     try:
-        for size in table.BACKENDS[name].SELF_TEST_SIZES:
-            for function, error_, limit in _errors(table.BACKENDS[name], call, size):
+        for size in backend.SELF_TEST_SIZES:
+            for function, error_, limit in _errors(backend, call, size):
                 if not error_ <= SLACK * limit:
                     return f"on a small case {function} has error {error_:.3g}, at most {SLACK * limit:.3g} is allowed"
     except torch.OutOfMemoryError:

@@ -1,8 +1,8 @@
 """Chooses the backend for a call: by an argument, else the context manager, else the environment, else automatically.
 
 An explicit choice never falls back. If it cannot serve the call, a :class:`BackendError` gives the reason. The
-automatic choice is the first backend in :mod:`npr_kernels.backends.table` that can serve the call and passes its
-self-test (:mod:`npr_kernels.backends.proof`). If this is plain PyTorch, the reasons against the others are logged once.
+automatic choice is the first of BACKENDS that can serve the call and passes its self-test
+(:mod:`npr_kernels.backends.proof`). If this is plain PyTorch, the reasons against the others are logged once.
 """
 
 from __future__ import annotations
@@ -13,11 +13,17 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
-from npr_kernels.backends import extension, proof, table
+from npr_kernels import extension
+from npr_kernels.backends import cpu, cuda, eager, proof, triton
 from npr_kernels.backends.base import Backend, Call
+
+# Every backend by its name, in the order of automatic choice. `cuda` has the stem's operators only, and its
+# unsupported_reason() says so: no other call is given to it.
+BACKENDS: dict[str, Backend] = {backend.NAME: backend for backend in (cast(Backend, cuda), triton, cpu, eager)}
 
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_BACKEND"
 
@@ -56,7 +62,7 @@ def available_backends() -> dict[str, str | None]:
     The answer is for a float32 image on the kind of device that the backend is for, and for an operator that it has.
     :func:`npr_kernels.which_backend` answers for a given call.
     """
-    return {name: backend.unsupported_reason(backend.EXAMPLE) for name, backend in table.BACKENDS.items()}
+    return {name: backend.unsupported_reason(backend.EXAMPLE) for name, backend in BACKENDS.items()}
 
 
 @contextlib.contextmanager
@@ -73,9 +79,9 @@ def use_backend(name: str) -> Iterator[None]:
 
 def get(name: str) -> Backend:
     """Return the module of a backend. Raises BackendError if there is no backend of this name."""
-    if name not in table.BACKENDS:
-        raise BackendError(f"there is no backend {name!r}; there are {', '.join(table.BACKENDS)}")
-    return table.BACKENDS[name]
+    if name not in BACKENDS:
+        raise BackendError(f"there is no backend {name!r}; there are {', '.join(BACKENDS)}")
+    return BACKENDS[name]
 
 
 def select(call: Call, argument: str | None = None) -> str:
@@ -88,10 +94,10 @@ def select(call: Call, argument: str | None = None) -> str:
         return wanted
     if extension.CAPABILITY_ERROR and call.device.type == "cpu":
         raise BackendError(extension.CAPABILITY_ERROR)
-    for name in table.BACKENDS:
+    for name in BACKENDS:
         if _reason(name, call) is None:
             break
-    if table.BACKENDS[name].DIFFERENTIABLE and not torch.compiler.is_compiling():
+    if BACKENDS[name].DIFFERENTIABLE and not torch.compiler.is_compiling():
         _log_fallback(call)
     return name
 
@@ -102,7 +108,7 @@ def which_backend(call: Call) -> BackendChoice:
         chosen = select(call)
     except BackendError:
         chosen = None
-    return BackendChoice(chosen, _explicit(None)[1], {name: _reason(name, call) for name in table.BACKENDS})
+    return BackendChoice(chosen, _explicit(None)[1], {name: _reason(name, call) for name in BACKENDS})
 
 
 def _explicit(argument: str | None) -> tuple[str | None, str]:
@@ -118,11 +124,11 @@ def _explicit(argument: str | None) -> tuple[str | None, str]:
 
 def _reason(name: str, call: Call) -> str | None:
     """Return why the automatic choice skips a backend, or None if it does not."""
-    return table.BACKENDS[name].unsupported_reason(call) or proof.failure(name, call)
+    return BACKENDS[name].unsupported_reason(call) or proof.failure(BACKENDS[name], call)
 
 
 def _log_fallback(call: Call) -> None:
-    compiled = [name for name, backend in table.BACKENDS.items() if not backend.DIFFERENTIABLE]
+    compiled = [name for name, backend in BACKENDS.items() if not backend.DIFFERENTIABLE]
     reasons = "; ".join(f"{name}: {_reason(name, call)}" for name in compiled)
     if reasons not in _logged:
         _logged.add(reasons)

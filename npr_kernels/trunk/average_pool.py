@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from npr_kernels.backends import extension
+from npr_kernels import extension
 
 
 class AveragePool(nn.Module):

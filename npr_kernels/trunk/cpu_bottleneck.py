@@ -8,11 +8,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from npr_kernels.backends import extension
+from npr_kernels import extension
 from npr_kernels.trunk.layers import Folded
 
 # Winograd transforms of three weights, for two results and for four (Lavin and Gray, 2016). The second gives four times
-# the results, and its rows are scaled to similar sizes. csrc/cpu/bottleneck.h has the transforms of inputs and outputs.
+# the results, and its rows are scaled to similar sizes. csrc/cpu/winograd.h has the transforms of inputs and outputs.
 WEIGHTS_TO_TWO = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 WEIGHTS_TO_FOUR = (
     (1, 0, 0), (-2 / 3, -2 / 3, -2 / 3), (-2 / 3, 2 / 3, -2 / 3), (1 / 4, 1 / 2, 1), (1 / 4, -1 / 2, 1), (0, 0, 1)
@@ -49,7 +49,7 @@ class FusedBottleneck(nn.Module):
         stride: 1 or 2.
         dtype: float32 or bfloat16: the type of x, of the products and of the result.
         out_steps: (O,), positive: quantisation scales of the result, if a :class:`QuantisedBottleneck` follows in a
-            :class:`FusedBottlenecks`. Needs a ``shortcut``.
+            :class:`CpuBottlenecks`. Needs a ``shortcut``.
 
     Raises:
         ValueError: :func:`unsupported_reason` returns a reason.
@@ -85,7 +85,7 @@ class FusedBottleneck(nn.Module):
 class QuantisedBottleneck(nn.Module):
     """A :class:`FusedBottleneck` with integer weights and activations, and with exact sums.
 
-    Use it in a :class:`FusedBottlenecks` whose first block is not quantised; that block must be bfloat16 if the
+    Use it in a :class:`CpuBottlenecks` whose first block is not quantised; that block must be bfloat16 if the
     processor serves it, else float32. Activations are whole numbers from 0 to :func:`max_quantised_value`.
 
     The weights of an output channel, multiplied by the inputs' quantisation scales, are rounded to 127ths of the
@@ -126,7 +126,7 @@ class QuantisedBottleneck(nn.Module):
         _register(self, packed, biases, factors, dtypes)
 
 
-class FusedBottlenecks(nn.Sequential):
+class CpuBottlenecks(nn.Sequential):
     """Several :class:`FusedBottleneck` and :class:`QuantisedBottleneck` layers as one call.
 
     The activations between them need no new memory. With ``averaged``, the result is the mean over the pixels,

@@ -7,25 +7,22 @@ block if only their mean is needed, and the pixels that the next shortcut of str
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import os
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from npr_kernels.backends.devices import capability
+from npr_kernels.capabilities import gpu_capability
+from npr_kernels.triton_runtime import DEVICE, GRID_LIMIT, INSTALLED
 from npr_kernels.trunk import hopper_bottleneck
 from npr_kernels.trunk.layers import Folded, Layers
 
 DTYPES = (torch.bfloat16, torch.float16)
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 PIXELS = 128  # pixels of a program; also pixels of each partial sum of a mean
 WARPS = 8  # two groups of four; each multiplies 64 pixels at once on Hopper
 STAGES = 3  # pipeline stages of the loads
 BLOCK_K = 64  # channels multiplied at a time
-GRID_LIMIT = 2**31 - 1  # programs of one launch
 
 
 class BottleneckWeights(nn.Module):
@@ -69,7 +66,7 @@ class BottleneckWeights(nn.Module):
             self.register_buffer(f"bias{name}", bias.detach().float().contiguous())
 
 
-class FusedBottlenecks(nn.Module):
+class GpuBottlenecks(nn.Module):
     """Several residual bottlenecks, without gradients.
 
     It maps (N, C, H, W) to (N, O, H', W') of ``dtype``, channels_last. Sums are float32. Results are bit-identical
@@ -256,7 +253,7 @@ def _block_of_outputs(middle: int, device: torch.device) -> int:
 
     It is 32 if a multiprocessor should run two programs at once, or has only 99 KiB of shared memory, else 64.
     """
-    roomy = device.type == "cpu" or capability(device) >= (9, 0)
+    roomy = device.type == "cpu" or gpu_capability(device) >= (9, 0)
     return 64 if middle > 64 and roomy else 32
 
 
@@ -278,12 +275,12 @@ def _launch(kernel: Any, batch: int, pixels: int, arguments: tuple, **constants:
 
 def unsupported_reason(dtype: torch.dtype, device: torch.device) -> str | None:
     """Return why ``device`` has no fused bottleneck for ``dtype``, else None."""
-    if importlib.util.find_spec("triton") is None:
+    if not INSTALLED:
         return "Triton is not installed (pip install triton)"
     if dtype not in DTYPES:
         return f"it has no kernel for {dtype}"
     if device.type != DEVICE:
         return f"it serves {DEVICE.upper()} devices, not {device.type}"
-    if device.type == "cuda" and capability(device) < (8, 0):
+    if device.type == "cuda" and gpu_capability(device) < (8, 0):
         return "it needs compute capability 8.0"
     return None

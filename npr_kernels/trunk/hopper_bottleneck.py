@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from npr_kernels.backends import cuda
-from npr_kernels.backends.devices import capability
+from npr_kernels import extension
+from npr_kernels.capabilities import gpu_capability
 
 STEP = 32  # channels of the result that the kernel computes at a time
 # The compiled kernels. Their results have four times the inner channels.
@@ -26,12 +26,13 @@ def unsupported_reason(dtype: torch.dtype, device: torch.device) -> str | None:
     """Return why ``device`` cannot run these kernels in ``dtype``, else None."""
     if dtype != torch.bfloat16:
         return f"it has no kernel for {dtype}"
-    if device.type != "cuda" or capability(device) != (9, 0):
+    if device.type != "cuda" or gpu_capability(device) != (9, 0):
         return "it needs a GPU of compute capability 9.0"
-    if cuda.MISSING:
-        return cuda.MISSING
-    if "9.0a" not in cuda.ARCHITECTURES:
-        return f"it needs an extension built for 9.0a, this one is built for {cuda.ARCHITECTURES.replace(';', ', ')}"
+    if extension.CUDA_ERROR:
+        return extension.CUDA_ERROR
+    if "9.0a" not in extension.CUDA_ARCHITECTURES:
+        built = extension.CUDA_ARCHITECTURES.replace(";", ", ")
+        return f"it needs an extension built for 9.0a, this one is built for {built}"
     return None
 
 

@@ -1,8 +1,9 @@
-"""What the residual blocks of every device take: convolutions with folded batch norms."""
+"""What the residual blocks of every device take: convolutions with folded batch norms, and their shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,20 @@ from torch import Tensor
 
 Folded = tuple[Tensor, Tensor]  # weight (O, C, KH, KW) and bias (O,) of a convolution, see fold_batch_norm
 Layers = tuple[Folded, Folded, Folded, Folded | None]  # three convolutions, and that of the shortcut if it has one
+
+
+class BlockShape(NamedTuple):
+    """The channels of a residual block, and its stride. The kernels of a GPU are compiled for them."""
+
+    inputs: int
+    middle: int
+    outputs: int
+    stride: int
+
+    @property
+    def projected(self) -> bool:
+        """Whether the shortcut needs a convolution, because x has another shape than the result."""
+        return self.stride != 1 or self.inputs != self.outputs
 
 
 def composed(x: Tensor, blocks: Sequence[tuple[Layers, int]], averaged: bool = False) -> Tensor:

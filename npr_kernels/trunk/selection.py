@@ -9,25 +9,16 @@ import os
 import torch
 
 from npr_kernels.backends import proof
-from npr_kernels.testing import allowed, error
+from npr_kernels.tolerance import allowed, error
 from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck
-from npr_kernels.trunk.layers import Folded, Layers, composed
+from npr_kernels.trunk.layers import BlockShape, Folded, Layers, composed
 
-# The kinds of blocks of each size of the detector, in order: channels of the input, inner channels, channels of the
-# result, stride.
-DETECTORS = {
-    "paper": (
-        (64, 64, 256, 1), (256, 64, 256, 1), (256, 64, 256, 1), (256, 128, 512, 2), (512, 128, 512, 1),
-        (512, 128, 512, 1),
-    ),
-    "fast": ((64, 64, 128, 1), (128, 64, 128, 1), (128, 64, 256, 2), (256, 64, 256, 1), (256, 64, 256, 1)),
-}  # fmt: skip
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_TRUNK"
 _logger = logging.getLogger("npr_kernels")
 
 
-def kernels_for(dtype: torch.dtype, device: torch.device, size: str = "paper") -> str | None:
-    """Return which kernels serve a detector of ``size``, one of DETECTORS, on ``device``: "hopper", "triton" or None.
+def kernels_for(dtype: torch.dtype, device: torch.device, blocks: tuple[BlockShape, ...]) -> str | None:
+    """Return which kernels serve a network of these ``blocks``, in order, on ``device``: "hopper", "triton" or None.
 
     Kernels that fail a small case are not used; that is logged once. The environment variable NPR_KERNELS_TRUNK limits
     the choice: "triton" excludes the CUDA C++ for Hopper, and "none" excludes all kernels.
@@ -39,30 +30,30 @@ def kernels_for(dtype: torch.dtype, device: torch.device, size: str = "paper") -
         return None
     hopper = limit == "hopper" and hopper_bottleneck.unsupported_reason(dtype, device) is None
     try:
-        if hopper and _sound(dtype, device, size, hopper=True):
+        if hopper and _sound(dtype, device, blocks, hopper=True):
             return "hopper"
-        return "triton" if _sound(dtype, device, size, hopper=False) else None
+        return "triton" if _sound(dtype, device, blocks, hopper=False) else None
     except torch.OutOfMemoryError:  # this is no fault of the kernels, so the next network tries them again
         _logger.warning("the fused residual blocks are not used: %s has no memory left to try them", device)
         return None
 
 
 @functools.cache
-def _sound(dtype: torch.dtype, device: torch.device, size: str, hopper: bool) -> bool:
+def _sound(dtype: torch.dtype, device: torch.device, blocks: tuple[BlockShape, ...], hopper: bool) -> bool:
     if os.environ.get(proof.ENVIRONMENT_VARIABLE) == "0":
         return True
-    why = fault(dtype, device, size, hopper)
+    why = fault(dtype, device, blocks, hopper)
     if why is not None:
         what = "CUDA C++ on Hopper" if hopper else "Triton"
         _logger.warning("the fused residual blocks in %s are not used on %s: %s", what, device, why)
     return why is None
 
 
-def fault(dtype: torch.dtype, device: torch.device, size: str, hopper: bool) -> str | None:
+def fault(dtype: torch.dtype, device: torch.device, blocks: tuple[BlockShape, ...], hopper: bool) -> str | None:
     """Return what is wrong with the kernels on ``device``, or None if a small case gives the right result.
 
-    The first call compiles the Triton kernels of the detector's blocks. This takes some seconds unless an earlier
-    process compiled them.
+    The first call compiles the Triton kernels of the blocks. This takes some seconds unless an earlier process compiled
+    them.
     """
     generator = torch.Generator().manual_seed(0)
     randn = functools.partial(torch.randn, generator=generator, device="cpu")  # not on the default device
@@ -71,15 +62,16 @@ def fault(dtype: torch.dtype, device: torch.device, size: str, hopper: bool) -> 
         weight = randn(outputs, inputs, kernel, kernel) * (inputs * kernel**2) ** -0.5
         return weight.to(device, dtype), randn(outputs).to(device, dtype)
 
-    blocks: list[tuple[Layers, int]] = []
-    for inputs, middle, outputs, stride in DETECTORS[size]:
-        shortcut = None if inputs == outputs and stride == 1 else draw(inputs, outputs)
-        blocks.append(((draw(inputs, middle), draw(middle, middle, 3), draw(middle, outputs), shortcut), stride))
-    x = randn(2, 64, 19, 30).relu().to(device, dtype)
+    made: list[tuple[Layers, int]] = []
+    for block in blocks:
+        shortcut = draw(block.inputs, block.outputs) if block.projected else None
+        first, second = draw(block.inputs, block.middle), draw(block.middle, block.middle, 3)
+        made.append(((first, second, draw(block.middle, block.outputs), shortcut), block.stride))
+    x = randn(2, blocks[0].inputs, 19, 30).relu().to(device, dtype)
     try:
         with torch.inference_mode():
-            result = gpu_bottleneck.FusedBottlenecks(blocks, dtype, averaged=True, hopper=hopper).to(device)(x)
-            truth, plain = composed(x.double(), blocks, averaged=True), composed(x, blocks, averaged=True)
+            result = gpu_bottleneck.GpuBottlenecks(made, dtype, averaged=True, hopper=hopper).to(device)(x)
+            truth, plain = composed(x.double(), made, averaged=True), composed(x, made, averaged=True)
         difference, limit = error(result, truth), allowed(error(plain, truth), dtype)
     except torch.OutOfMemoryError:  # no fault of the kernels
         raise

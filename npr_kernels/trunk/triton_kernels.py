@@ -12,12 +12,12 @@ convolution, and every tile reads the weights. These 80 MB per image take about 
 
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+from npr_kernels import triton_runtime
+
+INTERPRETED = tl.constexpr(triton_runtime.INTERPRETED)
 SIZES = ["height", "width", "out_height", "out_width", "x_height", "x_width", "y_height", "y_width"]
 
 

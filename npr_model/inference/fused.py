@@ -22,6 +22,7 @@ from npr_kernels.arguments import scale_factors
 from npr_kernels.capabilities import cpu_capability, onednn_serves
 from npr_kernels.trunk import cpu_bottleneck, gpu_bottleneck, selection
 from npr_kernels.trunk.average_pool import AveragePool
+from npr_kernels.trunk.layers import BlockShape
 from npr_model.detectors.npr import NPRDetector
 from npr_model.detectors.sizes import SIZES
 from npr_model.errors import InputError
@@ -51,18 +52,26 @@ class Average(nn.Module):
         return x.float().mean((2, 3), keepdim=True)
 
 
-def fused_trunk(detector: NPRDetector, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Return what follows the stem in our kernels: one for all residual blocks on a CPU, one per block on a GPU.
+def block_shapes(detector: NPRDetector) -> tuple[BlockShape, ...]:
+    """Return the shape of each residual block, in order."""
+    return tuple(
+        BlockShape(b.conv1.in_channels, b.conv1.out_channels, b.conv3.out_channels, b.conv2.stride[0])
+        for b in quantisation.blocks(detector).values()
+    )
+
+
+def gpu_trunk(detector: NPRDetector, dtype: torch.dtype, hopper: bool) -> nn.Module:
+    """Return what follows the stem in our kernels for GPUs, one for each residual block."""
+    blocks = [(folded_layers(block), block.conv2.stride[0]) for block in quantisation.blocks(detector).values()]
+    fused = gpu_bottleneck.GpuBottlenecks(blocks, dtype, averaged=True, hopper=hopper)
+    return nn.Sequential(detector.pool, fused) if isinstance(detector.pool, nn.AvgPool2d) else fused
+
+
+def cpu_trunk(detector: NPRDetector, dtype: torch.dtype) -> nn.Module:
+    """Return what follows the stem in our kernels for CPUs, one for all residual blocks.
 
     In int8, all blocks have 8-bit activations, but for the first one where it reads the stem's output as it is.
     """
-    averages = isinstance(detector.pool, nn.AvgPool2d)
-    if device.type == "cuda":
-        blocks = quantisation.blocks(detector).values()
-        every = [(folded_layers(block), block.conv2.stride[0]) for block in blocks]
-        hopper = selection.kernels_for(dtype, device, detector.size) == "hopper"
-        on_gpu = gpu_bottleneck.FusedBottlenecks(every, dtype, averaged=True, hopper=hopper)
-        return nn.Sequential(detector.pool, on_gpu) if averages else on_gpu
     steps = quantisation.block_steps(detector) if dtype == torch.int8 else {}
     made: list[cpu_bottleneck.FusedBottleneck | cpu_bottleneck.QuantisedBottleneck] = []
     for name, block in quantisation.blocks(detector).items():
@@ -74,8 +83,8 @@ def fused_trunk(detector: NPRDetector, dtype: torch.dtype, device: torch.device)
             made.append(cpu_bottleneck.FusedBottleneck(*layers, stride, default_dtype(out_steps.device), out_steps))
         else:
             made.append(cpu_bottleneck.FusedBottleneck(*layers, stride, dtype))
-    fused = cpu_bottleneck.FusedBottlenecks(*made, averaged=True)
-    if not averages:
+    fused = cpu_bottleneck.CpuBottlenecks(*made, averaged=True)
+    if not isinstance(detector.pool, nn.AvgPool2d):
         return fused
     pool_steps = quantisation.processor_steps(detector)["pool.out"] if steps else None
     return nn.Sequential(AveragePool(SIZES[detector.size].pool, pool_steps), fused)
@@ -124,14 +133,17 @@ class InferenceDetector(nn.Module):
         self.register_buffer("stem_bias", bias.detach())
         self.register_buffer("head_weight", detector.fc1.weight.detach().float().clone())
         self.register_buffer("head_bias", detector.fc1.bias.detach().float().clone())
-        self.engine = trunk_engine(device, trunk_dtype, compile, detector.size)
+        shapes = block_shapes(detector)
+        self.engine = trunk_engine(device, trunk_dtype, compile, shapes)
         if device.type == "cpu" and self.engine == "torch" and not compile:
-            why = cpu_bottleneck.unsupported_reason(trunk_dtype, 64)
+            why = no_cpu_kernels(trunk_dtype, shapes)
             _logger.warning(
                 "in %s the network runs on plain PyTorch, slowly (%s)", str(trunk_dtype).removeprefix("torch."), why
             )
-        if self.engine == "fused":
-            self.trunk = fused_trunk(detector, trunk_dtype, device)
+        if self.engine == "cpu":
+            self.trunk = cpu_trunk(detector, trunk_dtype)
+        elif self.engine in ("hopper", "triton"):
+            self.trunk = gpu_trunk(detector, trunk_dtype, hopper=self.engine == "hopper")
         else:
             onednn, blocks = self.engine == "onednn", quantisation.blocks(detector).values()
             folded = (FoldedBottleneck(block, self.dtype, onednn) for block in blocks)
@@ -163,7 +175,7 @@ class InferenceDetector(nn.Module):
 
         F.linear adds in an order that depends on the number of images; a logit must not depend on other images.
         """
-        if self.engine == "fused" and features.is_cuda:
+        if self.engine in ("hopper", "triton"):
             products = gpu_bottleneck.dot(features, self.head_weight[0])[:, None]
         else:
             products = (features * self.head_weight).sum(1, keepdim=True)
@@ -183,26 +195,32 @@ def split_by_pixels(images: Tensor, pixels: int) -> tuple[Tensor, ...]:
     return images.split(max(1, pixels // max(1, images.shape[2] * images.shape[3])))
 
 
-def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool, size: str = "paper") -> str:
-    """Return what runs the residual blocks of a detector of ``size``.
+def trunk_engine(device: torch.device, dtype: torch.dtype, compile: bool, blocks: tuple[BlockShape, ...]) -> str:
+    """Return what runs residual blocks of these shapes.
 
-    It is "fused" (our kernels), "onednn", or "torch" (plain or compiled).
+    It is "cpu", "hopper" or "triton" (our kernels), "onednn", or "torch" (plain or compiled).
 
     Raises InputError if int8 is not supported here.
     """
     if dtype == torch.int8:
         why = "with compile=True" if compile else f"on {device.type}" if device.type != "cpu" else None
-        if why is None and (missing := cpu_bottleneck.unsupported_reason(dtype, 64)):
+        if why is None and (missing := no_cpu_kernels(dtype, blocks)):
             why = f"here ({missing})"
         if why:
             raise InputError(f"int8 is not supported {why}; use float32 or bfloat16")
-        return "fused"
-    if device.type == "cuda" and not compile and selection.kernels_for(dtype, device, size):
-        return "fused"
+        return "cpu"
+    if device.type == "cuda" and not compile:
+        return selection.kernels_for(dtype, device, blocks) or "torch"
     if device.type != "cpu" or compile:
         return "torch"
     onednn = onednn_serves(dtype)
     matrix_units = dtype == torch.bfloat16 and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    if cpu_bottleneck.unsupported_reason(dtype, 64) is None and not (onednn and matrix_units):
-        return "fused"
+    if no_cpu_kernels(dtype, blocks) is None and not (onednn and matrix_units):
+        return "cpu"
     return "onednn" if onednn else "torch"
+
+
+def no_cpu_kernels(dtype: torch.dtype, blocks: tuple[BlockShape, ...]) -> str | None:
+    """Return why our kernels for CPUs cannot compute one of the blocks, else None."""
+    reasons = (cpu_bottleneck.unsupported_reason(dtype, block.middle) for block in blocks)
+    return next(filter(None, reasons), None)

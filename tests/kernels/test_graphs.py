@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 import npr_kernels
-from npr_kernels.backends import cpu, extension
+from npr_kernels import extension
+from npr_kernels.backends import cpu
+from npr_kernels.backends.base import anchor_code
 from npr_kernels.testing import Case, error
 
 needs_extension = pytest.mark.skipif(bool(extension.LOAD_ERROR), reason=str(extension.LOAD_ERROR))
@@ -41,7 +43,8 @@ def test_opcheck(case: Case, tests: tuple[str, ...]):
     opcheck = functools.partial(torch.library.opcheck, test_utils=tests)
     x, weight, bias = case.tensors()
     operators = torch.ops.npr_kernels
-    convolution = ((2, 2), (1, 1), case.grid_size, cpu._code(case.anchor), (0.5,))
+    cells = case.grid_size, anchor_code(case.anchor)
+    convolution = ((2, 2), (1, 1), *cells, (0.5,))
     weight, bias, dtype = cpu._computed(weight), cpu._computed(bias), case.parameter_dtype
     for channels_last in (False, True):
         opcheck(operators.npr_conv2d, (x, weight, bias, *convolution, dtype, channels_last))
@@ -50,13 +53,13 @@ def test_opcheck(case: Case, tests: tuple[str, ...]):
     opcheck(operators.npr_stem_argmax, (x, weight, None, *convolution, dtype))
     opcheck(operators.npr_stem_grad_weight, (pooled, argmax, x, (3, 3), *convolution))
     opcheck(operators.npr_moments, (x, (3, 3), *convolution))
-    opcheck(operators.npr, (x, case.grid_size, cpu._code(case.anchor)))
+    opcheck(operators.npr, (x, *cells))
     y = operators.npr_conv2d(x, weight, bias, *convolution, dtype, False)
     opcheck(operators.npr_conv2d_grad_weight, (y, x, (3, 3), *convolution))
     if case.dtype != torch.uint8:
         opcheck(operators.npr_conv2d_grad_input, (y, x, weight, *convolution))
-        npr = operators.npr(x, case.grid_size, cpu._code(case.anchor))
-        opcheck(operators.npr_backward, (npr, x, case.grid_size, cpu._code(case.anchor)))
+        npr = operators.npr(x, *cells)
+        opcheck(operators.npr_backward, (npr, x, *cells))
 
 
 class Network(nn.Module):

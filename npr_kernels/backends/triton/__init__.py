@@ -7,34 +7,30 @@ tensors. That is slow, but it tests the kernels without a GPU.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from npr_kernels.backends.base import Call, Convolution
+from npr_kernels.backends.base import Call, Convolution, anchor_code
 from npr_kernels.reference import Anchor
+from npr_kernels.triton_runtime import DEVICE, INSTALLED, INTERPRETED
 
+NAME = "triton"
 DIFFERENTIABLE = False
 DTYPES = (torch.uint8, torch.float32, torch.float64, torch.bfloat16, torch.float16)
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 EXAMPLE = Call("npr_conv2d", torch.device(DEVICE), torch.float32, torch.float32, Convolution())
 SELF_TEST_SIZES: tuple[tuple[int, int], ...] = ((12, 76),)  # several tiles and rows
-
-_ANCHOR_CODES = {"mean": -1, "max": -2}  # as in patches.py
-_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def unsupported_reason(call: Call) -> str | None:
     """Return why this backend cannot serve ``call``, or None if it can."""
     if call.plain_only:
         return f"it does not support {call.plain_only}"
-    if not _INSTALLED:
+    if not INSTALLED:
         return "Triton is not installed (pip install triton)"
     if call.device.type != DEVICE:
-        interpreted = " while TRITON_INTERPRET=1 is set" if DEVICE == "cpu" else ""
+        interpreted = " while TRITON_INTERPRET=1 is set" if INTERPRETED else ""
         return f"it serves {DEVICE.upper()} tensors{interpreted}, x is on {call.device}"
     if DEVICE == "cuda" and not torch.cuda.is_available():
         return "torch finds no CUDA device"
@@ -45,42 +41,42 @@ def unsupported_reason(call: Call) -> str | None:
 
 
 def npr(x: Tensor, grid_size: int, anchor: Anchor) -> Tensor:
-    return _operators().npr(x, grid_size, _code(anchor), _channels_last(x))
+    return _operators().npr(x, grid_size, anchor_code(anchor), _channels_last(x))
 
 
 def npr_backward(grad: Tensor, x: Tensor, grid_size: int, anchor: Anchor) -> Tensor:
-    return _operators().npr_backward(grad, x, grid_size, _code(anchor), _channels_last(x))
+    return _operators().npr_backward(grad, x, grid_size, anchor_code(anchor), _channels_last(x))
 
 
 def npr_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
-    return _operators().npr_conv2d(x, weight, bias, *_coded(convolution), _channels_last(x))
+    return _operators().npr_conv2d(x, weight, bias, *convolution.coded(), _channels_last(x))
 
 
 def npr_conv2d_grad_weight(grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolution) -> Tensor:
-    products = _operators().npr_conv2d_grad_weight(grad, x, weight.shape[2:], *_coded(convolution))
+    products = _operators().npr_conv2d_grad_weight(grad, x, weight.shape[2:], *convolution.coded())
     return products.to(weight.dtype)
 
 
 def npr_conv2d_grad_input(grad: Tensor, x: Tensor, weight: Tensor, convolution: Convolution) -> Tensor:
-    return _operators().npr_conv2d_grad_input(grad, x, weight, *_coded(convolution), _channels_last(x))
+    return _operators().npr_conv2d_grad_input(grad, x, weight, *convolution.coded(), _channels_last(x))
 
 
 def npr_stem(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
-    return _operators().npr_stem(x, weight, bias, *_coded(convolution))
+    return _operators().npr_stem(x, weight, bias, *convolution.coded())
 
 
 def npr_stem_argmax(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> tuple[Tensor, Tensor]:
-    return _operators().npr_stem_argmax(x, weight, bias, *_coded(convolution))
+    return _operators().npr_stem_argmax(x, weight, bias, *convolution.coded())
 
 
 def npr_moments(x: Tensor, kernel: tuple[int, int], convolution: Convolution) -> tuple[Tensor, Tensor]:
-    return _operators().npr_moments(x, kernel, *_coded(convolution))
+    return _operators().npr_moments(x, kernel, *convolution.coded())
 
 
 def npr_stem_grad_weight(
     grad: Tensor, argmax: Tensor, x: Tensor, kernel: tuple[int, int], convolution: Convolution
 ) -> tuple[Tensor, Tensor]:
-    return _operators().npr_stem_grad_weight(grad, argmax, x, kernel, *_coded(convolution))
+    return _operators().npr_stem_grad_weight(grad, argmax, x, kernel, *convolution.coded())
 
 
 def _operators() -> Any:
@@ -88,15 +84,6 @@ def _operators() -> Any:
     from npr_kernels.backends.triton import operators  # noqa: F401
 
     return torch.ops.npr_kernels_triton
-
-
-def _code(anchor: Anchor) -> int:
-    return _ANCHOR_CODES[anchor] if isinstance(anchor, str) else anchor
-
-
-def _coded(convolution: Convolution) -> tuple:
-    """Return the arguments of the operators, in their order."""
-    return tuple(convolution._replace(anchor=_code(convolution.anchor)))
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from typing import Any, NamedTuple
 
 import torch
 import triton
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-GRID_LIMIT = 2**31 - 1
+from npr_kernels.triton_runtime import GRID_LIMIT
 
 # New values of these arguments cause no new compilation, because images come in many sizes and a compilation takes
 # seconds. If a kernel is faster for certain strides, a constant says so (Geometry.layout, ALIGNED, CHANNELS_LAST).

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from npr_kernels.backends import vmap
-from npr_kernels.backends.triton.launch import INTERPRETED
+from npr_kernels.triton_runtime import DEVICE
 
 CONVOLUTION = "int[] stride, int[] padding, int grid_size, int anchor, float[] scale"  # part of schemas
 implementations: dict[str, Callable] = {}  # by the name of the operator; torch's dispatcher calls them
@@ -31,6 +31,6 @@ def operator(schema: str, results: Callable, fill: Callable) -> None:
 
     implementations[name] = implementation
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, implementation, "CPU" if INTERPRETED else "CUDA")
+    _LIBRARY.impl(name, implementation, DEVICE.upper())
     torch.library.register_fake(f"npr_kernels_triton::{name}", results, lib=_LIBRARY)
     vmap.register(getattr(torch.ops.npr_kernels_triton, name).default, _LIBRARY)

@@ -14,17 +14,16 @@ or 3 per element.
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
+from npr_kernels import triton_runtime
+
 MEAN, MAX = -1, -2  # codes of the anchors that are not a pixel index
 SCATTERED, PACKED, PLANAR = 0, 1, 2  # layouts of four neighbouring pixels in memory (Geometry.layout)
-
-
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+INTERPRETED = tl.constexpr(triton_runtime.INTERPRETED)
 
 
 class Geometry(NamedTuple):

@@ -9,10 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from npr_kernels.backends import devices
 from npr_kernels.backends.triton import patches
-from npr_kernels.backends.triton.launch import INTERPRETED, Tile
+from npr_kernels.backends.triton.launch import Tile
 from npr_kernels.backends.triton.patches import Geometry
+from npr_kernels.capabilities import gpu_capability
+from npr_kernels.triton_runtime import INTERPRETED
 
 Pair = tuple[int, int]  # (height, width)
 
@@ -60,7 +61,7 @@ def arithmetic_of(x: Tensor, other: torch.dtype, anchor: int) -> dict:
 
 def has_tensor_cores(device: torch.device) -> bool:
     """Return whether Triton uses tensor cores on ``device``. Without them, large tiles would spill registers."""
-    return device.type != "cuda" or devices.capability(device) >= (8, 0)
+    return device.type != "cuda" or gpu_capability(device) >= (8, 0)
 
 
 def is_plain(arithmetic: dict) -> bool:

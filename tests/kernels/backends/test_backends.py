@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import npr_kernels
-from npr_kernels import info
-from npr_kernels.backends import cpu, cuda, devices, extension, registry, table, triton
+from npr_kernels import capabilities, extension, info
+from npr_kernels.backends import cpu, cuda, registry, triton
 from npr_kernels.backends.base import Call, Convolution
 from npr_kernels.capabilities import cpu_capability
 from npr_kernels.testing import Case
@@ -116,23 +116,23 @@ def test_names_of_functions_hide_no_module():
 
 
 def test_refusals_of_triton_name_the_reason(monkeypatch):
-    monkeypatch.setattr(triton, "_INSTALLED", True)
+    monkeypatch.setattr(triton, "INSTALLED", True)
     call = Call("npr", torch.device("mps"), torch.float32, torch.float32, Convolution())
     assert "x is on mps" in triton.unsupported_reason(call)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     call = replace(call, device=torch.device(triton.DEVICE))
     assert triton.unsupported_reason(call) is None
     assert "float8" in triton.unsupported_reason(replace(call, dtype=torch.float8_e4m3fn))
-    monkeypatch.setattr(triton, "_INSTALLED", False)
+    monkeypatch.setattr(triton, "INSTALLED", False)
     assert "not installed" in triton.unsupported_reason(call)
 
 
 def test_refusals_of_cuda_name_the_argument(monkeypatch):
     """What it serves does not depend on there being a GPU here."""
-    monkeypatch.setattr(cuda, "MISSING", None)
-    monkeypatch.setattr(cuda, "ARCHITECTURES", "8.0;9.0a;10.0+PTX")
+    monkeypatch.setattr(extension, "CUDA_ERROR", None)
+    monkeypatch.setattr(extension, "CUDA_ARCHITECTURES", "8.0;9.0a;10.0+PTX")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(devices, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(capabilities, "gpu_capability", lambda device: (9, 0))
 
     def unsupported_reason(case: Case, operator: str = "npr_stem", device: str = "cuda") -> str | None:
         shape = (case.out_channels, case.channels, *case.kernel)
@@ -153,7 +153,7 @@ def test_refusals_of_cuda_name_the_argument(monkeypatch):
         assert what in unsupported_reason(case)
     assert "npr_conv2d" in unsupported_reason(served, "npr_conv2d")
     assert "x is on cpu" in unsupported_reason(served, device="cpu")
-    monkeypatch.setattr(devices, "capability", lambda device: (7, 5))
+    monkeypatch.setattr(capabilities, "gpu_capability", lambda device: (7, 5))
     reason = "it is built for compute capability 8.0, 9.0a, 10.0+PTX, and cuda:1 has 7.5"
     assert unsupported_reason(served, device="cuda:1").startswith(reason)
 
@@ -179,22 +179,22 @@ def test_architectures_and_capabilities(architectures, runs, does_not):
 
 def test_automatic_choice_below_the_capability_that_cuda_is_built_for(monkeypatch):
     """A GPU of compute capability 7.5 is served by Triton, not by code that it cannot load."""
-    monkeypatch.setattr(cuda, "MISSING", None)
-    monkeypatch.setattr(cuda, "ARCHITECTURES", "8.0;9.0a+PTX")
-    monkeypatch.setattr(triton, "_INSTALLED", True)
+    monkeypatch.setattr(extension, "CUDA_ERROR", None)
+    monkeypatch.setattr(extension, "CUDA_ARCHITECTURES", "8.0;9.0a+PTX")
+    monkeypatch.setattr(triton, "INSTALLED", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("NPR_KERNELS_SELF_TEST", "0")  # there is no GPU to try it on
     convolution = Convolution((2, 2), (1, 1))
     call = Call("npr_stem", torch.device("cuda", 0), torch.uint8, torch.bfloat16, convolution, (64, 3, 3, 3))
     for capability, expected in (((7, 5), "triton"), ((9, 0), "cuda")):
-        monkeypatch.setattr(devices, "capability", lambda device, found=capability: found)
+        monkeypatch.setattr(capabilities, "gpu_capability", lambda device, found=capability: found)
         assert registry.select(call) == expected
 
 
 def test_the_capability_is_asked_for_while_a_graph_is_traced(monkeypatch):
-    monkeypatch.setattr(cuda, "ARCHITECTURES", "8.0")
+    monkeypatch.setattr(extension, "CUDA_ARCHITECTURES", "8.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, device.index))
-    monkeypatch.setattr(devices, "_capabilities", {})
+    monkeypatch.setattr(capabilities, "_gpu_capabilities", {})
 
     def chosen(x, device):
         return x + 1 if cuda._unbuilt(device) is None else x
@@ -203,10 +203,10 @@ def test_the_capability_is_asked_for_while_a_graph_is_traced(monkeypatch):
     compiled = torch.compile(chosen, fullgraph=True, backend="eager")
     first, other = torch.device("cuda", 0), torch.device("cuda", 6)
     assert compiled(torch.zeros(()), first) == compiled(torch.zeros(()), other) == 1
-    monkeypatch.setattr(cuda, "ARCHITECTURES", "8.6")
+    monkeypatch.setattr(extension, "CUDA_ARCHITECTURES", "8.6")
     torch._dynamo.reset()
     assert compiled(torch.zeros(()), first) == 0 and compiled(torch.zeros(()), other) == 1
-    assert devices._capabilities == {first: (8, 0), other: (8, 6)}
+    assert capabilities._gpu_capabilities == {first: (8, 0), other: (8, 6)}
 
 
 @needs_extension
@@ -220,6 +220,7 @@ def test_refusals_name_the_reason():
 def test_a_backend_of_stems_alone(monkeypatch):
     """The gradient to the image needs the whole convolution, which then another backend serves."""
     stems = types.SimpleNamespace(
+        NAME="stems",
         DIFFERENTIABLE=False,
         SELF_TEST_SIZES=(),
         npr_stem=cpu.npr_stem,
@@ -228,7 +229,7 @@ def test_a_backend_of_stems_alone(monkeypatch):
         npr_moments=cpu.npr_moments,
         unsupported_reason=lambda call: None if "stem" in call.operator else "it serves stems only",
     )
-    monkeypatch.setattr(table, "BACKENDS", {"stems": stems, **table.BACKENDS})
+    monkeypatch.setattr(registry, "BACKENDS", {"stems": stems, **registry.BACKENDS})
     module = npr_kernels.NPRStem(3, 8)
     x, *_ = Case().tensors()
     for training in (True, False):
@@ -253,10 +254,10 @@ def run(code: str, **environment) -> subprocess.CompletedProcess:
 
 
 def test_importing_is_free_of_side_effects():
-    """No GPU is touched, no compiler started, neither Triton nor torch's compilers loaded."""
+    """No GPU is touched, no compiler started, neither Triton nor torch's compilers nor the tables of tests loaded."""
     code = (
         "import sys, npr_kernels, torch; assert not torch.cuda.is_initialized();"
-        "slow = {'torch._inductor', 'torch._dynamo'} & sys.modules.keys();"
+        "slow = {'torch._inductor', 'torch._dynamo', 'npr_kernels.testing'} & sys.modules.keys();"
         "assert not slow and not [name for name in sys.modules if name.split('.')[0] == 'triton']"
     )
     result = run(code)
@@ -287,7 +288,7 @@ def test_every_instruction_set_this_machine_has(capability):
     if capability == cpu_capability():
         pytest.skip("all other tests run on it")
     if CAPABILITIES.index(capability) > CAPABILITIES.index(cpu_capability()):
-        code = "from npr_kernels.backends import extension; print(extension.LOAD_ERROR)"
+        code = "from npr_kernels import extension; print(extension.LOAD_ERROR)"
         assert f"is '{capability}'; this machine has" in run(code, NPR_KERNELS_CPU_CAPABILITY=capability).stdout
         pytest.skip(f"this machine lacks {capability}")
     names = "test_parity", "test_training_stem", "trunk/test_bottleneck", "trunk/test_quantised_bottleneck"

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import npr_kernels
-from npr_kernels import reference
-from npr_kernels.backends import cpu, cuda, extension, proof, registry, triton
+from npr_kernels import extension, reference
+from npr_kernels.backends import cpu, cuda, proof, registry, triton
 from npr_kernels.backends.base import Call, Convolution
 from npr_kernels.testing import TABLE, Case, error
 
@@ -57,7 +57,7 @@ CASES = list(
 def test_right_kernels_pass(case: Case):
     for operator in OPERATORS:
         for gradients in (True, False):
-            assert proof._difference("cpu", call_of(case, operator, gradients=gradients)) is None, operator
+            assert proof._difference(cpu, call_of(case, operator, gradients=gradients)) is None, operator
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -75,11 +75,12 @@ def test_right_kernels_pass(case: Case):
 )
 def test_the_kernels_of_a_gpu_pass(case: Case, backend: str, operator: str, cuda):
     call = call_of(case, operator, "cuda:0")
-    reason = registry.get(backend).unsupported_reason(call)
+    served_by = registry.get(backend)
+    reason = served_by.unsupported_reason(call)
     if reason:
         pytest.skip(reason)
-    assert proof._difference(backend, call) is None
-    assert proof.failure(backend, call) is None and proof._verdicts == {(backend, call): None}
+    assert proof._difference(served_by, call) is None
+    assert proof.failure(served_by, call) is None and proof._verdicts == {(backend, call): None}
 
 
 def off_by_a_percent(result: torch.Tensor) -> torch.Tensor:
@@ -160,8 +161,8 @@ def test_positions_of_maxima_are_checked(broken, monkeypatch):
     right = cpu.npr_stem_argmax
     monkeypatch.setattr(cpu, "npr_stem_argmax", lambda *args: (right(*args)[0], broken(right(*args)[1])))
     call = call_of(Case(out_channels=16), "npr_stem")
-    assert proof.failure("cpu", call) is not None
-    assert proof.failure("cpu", replace(call, image_gradient=False, parameter_gradients=False)) is None
+    assert proof.failure(cpu, call) is not None
+    assert proof.failure(cpu, replace(call, image_gradient=False, parameter_gradients=False)) is None
 
 
 @needs_extension
@@ -169,7 +170,7 @@ def test_a_verdict_is_found_once(monkeypatch):
     """For each operator, pair of dtypes, geometry and memory format, and again where gradients are wanted first."""
     tried = []
     difference = proof._difference
-    monkeypatch.setattr(proof, "_difference", lambda name, call: tried.append(call) or difference(name, call))
+    monkeypatch.setattr(proof, "_difference", lambda backend, call: tried.append(call) or difference(backend, call))
     x = torch.randn(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(16, 3, 3, 3)
     for size in (16, 12, 8):  # a size is nothing new, nor is another scale
@@ -196,13 +197,13 @@ def test_a_verdict_is_found_once(monkeypatch):
 def test_threads_wait_for_one_check(monkeypatch):
     tried, entered = [], threading.Barrier(4)
     difference = proof._difference
-    monkeypatch.setattr(proof, "_difference", lambda name, call: tried.append(call) or difference(name, call))
+    monkeypatch.setattr(proof, "_difference", lambda backend, call: tried.append(call) or difference(backend, call))
     monkeypatch.setattr(cpu, "npr_conv2d", lambda *args: torch.zeros(1))
     call = call_of(Case(), "npr_conv2d")
 
     def failure(_):
         entered.wait()
-        return proof.failure("cpu", call)
+        return proof.failure(cpu, call)
 
     with ThreadPoolExecutor(4) as pool:
         reasons = set(pool.map(failure, range(4)))
@@ -224,9 +225,9 @@ def test_nothing_is_tried_during_a_capture(monkeypatch):
     call = call_of(Case(), "npr_conv2d")
     monkeypatch.setattr(cpu, "npr_conv2d", lambda *args: torch.zeros(1))
     monkeypatch.setattr(proof, "_is_capturing", lambda device: True)
-    assert proof.failure("cpu", call) is None and not proof._verdicts
+    assert proof.failure(cpu, call) is None and not proof._verdicts
     monkeypatch.setattr(proof, "_is_capturing", lambda device: False)
-    assert proof.failure("cpu", call) is not None
+    assert proof.failure(cpu, call) is not None
 
 
 def test_a_call_first_made_in_a_capture(cuda):
@@ -256,8 +257,8 @@ def test_a_full_memory_says_nothing_about_the_kernel(monkeypatch):
 
     monkeypatch.setattr(cpu, "npr_conv2d", full_at_first)
     call = call_of(Case(), "npr_conv2d", gradients=False)
-    assert proof.failure("cpu", call) is None and not proof._verdicts
-    assert proof.failure("cpu", call) is None and list(proof._verdicts.values()) == [None]
+    assert proof.failure(cpu, call) is None and not proof._verdicts
+    assert proof.failure(cpu, call) is None and list(proof._verdicts.values()) == [None]
 
 
 @needs_extension
@@ -276,7 +277,7 @@ def test_surroundings_do_not_matter(operator, surroundings):
     """The check sees nothing of the caller's modes, and leaves the random numbers alone."""
     call, state = call_of(Case(out_channels=16), operator), torch.get_rng_state()
     with surroundings():
-        assert proof.failure("cpu", call) is None
+        assert proof.failure(cpu, call) is None
         assert len(proof._verdicts) == 1
     assert torch.equal(state, torch.get_rng_state())
 

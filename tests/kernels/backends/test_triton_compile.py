@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from npr_kernels.backends.triton import library, operators, patches, specialisation  # noqa: E402, F401
-from npr_kernels.trunk.gpu_bottleneck import FusedBottlenecks  # noqa: E402
+from npr_kernels.trunk.gpu_bottleneck import GpuBottlenecks  # noqa: E402
 from tests.kernels.trunk.test_trunk import trunk  # noqa: E402
 
 CONVOLUTION = (2, 2), (1, 1), 2, 0, (2 / 3 / (255 * 0.229), 2 / 3 / (255 * 0.224), 2 / 3 / (255 * 0.225))
@@ -226,7 +226,7 @@ def test_residual_blocks(capability, dtype, product, most_shared, launches, tmp_
     compiled = launches(capability)
     channels = [(64, 64, 1), (256, 64, 1), (256, 64, 1), (256, 128, 2), (512, 128, 1), (512, 128, 1)]
     channels = [channels[i] for i in (range(6) if (capability, dtype) == (90, torch.bfloat16) else (0, 2, 3, 5))]
-    FusedBottlenecks(trunk(channels, dtype), dtype, averaged=True)(torch.zeros(2, 64, 8, 8, dtype=dtype))
+    GpuBottlenecks(trunk(channels, dtype), dtype, averaged=True)(torch.zeros(2, 64, 8, 8, dtype=dtype))
     assert [name for name, *_ in compiled] == [
         "pointwise_kernel",
         *["bottleneck_kernel"] * len(channels),

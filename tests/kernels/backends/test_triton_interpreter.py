@@ -244,7 +244,7 @@ def test_opcheck():
     x, weight, bias = case.tensors()
     backend = registry.get("triton")
     operators = backend._operators()
-    arguments = backend._coded(case.convolution)
+    arguments = case.convolution.coded()
 
     def check(operator, *args):
         torch.library.opcheck(operator.default, args, test_utils=("test_schema", "test_faketensor"))

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from npr_kernels.backends import extension
+from npr_kernels import extension
 from npr_kernels.testing import assert_close
 from npr_kernels.trunk import cpu_bottleneck
 from npr_kernels.trunk.average_pool import AveragePool
-from npr_kernels.trunk.cpu_bottleneck import FusedBottlenecks, QuantisedBottleneck, Steps
+from npr_kernels.trunk.cpu_bottleneck import CpuBottlenecks, QuantisedBottleneck, Steps
 from tests.kernels.trunk.test_bottleneck import composed, layers
 
 pytestmark = pytest.mark.skipif(bool(extension.LOAD_ERROR), reason=str(extension.LOAD_ERROR))
@@ -69,13 +69,13 @@ def test_a_quantised_block_reads_levels():
     second = F.relu(F.conv2d(first, *exact[1], 1, 1))
     of_pooled, *inner = ((y.amax((0, 2, 3)) / LEVELS).float() for y in (pooled, first, second))
     block = QuantisedBottleneck(*exact, 1, Steps(of_pooled, *inner, None))
-    chain = torch.nn.Sequential(AveragePool(2, of_pooled), FusedBottlenecks(block, averaged=True))
+    chain = torch.nn.Sequential(AveragePool(2, of_pooled), CpuBottlenecks(block, averaged=True))
     found = chain(x.to(REAL))
     assert found.shape == (3, 128, 1, 1) and found.dtype == torch.float32
     assert (found - truth).abs().max() < 0.02 * truth.abs().max()
     assert torch.equal(found[1:], chain(x[1:].to(REAL)))
     with pytest.raises(RuntimeError, match="must be averaged"):
-        FusedBottlenecks(block)(AveragePool(2, of_pooled)(x.to(REAL)))
+        CpuBottlenecks(block)(AveragePool(2, of_pooled)(x.to(REAL)))
 
 
 @pytest.mark.parametrize(

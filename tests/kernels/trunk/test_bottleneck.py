@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npr_kernels.backends import extension
+from npr_kernels import extension
 from npr_kernels.testing import assert_close, error
 from npr_kernels.trunk import cpu_bottleneck
-from npr_kernels.trunk.cpu_bottleneck import FusedBottleneck, FusedBottlenecks
+from npr_kernels.trunk.cpu_bottleneck import CpuBottlenecks, FusedBottleneck
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(bool(extension.LOAD_ERROR), reason=str(extension.LOAD_ERROR))
@@ -62,7 +62,7 @@ def check(shape: tuple, dtype: torch.dtype) -> None:
     truth = composed(x.double(), *([None if p is None else tuple(t.double() for t in p) for p in exact]), stride)
     eager = composed(x, *exact, stride)
     fused = FusedBottleneck(*exact, stride, dtype)
-    averaged = FusedBottlenecks(fused, averaged=True)
+    averaged = CpuBottlenecks(fused, averaged=True)
     for images in (x, x.contiguous(memory_format=torch.channels_last)):
         out = fused(images)
         expected = out.double().mean((2, 3), keepdim=True).float()
@@ -87,7 +87,7 @@ def test_several_in_one_call_are_as_one_after_another(size):
     expected = x
     for block in blocks:
         expected = block(expected)
-    assert torch.equal(FusedBottlenecks(*blocks)(x), expected)
+    assert torch.equal(CpuBottlenecks(*blocks)(x), expected)
 
 
 def served() -> list[torch.dtype]:

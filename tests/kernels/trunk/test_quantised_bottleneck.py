@@ -15,8 +15,8 @@ from npr_kernels.trunk import cpu_bottleneck
 from npr_kernels.trunk.cpu_bottleneck import (
     INPUTS_TO_FOUR,
     WEIGHTS_TO_FOUR,
+    CpuBottlenecks,
     FusedBottleneck,
-    FusedBottlenecks,
     QuantisedBottleneck,
     Steps,
     _winograd_integers,
@@ -136,7 +136,7 @@ def test_against_whole_numbers(shape):
     exact = layers(channels, width, out_channels, stride, torch.float32)
     x = bytes_like(max(batch, 1), channels, *size)
     steps = steps_of((x / LEVELS).float(), exact, stride, last=True)
-    quantised = FusedBottlenecks(as_bytes(channels), QuantisedBottleneck(*exact, stride, steps))
+    quantised = CpuBottlenecks(as_bytes(channels), QuantisedBottleneck(*exact, stride, steps))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -165,7 +165,7 @@ def test_the_largest_sums_fit_into_32_bits(channels):
         x = torch.zeros(1, channels, 12, 12, dtype=torch.float64)
         x[:, :, 3:9, 3:9] = LEVELS * (sign * transform[i].outer(transform[j]) > 0)  # what a whole tile reads
         block = QuantisedBottleneck(unit, (weight, 100 * one), unit, None, 1, Steps(one, one, one, None))
-        found = FusedBottlenecks(as_bytes(channels), block)(x.to(REAL))
+        found = CpuBottlenecks(as_bytes(channels), block)(x.to(REAL))
         expected = x + (F.conv2d(x, weight, padding=1) + 100).clamp(min=0).round().clamp(max=LEVELS)
         assert (found.double() - expected).abs().max() < 6  # 3 steps, and bfloat16's; one that wraps is 100 off
 
@@ -179,7 +179,7 @@ def test_products_of_two_inputs_fit_into_what_the_processor_has(sign):
     through[:, :, 1, 1] = torch.eye(64)
     block = QuantisedBottleneck(mixed, (through, zero), (unit, zero), None, 1, Steps(one, 4 * one, 4 * one, None))
     x = torch.full((1, 64, 4, 4), float(LEVELS))
-    found = FusedBottlenecks(as_bytes(64), block)(x.to(REAL))
+    found = CpuBottlenecks(as_bytes(64), block)(x.to(REAL))
     assert (found.double() - (2 + sign + 1) * LEVELS).abs().max() < 4  # steps of four, and bfloat16's
 
 
@@ -206,12 +206,12 @@ def test_several_in_one_call():
     for i, (before, out) in enumerate(pairwise(outs), 1):
         inner = steps_of(floats[i], exact[i], plan[i][3], last=out is None)
         made.append(QuantisedBottleneck(*exact[i], plan[i][3], Steps(before, inner.first / 0.7, inner.second, out)))
-    found = FusedBottlenecks(*made)(x)
+    found = CpuBottlenecks(*made)(x)
     assert error(found, floats[-1]) < 0.045  # three blocks in steps: 0.024 to 0.036 over 40 seeds
     assert torch.corrcoef(torch.stack([found.double().flatten(), floats[-1].double().flatten()]))[0, 1] > 0.999
-    assert torch.equal(found[1:], FusedBottlenecks(*made)(x[1:]))  # nothing depends on the rest of the batch
+    assert torch.equal(found[1:], CpuBottlenecks(*made)(x[1:]))  # nothing depends on the rest of the batch
     means = found.double().mean((2, 3), keepdim=True).float()
-    assert torch.allclose(FusedBottlenecks(*made, averaged=True)(x), means, rtol=1e-5)
+    assert torch.allclose(CpuBottlenecks(*made, averaged=True)(x), means, rtol=1e-5)
 
 
 def test_what_is_too_large_becomes_the_largest_byte():
@@ -222,7 +222,7 @@ def test_what_is_too_large_becomes_the_largest_byte():
     x = torch.arange(256.0).repeat(64, 1).view(1, 64, 16, 16)
     x[:, :, 3, :2] = torch.tensor([1e12, -1e12])  # beyond 32 bits, too
     expected = x.clamp(min=0, max=LEVELS * 0.25).to(REAL)
-    assert torch.equal(FusedBottlenecks(*blocks)(x.to(REAL)), expected)
+    assert torch.equal(CpuBottlenecks(*blocks)(x.to(REAL)), expected)
 
 
 def test_wrong_chains_are_refused():
@@ -236,7 +236,7 @@ def test_wrong_chains_are_refused():
         ((as_bytes(64), quantised, plain), "can be quantised"),
     ]:
         with pytest.raises(RuntimeError, match=message):
-            FusedBottlenecks(*blocks)(x)
+            CpuBottlenecks(*blocks)(x)
     with pytest.raises(ValueError, match="out_steps need a shortcut"):
         FusedBottleneck(*exact, 1, REAL, torch.ones(64))
     with pytest.raises(RuntimeError, match="four factors"):

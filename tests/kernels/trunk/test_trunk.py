@@ -9,9 +9,12 @@ from torch import Tensor
 from benchmarks.inputs import random_detector
 from npr_kernels.testing import allowed, error
 from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck, selection
-from npr_kernels.trunk.gpu_bottleneck import FusedBottlenecks, dot
+from npr_kernels.trunk.gpu_bottleneck import GpuBottlenecks, dot
 from npr_kernels.trunk.layers import composed
+from npr_model.detectors.npr import NPRDetector
+from npr_model.detectors.sizes import SIZES
 from npr_model.inference.folded import folded_layers
+from npr_model.inference.fused import block_shapes
 from tests.kernels.backends.interpreter import INTERPRETED, interpreted, run_under_interpreter
 from tests.kernels.trunk.test_bottleneck import layers
 from tests.kernels.trunk.test_hopper_bottleneck import run_emulated
@@ -39,8 +42,8 @@ def trunk(blocks: list[tuple[int, int, int]], dtype: torch.dtype) -> list:
     return [(layers(channels, width, 4 * width, stride, dtype), stride) for channels, width, stride in blocks]
 
 
-# The seven blocks of the paper's network.
-PAPER = [(*selection.DETECTORS["paper"][i][:2], selection.DETECTORS["paper"][i][3]) for i in (0, 1, 2, 3, 4, 4, 5)]
+SHAPES = {size: block_shapes(NPRDetector(size=size)) for size in SIZES}
+PAPER = [(block.inputs, block.middle, block.stride) for block in SHAPES["paper"]]
 
 
 def images(channels: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
@@ -54,7 +57,7 @@ def check(blocks: list, shape: tuple[int, int, int], dtype: torch.dtype, device:
     for averaged, layout in ((False, torch.channels_last), (True, torch.contiguous_format)):
         truth = composed(x.double(), made, averaged)
         eager = composed(x, made, averaged)
-        fused = FusedBottlenecks(made, dtype, averaged).to(device)
+        fused = GpuBottlenecks(made, dtype, averaged).to(device)
         found = fused(x.to(device).contiguous(memory_format=layout)).cpu()
         assert found.is_contiguous(memory_format=torch.channels_last) and found.dtype == eager.dtype
         assert found.shape == truth.shape
@@ -87,7 +90,7 @@ def check_whatever_the_batch(device: torch.device, size: tuple[int, int]) -> Non
     made = trunk([(64, 64, 1), (256, 64, 2)], torch.bfloat16)
     x = images(64, (3, *size), torch.bfloat16).to(device)
     for averaged in (False, True):
-        fused = FusedBottlenecks(made, torch.bfloat16, averaged).to(device)
+        fused = GpuBottlenecks(made, torch.bfloat16, averaged).to(device)
         together = fused(x)
         assert all(torch.equal(fused(x[i : i + 1]), together[i : i + 1]) for i in range(3))
     features = together.flatten(1)
@@ -101,7 +104,7 @@ def test_the_detectors_blocks():
     """Batch norms folded, all seven blocks, from the stem's result to the mean."""
     detector = random_detector()
     blocks = [block for stage in (detector.layer1, detector.layer2) for block in stage]
-    fused = FusedBottlenecks([(folded_layers(b), b.conv2.stride[0]) for b in blocks], torch.bfloat16, averaged=True)
+    fused = GpuBottlenecks([(folded_layers(b), b.conv2.stride[0]) for b in blocks], torch.bfloat16, averaged=True)
     x = images(64, (2, 9, 6), torch.bfloat16)
     with torch.no_grad():
         truth = detector.double().layer2(detector.layer1(x.double())).mean((2, 3), keepdim=True)
@@ -129,7 +132,7 @@ def test_hopper_serves_the_detectors_blocks(emulation, monkeypatch):
 
     monkeypatch.setattr(hopper_bottleneck, "run", emulated)
     made, x = trunk(PAPER, torch.bfloat16), images(64, (2, 19, 9), torch.bfloat16)
-    fused = FusedBottlenecks(made, torch.bfloat16, averaged=True, hopper=True)
+    fused = GpuBottlenecks(made, torch.bfloat16, averaged=True, hopper=True)
     truth, eager = composed(x.double(), made, averaged=True), composed(x, made, averaged=True)
     assert error(fused(x), truth) <= allowed(error(eager, truth), torch.bfloat16)
     assert len(calls) == 7
@@ -138,9 +141,9 @@ def test_hopper_serves_the_detectors_blocks(emulation, monkeypatch):
 def test_hopper_serves_no_block_of_the_fast_detector():
     """Its kernels have results that are four times as wide as the block, which none of these is but the last ones."""
     made = []
-    for inputs, middle, outputs, stride in selection.DETECTORS["fast"]:
+    for inputs, middle, outputs, stride in SHAPES["fast"]:
         made.append((layers(inputs, middle, outputs, stride, torch.bfloat16), stride))
-    fused = FusedBottlenecks(made, torch.bfloat16, averaged=True, hopper=True)
+    fused = GpuBottlenecks(made, torch.bfloat16, averaged=True, hopper=True)
     assert [block.packed is None or block.outputs == 4 * block.middle for block in fused.blocks] == [True] * 5
     assert fused.blocks[0].packed is None
 
@@ -149,12 +152,11 @@ def test_hopper_serves_no_block_of_the_fast_detector():
 def test_the_kernels_prove_themselves(monkeypatch, caplog):
     """A kernel made wrong on purpose is found out, and so is one that fails; each is logged once."""
     device = torch.device("cpu")
-    for size, blocks in selection.DETECTORS.items():
-        monkeypatch.setitem(selection.DETECTORS, size, tuple(dict.fromkeys(blocks)))  # each kind of block once
-    selection._sound.cache_clear()
-    assert {selection.kernels_for(torch.bfloat16, device, size) for size in selection.DETECTORS} == {"triton"}
+    for blocks in SHAPES.values():
+        kinds = tuple(dict.fromkeys(blocks))  # each shape once, as the interpreter is slow
+        assert selection.kernels_for(torch.bfloat16, device, kinds) == "triton"
     assert not caplog.records
-    monkeypatch.setitem(selection.DETECTORS, "paper", selection.DETECTORS["paper"][:1])  # enough to tell a wrong mean
+    one = SHAPES["paper"][:1]  # enough to tell a wrong mean
     inner = triton_kernels.mean_kernel
     for wrong, message in (
         (lambda sums, out, tiles, *rest, **options: inner[len(out), 4](sums, out, tiles - 1, *rest), "differs by"),
@@ -163,8 +165,8 @@ def test_the_kernels_prove_themselves(monkeypatch, caplog):
         selection._sound.cache_clear()
         monkeypatch.setattr(triton_kernels, "mean_kernel", {(2, 4): wrong})
         caplog.clear()
-        assert selection.kernels_for(torch.bfloat16, device) is None
-        assert selection.kernels_for(torch.bfloat16, device) is None
+        assert selection.kernels_for(torch.bfloat16, device, one) is None
+        assert selection.kernels_for(torch.bfloat16, device, one) is None
         (found,) = caplog.messages
         assert message in found
     selection._sound.cache_clear()
@@ -177,19 +179,19 @@ def test_what_serves_a_gpu(monkeypatch):
     monkeypatch.setattr(hopper_bottleneck, "unsupported_reason", lambda *_: None)
     for sound, expected in (("hopper", "triton"), "hopper"), (("triton",), "triton"), ((), None):
         monkeypatch.setattr(selection, "_sound", lambda *_, hopper, sound=sound: ("triton", "hopper")[hopper] in sound)
-        assert selection.kernels_for(dtype, device) == expected
+        assert selection.kernels_for(dtype, device, SHAPES["paper"]) == expected
     monkeypatch.setattr(selection, "_sound", lambda *_, hopper: True)
     for choice, expected in ("hopper", "hopper"), ("triton", "triton"), ("none", None):
         monkeypatch.setenv("NPR_KERNELS_TRUNK", choice)
-        assert selection.kernels_for(dtype, device) == expected
+        assert selection.kernels_for(dtype, device, SHAPES["paper"]) == expected
     monkeypatch.setenv("NPR_KERNELS_TRUNK", "ampere")
     with pytest.raises(ValueError, match="NPR_KERNELS_TRUNK must be hopper, triton or none, got 'ampere'"):
-        selection.kernels_for(dtype, device)
+        selection.kernels_for(dtype, device, SHAPES["paper"])
     monkeypatch.delenv("NPR_KERNELS_TRUNK")
     monkeypatch.setattr(hopper_bottleneck, "unsupported_reason", lambda *_: "no")
-    assert selection.kernels_for(dtype, device) == "triton"
+    assert selection.kernels_for(dtype, device, SHAPES["paper"]) == "triton"
     monkeypatch.setattr(gpu_bottleneck, "unsupported_reason", lambda *_: "no")
-    assert selection.kernels_for(dtype, device) is None
+    assert selection.kernels_for(dtype, device, SHAPES["paper"]) is None
 
 
 @pytest.mark.parametrize("hopper", [False, True])
@@ -199,7 +201,7 @@ def test_the_detectors_blocks_on_a_gpu(cuda, hopper):
         pytest.skip(reason)
     made, x = trunk(PAPER, torch.bfloat16), images(64, (50, 60, 71), torch.bfloat16).to(cuda)
     made = [([None if p is None else tuple(t.to(cuda) for t in p) for p in layers], stride) for layers, stride in made]
-    fused = FusedBottlenecks(made, torch.bfloat16, averaged=True, hopper=hopper).to(cuda)
+    fused = GpuBottlenecks(made, torch.bfloat16, averaged=True, hopper=hopper).to(cuda)
     truth, eager = composed(x[:4].double(), made, averaged=True), composed(x[:4], made, averaged=True)
     found = fused(x)
     assert error(found[:4], truth) <= allowed(error(eager, truth), torch.bfloat16)

@@ -22,7 +22,7 @@ from PIL import Image
 from typer.models import OptionInfo
 from typer.testing import CliRunner
 
-from npr_kernels.backends import table
+from npr_kernels.backends import registry
 from npr_model import checkpoints, cli
 from npr_model.commands import evaluate, options, screen, simulate, terminal
 from npr_model.evaluation import protocols, published
@@ -456,7 +456,7 @@ def test_version(npr):
 
 
 def test_closed_sets_are_those_of_the_library():
-    assert get_args(options.BackendName) == tuple(table.BACKENDS)
+    assert get_args(options.BackendName) == tuple(registry.BACKENDS)
     assert get_args(options.Benchmark) == (*protocols.PROTOCOLS, protocols.PAPER)
     assert {kind.value for kind in simulate.Kind} == {*autoencoders.KINDS, "none"}
     assert get_args(get_args(get_args(options.Dtype)[0])[0]) == DTYPES

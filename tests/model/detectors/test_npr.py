@@ -13,9 +13,12 @@ from npr_kernels.testing import error
 from npr_kernels.trunk import cpu_bottleneck, selection
 from npr_model.detectors.base import IMAGENET_MEAN, IMAGENET_STD
 from npr_model.detectors.npr import NPRDetector, blocks
+from npr_model.detectors.sizes import SIZES
 from npr_model.inference import fused
 from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import InferenceDetector, default_dtype
+
+SHAPES = fused.block_shapes(NPRDetector())
 
 
 class AuthorsBottleneck(nn.Module):
@@ -99,22 +102,22 @@ def fast():
 def test_sizes(fast):
     """The blocks of a size are those of its table; an unknown size is an error."""
     assert sum(p.numel() for p in fast.parameters()) == 350_273
-    shapes = [(b.conv1.in_channels, b.conv1.out_channels, b.conv3.out_channels) for b in blocks(fast).values()]
-    assert shapes == [(64, 64, 128), (128, 64, 128), (128, 64, 256), (256, 64, 256), (256, 64, 256)]
-    assert [b.conv2.stride[0] for b in blocks(fast).values()] == [1, 1, 2, 1, 1]
-    for size, kinds in selection.DETECTORS.items():  # what a GPU's self-test tries
-        built = blocks(NPRDetector(size=size)).values()
-        found = {(b.conv1.in_channels, b.conv1.out_channels, b.conv3.out_channels, b.conv2.stride[0]) for b in built}
-        assert found == set(kinds)
+    shapes = [(64, 64, 128, 1), (128, 64, 128, 1), (128, 64, 256, 2), (256, 64, 256, 1), (256, 64, 256, 1)]
+    assert fused.block_shapes(fast) == tuple(shapes)
+    assert [shape.projected for shape in fused.block_shapes(fast)] == [True, False, True, False, False]
+    for size in SIZES:
+        detector = NPRDetector(size=size)
+        shortcuts = [block.downsample is not None for block in blocks(detector).values()]
+        assert [shape.projected for shape in fused.block_shapes(detector)] == shortcuts
     assert fast.maps(images(2, 3, 256, 256)[0]).shape == (2, 256, 16, 16)
     with pytest.raises(ValueError, match="size must be paper or fast, not 'tiny'"):
         NPRDetector(size="tiny")
 
 
-@pytest.mark.parametrize("engine", ["fused", "onednn", "torch"])
+@pytest.mark.parametrize("engine", ["cpu", "onednn", "torch"])
 @pytest.mark.parametrize("size", [(256, 256), (97, 130), (20, 18), (2, 2)])
 def test_every_engine_of_the_fast_size(fast, monkeypatch, size, engine):
-    if engine == "fused" and (reason := cpu_bottleneck.unsupported_reason(torch.float32, 64)):
+    if engine == "cpu" and (reason := cpu_bottleneck.unsupported_reason(torch.float32, 64)):
         pytest.skip(reason)
     monkeypatch.setattr(fused, "trunk_engine", lambda *arguments: engine)
     raw, normalised = images(3, 3, *size)
@@ -167,11 +170,11 @@ def test_inference_in_float32(detector, size, batch):
         assert (logits - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("engine", ["fused", "onednn", "torch"])
+@pytest.mark.parametrize("engine", ["cpu", "onednn", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_engine_of_the_trunk(detector, monkeypatch, engine, dtype):
     reason = cpu_bottleneck.unsupported_reason(dtype, 64)
-    if engine == "fused" and reason:
+    if engine == "cpu" and reason:
         pytest.skip(reason)
     if engine == "onednn" and not fused.onednn_serves(dtype):
         pytest.skip(f"oneDNN has no {dtype} on this processor")
@@ -184,7 +187,7 @@ def test_every_engine_of_the_trunk(detector, monkeypatch, engine, dtype):
 
 def test_a_slow_way_says_so(detector, monkeypatch, caplog):
     freeze(detector, torch.float32)
-    assert bool(caplog.records) == (fused.trunk_engine(torch.device("cpu"), torch.float32, False) == "torch")
+    assert bool(caplog.records) == (fused.trunk_engine(torch.device("cpu"), torch.float32, False, SHAPES) == "torch")
     caplog.clear()
     monkeypatch.setattr(fused, "onednn_serves", lambda dtype: False)
     monkeypatch.setattr(cpu_bottleneck, "unsupported_reason", lambda dtype, width: "no such products")
@@ -205,7 +208,7 @@ def test_inference_in_bfloat16_is_as_good_as_eager_bfloat16(detector):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_logit_depends_on_no_other_image_of_the_batch(detector, dtype):
     frozen = freeze(detector, dtype)
-    if frozen.engine != "fused":
+    if frozen.engine != "cpu":
         pytest.skip("other libraries' convolutions promise nothing of the kind")
     images = torch.randint(0, 256, (7, 3, 48, 64), dtype=torch.uint8)
     together, alone = frozen(images), torch.cat([frozen(image[None]) for image in images])
@@ -217,7 +220,7 @@ def test_a_logit_depends_on_no_other_image_of_the_batch(detector, dtype):
 def test_a_logit_depends_on_no_other_image_of_the_batch_on_a_gpu(request, network, dtype, cuda):
     model = request.getfixturevalue(network)
     frozen = freeze(model.to(cuda), dtype)
-    assert frozen.engine == "fused"
+    assert frozen.engine in ("hopper", "triton")
     images = torch.randint(0, 256, (70, 3, 48, 61), dtype=torch.uint8, device=cuda)
     together, alone = frozen(images), torch.cat([frozen(image[None]) for image in images])
     torch.testing.assert_close(together, alone, rtol=0, atol=0)
@@ -231,9 +234,9 @@ def test_a_logit_depends_on_no_other_image_of_the_batch_on_a_gpu(request, networ
 def test_the_engine_of_a_gpu(monkeypatch):
     def engine(kernels: str | None, compile: bool = False) -> str:
         monkeypatch.setattr(selection, "kernels_for", lambda *_: kernels)
-        return fused.trunk_engine(torch.device("cuda"), torch.bfloat16, compile)
+        return fused.trunk_engine(torch.device("cuda"), torch.bfloat16, compile, SHAPES)
 
-    assert engine("hopper") == engine("triton") == "fused"
+    assert (engine("hopper"), engine("triton")) == ("hopper", "triton")
     assert engine(None) == engine("hopper", compile=True) == "torch"
 
 

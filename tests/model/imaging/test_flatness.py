@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from npr_kernels.backends import extension
+from npr_kernels import extension
 from npr_model.imaging.flatness import is_flat, plain_detailed_cells
 
 needs_extension = pytest.mark.skipif(bool(extension.LOAD_ERROR), reason=str(extension.LOAD_ERROR))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from npr_kernels.backends import extension
+from npr_kernels import extension
 from npr_model.imaging.decode import decode
 from npr_model.imaging.headers import read_encoding
 from npr_model.imaging.recompression import gaps, was_coarser

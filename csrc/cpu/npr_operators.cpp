@@ -1,4 +1,5 @@
-// The CPU operators. They turn tensors into tasks for the kernels and distribute the rows over torch's threads.
+// The CPU operators of NPR and the stem. They turn tensors into tasks for the kernels and distribute the rows over
+// torch's threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGE = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent
 
 
 def build_info() -> dict | None:
@@ -43,6 +43,19 @@ def _load() -> str | None:
     return None
 
 
+def _cuda_error() -> str | None:
+    """Return why the extension has no CUDA kernels, or None if it has them."""
+    if LOAD_ERROR:
+        return LOAD_ERROR
+    if torch._C._dispatch_has_kernel_for_dispatch_key("npr_kernels::npr_stem", "CUDA"):
+        return None
+    info = build_info() or {}
+    return f"the compiled extension has no CUDA kernels: {info.get('cuda') or 'it was built without them'}"
+
+
+# All of them are constants, because torch.compile cannot trace the functions.
 LOAD_ERROR = _load()
 # The error of an invalid NPR_KERNELS_CPU_CAPABILITY. CPU calls then fail instead of running slowly on plain PyTorch.
 CAPABILITY_ERROR = LOAD_ERROR if LOAD_ERROR and "NPR_KERNELS_CPU_CAPABILITY is" in LOAD_ERROR else None
+CUDA_ERROR = _cuda_error()
+CUDA_ARCHITECTURES = (build_info() or {}).get("CUDA architectures", "")  # from setup.py, e.g. "8.0;9.0a;10.0+PTX"
