@@ -1,4 +1,4 @@
-"""Small checkpoints and labelled folders, made for each test."""
+"""Small checkpoints, scorers and labelled folders, made for each test."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from PIL import Image
 
 from npr_model import checkpoints, cli
 from npr_model.detectors.npr import NPRDetector
+from npr_model.scoring.items import Item
+from npr_model.scoring.scorer import Scorer
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -83,3 +85,15 @@ def labelled(tmp_path):
         return root
 
     return make
+
+
+@pytest.fixture
+def scorer(checkpoint):
+    def make(**options) -> Scorer:
+        return Scorer(checkpoints.load(checkpoint), dtype=torch.float32, **options)
+
+    return make
+
+
+def item(source: str, data: bytes) -> Item:
+    return Item(source, lambda: data)

@@ -17,7 +17,7 @@ from npr_model.commands import screen, terminal
 from npr_model.errors import InputError
 from npr_model.scoring.rows import Row
 from tests.model.conftest import encoded, noise
-from tests.model.screening.test_sources import tar, zipped
+from tests.model.screening.collections import tar, zipped
 
 GOOD = {f"{number}.png": encoded(noise(8, 8, seed=number)) for number in range(4)}
 

@@ -18,23 +18,15 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from npr_model.screening.inputs.archives import Archive
+from tests.model.screening.collections import zstd
 
 CASES = int(os.environ.get("NPR_FUZZ_CASES", 200))
 JUNK = (b"\n", b"<html>502</html>", b"PK", b"\x1f\x8b\x08", b"ustar", bytes(600) + b"\1", b"BZh9", b"\xff" * 700)
-
-
-def zstd(data: bytes) -> bytes:
-    """Without a checksum, which the zstd program adds."""
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(data)
-    return sink.getvalue().to_pybytes()
 
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {

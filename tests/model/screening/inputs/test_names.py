@@ -1,20 +1,19 @@
-"""Lists of names: byte order marks, NUL bytes, and files that are no lists. Patterns that the shell left alone."""
+"""Lists of names: byte order marks, NUL bytes, and files that are no lists."""
 
 from __future__ import annotations
 
 import io
 import os
-import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from npr_model.errors import InputError
 from npr_model.screening.inputs.names import LONGEST_NAME, NameListError, read_names
-from npr_model.screening.inputs.patterns import expand_braces
 from npr_model.screening.inputs.skipped import EMPTY_FOLDER
 from npr_model.screening.inputs.sources import SourceError, Sources
-from tests.model.screening.test_sources import loaded, tar
+from tests.model.screening.collections import PICTURES, loaded, tar
 
 NAMES = ["a b.png", "grüße 漢.png", "c.png"]
 
@@ -100,69 +99,39 @@ def test_a_list_may_be_a_pipe(tmp_path):
         Sources([], files_from=str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a{b,c}d",
-        "{a,b}{1..3}",
-        "x{01..03}",
-        "{a,{b,c}d}",
-        "{a}",
-        "{",
-        "}{a,b}",
-        "{a,b",
-        "{10..1..4}",
-        "{c..a}",
-        "{-1..1}",
-        "{}",
-        "x{,y}",
-        "{{a,b}",
-        "{1..2}{x}",
-        "{008..10}",
-        "{-01..1}",
-        "{a,b}.{tar,zip}",
-    ],
-)
-def test_braces_are_those_of_bash(text):
-    shell = subprocess.run(["bash", "-c", f"printf '%s\\n' {text}"], capture_output=True, text=True, check=True)
-    assert expand_braces(text) == shell.stdout.splitlines()
-
-
-def test_too_many_alternatives():
-    with pytest.raises(InputError, match="more than 100000 alternatives"):
-        expand_braces("{1..99999999999}")
-    with pytest.raises(InputError, match="too many braces inside braces"):
-        expand_braces("{a," * 1500 + "}" * 1500)
-
-
-def test_braces_on_the_command_line(tmp_path):
-    for name in "ab":
-        tar(tmp_path / f"{name}.tar", files={f"{name}.png": name.encode()})
-    assert sorted(loaded(Sources([f"{tmp_path}/{{a,b}}.tar"])).values()) == [b"a", b"b"]
-    assert sorted(loaded(Sources([f"file://{tmp_path}/{{a..b}}.t*"])).values()) == [b"a", b"b"]
-    with pytest.raises(SourceError, match=r"/c\.tar does not exist"):
-        Sources([f"{tmp_path}/{{a,c}}.tar"])
-    (tmp_path / "{a,b}.tar").write_bytes(tar(files={"odd.png": b"odd"}))  # what exists is that file
-    assert list(loaded(Sources([f"{tmp_path}/{{a,b}}.tar"])).values()) == [b"odd"]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        ("**/*.png", ["a.png", "x/b.png", "x/y/c.png"]),
-        ("x/**/*.png", ["x/b.png", "x/y/c.png"]),
-        ("**/y/*", ["x/y/c.png", "x/y/d.jpg"]),
-        ("*/**", ["x/b.png", "x/y/c.png", "x/y/d.jpg"]),
-        ("**/[cd].*", ["x/y/c.png", "x/y/d.jpg"]),
-        ("*.png", ["a.png"]),
-        ("x**/b.png", ["x/b.png"]),
-    ],
-)
-@pytest.mark.parametrize("relative", [False, True])
-def test_patterns(tmp_path, monkeypatch, pattern, expected, relative):
-    for name in ("a.png", "x/b.png", "x/y/c.png", "x/y/d.jpg", "x/.hidden/e.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
+def test_lists_of_names(tmp_path, monkeypatch):
+    tar(tmp_path / "a.tar")
+    (tmp_path / "b c.png").write_bytes(b"b")
+    odd = os.fsencode(tmp_path) + b"/\xff.png"
+    Path(os.fsdecode(odd)).write_bytes(b"odd")
+    lines = (
+        b"\n".join(
+            [
+                b"b c.png\r",
+                b"",
+                b"gone.png",
+                b"gone[1].png",
+                b"a.tar",
+                b"gone.tar",
+                b"memory://gone/x.png",
+                b"memory://gone",
+                odd,
+            ]
+        )
+        + b"\n"
+    )
+    (tmp_path / "list.txt").write_bytes(lines)
     monkeypatch.chdir(tmp_path)
-    prefix = "" if relative else f"{tmp_path}/"
-    assert [item.source for item in Sources([prefix + pattern])] == [prefix + name for name in expected]
+    expected = {f"a.tar::{member}": data for member, data in PICTURES.items()} | {"b c.png": b"b"}
+    expected[f"{tmp_path}/\\xff.png"] = b"odd"
+    found = loaded(Sources([], files_from="list.txt"))
+    assert {name: found.pop(name) for name in expected} == expected
+    assert sorted(found) == ["gone.png", "gone.tar", "gone[1].png", "memory:///gone/x.png", "memory://gone"]
+    assert all("No such file" in message for name, message in found.items() if name != "memory://gone")
+    assert "does not exist" in found["memory://gone"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    assert loaded(Sources([tmp_path / "b c.png"], files_from="-")).keys() == {
+        *expected, *found, f"{tmp_path}/b c.png"
+    }  # fmt: skip
+    with pytest.raises(SourceError, match="the list nope does not exist"):
+        Sources([], files_from="nope")

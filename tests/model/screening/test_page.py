@@ -19,7 +19,7 @@ from npr_model.screening.outputs.sinks import open_sink
 from npr_model.screening.page import THUMBNAIL, fetch, thumbnail
 from npr_model.screening.summary import summarise
 from tests.model.conftest import encoded, noise
-from tests.model.screening.test_sources import PICTURES, tar
+from tests.model.screening.collections import PICTURES, tar
 
 HOSTILE = "</script><img src=x onerror=alert(1)>.png"
 OUTPUTS = ["scores.parquet", "scores.csv", "scores.jsonl", "scores/"]

@@ -1,4 +1,4 @@
-"""Archives as people have them: one behind the other, with junk, from a Mac; and all ways to keep images in Parquet."""
+"""Archives as people have them: one behind the other, with junk, from a Mac."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import io
 import lzma
 import tarfile
 import zipfile
-from pathlib import Path
 
 import fsspec
 import pyarrow as pa
@@ -17,23 +16,15 @@ import pytest
 
 from npr_model.files import HIDDEN
 from npr_model.screening.inputs import tars
-from npr_model.screening.inputs.skipped import EMPTY_ARCHIVE, EMPTY_ROW, INNER_ARCHIVE, NO_IMAGE
+from npr_model.screening.inputs.skipped import EMPTY_ARCHIVE, INNER_ARCHIVE, NO_IMAGE
 from npr_model.screening.inputs.sources import Sources
 from tests.model.conftest import encoded, noise
-from tests.model.screening.test_archives_fuzz import zstd
-from tests.model.screening.test_sources import loaded, tar, zipped
+from tests.model.screening.collections import OTHERS, PICTURES, loaded, members, tar, zipped, zstd
 
 FIRST = {f"a{i}.png": encoded(noise(8, 8, seed=i)) for i in range(3)}
 SECOND = {f"b{i}.jpg": encoded(noise(8, 8, seed=9 + i), "JPEG") for i in range(3)}
 COMPRESSIONS = {"tar": bytes, "tar.gz": gzip.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress, "tzst": zstd}
 JUNK = b"<html>502 Bad gateway</html>" * 100
-
-
-def members(path: Path | str) -> tuple[dict[str, bytes], str | None]:
-    """What an archive holds by the names of its members, and what is wrong with it."""
-    contents = loaded(Sources([path]))
-    error = contents.pop(str(path), None)
-    return {name.partition("::")[2]: data for name, data in contents.items()}, error
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -179,90 +170,6 @@ def test_an_archive_that_cannot_be_opened_is_not_called_damaged(tmp_path):
 
 
 BYTES = list(FIRST.values())
-STRUCTS = [{"bytes": data, "path": "x.png"} for data in BYTES]
-COLUMNS = {
-    "binary": pa.array(BYTES, pa.binary()),
-    "large_binary": pa.array(BYTES, pa.large_binary()),
-    "binary_view": pa.array(BYTES, pa.binary_view()),
-    "dictionary": pa.array(BYTES).dictionary_encode(),
-    "struct": pa.array(STRUCTS),
-    "struct of views": pa.array(STRUCTS, pa.struct({"bytes": pa.binary_view(), "path": pa.string()})),
-}
-LISTS = {
-    "list": pa.array([[data] for data in BYTES]),
-    "large_list": pa.array([[data] for data in BYTES], pa.large_list(pa.binary())),
-    "fixed_size_list": pa.array([[data] for data in BYTES], pa.list_(pa.binary(), 1)),
-    "list of structs": pa.array([[struct] for struct in STRUCTS]),
-}
-
-
-@pytest.mark.parametrize("kind", COLUMNS | LISTS)
-def test_columns_of_bytes(tmp_path, kind):
-    table = pa.table({"label": [0, 1, 2], "image": (COLUMNS | LISTS)[kind], "note": ["x"] * 3})
-    pq.write_table(table, path := tmp_path / "a.parquet")
-    names = [f"{row}::0" if kind in LISTS else str(row) for row in range(3)]
-    assert members(path) == (dict(zip(names, BYTES, strict=True)), None)
-    assert members(path)[0] == {
-        name.partition("::")[2]: data for name, data in loaded(Sources([path], column="image")).items()
-    }
-
-
-def test_bytes_of_a_fixed_size(tmp_path):
-    """They are read, but taken for digests if there is another column of bytes."""
-    digests = pa.array([b"x" * 32] * 3, pa.binary(32))
-    pq.write_table(pa.table({"image": digests}), path := tmp_path / "a.parquet")
-    assert members(path)[0] == dict.fromkeys("012", b"x" * 32)
-    pq.write_table(pa.table({"sha256": digests, "image": BYTES}), path)
-    assert list(members(path)[0].values()) == BYTES
-
-
-def test_rows_without_bytes(tmp_path):
-    lists = pa.array([[{"bytes": BYTES[0], "path": "x"}, {"bytes": None, "path": "photo.png"}], [], None])
-    pq.write_table(pa.table({"images": lists}), path := tmp_path / "a.parquet")
-    source = Sources([path])
-    contents = {name.partition("::")[2]: value for name, value in loaded(source).items()}
-    assert contents == {
-        "0::0": BYTES[0],
-        "0::1": "the column images has no image bytes in this row, only the path photo.png",
-        "2": "the column images has no image bytes in this row",
-    }
-    assert source.skipped == {EMPTY_ROW: 1}
-
-
-@pytest.mark.parametrize(
-    ("table", "column", "message"),
-    [
-        ({"label": [1], "text": ["x"]}, None, "has no binary column; it has: label (int64), text (string)"),
-        ({"label": [1], "image": [b"x"]}, "label", "the column 'label' of {} holds no bytes; the columns are: label"),
-        ({"label": [1]}, "image", "has no column 'image'; it has: label (int64)"),
-        ({"a": [b"x"], "b": [{"bytes": b"x"}]}, None, "has several binary columns (a, b): choose one with --column"),
-        ({"a": [{"path": "x"}]}, None, "has no binary column; it has: a (struct<path: string>)"),
-    ],
-)
-def test_what_is_wrong_with_the_columns(tmp_path, table, column, message):
-    pq.write_table(pa.table(table), path := tmp_path / "a.parquet")
-    (error,) = loaded(Sources([path], column=column)).values()
-    assert message.format(path) in error
-
-
-@pytest.mark.parametrize("group", [1, 3])
-@pytest.mark.parametrize("gap", [0, 1, 2**20 + 3])
-def test_parquet_files_that_follow_each_other_are_an_error(tmp_path, group, gap):
-    """Also if they are of the same shape, so that the data of one would be read as the other's."""
-    for name in "ab":
-        images = [name.encode() * 100] * 3
-        pq.write_table(pa.table({"image": images}), tmp_path / name, row_group_size=group, compression="none")
-    (tmp_path / "c.parquet").write_bytes((tmp_path / "a").read_bytes() + bytes(gap) + (tmp_path / "b").read_bytes())
-    _, error = members(tmp_path / "c.parquet")
-    assert "several Parquet files follow each other" in error
-    assert members(tmp_path / "b")[0] == dict.fromkeys("012", b"b" * 100)
-
-
-def test_a_footer_that_does_not_follow_the_data_at_once(tmp_path):
-    """As with an index of pages."""
-    table = pa.table({"image": BYTES, "label": [1, 2, 3]})
-    pq.write_table(table, path := tmp_path / "a.parquet", write_page_index=True)
-    assert list(members(path)[0].values()) == BYTES
 
 
 def test_compressed_data_is_not_unpacked_at_once(tmp_path, monkeypatch):
@@ -299,3 +206,112 @@ def test_members_with_the_same_name_are_all_read(tmp_path):
         for data in BYTES:
             archive.writestr("a.png", data)
     assert [item.load() for item in Sources([tmp_path / "a.zip"])] == BYTES
+
+
+@pytest.mark.parametrize(
+    "name", ["a.tar", "a.tar.gz", "A.TGZ", "a.tar.bz2", "a.tar.xz", "a.zip"], ids=lambda name: name.partition(".")[2]
+)
+def test_archives(name, tmp_path):
+    path = tmp_path / name
+    modes = {"gz": "w:gz", "tgz": "w:gz", "bz2": "w:bz2", "xz": "w:xz", "tar": "w"}
+    zipped(path) if name.endswith("zip") else tar(path, modes[name.lower().rpartition(".")[2]])
+    source = Sources([path])
+    assert loaded(source) == {f"{path}::{member}": data for member, data in PICTURES.items()}
+    assert source.skipped == {NO_IMAGE: len(OTHERS)}
+    assert loaded(source) == loaded(source)  # it can be listed again
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 0.93])
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip", "parquet"])
+def test_archives_that_are_cut_off(kind, share, tmp_path):
+    """What comes before the cut, then one item that says so; nothing is silently left out."""
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"image": list(PICTURES.values())}), path)
+    elif kind == "zip":
+        zipped(path)
+    else:
+        tar(path, "w:gz" if kind == "tar.gz" else "w", files=PICTURES)
+    whole = path.read_bytes()
+    size = len(whole) if kind != "tar" else whole.rindex(list(PICTURES.values())[-1]) + 300  # the padding is long
+    path.write_bytes(whole[: int(share * size)])
+    found = list(loaded(Sources([path])).items())
+    *before, (name, message) = found
+    assert name == str(path) and message.startswith("the archive is truncated or damaged (")
+    assert all(data == PICTURES[source.partition("::")[2]] for source, data in before)
+    if kind == "tar":
+        assert len(before) == {0.0: 0, 0.2: 0, 0.5: 2, 0.8: 3, 0.93: 4}[share]
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_compressed_streams_one_after_another(kind, tmp_path):
+    """As parallel compressors write them."""
+    module = {"gz": gzip, "bz2": bz2, "xz": lzma}[kind]
+    data = tar(files=PICTURES)
+    (tmp_path / "a.tar").write_bytes(b"".join(module.compress(data[i : i + 1000]) for i in range(0, len(data), 1000)))
+    assert len(loaded(Sources([tmp_path / "a.tar"]))) == len(PICTURES)
+
+
+def test_links_in_a_tar_and_a_tar_of_nothing(tmp_path):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a.png"))
+        for name, kind in (
+            ("hard.png", tarfile.LNKTYPE),
+            ("soft.png", tarfile.SYMTYPE),
+            ("pipe.png", tarfile.FIFOTYPE),
+        ):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "a.png"
+            archive.addfile(link)
+    (tmp_path / "a.tar").write_bytes(buffer.getvalue())
+    found = {name.partition("::")[2]: value for name, value in loaded(Sources([tmp_path / "a.tar"])).items()}
+    assert found.pop("a.png") == b"" and found.pop("pipe.png") == "it is not a regular file"
+    assert all("it is a link to a.png" in found[name] for name in ("hard.png", "soft.png")) and len(found) == 2
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    assert loaded(Sources([tmp_path / "empty.tar"])) == {}
+
+
+def test_a_tar_that_ends_between_two_members_is_not_whole(tmp_path):
+    whole = tar(files=PICTURES)
+    third = whole.index(b"part0/img2.png")  # a member's header begins with its name
+    (tmp_path / "a.tar").write_bytes(whole[:third])
+    found = loaded(Sources([tmp_path / "a.tar"]))
+    assert len(found) == 3 and "the end mark is missing" in found[f"{tmp_path}/a.tar"]
+
+
+def test_members_that_are_damaged_leave_the_others(tmp_path, monkeypatch):
+    data = bytearray(zipped(files=PICTURES))
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        broken = archive.infolist()[2]
+    data[broken.header_offset + 60] ^= 0xFF
+    (tmp_path / "a.zip").write_bytes(data)
+    found = loaded(Sources([tmp_path / "a.zip"]))
+    assert len(found) == len(PICTURES)
+    wrong = {name: value for name, value in found.items() if isinstance(value, str)}
+    assert list(wrong) == [f"{tmp_path}/a.zip::{broken.filename}"]
+    assert "cannot be read" in wrong.popitem()[1]
+
+
+def test_odd_names_in_archives(tmp_path):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8") as archive:
+        for name in ("new\nline.png", "bad\udcff.png", "grüße.png"):
+            archive.addfile(tarfile.TarInfo(name))
+    (tmp_path / "a.tar").write_bytes(buffer.getvalue())
+    names = {item.source.partition("::")[2] for item in Sources([tmp_path / "a.tar"])}
+    assert names == {"new\nline.png", "bad\\xff.png", "grüße.png"}
+
+
+def test_a_long_tar_is_not_kept_in_memory(tmp_path, monkeypatch):
+    tar(tmp_path / "a.tar", files={f"{i}.png": b"x" for i in range(2000)})
+    lengths, opened = [], tars._Tar.open
+
+    def watching(**options):
+        archive = opened(**options)
+        lengths.append(archive.members)
+        return archive
+
+    monkeypatch.setattr(tars._Tar, "open", watching)
+    assert {len(lengths[0]) <= 2 for _ in Sources([tmp_path / "a.tar"])} == {True}
+    assert len(list(Sources([tmp_path / "a.tar"]))) == 2000

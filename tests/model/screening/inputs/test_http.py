@@ -18,7 +18,7 @@ from npr_model.screening.inputs import retries
 from npr_model.screening.inputs.retries import RemoteError, describe, is_temporary, request, status_of
 from npr_model.screening.inputs.sources import Sources
 from tests.model.conftest import encoded, noise
-from tests.model.screening.test_sources import PICTURES, loaded, tar, zipped
+from tests.model.screening.collections import PICTURES, loaded, tar, zipped
 
 pytest.importorskip("aiohttp", reason="needs aiohttp, npr-kernels[http]")
 
