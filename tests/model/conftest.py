@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +98,37 @@ def scorer(checkpoint):
 
 def item(source: str, data: bytes) -> Item:
     return Item(source, lambda: data)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium with chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield made
+    made.quit()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two good images, three bad files that look like images, and a text file."""
+    path = tmp_path / "images"
+    path.mkdir()
+    for name, data in {
+        "a.png": encoded(noise(16, 16)),
+        "b.JPG": encoded(noise(20, 30), "JPEG"),
+        "empty.png": b"",
+        "text.jpg": b"text" * 99,
+        "tiny.png": encoded(noise(1, 1)),
+        "notes.txt": b"notes",
+    }.items():
+        (path / name).write_bytes(data)
+    return path

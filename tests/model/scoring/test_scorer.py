@@ -29,7 +29,7 @@ from npr_model.scoring.items import Item
 from npr_model.scoring.scorer import Scorer
 from npr_model.verdicts import Calibration
 from tests.model.conftest import encoded, item, make_detector, noise
-from tests.model.imaging.test_images import png_claiming
+from tests.model.imaging.files import png_claiming
 
 
 def reference_logit(pixels: np.ndarray) -> float:

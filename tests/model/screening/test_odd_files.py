@@ -15,7 +15,7 @@ from PIL import Image
 
 from npr_model import cli
 from tests.model.conftest import encoded, noise
-from tests.model.imaging.test_images import chunk, jpeg_claiming, png16, png_claiming
+from tests.model.imaging.files import chunk, jpeg_claiming, png16, png_claiming
 from tests.model.screening.collections import tar, zipped
 
 PICTURE = Image.fromarray(noise(24, 32))

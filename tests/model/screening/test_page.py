@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -143,23 +142,6 @@ def test_page_needs_nothing_else(tmp_path, checkpoint):
     lost = [row["source"] for row in data["gallery"] if "picture" not in row]
     assert [Path(source).name for source in lost] == ["3.png"]
     assert {row["group"] for row in data["gallery"]} == {f"{tmp_path}/photos", f"{tmp_path}/a.tar"}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no chromium with chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield made
-    made.quit()
 
 
 def test_page_in_a_browser(tmp_path, checkpoint, browser):

@@ -1,26 +1,18 @@
-"""Decoding by one rule for every mode, equal pixels from both decoders, and views that keep to the cells."""
+"""Decoding by one rule for every mode, and equal pixels from both decoders."""
 
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image, ImageFilter
+from PIL import Image
 
-from npr_model.errors import InputError
 from npr_model.imaging.decode import decode
-from npr_model.imaging.encode import encode_jpeg, encode_png
 from npr_model.imaging.errors import ImageError
-from npr_model.imaging.views import View
 from tests.model.conftest import encoded, noise
-
-
-def smooth(height: int, width: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(noise(height, width)).filter(ImageFilter.GaussianBlur(2)))
+from tests.model.imaging.files import jpeg_claiming, png16, png_claiming, smooth
 
 
 def pillow(data: bytes) -> np.ndarray:
@@ -106,23 +98,6 @@ def test_palette_and_its_transparency(transparency):
     np.testing.assert_array_equal(decoded.pixels, palette[indices])
 
 
-def png16(samples: np.ndarray) -> bytes:
-    """A 16-bit PNG, grey (H, W) or RGB (H, W, 3), which Pillow cannot write in colour."""
-    height, width = samples.shape[:2]
-    rows = samples.astype(">u2").reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2 if samples.ndim == 3 else 0, 0, 0, 0)
-    chunks = (
-        (b"IHDR", header),
-        (b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))),
-        (b"IEND", b""),
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*pair) for pair in chunks)
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-
 @pytest.mark.parametrize("shape", [(6, 7), (6, 7, 3)], ids=["grey", "rgb"])
 def test_16_bit_png_keeps_the_high_byte(shape):
     samples = np.random.default_rng(0).integers(0, 2**16, shape)
@@ -153,18 +128,6 @@ def test_plain_modes(mode):
     decoded = decode(encoded(image))
     np.testing.assert_array_equal(decoded.pixels, np.asarray(image.convert("RGB")))
     assert decoded.pixels.flags.c_contiguous and decoded.pixels.dtype == np.uint8
-
-
-def png_claiming(width: int, height: int) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-def jpeg_claiming(width: int, height: int) -> bytes:
-    data = bytearray(encoded(noise(8, 8), "JPEG"))
-    start = data.index(b"\xff\xc0") + 5
-    data[start : start + 4] = struct.pack(">HH", height, width)
-    return bytes(data)
 
 
 JPEG = encoded(noise(64, 64), "JPEG")
@@ -215,89 +178,6 @@ def test_pillows_own_limit_is_left_as_it_was_and_does_not_bind(monkeypatch, recw
     assert len(recwarn) == 0
 
 
-def test_encoders():
-    pixels = noise(20, 30)
-    np.testing.assert_array_equal(decode(encode_png(pixels)).pixels, pixels)
-    data = encode_jpeg(smooth(20, 30), 95)
-    assert simplejpeg.decode_jpeg_header(data)[3] == "420"
-    assert np.abs(decode(data).pixels.astype(int) - smooth(20, 30)).mean() < 10
-
-
-VIEWS = ["native", "crop:256", "resize:256", "tile:224"]
-
-
-@pytest.mark.parametrize("text", VIEWS)
-def test_view_round_trip(text):
-    assert str(View.parse(text)) == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "crop",
-        "crop:",
-        "crop:0",
-        "crop:1",
-        "crop:-4",
-        "crop:x",
-        "native:3",
-        "zoom:3",
-        "crop:²",
-        "resize:13378",
-        "tile:1" + "0" * 5000,
-        "sample:8",
-        "crop:8x8",
-        "sample:0x64",
-        "sample:-1x64",
-        "sample:11000x128",
-        "sample:2000x16",
-        "sample:4x7",
-    ],
-)
-def test_bad_view(text):
-    with pytest.raises(InputError, match="view"):
-        View.parse(text)
-
-
-@pytest.mark.parametrize("size", [(10, 10), (11, 13), (14, 15), (9, 40)], ids=str)
-@pytest.mark.parametrize("grid_size", [2, 3])
-def test_crop_is_central_and_begins_on_a_cell(size, grid_size):
-    pixels = np.empty((*size, 3), np.uint8)
-    pixels[..., 0], pixels[..., 1] = np.indices(size)
-    view = View.parse("crop:8").apply(pixels, grid_size)
-    assert view.shape == (8, 8, 3)
-    for offset, side in zip(view[0, 0, :2].tolist(), size, strict=True):
-        assert offset % grid_size == 0
-        assert 0 <= (side - 8) / 2 - offset < grid_size
-
-
-def test_a_crop_lets_go_of_the_rest():
-    pixels = np.zeros((500, 10, 3), np.uint8)
-    assert View("crop", 10).apply(pixels).base is None
-
-
-def test_crop_keeps_a_short_side_whole():
-    pixels = noise(6, 20)
-    np.testing.assert_array_equal(View.parse("crop:8").apply(pixels), pixels[:, 6:14])
-
-
-def test_tile_repeats_whole_cells_then_crops():
-    pixels = noise(5, 20)
-    np.testing.assert_array_equal(View.parse("tile:8").apply(pixels), pixels[[0, 1, 2, 3, 0, 1, 2, 3], 6:14])
-
-
-def test_tile_leaves_large_images_to_the_crop():
-    pixels = noise(30, 31)
-    np.testing.assert_array_equal(View.parse("tile:8").apply(pixels), View.parse("crop:8").apply(pixels))
-
-
-def test_resize_is_pillows_bilinear():
-    pixels = noise(30, 31)
-    expected = Image.fromarray(pixels).resize((16, 16), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(View.parse("resize:16").apply(pixels), np.asarray(expected))
-
-
 def test_the_first_picture_of_an_mpo():
     first, second = (Image.fromarray(noise(40, 56, seed)) for seed in range(2))
     file, plain = io.BytesIO(), io.BytesIO()
@@ -306,11 +186,3 @@ def test_the_first_picture_of_an_mpo():
     found = decode(file.getvalue())
     assert found.format == "MPO" and decode(plain.getvalue()).format == "JPEG"
     np.testing.assert_array_equal(found.pixels, decode(plain.getvalue()).pixels)
-
-
-@pytest.mark.parametrize("view", ["native", "crop:8", "resize:8", "tile:8", "sample:1x8"])
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1)], ids=str)
-def test_image_without_a_whole_cell(view, size):
-    height, width = size
-    with pytest.raises(ImageError, match=f"is {width}x{height} pixels, smaller than one cell of 2x2"):
-        View.parse(view).parts(noise(*size))

@@ -7,31 +7,18 @@ import io
 import numpy as np
 import pillow_heif
 import pytest
-from PIL import Image
 
 from npr_model.imaging.decode import decode, from_pillow
 from npr_model.imaging.errors import ImageError
 from npr_model.imaging.formats import boxes
 from npr_model.imaging.headers import header_size, read_encoding
 from tests.model.conftest import noise
+from tests.model.imaging.files import heif
 
 
 def picture(height: int = 96, width: int = 160) -> np.ndarray:
     rows, columns = np.indices((height, width))
     return np.stack([rows * 255 // height, columns * 255 // width, (rows + columns) % 256], 2).astype(np.uint8)
-
-
-def heif(pixels: np.ndarray, monkeypatch=None, *, orientation: int = 1, tile: int = 0, **options) -> bytes:
-    """Encode without loss, in tiles of ``tile`` pixels as phones do."""
-    if tile:
-        monkeypatch.setattr(pillow_heif.options, "GRID_TILE_SIZE", tile)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image = pillow_heif.from_pillow(Image.fromarray(pixels))
-    image[0].info["exif"] = exif.tobytes()  # of a Pillow image, pillow-heif would turn the pixels first
-    file = io.BytesIO()
-    image.save(file, quality=-1, chroma=444, matrix_coefficients=0, **options)
-    return file.getvalue()
 
 
 def test_pixels_format_and_decoder():

@@ -15,8 +15,8 @@ from npr_kernels.backends import proof, registry
 from npr_kernels.backends import triton as triton_backend
 from npr_kernels.backends.base import Convolution
 from npr_kernels.testing import GRIDS, IMAGE_DTYPES, LAYOUTS, TABLE, Case, assert_close, error
-from tests.kernels.backends.interpreter import INTERPRETED, interpreted, run_under_interpreter
-from tests.kernels.test_parity import double, gradients
+from tests.kernels.backends.triton.interpreter import INTERPRETED, interpreted, run_under_interpreter
+from tests.kernels.parity import double, gradients
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):

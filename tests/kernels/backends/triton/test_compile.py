@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from npr_kernels.backends.triton import library, operators, patches, specialisation  # noqa: E402, F401
 from npr_kernels.trunk.gpu_bottleneck import FusedBottlenecks  # noqa: E402
-from tests.kernels.trunk.test_trunk import trunk  # noqa: E402
+from tests.kernels.trunk.blocks import trunk  # noqa: E402
 
 CONVOLUTION = (2, 2), (1, 1), 2, 0, (2 / 3 / (255 * 0.229), 2 / 3 / (255 * 0.224), 2 / 3 / (255 * 0.225))
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
