@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.inputs import random_detector
+from benchmarks.harness.inputs import random_detector
 from npr_kernels.testing import allowed, error
 from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck, selection
 from npr_kernels.trunk.gpu_bottleneck import FusedBottlenecks, dot

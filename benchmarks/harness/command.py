@@ -12,9 +12,9 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import harness, machine
-from benchmarks.harness import Benchmark
-from benchmarks.rows import Results, earlier_rows
+from benchmarks.harness import machine, runner
+from benchmarks.harness.rows import Results, earlier_rows
+from benchmarks.harness.runner import Benchmark
 
 
 def refuse(message: str) -> NoReturn:
@@ -109,5 +109,5 @@ def measure_all(
     """Run the benchmarks on a freshly measured machine, and end with exit code 1 if a result of ours is wrong."""
     results = start(device, json_file, only)
     for benchmark in benchmarks:
-        harness.measure(benchmark, results, device, seconds)
+        runner.measure(benchmark, results, device, seconds)
     raise typer.Exit(results.exit_code())

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.timing import by_wall_clock
+from benchmarks.harness.timing import by_wall_clock
 from npr_kernels import capabilities, info
 
 SOURCE = Path(__file__).with_name("microkernels.c")

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import timing
-from benchmarks.timing import Timer, interleave
+from benchmarks.harness import timing
+from benchmarks.harness.timing import Timer, interleave
 
 CPU = torch.device("cpu")
 

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.device check``: what needs a GPU, as plans for ten minutes on a rented machine.
+"""``python -m scripts.gpu.jobs check``: what needs a GPU, as plans for ten minutes on a rented machine.
 
 ``scripts/gpu_check.sh``, ``gpu_rest.sh`` and ``gpu_train.sh`` call it. Everything goes into one folder: the log, and
-results.json with the steps, the rows of the benchmarks and the counters of the profiler (:mod:`benchmarks.plan`). The
+results.json with the steps, the rows of the benchmarks and the counters of the profiler (:mod:`scripts.gpu.plan`). The
 most telling steps come first. Needed are torch with CUDA, triton, nvcc, pytest with xdist and timeout, hypothesis,
 numpy, rich and typer; Python packages that the machine lacks are installed from wheels in ``.wheels/``, into a folder
 that is deleted afterwards.
@@ -22,10 +22,10 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.command import refuse
-from benchmarks.plan import ROOT, Step, run_plan
+from benchmarks.harness.command import refuse
 from npr_kernels.backends import proof
 from npr_kernels.testing import Case
+from scripts.gpu.plan import ROOT, Step, run_plan
 
 SECONDS = 550.0  # of a plan: 570 with the start of Python and the end of the last step
 TRAINING = "/tmp/npr-training"
@@ -90,7 +90,7 @@ def train(
 @app.command("walk")
 def walk() -> None:
     """Every kernel of the cuda backend on long walks, and a small detector: what the sanitizers watch."""
-    from benchmarks.inputs import random_detector
+    from benchmarks.harness.inputs import random_detector
     from npr_kernels.backends import cuda
     from npr_model.inference.freeze import freeze
 
@@ -119,7 +119,7 @@ def stem() -> None:
 @app.command("blocks")
 def blocks() -> None:
     """Run the detector on a full batch in bfloat16, so that the profiler can watch its residual blocks."""
-    from benchmarks.inputs import random_detector
+    from benchmarks.harness.inputs import random_detector
     from npr_model.inference.freeze import freeze
 
     x, _, _ = PROFILED.tensors()
@@ -174,7 +174,7 @@ def check_steps() -> list[Step]:
 def rest_steps() -> list[Step]:
     stems = "^stem forward, uint8 .*, 256x3x256x256$|^training stem .*uint8 .*, 256x3x256x256$"
     others = "^conv forward.*bfloat16.*, 256x3x256x256$"
-    graphs = ("tests/model/inference/test_cuda_graphs.py", "tests/test_timing.py")
+    graphs = ("tests/model/inference/test_cuda_graphs.py", "tests/benchmarks/harness/test_timing.py")
     return [
         *build_steps(),
         test("parity", "tests/kernels/test_parity.py", limit=200, only="triton", processes=14, after=()),
@@ -237,7 +237,7 @@ def benchmark(name: str, *arguments: str, limit: float, least: float = 25) -> St
 def sanitizer(tool: str) -> Step:
     """Each tensor gets memory of its own, so that an access behind its end is one."""
     line = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
-    line += [sys.executable, "-m", "benchmarks.device", "walk"]
+    line += [sys.executable, "-m", "scripts.gpu.jobs", "walk"]
     return Step(tool, line, 60, 20, ["build"], {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
 
 
@@ -246,7 +246,7 @@ def profile(name: str, command: str, kernel: str, launches: int) -> Step:
     line = ["ncu", "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none"]
     line += ["--kernel-name", f"regex:{kernel}", "--launch-skip", str(launches), "--launch-count", str(launches)]
     line += [argument for section in SECTIONS for argument in ("--section", section)]
-    line += [sys.executable, "-m", "benchmarks.device", command]
+    line += [sys.executable, "-m", "scripts.gpu.jobs", command]
     return Step(name, line, 60, 20, ["build"], {proof.ENVIRONMENT_VARIABLE: "0"}, counters=counters)
 
 

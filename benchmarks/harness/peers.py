@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness import Unavailable
+from benchmarks.harness.runner import Unavailable
 from npr_kernels import NPRConv2d
 from npr_kernels.reference import Anchor, trim
 from npr_model.detectors.base import IMAGENET_MEAN, IMAGENET_STD

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.rows import unfinished, write_json
+from benchmarks.harness.rows import unfinished, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 LOG, RESULTS = "log.txt", "results.json"
 MARK = "NPR_KERNELS_STEP"  # in the environment of a step, and so of all that it starts
 KILLING = 10.0  # seconds at most until all processes of a step are gone

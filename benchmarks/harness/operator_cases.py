@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import npr_kernels
-from benchmarks import inputs, peers
-from benchmarks.harness import Benchmark, Contender
-from benchmarks.inputs import DTYPE_NAMES, OUT_CHANNELS, PRODUCTS
-from benchmarks.parity import Parity, judge_by_rule
-from benchmarks.rows import OURS, REFERENCE
+from benchmarks.harness import inputs, peers
+from benchmarks.harness.inputs import DTYPE_NAMES, OUT_CHANNELS, PRODUCTS
+from benchmarks.harness.parity import Parity, judge_by_rule
+from benchmarks.harness.rows import OURS, REFERENCE
+from benchmarks.harness.runner import Benchmark, Contender
 from npr_kernels import reference
 from npr_kernels.backends import table
 from npr_kernels.backends.base import Call

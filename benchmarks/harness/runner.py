@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.parity import Parity
-from benchmarks.rows import REFERENCE, Results, is_peer
-from benchmarks.timing import Call, Timer, interleave
+from benchmarks.harness.parity import Parity
+from benchmarks.harness.rows import REFERENCE, Results, is_peer
+from benchmarks.harness.timing import Call, Timer, interleave
 
 
 class Unavailable(Exception):

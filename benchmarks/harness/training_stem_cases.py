@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import npr_kernels
-from benchmarks import inputs, peers
-from benchmarks.harness import Benchmark, Contender
-from benchmarks.inputs import DTYPE_NAMES, OUT_CHANNELS, PRODUCTS
-from benchmarks.operator_cases import Results, benchmark_of, serving_backends
+from benchmarks.harness import inputs, peers
+from benchmarks.harness.inputs import DTYPE_NAMES, OUT_CHANNELS, PRODUCTS
+from benchmarks.harness.operator_cases import Results, benchmark_of, serving_backends
+from benchmarks.harness.runner import Benchmark, Contender
 from npr_kernels import reference
 
 EPS, MOMENTUM = 1e-5, 0.1
