@@ -6,7 +6,6 @@
 - model: the detector; train: a training step, and training from files; precision: what bfloat16 and int8 cost
 - screening: files to rows; scaling: a model of that time; memory: the most memory; cluster: Ray
 - report: no measurement; it writes the tables of README and docs/performance.md from benchmarks/results
-- device: plans of steps for a machine with a GPU, called by scripts/gpu_*.sh
 
 ``pytest benchmarks --benchmark-only`` tracks the operator cases from commit to commit.
 """

@@ -14,8 +14,8 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks import command
-from benchmarks.rows import OURS, unjudged
+from benchmarks.harness import command
+from benchmarks.harness.rows import OURS, unjudged
 from npr_kernels.trunk import cpu_bottleneck
 from npr_model import checkpoints
 from npr_model.checkpoints import LoadedCheckpoint

@@ -23,9 +23,9 @@ from ray.cluster_utils import Cluster
 from ray.data import DataContext
 from torch import Tensor
 
-from benchmarks import command
-from benchmarks.inputs import as_checkpoint, make_files, make_tars, random_detector
-from benchmarks.rows import OURS, unjudged
+from benchmarks.harness import command
+from benchmarks.harness.inputs import as_checkpoint, make_files, make_tars, random_detector
+from benchmarks.harness.rows import OURS, unjudged
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.scoring.rows import Row
 from npr_model.scoring.scorer import Scorer

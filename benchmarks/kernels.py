@@ -16,12 +16,12 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from benchmarks import command, inputs, peers
-from benchmarks.harness import Benchmark, Contender
-from benchmarks.inputs import DTYPE_NAMES, OUT_CHANNELS, PRODUCTS
-from benchmarks.operator_cases import serving_backends
-from benchmarks.parity import Parity, judge_by_rule
-from benchmarks.rows import OURS, REFERENCE
+from benchmarks.harness import command, inputs, peers
+from benchmarks.harness.inputs import DTYPE_NAMES, OUT_CHANNELS, PRODUCTS
+from benchmarks.harness.operator_cases import serving_backends
+from benchmarks.harness.parity import Parity, judge_by_rule
+from benchmarks.harness.rows import OURS, REFERENCE
+from benchmarks.harness.runner import Benchmark, Contender
 from npr_kernels import reference
 from npr_kernels.backends import registry
 from npr_kernels.backends.base import Convolution, StemBackend

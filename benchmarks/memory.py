@@ -12,9 +12,9 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks import command
-from benchmarks.inputs import make_tars
-from benchmarks.rows import OURS, unjudged
+from benchmarks.harness import command
+from benchmarks.harness.inputs import make_tars
+from benchmarks.harness.rows import OURS, unjudged
 
 CASE = "memory of screening tars of 16x16 PNGs"
 

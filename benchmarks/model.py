@@ -12,11 +12,11 @@ import typer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import command, peers
-from benchmarks.harness import Benchmark, Contender
-from benchmarks.inputs import random_detector, random_pixels
-from benchmarks.parity import Parity
-from benchmarks.rows import OURS, REFERENCE
+from benchmarks.harness import command, peers
+from benchmarks.harness.inputs import random_detector, random_pixels
+from benchmarks.harness.parity import Parity
+from benchmarks.harness.rows import OURS, REFERENCE
+from benchmarks.harness.runner import Benchmark, Contender
 from npr_kernels.testing import allowed, error
 from npr_model import checkpoints
 from npr_model.detectors.base import IMAGENET_STD

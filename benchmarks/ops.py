@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from benchmarks import command, operator_cases, training_stem_cases
+from benchmarks.harness import command, operator_cases, training_stem_cases
 
 TABLES = {
     "cpu": [*operator_cases.TABLE, *training_stem_cases.TABLE],

@@ -15,8 +15,8 @@ import torch
 import typer
 from scipy.stats import spearmanr
 
-from benchmarks import command
-from benchmarks.rows import OURS, unjudged
+from benchmarks.harness import command
+from benchmarks.harness.rows import OURS, unjudged
 from npr_model import checkpoints, weights
 from npr_model.checkpoints import LoadedCheckpoint
 from npr_model.datasets.folders import Sample

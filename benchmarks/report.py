@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmarks.command import refuse
-from benchmarks.rows import COLUMNS, OURS, REFERENCE, Column, cells, filled_columns, three_digits
+from benchmarks.harness.command import refuse
+from benchmarks.harness.rows import COLUMNS, OURS, REFERENCE, Column, cells, filled_columns, three_digits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,10 +22,10 @@ import torch
 import typer
 from scipy.optimize import nnls
 
-from benchmarks import command
-from benchmarks.inputs import as_checkpoint, make_files, random_detector, random_pixels
-from benchmarks.rows import OURS, unjudged
-from benchmarks.timing import Timer, interleave
+from benchmarks.harness import command
+from benchmarks.harness.inputs import as_checkpoint, make_files, random_detector, random_pixels
+from benchmarks.harness.rows import OURS, unjudged
+from benchmarks.harness.timing import Timer, interleave
 from npr_model.imaging.decode import decode
 from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import split_by_pixels

@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks import command, peers
-from benchmarks.harness import Benchmark, Contender, run
-from benchmarks.inputs import as_checkpoint, make_files, random_detector
+from benchmarks.harness import command, peers
+from benchmarks.harness.inputs import as_checkpoint, make_files, random_detector
+from benchmarks.harness.parity import Parity
+from benchmarks.harness.rows import OURS, REFERENCE, Results
+from benchmarks.harness.runner import Benchmark, Contender, run
 from benchmarks.model import LogitJudge, Network, needed_flops
-from benchmarks.parity import Parity
-from benchmarks.rows import OURS, REFERENCE, Results
 from npr_kernels.trunk import cpu_bottleneck
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.detectors.npr import NPRDetector

@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.harness.rows import OURS, REFERENCE
 from benchmarks.ops import TABLES
-from benchmarks.rows import OURS, REFERENCE
 
 
 @pytest.mark.parametrize("name", [f"{OURS} cpu", REFERENCE])

@@ -22,12 +22,12 @@ import typer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import command, harness, parity, peers
-from benchmarks.harness import Benchmark, Contender
-from benchmarks.inputs import random_pixels
-from benchmarks.parity import Parity
-from benchmarks.rows import OURS, REFERENCE, unjudged
-from benchmarks.timing import synchronize
+from benchmarks.harness import command, parity, peers, runner
+from benchmarks.harness.inputs import random_pixels
+from benchmarks.harness.parity import Parity
+from benchmarks.harness.rows import OURS, REFERENCE, unjudged
+from benchmarks.harness.runner import Benchmark, Contender
+from benchmarks.harness.timing import synchronize
 from npr_kernels.testing import allowed, error
 from npr_model.checkpoints import Metadata
 from npr_model.datasets.folders import CLASS_FOLDERS, find_reals, read
@@ -264,7 +264,7 @@ def main(
     except InputError as failure:
         command.refuse(f"--photos: {failure}")
     results = command.start(target, json_file)
-    harness.measure(benchmark(batch, size, target), results, target, seconds)
+    runner.measure(benchmark(batch, size, target), results, target, seconds)
     rows: list[dict] = []
     for row in loading(batch, size, workers, target, photos, seconds / 6):
         rows.append(row)

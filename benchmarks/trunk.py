@@ -15,11 +15,11 @@ import typer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import command
-from benchmarks.harness import Benchmark, Contender, Unavailable
-from benchmarks.inputs import DTYPE_NAMES, random_detector
-from benchmarks.parity import judge_by_rule
-from benchmarks.rows import OURS, REFERENCE
+from benchmarks.harness import command
+from benchmarks.harness.inputs import DTYPE_NAMES, random_detector
+from benchmarks.harness.parity import judge_by_rule
+from benchmarks.harness.rows import OURS, REFERENCE
+from benchmarks.harness.runner import Benchmark, Contender, Unavailable
 from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck, layers
 from npr_model.detectors.npr import NPRDetector
 from npr_model.inference.folded import folded_layers

@@ -1,6 +1,6 @@
 """Averages a fine-tuned network with the network it started from, so that it forgets less (Wortsman et al., CVPR 2022).
 
-    python scripts/average_checkpoints.py FINE_TUNED STARTED_FROM --share 0.25 --name N --training-data TEXT -o OUTPUT
+    python -m scripts.average_checkpoints FINE_TUNED STARTED_FROM --share 0.25 --name N --training-data TEXT -o OUTPUT
 
 Weights and batch-norm statistics become (1 - share) * FINE_TUNED + share * STARTED_FROM. The other metadata are
 FINE_TUNED's.

@@ -1,6 +1,6 @@
 """Cuts crops of 256x256 pixels out of whole images, without a second compression, for training.
 
-    python scripts/cut_crops.py ORIGINALS OUTPUT
+    python -m scripts.cut_crops ORIGINALS OUTPUT
 
 ORIGINALS holds <family>/{0_real,1_fake}; OUTPUT gets the same folders. Each image gives up to CROPS crops that do not
 overlap. JPEGs are cut by jpegtran (of libjpeg-turbo) at whole blocks, so that they are compressed only once; the crops

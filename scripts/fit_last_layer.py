@@ -1,6 +1,6 @@
 """Fits the last layer of an NPR checkpoint anew, by logistic regression on the averages that it sees.
 
-    python scripts/fit_last_layer.py CHECKPOINT TRAINING --name N --training-data TEXT -o OUTPUT \
+    python -m scripts.fit_last_layer CHECKPOINT TRAINING --name N --training-data TEXT -o OUTPUT \
         [--strength S] [--validation VALIDATION --curve CURVE]
 
 TRAINING and VALIDATION hold <family>/{0_real,1_fake}. Training by gradient descent draws its crops at random; here each

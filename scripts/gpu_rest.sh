@@ -6,4 +6,4 @@
 set -euo pipefail
 output=$(realpath -m "${1:-$(dirname "$0")/../gpu-results}")
 cd "$(dirname "$0")/.."
-exec "${PYTHON:-python3}" -m benchmarks.device rest "$output"
+exec "${PYTHON:-python3}" -m scripts.gpu.jobs rest "$output"

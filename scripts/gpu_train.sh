@@ -11,4 +11,4 @@ set -euo pipefail
 data=$(realpath -m "${1:?Usage: bash scripts/gpu_train.sh DATA [OUTPUT]}")
 output=$(realpath -m "${2:-$(dirname "$0")/../gpu-results}")
 cd "$(dirname "$0")/.."
-exec "${PYTHON:-python3}" -m benchmarks.device train "$data" "$output"
+exec "${PYTHON:-python3}" -m scripts.gpu.jobs train "$data" "$output"

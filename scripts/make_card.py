@@ -1,8 +1,8 @@
 """Measures the bundled checkpoint into a CSV file, and prints the checkpoint's card from this file as Markdown.
 
-    python scripts/make_card.py measure VALIDATION --training TRAINING --results benchmarks/results/checkpoint.csv
-    python scripts/make_card.py print benchmarks/results/checkpoint.csv \
-        --curve benchmarks/results/learning-curve.csv > npr_model/weights/wild-2.md
+    python -m scripts.make_card measure VALIDATION --training TRAINING --results docs/results/wild-2.csv
+    python -m scripts.make_card print docs/results/wild-2.csv \
+        --curve docs/results/learning-curve.csv > npr_model/weights/wild-2.md
 
 VALIDATION and TRAINING hold <family>/{0_real,1_fake}. A family of VALIDATION is seen if TRAINING has it too.
 """

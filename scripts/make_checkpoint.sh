@@ -10,29 +10,36 @@
 # the originals of train/ (its metadata has the whole config). It was fine-tuned from an earlier checkpoint of this
 # repository, whose weights are averaged into it. Then the last layer is fitted anew. The validation images choose the
 # share of the average, the strength of the fit and the thresholds.
+#
+# The earlier checkpoint is in the history of the repository alone. So this needs a full clone: a shallow clone and an
+# archive of the files do not have it.
 set -euo pipefail
-DATA=$(realpath "$1") RUNS=$(realpath -m "$2")
+USAGE='Usage: scripts/make_checkpoint.sh DATA RUNS, in a full clone of the repository'
+DATA=$(realpath "${1:?$USAGE}") RUNS=$(realpath -m "${2:?$USAGE}")
 WILD="$DATA/wild"
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 NAME=wild-2
 DESCRIPTION='3,441 images that people published in 124 repositories: the output of 147 families of generators, and photographs, scans, paintings, drawings and screenshots from 76 sources; before that, crops of 388 photographs and re-creations of them by autoencoders, super-resolution and style-transfer networks. The weights are an average: 70 % of the network trained with the config below, 30 % of its predecessor. The last layer was fitted to 3,741 crops of the published images by logistic regression'
-CURVE=benchmarks/results/learning-curve.csv
+CURVE=docs/results/learning-curve.csv
 mkdir -p "$RUNS"
 AVERAGED="$RUNS/averaged.safetensors" FITTED="$RUNS/$NAME.safetensors"
 if [ ! -e "$AVERAGED" ]; then
-    git show 1e01354:npr_model/weights/preview.safetensors > "$RUNS/earlier.safetensors"
-    python scripts/average_checkpoints.py "$WILD/start.safetensors" "$RUNS/earlier.safetensors" --share 0.3 \
+    if ! git show 1e01354:npr_model/weights/preview.safetensors > "$RUNS/earlier.safetensors"; then
+        echo "The earlier checkpoint is not in this repository's history, as in a shallow clone. $USAGE" >&2
+        exit 1
+    fi
+    python -m scripts.average_checkpoints "$WILD/start.safetensors" "$RUNS/earlier.safetensors" --share 0.3 \
         --name averaged --training-data "$DESCRIPTION" -o "$AVERAGED"
 fi
 if [ ! -e "$FITTED" ]; then
-    python scripts/fit_last_layer.py "$AVERAGED" "$WILD/train" --name "$NAME" --training-data "$DESCRIPTION" \
+    python -m scripts.fit_last_layer "$AVERAGED" "$WILD/train" --name "$NAME" --training-data "$DESCRIPTION" \
         --validation "$WILD/validation" --curve "$CURVE" -o "$FITTED"
 fi
 npr calibrate "$FITTED" "$WILD/validation" --view sample:8x128 -o "npr_model/weights/$NAME.safetensors" --overwrite
-python scripts/make_card.py measure "$WILD/validation" --training "$WILD/train" --checkpoint "$NAME" \
-    --results benchmarks/results/checkpoint.csv
-python scripts/make_card.py print benchmarks/results/checkpoint.csv --curve "$CURVE" --checkpoint "$NAME" \
+python -m scripts.make_card measure "$WILD/validation" --training "$WILD/train" --checkpoint "$NAME" \
+    --results "docs/results/$NAME.csv"
+python -m scripts.make_card print "docs/results/$NAME.csv" --curve "$CURVE" --checkpoint "$NAME" \
     > "npr_model/weights/$NAME.md"
-python scripts/make_picture.py
+python -m scripts.make_picture
 scripts/make_report.sh "$DATA/validation" "$RUNS/report-of-$NAME"

@@ -1,6 +1,6 @@
 """Makes the images in examples/: crops of photographs with free licences, and fakes of such photographs.
 
-    python scripts/make_examples.py --photos PHOTOS --taef2 TAEF2 [--output examples]
+    python -m scripts.make_examples --photos PHOTOS --taef2 TAEF2 [--output examples]
 
 Each photograph gives one real image and one generated image, cut from different places. In both classes every third
 image is a JPEG and the others are PNGs, so that the format does not separate the classes.

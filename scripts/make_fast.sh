@@ -11,7 +11,7 @@ set -euo pipefail
 WILD=$(realpath "$1") CROPS=$(realpath "$2") RUNS=$(realpath -m "$3")
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
-NAME=fast-1 WEIGHTS=npr_model/weights RESULTS=benchmarks/results
+NAME=fast-1 WEIGHTS=npr_model/weights RESULTS=docs/results
 DESCRIPTION='15,622 crops of the images that wild-2 was trained on. It learned from their labels, and to agree with wild-2. The last layer was fitted to 3,741 of the crops by logistic regression'
 RUN="$RUNS/fast" FITTED="$RUNS/$NAME.safetensors"
 if [ ! -e "$FITTED" ]; then
@@ -28,15 +28,15 @@ if [ ! -e "$FITTED" ]; then
             --set learning_rate=2.5e-3 --set decay=0.72 --set decay_epochs=1 --set average_decay=0.998 \
             --set name=fast --set licence=Apache-2.0 --epochs 12
     fi
-    python scripts/fit_last_layer.py "$RUN/last.safetensors" "$WILD/train" --name $NAME --strength 1 \
+    python -m scripts.fit_last_layer "$RUN/last.safetensors" "$WILD/train" --name $NAME --strength 1 \
         --training-data "$DESCRIPTION" -o "$FITTED"
 fi
 npr calibrate "$FITTED" "$WILD/validation" --view sample:8x128 -o $WEIGHTS/$NAME.safetensors --overwrite
 python -m scripts.make_cascade "$WILD/validation" --first $NAME --second wild-2 -o $WEIGHTS/cascade.safetensors
 npr calibrate $WEIGHTS/cascade.safetensors "$WILD/validation" -o $WEIGHTS/cascade.safetensors --overwrite
 for name in $NAME cascade; do
-    python scripts/make_card.py measure "$WILD/validation" --training "$WILD/train" --checkpoint $name \
+    python -m scripts.make_card measure "$WILD/validation" --training "$WILD/train" --checkpoint $name \
         --results $RESULTS/$name.csv
 done
-python scripts/make_card.py print $RESULTS/$NAME.csv --beside $RESULTS/cascade.csv $RESULTS/checkpoint.csv \
+python -m scripts.make_card print $RESULTS/$NAME.csv --beside $RESULTS/cascade.csv $RESULTS/wild-2.csv \
     --checkpoint $NAME > $WEIGHTS/$NAME.md

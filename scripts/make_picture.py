@@ -1,6 +1,6 @@
 """The picture at the top of README: a photograph, a generated image, their NPR maps and their verdicts.
 
-    python scripts/make_picture.py [--output docs/pictures/npr.png]
+    python -m scripts.make_picture [--output docs/pictures/npr.png]
 
 Both images are in examples/. The same checkpoint makes the same file.
 """

@@ -1,6 +1,6 @@
 """Makes the training set of the first bundled checkpoint, as `npr simulate` does, with fixed shares for the generators.
 
-    python scripts/make_training_data.py --photos PHOTOS --taef2 TAEF2 --output DIR
+    python -m scripts.make_training_data --photos PHOTOS --taef2 TAEF2 --output DIR
 
 Writes DIR/{packaged,simulated}/{train,validation}/<generator>/{0_real,1_fake}/*.png, and manifest.csv in DIR/packaged
 and in DIR/simulated. No photograph is in both train and validation, and no photograph of examples/ is in either.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import functools
 import multiprocessing
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -21,7 +20,6 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from npr_model import simulation
 from npr_model.errors import InputError
 from npr_model.simulation import dataset, generators

@@ -10,7 +10,7 @@ from torch.autograd.functional import hessian, hvp
 
 import npr_kernels
 from npr_kernels.testing import Case, error
-from tests.kernels.test_parity import BACKENDS, DEVICES, FAST
+from tests.kernels.parity import BACKENDS, DEVICES, FAST
 
 CPU_BACKENDS = [backend for backend in FAST if DEVICES[backend.values[0]] == "cpu"]
 ANCHORS = [(2, 0), (2, 3), (3, "mean"), (2, "max")]

@@ -9,25 +9,13 @@ import torch.nn.functional as F
 import npr_kernels
 from npr_kernels.backends import registry
 from npr_kernels.testing import IMAGE_DTYPES, TABLE, Case, allowed, assert_close, error, pool_at
-from tests.conftest import GPU, GPU_REQUIRED
+from tests.kernels.parity import BACKENDS, DEVICES, FAST, double, gradients
 
-# cuda serves the stem only: test_cuda.py has it.
-DEVICES = {"cpu": "cpu", "eager": "cpu"} | ({"triton": "cuda"} if GPU else {})
-BACKENDS = [
-    pytest.param(name, marks=pytest.mark.skipif(bool(reason) and not GPU_REQUIRED, reason=str(reason)))
-    for name, reason in npr_kernels.available_backends().items()
-    if name in DEVICES
-]
-FAST = [backend for backend in BACKENDS if backend.values[0] != "eager"]  # eager is what they are compared with
 OPERATORS = [npr_kernels.npr_conv2d, npr_kernels.npr_stem]
 
 
 def batch_norm_stem(x, weight, bias, **options):
     return npr_kernels.npr_batch_norm_stem(x, weight, bias, None, None, None, None, **options)
-
-
-def double(*tensors):
-    return [None if t is None else t if t.dtype == torch.uint8 else t.double() for t in tensors]
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -103,15 +91,6 @@ def pool_as(backend: str, case: Case, x, weight, bias):
     found = pool(npr_kernels.npr_conv2d(*double(x, weight, bias), backend="eager", **case.options))
     assert error(found, truth) <= allowed(error(eager, truth), eager.dtype)  # largest but for rounding
     return pool
-
-
-def gradients(operator, case: Case, backend: str, *tensors):
-    """Gradients to all floating point inputs, of the output weighted by fixed random numbers."""
-    tensors = [None if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
-    out = operator(*tensors, backend=backend, **case.options)
-    generator = torch.Generator().manual_seed(1)
-    grad = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(case.parameter_dtype).to(out)
-    return torch.autograd.grad(out, [t for t in tensors if t is not None and t.requires_grad], grad)
 
 
 @pytest.mark.parametrize("backend", FAST)

@@ -16,8 +16,8 @@ from npr_kernels.backends import registry
 from npr_kernels.backends.base import Convolution
 from npr_kernels.distributed import SyncBatchNorm
 from npr_kernels.testing import TABLE, Case, assert_close, error, pool_at
-from tests.kernels.test_parity import BACKENDS as ALL_BACKENDS
-from tests.kernels.test_parity import DEVICES, double
+from tests.kernels.parity import BACKENDS as ALL_BACKENDS
+from tests.kernels.parity import DEVICES, double
 
 # On a GPU the training step is checked by test_cuda.py, and by the parity gate of benchmarks.ops.
 BACKENDS = [backend for backend in ALL_BACKENDS if DEVICES[backend.values[0]] == "cpu"]

@@ -1,8 +1,9 @@
-"""Small checkpoints and labelled folders, made for each test."""
+"""Small checkpoints, scorers and labelled folders, made for each test."""
 
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 
 from npr_model import checkpoints, cli
 from npr_model.detectors.npr import NPRDetector
+from npr_model.scoring.items import Item
+from npr_model.scoring.scorer import Scorer
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -83,3 +86,49 @@ def labelled(tmp_path):
         return root
 
     return make
+
+
+@pytest.fixture
+def scorer(checkpoint):
+    def make(**options) -> Scorer:
+        return Scorer(checkpoints.load(checkpoint), dtype=torch.float32, **options)
+
+    return make
+
+
+def item(source: str, data: bytes) -> Item:
+    return Item(source, lambda: data)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium with chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield made
+    made.quit()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two good images, three bad files that look like images, and a text file."""
+    path = tmp_path / "images"
+    path.mkdir()
+    for name, data in {
+        "a.png": encoded(noise(16, 16)),
+        "b.JPG": encoded(noise(20, 30), "JPEG"),
+        "empty.png": b"",
+        "text.jpg": b"text" * 99,
+        "tiny.png": encoded(noise(1, 1)),
+        "notes.txt": b"notes",
+    }.items():
+        (path / name).write_bytes(data)
+    return path

@@ -9,7 +9,7 @@ import npr_kernels
 from npr_kernels import reference
 from npr_kernels.backends import cuda as backend
 from npr_kernels.testing import Case, assert_close, error, on
-from tests.kernels.backends.test_cuda_emulated import CASES, convolution, exact, patches, windows
+from tests.kernels.backends.stem_cases import CASES, convolution, exact, patches, windows
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """Kernels prove themselves before the automatic choice takes them: here those of the `cpu` backend, as a GPU's would.
 
-With Triton's interpreter the `triton` backend serves CPU tensors: test_triton_interpreter.py has the real thing.
+With Triton's interpreter the `triton` backend serves CPU tensors: triton/test_interpreter.py has the real thing.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from npr_kernels.testing import assert_close
 from npr_kernels.trunk import cpu_bottleneck
 from npr_kernels.trunk.average_pool import AveragePool
 from npr_kernels.trunk.cpu_bottleneck import CpuBottlenecks, QuantisedBottleneck, Steps
-from tests.kernels.trunk.test_bottleneck import composed, layers
+from tests.kernels.trunk.blocks import composed, layers
 
 pytestmark = pytest.mark.skipif(bool(extension.LOAD_ERROR), reason=str(extension.LOAD_ERROR))
 

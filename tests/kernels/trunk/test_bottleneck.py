@@ -8,51 +8,15 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from npr_kernels import extension
 from npr_kernels.testing import assert_close, error
 from npr_kernels.trunk import cpu_bottleneck
 from npr_kernels.trunk.cpu_bottleneck import CpuBottlenecks, FusedBottleneck
 from tests.conftest import ROOT
+from tests.kernels.trunk.blocks import SHAPES, composed, layers
 
 pytestmark = pytest.mark.skipif(bool(extension.LOAD_ERROR), reason=str(extension.LOAD_ERROR))
-
-# batch, channels in, width, channels out, stride, height, width
-SHAPES = [
-    (2, 64, 64, 256, 1, 16, 16),
-    (1, 256, 64, 256, 1, 9, 7),
-    (3, 256, 128, 512, 2, 12, 10),
-    (2, 64, 64, 128, 2, 13, 11),
-    (2, 128, 64, 128, 1, 1, 1),
-    (1, 64, 64, 64, 2, 1, 5),
-    (1, 64, 64, 64, 1, 2, 31),
-    (0, 64, 64, 256, 1, 8, 8),
-]
-
-
-def layers(channels: int, width: int, out_channels: int, stride: int, dtype: torch.dtype) -> list:
-    """conv1, conv2, conv3 and the shortcut (None where x itself will do), each a weight and a bias."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(out: int, into: int, kernel: int) -> tuple[Tensor, Tensor]:
-        weight = torch.randn(out, into, kernel, kernel, generator=generator) * (2 / (into * kernel**2)) ** 0.5
-        return weight.to(dtype), torch.randn(out, generator=generator).to(dtype)
-
-    needed = stride != 1 or channels != out_channels
-    return [
-        draw(width, channels, 1),
-        draw(width, width, 3),
-        draw(out_channels, width, 1),
-        draw(out_channels, channels, 1) if needed else None,
-    ]
-
-
-def composed(x: Tensor, conv1, conv2, conv3, shortcut, stride: int) -> Tensor:
-    y = F.relu(F.conv2d(x, *conv1))
-    y = F.relu(F.conv2d(y, *conv2, stride, 1))
-    return F.relu(F.conv2d(y, *conv3) + (x if shortcut is None else F.conv2d(x, *shortcut, stride)))
 
 
 def check(shape: tuple, dtype: torch.dtype) -> None:
@@ -114,7 +78,7 @@ def test_what_does_not_fit_into_memory_is_an_exception():
     code = f"""
 import resource, torch
 from npr_kernels.trunk.cpu_bottleneck import FusedBottleneck
-from tests.kernels.trunk.test_bottleneck import layers
+from tests.kernels.trunk.blocks import layers
 block = FusedBottleneck(*layers(64, 64, 64, 1, torch.float32), 1, torch.float32)
 for threads in (2, 1):
     torch.set_num_threads(threads)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,38 +9,11 @@ from torch import Tensor
 
 from npr_kernels.testing import allowed, error
 from npr_kernels.trunk import hopper_bottleneck
-from tests.kernels.backends.emulation import Emulation, poisoned
+from tests.kernels.trunk.blocks import run_emulated
 
 CPU = torch.device("cpu")
 KINDS = sorted(hopper_bottleneck.KINDS)
 SIZES = [(1, 8, 8), (2, 9, 17), (3, 8, 31), (1, 1, 1), (5, 5, 16)]  # batch, height and width of the result
-
-
-def run_emulated(
-    emulation: Emulation,
-    middle: Tensor,
-    x: Tensor,
-    weights: Tensor,
-    bias2: Tensor,
-    bias3: Tensor,
-    next_bias: Tensor | None,
-    stride: int,
-    kept: int,
-) -> tuple[Tensor, Tensor]:
-    """As :func:`npr_kernels.trunk.hopper_bottleneck.run`."""
-    (batch, height, width, inside), outputs = middle.shape, len(bias3)
-    out_height, out_width = x.shape[1:3]
-    if kept:
-        result = poisoned((batch, -(-out_height // kept), -(-out_width // kept), outputs), torch.bfloat16)
-    else:
-        result = poisoned((batch, -(-out_height // 8) * -(-out_width // 8) * 4, outputs), torch.float32)
-    following = 0 if next_bias is None else len(next_bias)
-    next_middle = poisoned((batch, out_height, out_width, following), torch.bfloat16)
-    projected = 0 if x.shape[3] == outputs else x.shape[3]
-    sizes = (ctypes.c_int * 8)(batch, height, width, inside, stride, projected, kept, following)
-    pointers = result if kept else None, next_middle, None if kept else result
-    emulation._call("emulated_bottleneck", middle, x, weights, bias2, bias3, next_bias, *pointers, sizes)
-    return result, next_middle
 
 
 def draw(

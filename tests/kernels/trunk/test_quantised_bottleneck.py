@@ -21,7 +21,7 @@ from npr_kernels.trunk.cpu_bottleneck import (
     Steps,
     _winograd_integers,
 )
-from tests.kernels.trunk.test_bottleneck import SHAPES, composed, layers
+from tests.kernels.trunk.blocks import SHAPES, composed, layers
 
 REASON = cpu_bottleneck.unsupported_reason(torch.int8, 64)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=str(REASON))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.inputs import random_detector
+from benchmarks.harness.inputs import random_detector
 from npr_kernels.testing import allowed, error
 from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck, selection
 from npr_kernels.trunk.gpu_bottleneck import GpuBottlenecks, dot
@@ -15,9 +15,8 @@ from npr_model.detectors.npr import NPRDetector
 from npr_model.detectors.sizes import SIZES
 from npr_model.inference.folded import folded_layers
 from npr_model.inference.fused import block_shapes
-from tests.kernels.backends.interpreter import INTERPRETED, interpreted, run_under_interpreter
-from tests.kernels.trunk.test_bottleneck import layers
-from tests.kernels.trunk.test_hopper_bottleneck import run_emulated
+from tests.kernels.backends.triton.interpreter import INTERPRETED, interpreted, run_under_interpreter
+from tests.kernels.trunk.blocks import layers, run_emulated, trunk
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 from npr_kernels.trunk import triton_kernels  # noqa: E402
@@ -36,10 +35,6 @@ CASES = [
     ([(256, 64, 1), (256, 128, 2), (512, 128, 1)], (2, 5, 7)),
     ([(64, 64, 1), (256, 64, 2), (256, 64, 2)], (1, 7, 6)),
 ]
-
-
-def trunk(blocks: list[tuple[int, int, int]], dtype: torch.dtype) -> list:
-    return [(layers(channels, width, 4 * width, stride, dtype), stride) for channels, width, stride in blocks]
 
 
 SHAPES = {size: block_shapes(NPRDetector(size=size)) for size in SIZES}

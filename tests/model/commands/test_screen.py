@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from npr_model import api
+from npr_model import api, checkpoints
 from npr_model.commands import screen, terminal
 from npr_model.errors import InputError
 from npr_model.scoring.rows import Row
-from tests.model.conftest import encoded, noise
-from tests.model.screening.test_sources import tar, zipped
+from npr_model.screening.inputs.sources import Sources
+from npr_model.verdicts import Calibration
+from tests.model.conftest import encoded, make_detector, noise
+from tests.model.screening.collections import tar, zipped
 
 GOOD = {f"{number}.png": encoded(noise(8, 8, seed=number)) for number in range(4)}
 
@@ -175,3 +179,91 @@ def test_nothing_to_screen_in_a_program(tmp_path, checkpoint):
     (tmp_path / "list").write_text("")
     with pytest.raises(InputError, match="there is nothing to screen"):
         api.screen([], tmp_path / "scores.csv", files_from=str(tmp_path / "list"), checkpoint=checkpoint)
+
+
+def test_screen_mixed_folder(npr, folder, tmp_path, checkpoint, monkeypatch):
+    output = tmp_path / "scores.parquet"
+    monkeypatch.chdir(tmp_path)
+    code, out, err = npr("screen", folder.name, "-o", output, "--checkpoint", checkpoint)
+    assert code == terminal.EXIT_FAILED_INPUTS and err == ""
+    rows = {os.path.basename(row["source"]): row for row in pq.read_table(output).to_pylist()}
+    assert set(rows) == {"a.png", "b.JPG", "empty.png", "text.jpg", "tiny.png"}
+    assert {name for name, row in rows.items() if row["error"] is None} == {"a.png", "b.JPG"}
+    assert "5 images: " in out and "3 failed" in out and "not calibrated" in out
+    assert "skipped: 1 not images" in out
+    for name in rows:
+        assert f"images/{name}" in out
+    assert "error: the file is empty" in out
+
+
+def test_screen_of_good_files_without_output(npr, folder, checkpoint):
+    code, out, err = npr("screen", folder / "a.png", folder / "b.JPG", "--checkpoint", checkpoint, "--dtype", "float32")
+    assert code == 0 and err == "" and "2 images: " in out and "rows written" not in out
+
+
+def test_screen_shows_no_table_of_a_long_run(npr, tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr(screen, "TABLE_ROWS", 2)
+    for i in range(3):
+        (tmp_path / f"file{i}.png").write_bytes(encoded(noise(8, 8)))
+    code, out, _ = npr("screen", tmp_path, "--checkpoint", checkpoint)
+    assert code == 0 and "file0.png" not in out and "3 images: " in out
+
+
+def test_screen_prints_odd_names_safely(npr, tmp_path, checkpoint):
+    name = b"[red]\x1b[2J\nx\xff.png"
+    with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+        file.write(encoded(noise(8, 8)))
+    code, out, _ = npr("screen", tmp_path, "--checkpoint", checkpoint)
+    assert code == 0 and "\x1b[2J" not in out and "[red]" in "".join(out.split())
+
+
+def test_screen_says_that_a_model_is_calibrated(npr, folder, tmp_path):
+    path = tmp_path / "calibrated.safetensors"
+    checkpoints.save(path, make_detector(), checkpoints.Metadata(calibration=Calibration(0.0, -9.0, 9.0)))
+    code, out, _ = npr("screen", folder / "a.png", "--checkpoint", path)
+    assert code == 0 and "1 uncertain" in out and "not calibrated" not in out and "npr calibrate" not in out
+    code, out, _ = npr("screen", folder / "a.png", "--checkpoint", path, "--view", "crop:8")
+    assert code == 0 and "use the threshold of view native" in out and "npr calibrate --view crop:8" in out
+
+
+def test_interruption_keeps_the_rows(npr, folder, tmp_path, checkpoint, monkeypatch):
+    listed = Sources.__iter__
+
+    def interrupted(self):
+        yield from listed(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Sources, "__iter__", interrupted)
+    output = tmp_path / "scores.jsonl"
+    code, _, err = npr("screen", folder, "-o", output, "--checkpoint", checkpoint, "--batch-size", 1, "--workers", 1)
+    assert code == terminal.EXIT_INTERRUPTED and "interrupted" in err
+    assert len(output.read_text().splitlines()) >= 3
+
+
+def test_interruption_while_the_network_is_loaded(npr, folder, checkpoint, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("npr_model.scoring.scorer.Scorer.__init__", interrupted)
+    code, _, err = npr("screen", folder, "--checkpoint", checkpoint)
+    assert (code, err) == (terminal.EXIT_INTERRUPTED, "npr: interrupted\n")
+
+
+def test_termination_keeps_the_rows(tmp_path, checkpoint):
+    images = tmp_path / "images"
+    images.mkdir()
+    data = encoded(noise(256, 256), "JPEG")
+    for i in range(3000):
+        (images / f"{i}.jpg").write_bytes(data)
+    command = [sys.executable, "-m", "npr_model.cli", "screen", str(images), "-o", f"{tmp_path}/scores.csv"]
+    process = subprocess.Popen(
+        [*command, "--checkpoint", str(checkpoint)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (partial := list(tmp_path.glob(".scores.csv.*"))) or partial[0].stat().st_size < 1000:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == terminal.EXIT_INTERRUPTED and "interrupted" in err and "Traceback" not in err
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert 1 < len(lines) < 3001 and f"{len(lines) - 1} images: " in out

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pillow_heif
 import simplejpeg
 from PIL import Image, ImageFilter, PngImagePlugin, TiffImagePlugin
 
@@ -544,3 +545,45 @@ def stored_pixels(data: bytes) -> np.ndarray:
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         return np.asarray(image.convert("RGB"))
+
+
+def png16(samples: np.ndarray) -> bytes:
+    """A 16-bit PNG, grey (H, W) or RGB (H, W, 3), which Pillow cannot write in colour."""
+    height, width = samples.shape[:2]
+    rows = samples.astype(">u2").reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2 if samples.ndim == 3 else 0, 0, 0, 0)
+    chunks = (
+        (b"IHDR", header),
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*pair) for pair in chunks)
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def jpeg_claiming(width: int, height: int) -> bytes:
+    data = bytearray(encoded(noise(8, 8), "JPEG"))
+    start = data.index(b"\xff\xc0") + 5
+    data[start : start + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def heif(pixels: np.ndarray, monkeypatch=None, *, orientation: int = 1, tile: int = 0, **options) -> bytes:
+    """Encode without loss, in tiles of ``tile`` pixels as phones do."""
+    if tile:
+        monkeypatch.setattr(pillow_heif.options, "GRID_TILE_SIZE", tile)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = pillow_heif.from_pillow(Image.fromarray(pixels))
+    image[0].info["exif"] = exif.tobytes()  # of a Pillow image, pillow-heif would turn the pixels first
+    file = io.BytesIO()
+    image.save(file, quality=-1, chroma=444, matrix_coefficients=0, **options)
+    return file.getvalue()
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(noise(height, width)).filter(ImageFilter.GaussianBlur(2)))

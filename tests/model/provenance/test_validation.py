@@ -18,7 +18,7 @@ from npr_model.provenance.declaration import read_declaration
 from npr_model.scoring.decoding import Decoder
 from npr_model.scoring.items import in_memory
 from tests.model.conftest import encoded, noise
-from tests.model.provenance.test_declaration import AI, WEB_UI, in_jpeg, png
+from tests.model.provenance.declaring import AI, WEB_UI, in_jpeg, png
 
 pytest.importorskip("c2pa", reason="needs c2pa-python, npr-kernels[c2pa]")
 from tests.model.provenance.signed import MEDIA_TYPES, authority, signed

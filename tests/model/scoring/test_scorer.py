@@ -1,25 +1,18 @@
-"""Screening: one row an item, whatever the files are; rows are kept, whatever happens to the run."""
+"""Screening: one row an item, whatever the files are."""
 
 from __future__ import annotations
 
-import csv
 import functools
 import gc
 import io
 import itertools
-import json
 import math
-import os
 import random
-import subprocess
-import sys
 import time
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -28,33 +21,15 @@ from PIL.PngImagePlugin import PngInfo
 from npr_kernels import BackendError
 from npr_model import checkpoints
 from npr_model.errors import InputError
-from npr_model.files import HIDDEN, LEADS_BACK
 from npr_model.imaging.decode import DecodedImage
 from npr_model.imaging.views import View
 from npr_model.scoring import batches, decoding
 from npr_model.scoring import scorer as scorer_module
 from npr_model.scoring.items import Item
-from npr_model.scoring.rows import SCHEMA, Row, Totals
 from npr_model.scoring.scorer import Scorer
-from npr_model.screening.inputs.skipped import NO_IMAGE, UNREADABLE
-from npr_model.screening.inputs.sources import SourceError, Sources
-from npr_model.screening.outputs import sinks
-from npr_model.screening.outputs.sinks import SinkError
 from npr_model.verdicts import Calibration
-from tests.model.conftest import encoded, make_detector, noise
-from tests.model.imaging.test_images import png_claiming
-
-
-@pytest.fixture
-def scorer(checkpoint):
-    def make(**options) -> Scorer:
-        return Scorer(checkpoints.load(checkpoint), dtype=torch.float32, **options)
-
-    return make
-
-
-def item(source: str, data: bytes) -> Item:
-    return Item(source, lambda: data)
+from tests.model.conftest import encoded, item, make_detector, noise
+from tests.model.imaging.files import png_claiming
 
 
 def reference_logit(pixels: np.ndarray) -> float:
@@ -374,229 +349,20 @@ def test_the_condition_of_a_file_chooses_its_threshold(tmp_path):
     assert row.condition is None and row.verdict == "real"
 
 
-def test_files_and_folders_in_natural_order(tmp_path):
-    names = ["img10.png", "img2.PNG", "b/c.jpg", "b/a/x.webp", "notes.txt", ".hidden.png"]
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    source = Sources([tmp_path / "notes.txt", tmp_path])
-    listed = [os.path.relpath(i.source, tmp_path) for i in source]
-    assert listed == ["notes.txt", "img2.PNG", "img10.png", "b/c.jpg", "b/a/x.webp"]
-    assert source.skipped == {NO_IMAGE: 1, HIDDEN: 1}
-    assert all(i.load() == b"x" for i in source)
+def test_what_a_row_says_of_its_file(checkpoint):
+    from npr_model import checkpoints
+    from npr_model.imaging.views import View
 
-
-def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
-    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
-    for path in (folder / "inner", elsewhere):
-        path.mkdir(parents=True)
-    (folder / "a.png").write_bytes(b"x")
-    (elsewhere / "b.png").write_bytes(b"x")
-    (folder / "loop").symlink_to(folder)
-    (folder / "inner" / "up").symlink_to(folder)
-    (folder / "link").symlink_to(elsewhere)
-    (elsewhere / "back").symlink_to(folder)
-    source = Sources([folder])
-    assert [os.path.relpath(item.source, folder) for item in source] == ["a.png", "link/b.png"]
-    assert source.skipped == {LEADS_BACK: 3}
-    (elsewhere / "itself").symlink_to("itself")
-    (elsewhere / "nowhere").symlink_to("absent")
-    assert len(list(source)) == 2 and source.skipped == {LEADS_BACK: 3, UNREADABLE: 2}
-
-
-def test_a_pattern_does_not_run_in_circles(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"x")
-    (tmp_path / "loop").symlink_to(tmp_path)
-    assert [item.source for item in Sources([f"{tmp_path}/**/*.png"])] == [f"{tmp_path}/a.png"]
-
-
-def test_folders_nested_deeper_than_the_stack(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    limit = sys.getrecursionlimit()
-    for _ in range(1300):  # a longer path would be too long for the system
-        os.mkdir("d")
-        os.chdir("d")
-    Path("a.png").write_bytes(b"x")
-    try:
-        sys.setrecursionlimit(1000)  # Python's own; some packages raise it
-        for source in (tmp_path, f"{tmp_path}/**/*.png", f"file://{tmp_path}"):
-            assert len(list(Sources([source]))) == 1
-    finally:  # pytest would remove them recursively, which fails
-        sys.setrecursionlimit(limit)
-        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
-
-
-def test_paths_that_cannot_be_screened(tmp_path):
-    with pytest.raises(SourceError, match="absent does not exist"):
-        Sources([tmp_path / "absent"])
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(SourceError, match="no images in folder"):
-        Sources([tmp_path])
-
-
-def test_what_cannot_be_read_is_an_item_that_fails(tmp_path, monkeypatch, scorer):
-    os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "closed").mkdir()
-    (tmp_path / "gone.png").write_bytes(b"x")
-    scandir = os.scandir
-
-    def closed(path):
-        if Path(path).name == "closed":
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", closed)  # permissions do not bind the superuser
-    items = list(Sources([tmp_path]))
-    (tmp_path / "gone.png").unlink()
-    errors = {os.path.basename(row.source): row.error for row in scorer().score(items)}
-    assert set(errors) == {"pipe.png", "closed", "gone.png"}
-    assert "not a regular file" in errors["pipe.png"]
-    assert "the folder cannot be listed: Permission denied" in errors["closed"]
-    assert "No such file" in errors["gone.png"]
-
-
-ODD_NAMES = [b"new\nline.png", b"not utf-8 \xff\xfe.png", "grüße 漢字.png".encode(), b'quo"te, comma.png', b"tab\t.png"]
-
-
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
-def test_odd_names_survive(tmp_path, suffix, scorer):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for i, name in enumerate(ODD_NAMES):
-        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
-            file.write(encoded(noise(8, 8, seed=i)))
-    output = tmp_path / f"scores{suffix}"
-    with sinks.open_sink(output) as sink:
-        for row in scorer().score(Sources([folder])):
-            sink.write(row)
-    rows = read(output)
-    expected = {name.decode("utf-8", "backslashreplace") for name in ODD_NAMES}
-    assert {os.path.relpath(row["source"], folder) for row in rows} == expected
-    assert all(row["error"] in (None, "") for row in rows)
-
-
-def read(output: Path) -> list[dict]:
-    if output.suffix == ".csv":
-        with open(output, encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    if output.suffix == ".jsonl":
-        return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    return pq.read_table(output).to_pylist()
-
-
-LOGIT = float(np.float32(0.1))
-GOOD = Row("a.png", "00ff", LOGIT, 0.525, "generated", 4, 5, "PNG", view="native", milliseconds=0.1, model="m@1")
-FAILED = Row("b.png", error="the file is empty", error_code="empty", view="native", model="m@1")
-
-
-def test_parquet_schema_and_compression(tmp_path):
-    output = tmp_path / "scores.parquet"
-    with sinks.open_sink(output) as sink:
-        sink.write(GOOD)
-        sink.write(FAILED)
-    file = pq.ParquetFile(output)
-    assert file.schema_arrow.equals(SCHEMA)
-    assert file.metadata.row_group(0).column(0).compression == "ZSTD"
-    first, second = read(output)
-    assert first["logit"] == LOGIT and first["source"] == "a.png" and first["error"] is None
-    assert second["logit"] is None and second["error"] == "the file is empty"
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_text_formats_round_to_float32(tmp_path, suffix):
-    output = tmp_path / f"scores{suffix}"
-    with sinks.open_sink(output) as sink:
-        sink.write(GOOD)
-        sink.write(FAILED)
-    first, second = read(output)
-    assert str(first["logit"]) == "0.1"
-    assert second["logit"] in (None, "")
-    assert list(first) == SCHEMA.names
-
-
-def test_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(sinks, "ROWS_A_PART", 2)
-    output = f"{tmp_path}/scores/"
-    with sinks.open_sink(output) as sink:
-        for i in range(5):
-            sink.write(GOOD)
-            assert len(list(Path(output).glob("*.parquet"))) == (i + 1) // 2
-    names = [f"part-0000{number}.parquet" for number in range(3)]
-    assert sorted(os.listdir(output)) == [".lock", "_manifest.json", *names]
-    assert pq.read_table(output).num_rows == 5
-    manifest = json.loads((Path(output) / "_manifest.json").read_text())
-    assert manifest["complete"] and manifest["rows"] == 5 and list(manifest["parts"]) == names
-
-
-def test_parts_are_closed_after_a_while(tmp_path, monkeypatch):
-    monkeypatch.setattr(sinks, "SECONDS_A_PART", -1)
-    with sinks.open_sink(f"{tmp_path}/scores/") as sink:
-        sink.write(GOOD)
-        assert pq.read_table(tmp_path / "scores").num_rows == 1
-
-
-OUTPUTS = ["scores.parquet", "scores.csv", "scores.jsonl", "scores/"]
-
-
-@pytest.mark.parametrize("name", OUTPUTS)
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, BackendError])
-def test_rows_before_a_failure_are_kept(tmp_path, name, failure):
-    output = f"{tmp_path}/{name}"
-    with pytest.raises(failure), sinks.open_sink(output) as sink:
-        sink.write(GOOD)
-        sink.write(FAILED)
-        raise failure
-    assert len(read(Path(output))) == 2
-    assert os.listdir(tmp_path) == [name.rstrip("/")]
-
-
-@pytest.mark.parametrize("name", OUTPUTS[:3])
-def test_a_failure_before_any_row_leaves_the_old_file(tmp_path, name):
-    (tmp_path / name).write_text("old")
-    with pytest.raises(KeyboardInterrupt), sinks.open_sink(tmp_path / name):
-        raise KeyboardInterrupt
-    assert (tmp_path / name).read_text() == "old"
-    assert os.listdir(tmp_path) == [name]
-
-
-@pytest.mark.parametrize("name", OUTPUTS)
-def test_what_the_rows_come_from_is_not_blamed_on_the_output(tmp_path, name):
-    with pytest.raises(ConnectionError, match=r"^reset$"), sinks.open_sink(f"{tmp_path}/{name}"):
-        raise ConnectionError("reset")
-
-
-@pytest.mark.parametrize("name", OUTPUTS)
-def test_a_run_without_rows_is_an_empty_table(tmp_path, name):
-    with sinks.open_sink(f"{tmp_path}/{name}"):
-        pass
-    assert read(tmp_path / name) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("scores.xlsx", "must end in .parquet, .csv, .jsonl"),
-        ("scores", "must end in"),
-        ("absent/scores.csv", "in a folder that does not exist"),
-        ("folder.csv", "is a folder"),
-        ("file/", "is a file, not a folder"),
-        ("used/", "holds other files than rows"),
-        ("s3://bucket/scores.parquet", "is a URL"),
-        ("s3://bucket/scores/", "is a URL"),
-    ],
-)
-def test_unusable_outputs(tmp_path, name, message):
-    (tmp_path / "folder.csv").mkdir()
-    (tmp_path / "file").write_text("x")
-    (tmp_path / "used").mkdir()
-    (tmp_path / "used" / "file").write_text("x")
-    with pytest.raises(SinkError, match=message):
-        sinks.check(name if "://" in name else f"{tmp_path}/{name}")
-
-
-def test_summary():
-    summary = Totals()
-    for row in (GOOD, GOOD, FAILED):
-        summary.add(row)
-    assert (summary.scored, summary.failed) == (2, 1)
-    assert summary.verdicts == {"real": 0, "generated": 2, "uncertain": 0, "generated (declared)": 0}
+    scorer = scorer_module.Scorer(checkpoints.load(checkpoint), view=View("resize", 64))
+    files = {
+        "jpeg": encoded(noise(80, 71), "JPEG", quality=83, subsampling="4:2:2"),
+        "png": encoded(noise(64, 64)),
+        "small": encoded(noise(40, 64)),
+    }
+    found = {row.source: row for row in scorer.score(item(name, data) for name, data in files.items())}
+    jpeg = found["jpeg"]
+    assert (jpeg.jpeg_quality, jpeg.subsampling, jpeg.flags) == (83, "4:2:2", "odd resized")
+    assert (found["png"].jpeg_quality, found["png"].subsampling, found["png"].flags) == (None, None, "")
+    assert found["small"].flags == "tiny"
+    assert scorer.rates.decoded == scorer.rates.scored == 3
+    assert scorer.rates.text.startswith("decoding ") and scorer.rates.scoring > 0

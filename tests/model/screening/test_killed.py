@@ -1,27 +1,24 @@
-"""A run that was killed at a file is not killed at it again. Failed rows are tried again where that is asked for."""
+"""A run that was killed at a file is not killed at it again; the next run does what is missing."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
-from npr_model.scoring.items import in_memory
-from npr_model.scoring.options import ScoringOptions
-from npr_model.scoring.rows import Row, as_table
-from npr_model.screening import isolated
-from npr_model.screening.outputs import journal_file
-from npr_model.screening.outputs.finished import DIGEST_BYTES, digest
-from npr_model.screening.outputs.journal_file import Journal, JournalFile
-from npr_model.screening.outputs.parts import Parts
-from npr_model.screening.outputs.sinks import open_sink
+from npr_model import cli
+from npr_model.screening.outputs import journal_file, sinks
+from npr_model.screening.outputs.finished import digest
 from tests.model.conftest import encoded, noise
-from tests.model.screening.test_restart import manifest, rows
+from tests.model.screening.collections import tar
+from tests.model.screening.outputs.folders import manifest, rows
 
 # Python runs it at its start, also in the process that scores files alone.
 POISON = """
@@ -80,146 +77,65 @@ def test_what_killed_a_run_when_it_was_alone_is_not_tried_at_all(npr, poisonous,
     assert len(rows(output)) == 12
 
 
-def test_innocent_files_get_the_row_that_they_would_have(checkpoint, tmp_path):
-    """Also from the process that scores them alone; a file that is damaged is only that."""
-    options = ScoringOptions(checkpoint, batch_size=8, workers=3)
-    items = [in_memory(str(i), encoded(noise(8 + i, 8, seed=i))) for i in range(3)] + [in_memory("bad", b"x")]
-    scorer = options.scorer()
-    expected = {row.source: row.as_dict() | {"milliseconds": 0} for row in scorer.score(items)}
-    blank = Row("", view=str(scorer.view), model=scorer.model_id)
-    found = [row.as_dict() | {"milliseconds": 0} for row in isolated.score_alone(items, options, blank, Journal())]
-    assert [row["source"] for row in found] == ["0", "1", "2", "bad"]
-    assert all(row == expected[row["source"]] for row in found)
+def screen(arguments: list[str], rows_a_part: int) -> None:
+    """In a process of its own."""
+    import torch
+
+    torch.set_num_threads(1)
+    sinks.ROWS_A_PART = rows_a_part
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+    os._exit(cli.main(["screen", *arguments]))
 
 
-def test_the_process_that_scores_alone_may_fail_to_start(checkpoint):
-    items = [in_memory("a", b"x")]
-    (row,) = isolated.score_alone(items, ScoringOptions("no such checkpoint"), Row(""), Journal())
-    assert row.error_code == "killed" and "was ended with exit code 1" in row.error
+def test_killed_at_twenty_random_moments(tmp_path, checkpoint):
+    """kill -9, then the same command again: in the end the rows of a run that was never killed."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(
+        ["npr_model.checkpoints", "npr_model.screening.outputs.sinks", "tests.model.screening.test_killed"]
+    )
+    pictures = {f"{i}.png": encoded(noise(16 + 8 * (i % 3), 16, seed=i)) for i in range(150)}
+    pictures |= {"broken.png": b"x", "empty.png": b""}
+    tar(tmp_path / "a.tar", files=pictures)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, data in pictures.items():
+        (folder / name).write_bytes(data)
+    command = [str(folder), str(tmp_path / "a.tar"), "--checkpoint", str(checkpoint), "--batch-size", "4", "-o"]
 
+    def run(output: Path, kill_after: float | None = None) -> bool:
+        """Whether it ended by itself."""
+        process = processes.Process(target=screen, args=([*command, f"{output}/"], 5))
+        process.start()
+        process.join(kill_after)
+        if killed := process.is_alive():
+            process.kill()
+            process.join()
+        assert killed or process.exitcode == 1  # of the two that are no images
+        return not killed
 
-def reopened(path: Path) -> JournalFile:
-    """The journal of the next run, as the one before was killed."""
-    return JournalFile(path)
+    def scores(output: Path) -> dict[str, tuple]:
+        found = rows(output)
+        assert len(found) == len({row["source"] for row in found})
+        names = ("sha256", "logit", "verdict", "error_code", "width")
+        return {row["source"]: tuple(row[name] for name in names) for row in found}
 
-
-def test_the_journal(tmp_path):
-    path = tmp_path / "journal"
-    first = JournalFile(path)
-    first.start(["a", "b", "c", "a"])
-    first.end(["b", "a"])
-    second = reopened(path)
-    assert [second.is_suspect(name) for name in "abcd"] == [True, False, True, False]
-    second.start(["d", "e"])
-    second.end(["d"])
-    with second.alone("a"):
+    assert run(tmp_path / "unbroken")
+    expected = scores(tmp_path / "unbroken")
+    assert len(expected) == 2 * len(pictures)
+    generator, kills, outputs = random.Random(0), 0, Counter()
+    output = tmp_path / "broken0"
+    while kills < 20:
+        if run(output, kill_after=generator.uniform(0.1, 1.2)):
+            assert scores(output) == expected and manifest(output)["complete"]
+            output = tmp_path / f"broken{len(outputs) + 1}"
+            outputs[output] = 0
+            continue
+        kills += 1
+        outputs[output] += 1
+        if output.exists():
+            partial = scores(output)  # what is written already is readable, and right
+            assert partial.items() <= expected.items()
+    while not run(output):
         pass
-    third = reopened(path)  # what had no row yet is suspect still
-    assert [third.is_suspect(name) for name in "abcde"] == [False, False, True, False, True]
-    with third.alone("c"):
-        fourth = reopened(path)
-        assert fourth.is_culprit("c") and fourth.is_suspect("c") and not fourth.is_culprit("e")
-    fourth.end(["nothing that was started"])
-    fourth.close()
-    assert not path.exists()
-
-
-def test_the_journal_stays_small(tmp_path):
-    written = JournalFile(tmp_path / "journal")
-    for number in range(1000):
-        written.start([str(number), str(number + 1)])
-        written.end([str(number), str(number + 1)])
-    assert (tmp_path / "journal").stat().st_size <= 4 * DIGEST_BYTES
-    written.close()
-
-
-def test_a_damaged_journal_is_no_obstacle(tmp_path):
-    (tmp_path / "journal").write_bytes(b"x" * 39)
-    written = JournalFile(tmp_path / "journal")
-    written.start(["a"])
-    assert not written.is_suspect("a")
-    written.close()
-
-
-ONE = {"model": "m@1", "view": "native", "threshold": "0"}
-
-
-def good(source: str) -> Row:
-    return Row(source, "00", 0.5, 0.6, "generated", view="native", model="m@1")
-
-
-def bad(source: str) -> Row:
-    return Row(source, error="No such file", error_code="unreadable", view="native", model="m@1")
-
-
-@pytest.fixture
-def output(tmp_path) -> str:
-    """A folder with two parts: one of good and bad rows, one of bad rows alone."""
-    with open_sink(f"{tmp_path}/scores/", ONE) as sink:
-        for row in (good("a"), bad("b"), good("c"), bad("other")):
-            sink.write(row)
-    with open_sink(f"{tmp_path}/scores/", ONE) as sink:
-        sink.write(bad("d"))
-    return f"{tmp_path}/scores/"
-
-
-def states(output: str) -> dict[str, bool]:
-    """By source whether it was scored; no source twice."""
-    table = pq.read_table(output).to_pylist()
-    assert len({row["source"] for row in table}) == len(table) == manifest(Path(output))["rows"]
-    return {row["source"]: row["error"] is None for row in table}
-
-
-def test_failed_rows_are_replaced(output):
-    """Those of other inputs stay."""
-    with open_sink(output, ONE, retry_failed=True) as sink:
-        has_row = sink.finished.matcher()
-        assert [source for source in "abcd" if not has_row(source)] == ["b", "d"]
-        sink.write(good("b"))
-        sink.write(bad("d"))
-        assert not any("retry" in name for name in os.listdir(output))
-    assert states(output) == {"a": True, "b": True, "c": True, "d": False, "other": False}
-    assert sorted(name for name in os.listdir(output) if name.endswith(".parquet")) == [
-        "part-00000.parquet",
-        "part-00002.parquet",
-    ]
-    with open_sink(output, ONE) as sink:
-        assert (sink.finished.count, sink.finished.failed) == (5, 2)
-
-
-@pytest.mark.parametrize(
-    "moment", ["before a part is rewritten", "before a part is removed", "before a part is renamed"]
-)
-def test_a_run_that_is_killed_before(output, moment, monkeypatch):
-    class Killed(BaseException):
-        pass
-
-    def killed(*arguments: object, **options: object) -> None:
-        raise Killed
-
-    parts = Parts(Path(output), ONE, retry_failed=True)
-    parts.add(as_table([good("b"), good("d")]))
-    if "rewritten" in moment:
-        monkeypatch.setattr(parts, "_write", killed)
-    else:
-        monkeypatch.setattr(Path, "unlink" if "removed" in moment else "replace", killed)
-    with pytest.raises(Killed):
-        parts.finish(complete=True)
-    monkeypatch.undo()
-    parts.close()
-    with open_sink(output, ONE) as sink:  # the next run, of any kind, does the rest
-        assert sink.finished.count == 5
-    assert states(output) == {"a": True, "b": True, "c": True, "d": True, "other": False}
-
-
-def test_an_interrupted_retry_keeps_what_it_did(output):
-    with pytest.raises(KeyboardInterrupt), open_sink(output, ONE, retry_failed=True) as sink:
-        sink.write(good("b"))
-        raise KeyboardInterrupt
-    assert states(output) == {"a": True, "b": True, "c": True, "d": False, "other": False}
-
-
-def test_a_retry_with_nothing_to_retry(output):
-    with open_sink(output, ONE, retry_failed=True):
-        pass
-    assert states(output) == {"a": True, "b": False, "c": True, "d": False, "other": False}
+    assert scores(output) == expected

@@ -20,10 +20,8 @@ from PIL import Image
 from npr_model.commands import terminal
 from tests.conftest import ROOT
 from tests.model.conftest import encoded, noise
-from tests.model.imaging.files import camera_raw, every_kind, picture
-from tests.model.imaging.test_heif import heif
-from tests.model.imaging.test_images import jpeg_claiming, png16, png_claiming
-from tests.model.provenance import test_declaration as declaring
+from tests.model.imaging.files import camera_raw, every_kind, heif, jpeg_claiming, picture, png16, png_claiming
+from tests.model.provenance import declaring
 
 COUNT = 200
 HAS_C2PA, HAS_JXL = (importlib.util.find_spec(name) is not None for name in ("c2pa", "imagecodecs"))

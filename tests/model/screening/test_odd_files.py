@@ -15,8 +15,8 @@ from PIL import Image
 
 from npr_model import cli
 from tests.model.conftest import encoded, noise
-from tests.model.imaging.test_images import chunk, jpeg_claiming, png16, png_claiming
-from tests.model.screening.test_sources import tar, zipped
+from tests.model.imaging.files import chunk, jpeg_claiming, png16, png_claiming
+from tests.model.screening.collections import tar, zipped
 
 PICTURE = Image.fromarray(noise(24, 32))
 PNG, JPEG = encoded(PICTURE), encoded(PICTURE, "JPEG", quality=90)

@@ -31,8 +31,8 @@ from npr_model.screening.inputs.skipped import INNER_ARCHIVE, NO_IMAGE
 from npr_model.screening.inputs.sources import Sources
 from npr_model.screening.outputs.finished import Finished
 from tests.model.conftest import encoded, noise
-from tests.model.screening.test_restart import manifest, rows
-from tests.model.screening.test_sources import tar
+from tests.model.screening.collections import tar
+from tests.model.screening.outputs.folders import manifest, rows
 
 ray = pytest.importorskip("ray", reason="needs Ray, npr-kernels[ray]")
 psutil = pytest.importorskip("psutil", reason="comes with Ray")

@@ -24,7 +24,6 @@ from npr_model.explanation import pictures
 from npr_model.scoring.items import in_memory
 from npr_model.scoring.scorer import Scorer
 from tests.model.conftest import encoded, noise
-from tests.model.screening.test_report_page import browser  # noqa: F401 - a fixture
 
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
@@ -259,7 +258,7 @@ def test_bad_usage(server, capsys):
     assert "there is no checkpoint 'nope'" in capsys.readouterr().err
 
 
-def test_page_in_a_browser(server, tmp_path, browser):  # noqa: F811
+def test_page_in_a_browser(server, tmp_path, browser):
     from selenium.webdriver.support.ui import WebDriverWait
 
     def find(selector: str):
