@@ -11,7 +11,7 @@ from npr_model.detectors import encoder as encoders
 from npr_model.detectors.base import PixelNetwork
 from npr_model.errors import InputError
 
-INVERSE_PENALTY = 0.01  # scikit-learn's C, for standardised embeddings
+INVERSE_PENALTY = 0.001  # scikit-learn's C, for standardised embeddings
 LEAST_COSINE = 0.95  # between two embeddings of one picture by one encoder on two machines
 
 

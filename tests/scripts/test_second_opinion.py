@@ -7,12 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from npr_model.datasets.folders import FAKE, REAL, Sample
+from npr_model.detectors.encoder import FILE_VARIABLE
+from npr_model.detectors.ojha import Ojha
+from npr_model.imaging.views import View
 from npr_model.scoring.rows import Row
 from npr_model.verdicts import Calibration
 from scripts import make_clip_head, make_pair_card
 from scripts.make_pair_card import Contender
+from tests.model.conftest import encoded, noise
+from tests.model.detectors.encoders import write
 
 
 def test_families_and_classes_count_equally():
@@ -23,23 +29,46 @@ def test_families_and_classes_count_equally():
     assert weights[:6].sum() == pytest.approx(weights[6]) == pytest.approx(weights[7] / 2)
 
 
-def test_no_family_gives_more_than_its_share(tmp_path, monkeypatch):
-    """Which images of a large family are drawn depends on their names alone."""
-    monkeypatch.setattr(make_clip_head, "MOST", {REAL: (3, 2), FAKE: (4, 1)})
+@pytest.fixture
+def folders(tmp_path) -> Path:
     for folder in ("originals", "crops", "elsewhere"):
         for group, label, count in (("photos", "0_real", 9), ("gan", "1_fake", 9), ("rare", "1_fake", 1)):
             (tmp_path / folder / group / label).mkdir(parents=True)
             for number in range(count):
-                (tmp_path / folder / group / label / f"{group}{number}.png").touch()
-    drawn = list(make_clip_head.chosen([tmp_path / "originals", tmp_path / "crops"]))
-    counts = Counter((sample.group, sample.path.relative_to(tmp_path).parts[0]) for sample in drawn)
+                (tmp_path / folder / group / label / f"{group}{number}.png").write_bytes(encoded(noise(8, 8, number)))
+    return tmp_path
+
+
+def test_no_family_gives_more_than_its_share_of_whole_images(folders, monkeypatch):
+    """Which images of a large family are drawn depends on their names alone. Each crop is drawn twice."""
+    monkeypatch.setattr(make_clip_head, "MOST", {REAL: 3, FAKE: 4})
+    drawn = list(make_clip_head.drawn(folders / "originals", folders / "crops"))
+    counts = Counter((one.group, one.path.relative_to(folders).parts[0], bool(change)) for one, change in drawn)
     assert counts == {
-        ("photos", "originals"): 3, ("photos", "crops"): 2, ("gan", "originals"): 4, ("gan", "crops"): 1,
-        ("rare", "originals"): 1, ("rare", "crops"): 1,
+        ("photos", "originals", False): 3, ("gan", "originals", False): 4, ("rare", "originals", False): 1,
+        ("photos", "crops", False): 9, ("gan", "crops", False): 9, ("rare", "crops", False): 1,
+        ("photos", "crops", True): 9, ("gan", "crops", True): 9, ("rare", "crops", True): 1,
     }  # fmt: skip
-    names = [sample.path.name for sample in drawn if "originals" in sample.path.parts]
-    assert names == [sample.path.name for sample in make_clip_head.chosen([tmp_path / "elsewhere"])]
-    assert sorted(names) != names
+    names = [(one.path.name, change) for one, change in drawn]
+    again = make_clip_head.drawn(folders / "elsewhere", folders / "crops")
+    assert names == [(one.path.name, change) for one, change in again]
+    whole = [name for name, change in names[:8]]
+    assert sorted(whole) != whole
+    changes = {change for _, change in names if change}
+    assert len(changes) > 5 and changes <= {f"jpeg:{quality}" for quality in make_clip_head.QUALITIES}
+
+
+def test_an_image_is_embedded_after_its_change(folders, monkeypatch):
+    monkeypatch.setenv(FILE_VARIABLE, str(write(folders / "small.onnx")))
+    path, network, seen = folders / "crops" / "gan" / "1_fake" / "gan0.png", Ojha(), []
+    monkeypatch.setattr(make_clip_head, "VIEW", View("native"))
+    monkeypatch.setattr(network, "features", lambda images: seen.append(images) or torch.zeros(1, 6))
+    (_, first), (_, second) = (make_clip_head.embedding(network, path, change) for change in ("", "jpeg:55"))
+    assert first.startswith("pillow") and not second.startswith("pillow")
+    assert torch.equal(seen[0][0].permute(1, 2, 0), torch.from_numpy(noise(8, 8, 0)))
+    assert 0 < (seen[0].float() - seen[1].float()).abs().mean() < 80
+    path.write_bytes(b"no image")
+    assert make_clip_head.embedding(network, path, "") is None
 
 
 @pytest.mark.parametrize(
