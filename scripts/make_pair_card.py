@@ -1,15 +1,15 @@
 """Prints the card of the bundled checkpoint npr+clip as Markdown: how both parts and the pair do on the same images.
 
-    python -m scripts.make_pair_card VALIDATION [CONDITION ...] > npr_model/weights/npr+clip.md
+    python -m scripts.make_pair_card VALIDATION --training TRAINING > npr_model/weights/npr+clip.md
 
-VALIDATION holds <family>/{0_real,1_fake}. A condition is a change to every image, as `npr evaluate --perturb` takes it.
+Both folders hold <family>/{0_real,1_fake}; TRAINING tells which families the networks were trained on.
 NPR_MODEL_EMBEDDINGS=FILE keeps the embeddings for later runs.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,13 @@ from npr_model import checkpoints
 from npr_model.datasets.folders import FAKE, REAL, Sample, find_samples
 from npr_model.detectors.pair import Pair
 from npr_model.evaluation.evaluate import Scores, evaluate, mean
+from npr_model.evaluation.metrics import Metrics
 from npr_model.imaging.perturbations import Perturbation
 from npr_model.reporting.tables import Table, percent
 from npr_model.scoring.rows import Row
 from npr_model.scoring.scorer import Scorer
 from npr_model.verdicts import Calibration
-from scripts.make_card import LARGE, calibrated, interval
+from scripts.make_card import CONDITIONS, LARGE, calibrated, interval
 
 NAME = "npr+clip"
 MADE_BY_PEOPLE = {"painting": "paintings", "drawing": "drawings", "cgi": "renderings", "screenshot": "screenshots"}
@@ -62,22 +63,35 @@ def kind(group: str) -> str:
     return MADE_BY_PEOPLE.get(group.partition("_")[0], PHOTOGRAPHS)
 
 
-def separation(contender: Contender, by_group: Mapping[tuple[str, int], list[Row]]) -> tuple[str, ...]:
-    """Mean AUC and share found of the large families against all real images, and mean AUC on equal content."""
+def separation(
+    contender: Contender, by_group: Mapping[tuple[str, int], list[Row]], trained: Collection[str]
+) -> tuple[str, ...]:
+    """The numbers of a row of the first table.
+
+    The mean AUC of the large families, and of those not in ``trained``, and the share found, each against all real
+    images; the real images with the verdict "generated"; and the mean AUC on equal content.
+    """
     reals = [row for (_, label), rows in by_group.items() if label == REAL for row in rows]
     fakes = {group: rows for (group, label), rows in by_group.items() if label == FAKE and len(rows) >= LARGE}
     whole = mean([contender.scores(reals, rows) for rows in fakes.values()], 0.0)
+    unseen = mean([contender.scores(reals, rows) for group, rows in fakes.items() if group not in trained], 0.0)
     equal = [
         contender.scores(by_group[group, REAL], rows) for group, rows in fakes.items() if (group, REAL) in by_group
     ]
     own = mean(equal, 0.0)
-    assert whole is not None and own is not None  # as there are images of both classes
-    low, high = whole.intervals["roc_auc"]
+    assert whole is not None and unseen is not None and own is not None  # as there are images of both classes
     return (
-        f"{percent(whole.roc_auc)} ({percent(low)}-{percent(high)})",
+        auc(whole),
+        auc(unseen),
         percent(whole.at_rates[0].detected),
+        flagged(contender, reals),
         percent(own.roc_auc),
     )
+
+
+def auc(metrics: Metrics) -> str:
+    low, high = metrics.intervals["roc_auc"]
+    return f"{percent(metrics.roc_auc)} ({percent(low)}-{percent(high)})"
 
 
 def flagged(contender: Contender, rows: Sequence[Row]) -> str:
@@ -86,7 +100,7 @@ def flagged(contender: Contender, rows: Sequence[Row]) -> str:
     return f"{percent(count / len(rows))} ({percent(low)}-{percent(high)})"
 
 
-def tables(rows: Mapping[str, Sequence[tuple[Sample, Row]]]) -> list[Table]:
+def tables(rows: Mapping[str, Sequence[tuple[Sample, Row]]], trained: Collection[str]) -> list[Table]:
     """The tables for the rows of each condition."""
     apart, wrong = [], []
     for condition, scored in rows.items():
@@ -97,13 +111,14 @@ def tables(rows: Mapping[str, Sequence[tuple[Sample, Row]]]) -> list[Table]:
             if sample.label == REAL:
                 by_kind.setdefault(kind(sample.group), []).append(row)
         everyone = contenders()
-        apart += [(condition, one.name, *separation(one, by_group)) for one in everyone]
+        apart += [(condition, one.name, *separation(one, by_group, trained)) for one in everyone]
         for name, own in sorted(by_kind.items(), key=lambda pair: -len(pair[1])):
             wrong.append((condition, name, str(len(own)), *(flagged(one, own) for one in everyone)))
     names = [one.name for one in contenders()]
     title = f"Families with {LARGE} images or more against all real images"
+    columns = ("images", "checkpoint", "AUC", "AUC, never trained on", "found at 5 %", "real images called generated")
     return [
-        Table(title, ("images", "checkpoint", "AUC", "found at 5 %", "AUC, equal content"), tuple(apart)),
+        Table(title, (*columns, "AUC, equal content"), tuple(apart)),
         Table('Real images with the verdict "generated"', ("images", "kind", "number", *names), tuple(wrong)),
     ]
 
@@ -119,16 +134,18 @@ def card(measured: Sequence[Table]) -> str:
         f"- logit = {npr:.3f} NPR + {clip:.3f} CLIP {loaded.model.combine.bias.item():+.3f}, with the logits of "
         f"`{loaded.model.npr_checkpoint}` and `{loaded.model.clip_checkpoint}`.\n"
         f"- The probe `{probe.model_id}` was fitted to {probe.metadata.training_data}.\n"
-        f"- NPR sees the view `{loaded.metadata.view}`, the encoder the whole image at 224x224 pixels. Licence: "
+        f"- NPR sees the view `{loaded.metadata.view}`, the encoder the whole image at 224x224 pixels, and the "
+        f"central 256x256 pixels of an image with a side longer than 448. Licence: "
         f"{loaded.metadata.licence}.\n"
         f"- {calibrated(loaded.metadata.calibration)}",
         "A score is a hint, not a proof. The encoder judges what a picture looks like. So a picture by people that "
         'looks like what generators make can get the verdict "generated", and a generated picture that looks like a '
         "photograph can pass.",
         "All numbers are in percent, with 95 % intervals in brackets. The images come from repositories that no "
-        "training set uses. But the three numbers, the thresholds and the training images of the probe were chosen on "
-        'these images, so the numbers of the pair are a little too good. "AUC, equal content": families whose real and '
-        "generated images show the same things, measured against these real images alone.",
+        "training set uses. But the three numbers, the thresholds, the blocks of the encoder and the penalty of the "
+        "probe were chosen on these images, so the numbers of the pair and of the probe are a little too good. "
+        '"AUC, equal content": families whose real and generated images show the same things, measured against these '
+        "real images alone.",
         *(table.markdown().rstrip() for table in measured),
     ]
     return "\n\n".join(parts) + "\n"
@@ -137,17 +154,18 @@ def card(measured: Sequence[Table]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("validation", type=Path)
-    parser.add_argument("conditions", nargs="*", default=["jpeg:90", "jpeg:75"])
+    parser.add_argument("--training", type=Path, required=True)
     arguments = parser.parse_args()
     samples = find_samples(arguments.validation)
     by_source = {str(sample.path): sample for sample in samples}
     scorer = Scorer(checkpoints.load(NAME))
     found = {}
-    for text in ("", *arguments.conditions):
+    for condition, steps in CONDITIONS.items():
         rows: list[Row] = []
-        evaluate(scorer, samples, perturbation=Perturbation.parse(text) if text else None, on_row=rows.append)
-        found[text or "as they are"] = [(by_source[row.source], row) for row in rows if row.error is None]
-    print(card(tables(found)), end="")
+        evaluate(scorer, samples, perturbation=Perturbation.parse(steps) if steps else None, on_row=rows.append)
+        found[condition] = [(by_source[row.source], row) for row in rows if row.error is None]
+    trained = {path.name for path in arguments.training.iterdir()}
+    print(card(tables(found, trained)), end="")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("validation", type=Path)
     parser.add_argument("--npr", default="wild-2", help="checkpoint of NPR")
-    parser.add_argument("--clip", default="clip-2", help="checkpoint of ojha")
+    parser.add_argument("--clip", default="clip-3", help="checkpoint of ojha")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     npr, clip = (checkpoints.load(name) for name in (arguments.npr, arguments.clip))

@@ -22,6 +22,9 @@ from npr_model.imaging.errors import ImageError
 from npr_model.imaging.views import View
 from npr_model.scoring.rows import NOT_SCORED, Row
 
+# An image that is more than LARGE times as long as the encoder's input loses most traces when it is made smaller. So
+# the encoder sees its middle unchanged, too.
+LARGE, DETAIL = 2, View("crop", 256)
 Judged = tuple[list[Row], list[float]]
 
 
@@ -52,7 +55,7 @@ class Alone:
 
 
 class OfPair(Alone):
-    """NPR sees the parts, and the encoder the whole image."""
+    """NPR sees the parts, and the encoder the whole image, and the middle of a large one."""
 
     def __init__(self, pair: Pair) -> None:
         first, encoder = pair.parts
@@ -90,9 +93,12 @@ def networks_of(detector: DetectorNetwork) -> Alone:
 
 @torch.inference_mode()
 def _encoder_logit(encoder: Ojha, pixels: np.ndarray) -> dict[str, Any]:
-    """The column ``logit_clip`` of (H, W, 3) uint8 pixels."""
-    resized = np.array(View("resize", encoder.side).apply(pixels))
+    """The column ``logit_clip`` of (H, W, 3) uint8 pixels: the mean over what the encoder sees of them."""
+    whole = View("resize", encoder.side)
+    seen = [whole.apply(pixels)]
+    if max(pixels.shape[:2]) > LARGE * encoder.side:
+        seen.append(whole.apply(DETAIL.apply(pixels)))
     try:
-        return {"logit_clip": encoder(torch.from_numpy(resized).permute(2, 0, 1)[None]).item()}
+        return {"logit_clip": encoder(torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2)).mean().item()}
     except (RuntimeError, MemoryError) as error:
         raise ImageError(f"the image cannot be scored ({reason(error)})", NOT_SCORED) from error

@@ -98,7 +98,9 @@ def test_the_tables_measure_each_part(monkeypatch):
     everyone = [Contender(name, Calibration(threshold=0.5), logit) for name, logit in parts.items()]
     monkeypatch.setattr(make_pair_card, "contenders", lambda: everyone)
     scored = rows(REAL, 0, 1) + rows(FAKE, 0, 2)
-    apart, wrong = make_pair_card.tables({"as they are": scored})
+    apart, wrong = make_pair_card.tables({"as they are": scored}, {"another family"})
     assert [row[1] for row in apart.rows] == ["both", "npr", "clip"]
-    assert [row[2].partition(" ")[0] for row in apart.rows] == ["100.0", "50.0", "100.0"]
+    for column in (2, 3):
+        assert [row[column].partition(" ")[0] for row in apart.rows] == ["100.0", "50.0", "100.0"]
+    assert [row[5].partition(" ")[0] for row in apart.rows] == ["100.0", "0.0", "100.0"]
     assert [cell.partition(" ")[0] for cell in wrong.rows[0]] == ["as", "renderings", "10", "100.0", "0.0", "100.0"]

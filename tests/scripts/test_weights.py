@@ -30,7 +30,7 @@ def test_card_is_printed_from_the_results(lines):
 
 def test_it_is_the_default_and_calibrated():
     loaded = checkpoints.load()
-    assert weights.available() == ["cascade", "clip-2", "fast-1", "npr+clip", weights.DEFAULT]
+    assert weights.available() == ["cascade", "clip-3", "fast-1", "npr+clip", weights.DEFAULT]
     assert loaded.metadata.name == weights.DEFAULT == "wild-2"
     assert loaded.metadata.licence == "Apache-2.0" and loaded.metadata.view == View("sample", 128, 8)
     assert loaded.metadata.calibration.points
@@ -39,7 +39,7 @@ def test_it_is_the_default_and_calibrated():
 def test_the_pair_is_calibrated_and_its_card_is_of_it():
     """Nothing here needs the encoder."""
     loaded = checkpoints.load("npr+clip")
-    parts = [checkpoints.load(name).model_id for name in (weights.DEFAULT, "clip-2")]
+    parts = [checkpoints.load(name).model_id for name in (weights.DEFAULT, "clip-3")]
     assert [loaded.model.npr_checkpoint, loaded.model.clip_checkpoint] == parts
     assert (loaded.model.combine.weight > 0).all() and loaded.model.parts[1].reference.norm() == pytest.approx(1)
     assert loaded.metadata.view == View("sample", 128, 8) and loaded.metadata.calibration.points

@@ -28,6 +28,7 @@ def pair(tmp_path) -> Path:
     """A pair with its parts beside it."""
     clip = Ojha()
     clip.fit(np.random.default_rng(0).normal(size=(20, clip.width)), np.arange(20) % 2)
+    clip.fc.weight.mul_(1000)  # the embeddings of all images of noise are similar
     folder = tmp_path / "weights"
     folder.mkdir()
     parts = []
@@ -43,7 +44,7 @@ def pair(tmp_path) -> Path:
 
 @pytest.fixture
 def photograph(tmp_path) -> Path:
-    Image.fromarray(noise(60, 90)).save(tmp_path / "a.png")
+    Image.fromarray(noise(60, 64)).save(tmp_path / "a.png")
     return tmp_path / "a.png"
 
 
@@ -55,6 +56,21 @@ def test_the_logit_joins_the_logits_of_the_parts(pair, photograph):
     assert score.logit_clip == pytest.approx(content.score(photograph).logit, abs=1e-5)
     assert score.logit == pytest.approx(0.3 * score.logit_npr + 2 * score.logit_clip - 0.5, abs=1e-5)
     assert traces.score(photograph).logit_npr is traces.score(photograph).logit_clip is None
+
+
+def test_the_encoder_also_sees_the_middle_of_a_large_image(pair, tmp_path):
+    pixels, found = noise(300, 280), {}
+    pixels[:20] //= 8  # outside of the middle
+    for name, shown in {"large": pixels, "middle": pixels[22:278, 12:268], "small": pixels[:60, :64]}.items():
+        Image.fromarray(shown).save(tmp_path / f"{name}.png")
+        (content,) = npr_model.load(pair.with_name("content.safetensors"), view="resize:32").score(
+            [tmp_path / f"{name}.png"]
+        )
+        (both,) = npr_model.load(pair, device="cpu").score([tmp_path / f"{name}.png"])
+        found[name] = (content.logit, both.logit_clip)
+    assert found["large"][0] != pytest.approx(found["middle"][0], abs=1e-3)
+    assert found["large"][1] == pytest.approx((found["large"][0] + found["middle"][0]) / 2, abs=1e-5)
+    assert found["small"][1] == pytest.approx(found["small"][0], abs=1e-5)
 
 
 def test_its_network_joins_the_networks(pair):

@@ -142,8 +142,8 @@ def test_a_teacher_with_another_npr_is_refused(checkpoint, changes, message):
 
 
 def test_a_teacher_of_another_detector_is_refused():
-    with pytest.raises(InputError, match="teacher clip-2 is of the detector ojha: only npr can teach"):
-        Trainer(small(teacher="clip-2"), CPU)
+    with pytest.raises(InputError, match="teacher clip-3 is of the detector ojha: only npr can teach"):
+        Trainer(small(teacher="clip-3"), CPU)
 
 
 def test_the_loss_against_a_teacher(checkpoint):
