@@ -4,7 +4,8 @@
 
 - ops: the fused operators; kernels: the GPU kernels one by one; trunk: the residual blocks on a GPU
 - model: the detector; train: a training step, and training from files; precision: what bfloat16 and int8 cost
-- screening: files to rows; scaling: a model of that time; memory: the most memory; cluster: Ray
+- screening: files to rows; cascade: a cascade and its parts; scaling: a model of the time of screening; memory: the
+  most memory; cluster: Ray
 - report: no measurement; it writes the tables of README and docs/performance.md from benchmarks/results
 
 ``pytest benchmarks --benchmark-only`` tracks the operator cases from commit to commit.

@@ -135,7 +135,7 @@ def card(measured: Sequence[Table]) -> str:
         f"`{loaded.model.npr_checkpoint}` and `{loaded.model.clip_checkpoint}`.\n"
         f"- The probe `{probe.model_id}` was fitted to {probe.metadata.training_data}.\n"
         f"- NPR sees the view `{loaded.metadata.view}`, the encoder the whole image at 224x224 pixels, and the "
-        f"central 256x256 pixels of an image with a side longer than 448. Licence: "
+        f"central {loaded.model.detail}x{loaded.model.detail} pixels of an image with a side longer than 448. Licence: "
         f"{loaded.metadata.licence}.\n"
         f"- {calibrated(loaded.metadata.calibration)}",
         "A score is a hint, not a proof. The encoder judges what a picture looks like. So a picture by people that "

@@ -28,6 +28,7 @@ from npr_model.scoring.scorer import Scorer
 from scripts.make_clip_head import balanced
 
 CONDITIONS = (None, "jpeg:90")
+DETAIL = 256  # pixels, about as many as the training crops have
 
 
 def logits(loaded: LoadedCheckpoint, samples: Sequence[Sample]) -> tuple[np.ndarray, list[Sample]]:
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     npr, clip = (checkpoints.load(name) for name in (arguments.npr, arguments.clip))
-    pair = Pair(npr.model, clip.model, npr.model_id, clip.model_id)
+    pair = Pair(npr.model, clip.model, npr.model_id, clip.model_id, DETAIL)
     metadata = Metadata(
         name=arguments.output.stem,
         view=npr.metadata.view,

@@ -98,17 +98,22 @@ def calibrate(
 
     destination = _destination(checkpoint, output, overwrite)
     samples = calibration_samples(reals, fake)
-    with progress_bar("calibrating", total=len(samples)) as advance:
-        calibrated = calibrate_checkpoint(
-            replace(options, checkpoint=checkpoint),
-            samples,
-            destination,
-            rates=rate or RATES,
-            uncertain_rate=uncertain_rate,
-            on_row=lambda row: advance(1),
-            on_scores=_print_scores,
-            on_measured=lambda: advance(0, "measuring quantisation scales"),
-        )
+    found: list[DistinctScores] = []
+    try:
+        with progress_bar("calibrating", total=len(samples)) as advance:
+            calibrated = calibrate_checkpoint(
+                replace(options, checkpoint=checkpoint),
+                samples,
+                destination,
+                rates=rate or RATES,
+                uncertain_rate=uncertain_rate,
+                on_row=lambda row: advance(1),
+                on_scores=found.append,
+                on_measured=lambda: advance(0, "measuring quantisation scales"),
+            )
+    finally:  # also if there are too few photographs, as copies may be the reason
+        for scores in found:
+            _print_scores(scores)
     scores = calibrated.scores
     _print_calibration(calibrated.result, scores)
     out.print(f"written to {escape(str(destination))}, view {calibrated.view}", soft_wrap=True)

@@ -14,7 +14,7 @@ from npr_model.files import readable_name
 from npr_model.imaging.errors import ImageError
 from npr_model.imaging.views import check_cell
 
-SHARES_DIFFER = 0.1  # if the shares of a format differ by more, the accuracy can move by percents
+SHARES_DIFFER = 0.1  # if the classes differ by more, in format, size or quality, the accuracy can move by percents
 
 
 class Contradictions:

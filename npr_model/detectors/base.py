@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from npr_model.errors import InputError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601)
@@ -48,9 +50,6 @@ class DetectorNetwork(nn.Module):
     def check_ready(self) -> None:
         """Raise InputError if something that the network needs is not installed. Called before the first image."""
 
-    def check_activation_steps(self) -> None:
-        """Raise InputError, which says what to do, if int8 needs quantisation scales that are missing."""
-
     def forward_training(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return the logits of a training batch with its (N, 1) labels, and a loss that is added to theirs.
 
@@ -62,6 +61,29 @@ class DetectorNetwork(nn.Module):
         """Set the quantisation scales. Raises ValueError if they do not fit this network."""
         if steps:
             raise ValueError(f"the detector {self.detector} has no activation steps")
+
+
+class JoinedNetwork(DetectorNetwork):
+    """A detector that joins the networks of other checkpoints, whose names it stores.
+
+    Attributes:
+        parts: The networks, in the order of ``joins``. They are not among its own weights.
+    """
+
+    parts: tuple[DetectorNetwork, ...]
+
+    def check_ready(self) -> None:
+        for part in self.parts:
+            part.check_ready()
+
+    def check_activation_steps(self) -> None:
+        """Raise InputError if an NPR part has no quantisation scales, which int8 needs."""
+        for argument, part in zip(self.joins, self.parts, strict=True):
+            if part.detector == "npr" and not part.activation_steps:
+                raise InputError(
+                    f"int8 needs parts with activation steps, and {getattr(self, argument)} has none: run npr "
+                    f"calibrate on it, then make the {self.detector} anew"
+                )
 
 
 class PixelNetwork(DetectorNetwork):

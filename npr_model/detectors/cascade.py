@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npr_model.detectors.base import DetectorNetwork
+from npr_model.detectors.base import JoinedNetwork
 from npr_model.detectors.npr import NPRDetector
-from npr_model.errors import InputError
 
 
-class Cascade(DetectorNetwork):
+class Cascade(JoinedNetwork):
     """The logit of the first network, or that of the second where the first one's lies in ``low`` .. ``high``.
 
     A checkpoint stores the two numbers and the names of the two parts. It has no weights of its own.
@@ -53,14 +52,6 @@ class Cascade(DetectorNetwork):
         self.first_checkpoint, self.second_checkpoint = first_checkpoint, second_checkpoint
         self.low, self.high = (float(np.float32(end)) for end in (low, high))  # as logits are float32
         self.grid_size = first.grid_size
-
-    def check_activation_steps(self) -> None:
-        for name, part in zip((self.first_checkpoint, self.second_checkpoint), self.parts, strict=True):
-            if not part.activation_steps:
-                raise InputError(
-                    f"int8 needs a cascade whose parts have activation steps, and {name} has none: run npr calibrate "
-                    "on it, then make the cascade anew"
-                )
 
     def is_in_doubt(self, logit: float) -> bool:
         """Return whether the second network is asked, given the logit of the first."""

@@ -35,7 +35,10 @@ class Ojha(PixelNetwork):
             (:func:`npr_model.detectors.encoder.default`).
         width: Number of values of an embedding.
         tokens: Where in the encoder the embedding is read off (:class:`npr_model.detectors.encoder.Encoder`). Default:
-            its output.
+            its output, if ``encoder`` and ``width`` are given.
+
+    Raises:
+        ValueError: ``tokens`` is not a tuple of strings, or comes without ``encoder`` and ``width``.
 
     Attributes:
         reference: (width,) embedding of a fixed picture at the time of the fit. Another embedding of this picture
@@ -49,6 +52,10 @@ class Ojha(PixelNetwork):
 
     def __init__(self, encoder: str | None = None, width: int | None = None, tokens: tuple[str, ...] = ()) -> None:
         super().__init__()
+        if not isinstance(tokens, tuple) or not all(isinstance(token, str) for token in tokens):
+            raise ValueError(f"tokens must be strings, got {tokens!r}")
+        if tokens and (encoder is None or width is None):
+            raise ValueError("tokens need the encoder and the width that they belong to")
         found = encoders.default() if encoder is None or width is None else (encoder, tokens, width)
         self.encoder, self.tokens, self.width = found
         self.fc = nn.Linear(self.width, 1).requires_grad_(False)
@@ -58,7 +65,11 @@ class Ojha(PixelNetwork):
 
     def check_ready(self) -> None:
         """Raise InputError if the encoder is missing, is another one, or computes other embeddings here."""
-        encoders.load(self.encoder, self.tokens)
+        width = encoders.load(self.encoder, self.tokens).width
+        if width != self.width:
+            raise InputError(
+                f"the encoder gives embeddings of {width} values, but the detector was fitted to {self.width}"
+            )
         expected = self.reference.cpu().float()
         if not expected.any():
             return

@@ -14,10 +14,10 @@ class SelfBland(PixelNetwork):
     """An EfficientNet-B4 that learns to tell photographs from the same photographs blended with themselves.
 
     (N, 3, H, W) -> (N, 1). 17,550,409 parameters. A self-blended image joins two versions of one photograph along the
-    edge of a mask (layers/self_blended_images.py, figure 3 of the paper). The generated images of the
-    training set are never seen: in a training batch, a self-blended image takes the place of each of them. The logit
-    is therefore that an image was blended, and the paper's subject is swapped faces. The network finds blending in any
-    picture, and other generated images only as far as their traces are similar.
+    edge of a mask (:mod:`npr_model.detectors.layers.self_blended_images`, figure 3 of the paper). The generated images
+    of the training set are never seen: in a training batch, a self-blended image takes the place of each of them. The
+    logit is therefore that an image was blended, and the paper's subject is swapped faces. The network finds blending
+    in any picture, and other generated images only as far as their traces are similar.
 
     Departures from the authors: The mask is a random convex polygon anywhere in the picture, as the hull of a face
     needs a model of landmarks. Its soft edge is a linear ramp instead of two Gaussian filters, and it has no elastic

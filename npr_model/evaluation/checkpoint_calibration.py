@@ -24,6 +24,7 @@ from npr_model.datasets.folders import (
     has_class_folders,
 )
 from npr_model.detectors.npr import NPRDetector
+from npr_model.errors import InputError
 from npr_model.evaluation import calibration
 from npr_model.evaluation.calibration import RATES, UNCERTAIN_RATE, Calibrated
 from npr_model.evaluation.distinct import DistinctScores, score_distinct
@@ -99,9 +100,13 @@ def calibrate_checkpoint(
         on_measured: Called after each image that the quantisation scales are measured on.
 
     Raises:
-        InputError: The checkpoint cannot be read or written.
+        InputError: The checkpoint cannot be read or written, or ``output`` is not a .safetensors file in a folder that
+            exists; the latter before anything is scored.
         CalibrationError: A rate is not in 0 .. 1, or there are too few photographs for all rates.
     """
+    output = Path(output)
+    if output.suffix != ".safetensors" or not output.parent.is_dir():
+        raise InputError(f"output {output} must be a .safetensors file in a folder that exists")
     calibration.require_enough(sum(sample.label == REAL for sample in samples), rates, uncertain_rate)
     scorer = options.scorer()
     scores = score_distinct(scorer, samples, on_row)
@@ -120,5 +125,5 @@ def calibrate_checkpoint(
         batches = quantisation.central_parts(paths, loaded.model.grid_size, on_measured)
         loaded.model.set_activation_steps(quantisation.measure_steps(loaded.model, batches))
     metadata = replace(loaded.metadata, calibration=result.calibration, view=scorer.view)
-    checkpoints.save(Path(output), loaded.model, metadata)
+    checkpoints.save(output, loaded.model, metadata)
     return CalibratedCheckpoint(result, scores, scorer.view)

@@ -1,7 +1,4 @@
-"""What each network of a detector adds to a row: a detector alone, a pair, or a cascade.
-
-The scorer sends the parts of an image through the first network. The rest of a joint detector's work is here.
-"""
+"""Which networks of a detector see an image, and how their logits become one."""
 
 from __future__ import annotations
 
@@ -22,14 +19,12 @@ from npr_model.imaging.errors import ImageError
 from npr_model.imaging.views import View
 from npr_model.scoring.rows import NOT_SCORED, Row
 
-# An image that is more than LARGE times as long as the encoder's input loses most traces when it is made smaller. So
-# the encoder sees its middle unchanged, too.
-LARGE, DETAIL = 2, View("crop", 256)
+LARGE = 2  # an image with a side of more than so many of the encoder's input is large
 Judged = tuple[list[Row], list[float]]
 
 
-class Alone:
-    """A detector of one network.
+class Networks:
+    """Those of a detector with one network; others are subclasses. The scorer sends parts through ``first``.
 
     Attributes:
         first: The network that sees the parts of every image.
@@ -54,21 +49,22 @@ class Alone:
         return rows, logits
 
 
-class OfPair(Alone):
+class PairNetworks(Networks):
     """NPR sees the parts, and the encoder the whole image, and the middle of a large one."""
 
     def __init__(self, pair: Pair) -> None:
         first, encoder = pair.parts
         super().__init__(first)
+        assert isinstance(encoder, Ojha)  # as a checkpoint's parts are checked
         encoder.check_ready()
-        self._pair, self.whole = pair, partial(_encoder_logit, encoder)
+        self._pair, self.whole = pair, partial(_encoder_logit, encoder, pair.detail)
 
     def judge(self, rows: list[Row], logits: list[float], ask_second: Callable[[Sequence[int]], list[float]]) -> Judged:
         joined = [replace(row, logit_npr=logit) for row, logit in zip(rows, logits, strict=True)]
         return joined, [self._pair.combined(row.logit_npr, row.logit_clip) for row in joined]  # type: ignore[arg-type]
 
 
-class OfCascade(Alone):
+class CascadeNetworks(Networks):
     """The second network sees the images about which the first is in doubt."""
 
     def __init__(self, cascade: Cascade) -> None:
@@ -84,21 +80,22 @@ class OfCascade(Alone):
         return rows, logits
 
 
-def networks_of(detector: DetectorNetwork) -> Alone:
+def networks_of(detector: DetectorNetwork) -> Networks:
     """Return the networks of a detector. Raises InputError if something that they need is not installed."""
     if isinstance(detector, Pair):
-        return OfPair(detector)
-    return OfCascade(detector) if isinstance(detector, Cascade) else Alone(detector)
+        return PairNetworks(detector)
+    return CascadeNetworks(detector) if isinstance(detector, Cascade) else Networks(detector)
 
 
 @torch.inference_mode()
-def _encoder_logit(encoder: Ojha, pixels: np.ndarray) -> dict[str, Any]:
-    """The column ``logit_clip`` of (H, W, 3) uint8 pixels: the mean over what the encoder sees of them."""
+def _encoder_logit(encoder: Ojha, detail: int | None, pixels: np.ndarray) -> dict[str, Any]:
+    """The column ``logit_clip`` of (H, W, 3) uint8 pixels: the mean over the views that the encoder has of them."""
     whole = View("resize", encoder.side)
-    seen = [whole.apply(pixels)]
-    if max(pixels.shape[:2]) > LARGE * encoder.side:
-        seen.append(whole.apply(DETAIL.apply(pixels)))
-    try:
-        return {"logit_clip": encoder(torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2)).mean().item()}
+    views = [whole.apply(pixels)]
+    if detail is not None and max(pixels.shape[:2]) > LARGE * encoder.side:
+        views.append(whole.apply(View("crop", detail).apply(pixels)))
+    try:  # one after the other, as other images are decoded at the same time
+        logits = [encoder(torch.from_numpy(np.array(view)).permute(2, 0, 1)[None]).item() for view in views]
     except (RuntimeError, MemoryError) as error:
         raise ImageError(f"the image cannot be scored ({reason(error)})", NOT_SCORED) from error
+    return {"logit_clip": sum(logits) / len(logits)}

@@ -18,6 +18,7 @@ from torch import nn
 
 from npr_kernels import BackendError
 from npr_model.checkpoints import LoadedCheckpoint
+from npr_model.detectors.base import JoinedNetwork
 from npr_model.errors import reason
 from npr_model.imaging.limits import MAX_PIXELS
 from npr_model.imaging.views import View
@@ -95,7 +96,7 @@ class Scorer:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         model = checkpoint.model
-        if dtype == torch.int8:
+        if dtype == torch.int8 and isinstance(model, JoinedNetwork):
             model.check_activation_steps()
         self._networks = networks_of(model)
         self.decoder = Decoder(

@@ -82,8 +82,9 @@ class Screening:
         scorer = self._make_scorer(device=choose_device(self.options.device))
         with self._opened(scorer) as sink:
             engine, items = LocalEngine(scorer, self.options), itertools.chain([first], items)
-            rows = engine.score(self.sources, items, sink.finished, sink.journal, self.totals)
-            yield from self._written(rows, sink)
+            scored = engine.score(self.sources, items, sink.finished, sink.journal, self.totals)
+            with contextlib.closing(scored) as rows:  # before the sink: threads that decode write to its journal
+                yield from self._written(rows, sink)
 
     def _score_on_ray(self) -> Generator[Row, None, None]:
         from npr_model.screening.engines.ray import RayEngine  # it may be missing
@@ -94,8 +95,9 @@ class Screening:
         ) as cluster:
             self._announce(f"Ray: {len(cluster.nodes)} machines, {cluster.actors} actors")
             with self._opened(scorer) as sink:
-                rows = cluster.score(self.sources, scorer.decoder, sink.finished, self.totals)
-                yield from self._written(rows, sink)
+                scored = cluster.score(self.sources, scorer.decoder, sink.finished, self.totals)
+                with contextlib.closing(scored) as rows:
+                    yield from self._written(rows, sink)
                 if not self.totals.count and not self.totals.kept:
                     raise self._nothing()
 

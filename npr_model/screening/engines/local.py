@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 from npr_model.scoring.items import Item
 from npr_model.scoring.journal import Journal
@@ -22,7 +22,7 @@ class LocalEngine:
 
     def score(
         self, sources: Sources, items: Iterable[Item], finished: Finished, journal: Journal, totals: Totals
-    ) -> Iterator[Row]:
+    ) -> Generator[Row, None, None]:
         """Yield a row for each input that has none yet; what is skipped or has a row is counted in ``totals``.
 
         ``items`` are those of ``sources``, some of which the caller may have taken already.

@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
@@ -130,7 +130,7 @@ class RayEngine:
 
     def score(
         self, sources: Sources, decoder: Decoder, finished: Finished, totals: Totals | None = None
-    ) -> Iterator[Row]:
+    ) -> Generator[Row, None, None]:
         """Yield a row for each input that has none yet; what is skipped or has a row is counted in ``totals``."""
         totals = Totals() if totals is None else totals
         context = DataContext.get_current()

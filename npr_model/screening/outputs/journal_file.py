@@ -34,6 +34,7 @@ class JournalFile(Journal):
         self._slots: dict[bytes, int] = {}
         self._copies: Counter[bytes] = Counter()
         self._free: list[int] = []
+        self._closed = False
         os.ftruncate(self._descriptor, DIGEST_BYTES)
         self._write(0, _EMPTY)
         for suspect in self._suspects:  # until they have a row
@@ -69,7 +70,9 @@ class JournalFile(Journal):
         return digest(source) == self._culprit
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        with self._lock:  # a thread that still decodes may write no more: the descriptor may soon be another file's
+            self._closed = True
+            os.close(self._descriptor)
         self._path.unlink(missing_ok=True)
 
     def _start(self, one: bytes) -> None:
@@ -87,5 +90,7 @@ class JournalFile(Journal):
                 self._write(slot, _EMPTY)
 
     def _write(self, slot: int, one: bytes) -> None:
+        if self._closed:
+            return
         with contextlib.suppress(OSError):  # a full disk: the rows matter more
             os.pwrite(self._descriptor, one, slot * DIGEST_BYTES)

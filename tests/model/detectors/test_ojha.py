@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from npr_model import checkpoints, cli
-from npr_model.checkpoints import Metadata
+from npr_model.checkpoints import CheckpointError, Metadata
 from npr_model.detectors import encoder as encoders
 from npr_model.detectors.ojha import INVERSE_PENALTY, Ojha
 from npr_model.errors import InputError
@@ -72,6 +72,28 @@ def test_tokens_are_read_off_inside_the_encoder(tmp_path):
         with pytest.raises(InputError, match=rf"encoder .* cannot be used: .*{message}") as caught:
             Ojha(sha256, width, (token,)).check_ready()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": [["a"]]}, "tokens must be strings"),
+        ({"tokens": ("tokens[0]",), "encoder": None}, "tokens need the encoder and the width"),
+    ],
+)
+def test_bad_tokens_in_a_checkpoint_are_one_line(changes, message, tmp_path):
+    model = Ojha()
+    for name, value in changes.items():
+        setattr(model, name, value)
+    checkpoints.save(tmp_path / "x.safetensors", model, Metadata())
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.load(tmp_path / "x.safetensors")
+
+
+def test_another_width_is_refused_before_the_first_image():
+    plain = Ojha()
+    with pytest.raises(InputError, match="gives embeddings of 12 values, but the detector was fitted to 6"):
+        Ojha(plain.encoder, plain.width, ("tokens[0]", "tokens[1:]")).check_ready()
 
 
 def test_embeddings_read_off_elsewhere_are_kept_apart(tmp_path, monkeypatch):
@@ -176,4 +198,4 @@ def test_clip_embeds_what_it_embeds_elsewhere(monkeypatch):
     encoder = encoders.load(model.encoder, model.tokens)
     assert (encoder.side, encoder.width) == (224, model.width)
     assert encoders.load(model.encoder).width == 512
-    assert model.features(batch(1)).isfinite().all()
+    checkpoints.load("clip-3").model.check_ready()

@@ -35,7 +35,7 @@ def pair(tmp_path) -> Path:
     for name, model in {"traces": make_detector(), "content": clip.eval()}.items():
         checkpoints.save(folder / f"{name}.safetensors", model, Metadata(name=name))
         parts.append(checkpoints.load(folder / f"{name}.safetensors"))
-    pair = Pair(*(part.model for part in parts), *(part.model_id for part in parts))
+    pair = Pair(*(part.model for part in parts), *(part.model_id for part in parts), detail=256)
     pair.combine.weight.copy_(torch.tensor([[0.3, 2.0]]))
     pair.combine.bias.fill_(-0.5)
     checkpoints.save(folder / "both.safetensors", pair, Metadata(name="both", view=View("sample", 16, 2)))
@@ -125,6 +125,7 @@ def test_what_needs_npr_alone_says_so(command, npr, pair, photograph, tmp_path):
             {"clip_checkpoint": "content@0123456789ab"},
             "needs content@0123456789ab, but .* is another file of this name",
         ),
+        ({"detail": "256"}, "detail must be an integer of 2 or more, got '256'"),
         ({"clip_checkpoint": None}, "joins npr and ojha, not npr and npr"),
     ],
 )
@@ -135,6 +136,11 @@ def test_parts_that_do_not_fit_are_refused(changes, message, pair):
     checkpoints.save(pair, loaded.model, loaded.metadata)
     with pytest.raises(CheckpointError, match=message):
         checkpoints.load(pair)
+
+
+def test_int8_without_scales_names_the_part(npr, pair, photograph):
+    code, _, error = npr("screen", photograph, "--checkpoint", pair, "--dtype", "int8")
+    assert code == 2 and f"{checkpoints.load(pair).model.npr_checkpoint} has none" in error and error.count("\n") == 1
 
 
 def test_without_the_encoder_the_part_npr_still_works(npr, pair, photograph, tmp_path, monkeypatch):

@@ -49,3 +49,15 @@ def test_a_damaged_journal_is_no_obstacle(tmp_path):
     written.start(["a"])
     assert not written.is_suspect("a")
     written.close()
+
+
+def test_a_closed_journal_writes_no_more(tmp_path):
+    """Its descriptor may be another file's by then."""
+    journal = JournalFile(tmp_path / "journal")
+    journal.start(["a"])
+    journal.close()
+    with open(tmp_path / "rows", "wb+") as other:
+        assert other.fileno() == journal._descriptor
+        journal.start(["b"])
+        journal.end(["a"])
+        assert (tmp_path / "rows").stat().st_size == 0
