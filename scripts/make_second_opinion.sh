@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the bundled checkpoints clip-3 and npr+clip, and the card of the pair. Embedding takes most of the time: about a
-# third of a second an image on one core, for 9,800 images and four times the validation images.
+# third of a second an image on one core, for 11,700 images and four times the validation images.
 #
 #   scripts/make_second_opinion.sh WILD ORIGINALS
 #
