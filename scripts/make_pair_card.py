@@ -143,7 +143,8 @@ def card(measured: Sequence[Table]) -> str:
         "photograph can pass.",
         "All numbers are in percent, with 95 % intervals in brackets. The images come from repositories that no "
         "training set uses. But the weights and the constant above, the thresholds, the blocks of the encoder and the "
-        "penalty of the probe were chosen on these images, so the numbers of the pair and of the probe are a little too good. "
+        "penalty of the probe were chosen on these images, so the numbers of the pair and of the probe are a little "
+        "too good. "
         '"AUC, equal content": families whose real and generated images show the same things, measured against these '
         "real images alone.",
         *(table.markdown().rstrip() for table in measured),
