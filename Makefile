@@ -4,8 +4,6 @@ BIN := .venv/bin
 # Python compiles what it imports, and keeps it: pip need not compile the many modules that nobody imports.
 PIP := $(BIN)/pip install -qq --disable-pip-version-check --no-compile --constraint constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
-# Half as many more processes than cores: some tests wait for processes that start.
-TEST_PROCESSES := $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
 .NOTPARALLEL:
@@ -18,7 +16,7 @@ test: .venv/tests  ## linters and all tests; mypy, which uses one core, runs bes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy > .venv/mypy.txt & mypy=$$!; \
-		OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup --durations 20; tests=$$?; \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 20; tests=$$?; \
 		wait $$mypy || { cat .venv/mypy.txt; exit 1; }; exit $$tests
 
 bench: .venv/benchmarks  ## every table of docs/performance.md that needs nothing but this machine; an hour

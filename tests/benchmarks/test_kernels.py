@@ -54,6 +54,6 @@ def test_kernels_that_are_wrong_are_red(operator, monkeypatch):
 def test_the_kernels_are_timed_without_what_decodes_images():
     """A machine rented for its GPU may have torch and little else."""
     code = "import sys; sys.modules |= dict.fromkeys(('PIL', 'simplejpeg', 'pyarrow', 'sklearn', 'safetensors'))\n"
-    code += "import scripts.gpu.steps, benchmarks.kernels, benchmarks.ops"
+    code += "import scripts.gpu.jobs, benchmarks.kernels, benchmarks.ops"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
