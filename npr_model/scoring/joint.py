@@ -98,4 +98,4 @@ def _encoder_logit(encoder: Ojha, detail: int | None, pixels: np.ndarray) -> dic
         logits = [encoder(torch.from_numpy(np.array(view)).permute(2, 0, 1)[None]).item() for view in views]
     except (RuntimeError, MemoryError) as error:
         raise ImageError(f"the image cannot be scored ({reason(error)})", NOT_SCORED) from error
-    return {"logit_clip": sum(logits) / len(logits)}
+    return {"logit_clip": float(np.float32(np.mean(logits)))}
