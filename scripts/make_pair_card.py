@@ -138,8 +138,8 @@ def card(measured: Sequence[Table]) -> str:
         f"central {loaded.model.detail}x{loaded.model.detail} pixels of an image with a side longer than 448. Licence: "
         f"{loaded.metadata.licence}.\n"
         f"- {calibrated(loaded.metadata.calibration)}",
-        "A score is a hint, not a proof. The encoder judges what a picture looks like. So a picture by people that "
-        'looks like what generators make can get the verdict "generated", and a generated picture that looks like a '
+        "A score is a hint, not a proof. The encoder also judges what a picture shows. So a picture by people that "
+        'shows what generators often make can get the verdict "generated", and a generated picture that looks like a '
         "photograph can pass.",
         "All numbers are in percent, with 95 % intervals in brackets. The images come from repositories that no "
         "training set uses. But the weights and the constant above, the thresholds, the blocks of the encoder and the "

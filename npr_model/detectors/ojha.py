@@ -22,13 +22,13 @@ class Ojha(PixelNetwork):
     |w'|^2 / (2 C), where w' are the weights of the standardised embeddings. With the encoder f and an image x,
     e = f(x) / |f(x)|, or e holds tokens of the encoder's blocks, unscaled.
 
-    Departures from the authors: tokens of middle blocks instead of the encoder's output, after Koutlis and Papadopoulos
-    (:mod:`npr_model.detectors.encoder`), unless another encoder is chosen. The encoder is CLIP ViT-B/16 in int8 instead
-    of ViT-L/14 in float32. The whole image is resized to the encoder's 224 x 224 pixels, where the authors crop: a
-    large picture shows what it is only as a whole, and what a crop shows of traces is NPR's part. The resizing is
-    bilinear with antialiasing, as in the view ``resize:224``, which gives the same pixels. Both sides are scaled, so
-    nothing is cut off. The penalty replaces the authors' early stopping. Their nearest-neighbour variant is left out,
-    as a checkpoint would have to hold the embeddings of all training images.
+    Departures from the authors: the embedding of the default encoder holds tokens of its middle blocks instead of its
+    output, after Koutlis and Papadopoulos (:mod:`npr_model.detectors.encoder`). The encoder is CLIP ViT-B/16 in int8
+    instead of ViT-L/14 in float32. The whole image is resized to the encoder's 224 x 224 pixels, where the authors
+    crop, because a large picture shows what it is only as a whole. The resizing is bilinear with antialiasing, as in
+    the view ``resize:224``, which gives the same pixels. Both sides are scaled, so nothing is cut off. The penalty
+    replaces the authors' early stopping. Their nearest-neighbour variant is left out, as a checkpoint would have to
+    hold the embeddings of all training images.
 
     Args:
         encoder: sha256 of the encoder's ONNX file. Default: the encoder that is found now, with its tokens and width
@@ -38,7 +38,7 @@ class Ojha(PixelNetwork):
             its output, if ``encoder`` and ``width`` are given.
 
     Raises:
-        ValueError: ``tokens`` is not a tuple of strings, or comes without ``encoder`` and ``width``.
+        ValueError: ``tokens`` is not a tuple of strings, or is given without ``encoder`` and ``width``.
 
     Attributes:
         reference: (width,) embedding of a fixed picture at the time of the fit. Another embedding of this picture

@@ -16,8 +16,8 @@ from npr_model.detectors.ojha import Ojha
 class Pair(JoinedNetwork):
     """logit = w1 * logit of NPR + w2 * logit of :class:`npr_model.detectors.ojha.Ojha` + b.
 
-    NPR reads traces of up-sampling, which resizing and JPEG remove. The encoder reads what a picture looks like, which
-    survives both. A checkpoint stores the three numbers and the names of the two parts.
+    NPR reads traces of up-sampling, which resizing and JPEG remove. The encoder recognises other traces, and what the
+    picture shows; both remove less of that. A checkpoint stores the three numbers and the names of the two parts.
 
     Args:
         npr, clip: The parts.
@@ -27,7 +27,7 @@ class Pair(JoinedNetwork):
             the logit of the encoder is the mean of both. Default: none, the encoder sees the whole image alone.
 
     Raises:
-        ValueError: ``detail`` is not a positive integer.
+        ValueError: ``detail`` is not an integer of 2 or more.
 
     Attributes:
         parts: Both networks. They are not among the pair's own weights, since they have checkpoints of their own.
