@@ -11,14 +11,13 @@ from npr_model.commands.options import Config, Preset, Real, Settings, folder_op
 from npr_model.commands.samples import labelled_samples
 from npr_model.commands.terminal import out, print_paths, print_table
 from npr_model.commands.training_progress import TrainingProgress, saying_how_to_continue
-from npr_model.errors import InputError
 
 
 def ablate(
     folders: Annotated[
         list[Path], typer.Argument(metavar="FOLDER", help="Folders with the training images, as for npr train.")
     ],
-    evaluation: Annotated[list[Path], typer.Option(help="Labelled folder to evaluate every variant on. Repeatable.")],
+    evaluate: Annotated[list[Path], typer.Option(help="Labelled folder to evaluate every variant on. Repeatable.")],
     output: Annotated[Path, folder_option("Write the runs, ablation.md and ablation.json to this folder.")],
     real: Real = None,
     grid_size: Annotated[
@@ -44,16 +43,14 @@ def ablate(
     """
     from npr_model.training import config as configs
 
-    if preset and config:
-        raise InputError("use only one of --preset and --config: each is a whole config")
-    chosen = configs.load(config) if config else configs.preset(preset or "paper")
+    chosen = configs.one_of(preset, config, default="paper")
     chosen = chosen.changed(folders=[str(path) for path in folders]).overridden(settings or [])
 
     from npr_model.studies import ablation
 
     anchors = [int(text) if text.isdecimal() else text for text in anchor or []]
     variants = ablation.variants(grid_size or ablation.GRID_SIZES, anchors or ablation.ANCHORS)
-    samples = labelled_samples(evaluation, real)
+    samples = labelled_samples(evaluate, real)
 
     def announce(variant: ablation.Variant) -> None:
         out.print(f"{variant}, {variants.index(variant) + 1} of {len(variants)}")

@@ -105,10 +105,5 @@ def _config(
 
     if sum(source is not None for source in (preset, config, resume)) > 1:
         raise InputError("use only one of --preset, --config and --resume: each is a whole config")
-    if resume is not None:
-        chosen = configs.load_run(resume)
-    elif config is not None:
-        chosen = configs.load(config)
-    else:
-        chosen = configs.preset(preset or "wild")
+    chosen = configs.one_of(preset, config, default="wild") if resume is None else configs.load_run(resume)
     return chosen.changed(**{n: value for n, value in own_options.items() if value is not None}).overridden(settings)

@@ -56,6 +56,15 @@ class Metrics:
     at_rates: tuple[AtRate, ...] = ()
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Metrics:
+        """Return the metrics whose ``dataclasses.asdict`` is ``values``, which JSON may have stored. Raises TypeError
+        or KeyError if it is not one.
+        """
+        at_rates = tuple(AtRate(**rate) for rate in values["at_rates"])
+        intervals = {name: (low, high) for name, (low, high) in values["intervals"].items()}
+        return cls(**dict(values) | {"at_rates": at_rates, "intervals": intervals})
+
 
 def measure(labels: ArrayLike, logits: ArrayLike, threshold: float = 0.0) -> Metrics:
     """Compute the metrics.

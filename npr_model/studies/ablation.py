@@ -139,8 +139,8 @@ def _read(path: Path, variant: Variant, model: str) -> Outcome | None:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if values["model"] != model:
             return None
-        generators = {name: Metrics(**row) for name, row in values["generators"].items()}
-        return Outcome(variant, model, generators, Metrics(**values["mean"]) if values["mean"] else None)
+        generators = {name: Metrics.from_dict(row) for name, row in values["generators"].items()}
+        return Outcome(variant, model, generators, Metrics.from_dict(values["mean"]) if values["mean"] else None)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,54 +1,204 @@
-"""Several detectors on the same files, in one table."""
+"""Several detectors on the same files, in one table; those that are not trained yet are trained alike before."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from npr_model.evaluation.evaluate import Evaluation
+from npr_model.datasets.folders import Sample
+from npr_model.errors import InputError, reason
+from npr_model.evaluation import published
+from npr_model.evaluation.evaluate import evaluate
+from npr_model.evaluation.metrics import Metrics
 from npr_model.evaluation.report import interval
 from npr_model.files import write_text
+from npr_model.imaging.perturbations import Perturbation
 from npr_model.reporting.tables import Table, percent
+from npr_model.scoring.rows import Row
+from npr_model.scoring.scorer import Scorer
+from npr_model.training.config import CONFIG, TrainConfig
+from npr_model.training.loop import Callbacks, train
+from npr_model.training.run_folder import LAST
+
+RESULTS = "comparison.json"
+PAGE = "comparison.md"
+
+# What a method cannot do without. All else is the same for all detectors.
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "frank": {"weight_decay": 0.01},  # 49,152 weights overfit a small training set
+    "ojha": {"resize": 224, "crop_size": 224, "view": "resize:224"},  # the encoder's input: whole images
+}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Evaluation of one checkpoint. ``detector``: name of its kind in the paper's tables."""
+    """Evaluation of one checkpoint.
 
+    Attributes:
+        checkpoint: Its name and digest.
+        detector: Name of its kind in the paper's tables.
+        view: What the network saw.
+        parameters: Number of weights that training sets.
+        rate: Images per second in this evaluation, decoding included.
+        generators, mean, comparison, errors: As in :class:`npr_model.evaluation.evaluate.Evaluation`.
+        warnings: Why the numbers may measure something else than the detector.
+        conditions: Digest of the images, their changes and the precision. Results with another one are not comparable.
+    """
+
+    checkpoint: str
     detector: str
-    evaluation: Evaluation
+    view: str
+    parameters: int
+    rate: float
+    generators: dict[str, Metrics]
+    mean: Metrics
+    comparison: str
+    errors: dict[str, str]
+    warnings: tuple[str, ...]
+    conditions: str
 
 
-def table(entries: Sequence[Entry]) -> Table:
-    """Return one row per checkpoint: ROC AUC of each generator, and the mean metrics of the paper's tables."""
-    first = entries[0].evaluation
-    means = ("mean accuracy", "mean AP", "mean ROC AUC")
+def recipes(names: Sequence[str], config: TrainConfig, settings: Sequence[str] = ()) -> list[TrainConfig]:
+    """Return the training config of each of ``names``: ``config`` with RECIPES, overridden by ``name=value`` texts."""
+    return [config.changed(detector=name, name=name, **RECIPES.get(name, {})).overridden(settings) for name in names]
+
+
+def trained(config: TrainConfig, folder: Path, callbacks: Callbacks = Callbacks()) -> Path:
+    """Train a detector in a folder named after it, below ``folder``, and return its last checkpoint.
+
+    A started training is continued, and a finished one is only read. Validation would choose the epoch of some
+    detectors and not of others, so the last one counts. Raises InputError as :func:`npr_model.training.loop.train`.
+    """
+    run = folder / config.detector
+    train(config, run, resume=(run / CONFIG).exists(), callbacks=callbacks)
+    return run / LAST
+
+
+def measure(
+    scorer: Scorer,
+    samples: Sequence[Sample],
+    known: Sequence[Entry] = (),
+    *,
+    equalise: Perturbation | None = None,
+    perturbation: Perturbation | None = None,
+    on_row: Callable[[Row], None] = lambda row: None,
+) -> Entry:
+    """Evaluate a checkpoint at the logit 0, or return its entry among ``known``.
+
+    Arguments are those of :func:`npr_model.evaluation.evaluate.evaluate`.
+
+    Raises:
+        InputError: No generator has images of both classes, or no image could be scored.
+    """
+    network = scorer.checkpoint.model
+    conditions = _conditions(scorer, samples, equalise, perturbation)
+    for entry in known:
+        if (entry.checkpoint, entry.view, entry.conditions) == (scorer.model_id, str(scorer.view), conditions):
+            return entry
+    began = time.perf_counter()
+    evaluation = evaluate(scorer, samples, equalise=equalise, perturbation=perturbation, threshold=0.0, on_row=on_row)
+    seconds = time.perf_counter() - began
+    if evaluation.mean is None:
+        raise InputError("no generator has both real and generated images: give real ones with --real")
+    return Entry(
+        checkpoint=evaluation.model,
+        detector=network.paper_name,
+        view=evaluation.view,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        rate=len(samples) / seconds,
+        generators=evaluation.generators,
+        mean=evaluation.mean,
+        comparison=evaluation.comparison,
+        errors=evaluation.errors,
+        warnings=tuple(text for text in (evaluation.warning, evaluation.contradiction) if text),
+        conditions=conditions,
+    )
+
+
+def tables(entries: Sequence[Entry]) -> tuple[Table, Table]:
+    """Return the means of every detector, beside the paper's, and the ROC AUC on every generator."""
+    means = ("accuracy", "average_precision", "roc_auc")
     rows = []
     for entry in entries:
-        evaluation = entry.evaluation
-        cells = [percent(evaluation.generators[name].roc_auc) for name in first.generators]
-        names = ("accuracy", "average_precision", "roc_auc")
-        cells += [interval(evaluation.mean, name) if evaluation.mean else percent(None) for name in names]
-        rows.append((evaluation.model, entry.detector, evaluation.view, *cells))
-    notes = [
-        f"Columns of generators show the ROC AUC. Accuracy is at the logit {first.threshold:g}. In percent, means with "
-        f"95 % bootstrap intervals. {first.comparison[:1].upper()}{first.comparison[1:]}."
+        theirs = published.mean_accuracies().get(entry.detector)
+        rows.append(
+            (
+                entry.checkpoint,
+                entry.detector,
+                entry.view,
+                f"{entry.parameters:,}",
+                f"{entry.rate:.1f}",
+                *(interval(entry.mean, name) for name in means),
+                "" if theirs is None else f"{theirs:.1f}",
+            )
+        )
+    columns = ("checkpoint", "detector", "view", "parameters", "images/s")
+    columns += ("mean accuracy", "mean AP", "mean ROC AUC", "published mean accuracy")
+    summary = Table("Comparison of detectors", columns, tuple(rows), tuple(_notes(entries)))
+    counted = [f"{name} ({m.real} real, {m.fake} generated)" for name, m in entries[0].generators.items()]
+    by_generator = [
+        (label, *(percent(entry.generators[name].roc_auc) for entry in entries))
+        for label, name in zip(counted, entries[0].generators, strict=True)
     ]
-    notes += [f"Warning: {warning}." for warning in (first.warning, first.contradiction) if warning]
-    for entry in entries:
-        if entry.evaluation.errors:
-            count = len(entry.evaluation.errors)
-            notes.append(f"{entry.evaluation.model}: {count} images could not be scored and are excluded.")
-    columns = ("checkpoint", "detector", "view", *first.generators, *means)
-    return Table("Comparison of detectors", columns, tuple(rows), tuple(notes))
+    columns = ("generator", *(entry.checkpoint for entry in entries))
+    return summary, Table("ROC AUC on each generator", columns, tuple(by_generator))
 
 
 def write(entries: Sequence[Entry], folder: Path) -> list[Path]:
     """Write comparison.md and comparison.json, which has all digits; return their paths."""
-    values = [{"detector": entry.detector} | entry.evaluation.as_dict() for entry in entries]
-    texts = {"comparison.md": table(entries).markdown(), "comparison.json": json.dumps(values, indent=2) + "\n"}
+    values = [asdict(entry) for entry in entries]
+    texts = {
+        PAGE: "\n".join(table.markdown() for table in tables(entries)),
+        RESULTS: json.dumps(values, indent=2) + "\n",
+    }
     for name, text in texts.items():
         write_text(folder / name, text)
     return [folder / name for name in texts]
+
+
+def read(folder: Path) -> list[Entry]:
+    """Return the entries that :func:`write` wrote to ``folder``; none if it has none. Raises InputError."""
+    path = folder / RESULTS
+    try:
+        return [_entry(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}): remove it, or choose another output") from error
+
+
+def _entry(values: dict[str, Any]) -> Entry:
+    generators = {name: Metrics.from_dict(row) for name, row in values.pop("generators").items()}
+    mean = Metrics.from_dict(values.pop("mean"))
+    return Entry(generators=generators, mean=mean, warnings=tuple(values.pop("warnings")), **values)
+
+
+def _conditions(
+    scorer: Scorer, samples: Sequence[Sample], equalise: Perturbation | None, perturbation: Perturbation | None
+) -> str:
+    changes = [change.text if change else "" for change in (perturbation, equalise)]
+    images = sorted([sample.group, sample.label, str(sample.path), sample.path.stat().st_size] for sample in samples)
+    return hashlib.sha256(json.dumps([scorer.dtype, changes, images]).encode()).hexdigest()
+
+
+def _notes(entries: Sequence[Entry]) -> list[str]:
+    first = entries[0]
+    counted = sum(1 for m in first.generators.values() if m.roc_auc is not None)
+    notes = [
+        f"Means over {counted} generators, in percent, with 95 % bootstrap intervals. Accuracy is at the logit 0. "
+        f"{first.comparison[:1].upper()}{first.comparison[1:]}. The published mean accuracies are those of Table 6 of "
+        "Tan et al. (CVPR 2024), over other images. Parameters do not include the encoder of Ojha. Rates include "
+        "decoding."
+    ]
+    notes += [f"Warning: {warning}." for warning in first.warnings]
+    notes += [
+        f"{entry.checkpoint}: {len(entry.errors)} images could not be scored and are excluded."
+        for entry in entries
+        if entry.errors
+    ]
+    return notes

@@ -211,6 +211,16 @@ def preset(name: str) -> TrainConfig:
     return PRESETS[name]
 
 
+def one_of(preset_name: str | None, path: Path | None, default: str) -> TrainConfig:
+    """Return a preset, or the config in the file ``path``; with neither, the preset ``default``.
+
+    Raises InputError, also if both are given.
+    """
+    if preset_name and path:
+        raise InputError("use only one of --preset and --config: each is a whole config")
+    return load(path) if path else preset(preset_name or default)
+
+
 def load(path: Path) -> TrainConfig:
     """Read a config from JSON. Missing fields get their defaults. Raises InputError."""
     try:

@@ -118,25 +118,13 @@ def test_trains_is_resumed_and_compared(name, labelled, tmp_path, capsys):
     assert files[0] == files[1]
 
     output = tmp_path / "comparison"
-    arguments = [
-        "compare",
-        str(root / "held"),
-        "-c",
-        "wild-2",
-        "-c",
-        str(best),
-        "-o",
-        str(output),
-        "--batch-size",
-        "2",
-    ]
-    assert cli.main(arguments) == 0
+    arguments = ["compare", "--evaluate", str(root / "held"), "-c", "wild-2", "-c", str(best), "-o", str(output)]
+    assert cli.main([*arguments, "--batch-size", "2"]) == 0
     rows = json.loads((output / "comparison.json").read_text())
     assert [row["detector"] for row in rows] == ["NPR", detector_class(name).paper_name]
     assert rows[1]["mean"]["average_precision"] == pytest.approx(max(epoch.score for epoch in epochs))
-    assert rows[0]["threshold"] == 0
     table = (output / "comparison.md").read_text()
-    assert table.count(f"| {rows[1]['model']} | {rows[1]['detector']} | native | ") == 1
+    assert table.count(f"| {rows[1]['checkpoint']} | {rows[1]['detector']} | native | ") == 1
 
 
 def test_unknown_and_contradictory_settings_are_refused(labelled, tmp_path, capsys):
@@ -152,7 +140,7 @@ def test_unknown_and_contradictory_settings_are_refused(labelled, tmp_path, caps
         loop.train(config, tmp_path / "run")
     assert cli.main(["explain", str(root / "train/0_real/0.png"), "--checkpoint", str(path), "-o", str(tmp_path)]) == 2
     assert "is of the detector frank; only npr has NPR maps to show" in capsys.readouterr().err
-    arguments = ["ablate", str(root / "train"), "--evaluation", str(root / "held"), "-o", str(tmp_path / "ablation")]
+    arguments = ["ablate", str(root / "train"), "--evaluate", str(root / "held"), "-o", str(tmp_path / "ablation")]
     assert cli.main([*arguments, "--set", "detector=frank"]) == 2
     assert "the detector frank has no grid size or anchor to vary" in capsys.readouterr().err
     header = json.loads(Metadata(detector="nope").to_json())

@@ -72,7 +72,7 @@ def test_table_stands_beside_the_published_one(labelled, tmp_path):
 
 def test_command(labelled, tmp_path, capsys):
     root, output = labelled(LAYOUT), tmp_path / "out"
-    arguments = ["ablate", str(root / "train"), "--evaluation", str(root / "test"), "-o", str(output)]
+    arguments = ["ablate", str(root / "train"), "--evaluate", str(root / "test"), "-o", str(output)]
     arguments += ["--preset", "wild", "--grid-size", "2", "--anchor", "0", "--anchor", "mean"]
     for name, value in SMALL.items():
         arguments += ["--set", f"{name}={value}"]
