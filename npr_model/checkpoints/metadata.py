@@ -75,8 +75,9 @@ class Metadata:
         if unknown := sorted(self.architecture.keys() - set(kind.architecture)):
             raise InputError(f"the detector {self.detector} has no {', '.join(unknown)}")
         found, needed = [part.detector for part in parts], [*kind.joins.values()]
-        if found != needed:
-            raise InputError(f"the detector {self.detector} joins {_listed(needed)}, not {_listed(found)}")
+        if len(found) != len(needed) or any(name not in names for name, names in zip(found, needed, strict=True)):
+            possible = [" or ".join(names) for names in needed]
+            raise InputError(f"the detector {self.detector} joins {_listed(possible)}, not {_listed(found)}")
         network = kind(*parts, **self.architecture)
         network.backend = backend
         return network

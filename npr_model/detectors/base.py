@@ -26,8 +26,9 @@ class DetectorNetwork(nn.Module):
         detector: Name in configs and checkpoints.
         paper_name: Name in the paper's tables.
         architecture: Constructor arguments that a checkpoint stores; each is also an attribute.
-        joins: Detectors of the networks that it joins, by the constructor argument that names their checkpoint. The
-            networks come first among the constructor's arguments. Empty for a detector with weights of its own.
+        joins: The detectors that each of the networks it joins may have, by the constructor argument that names its
+            checkpoint. The networks come first among the constructor's arguments. Empty for a detector with weights of
+            its own.
         grid_size: Views keep whole cells of this side.
         fitted: Whether it is fitted in closed form (:class:`npr_model.training.fitter.Fitter`), not by gradient
             descent.
@@ -40,7 +41,7 @@ class DetectorNetwork(nn.Module):
     detector: ClassVar[str]
     paper_name: ClassVar[str]
     architecture: ClassVar[tuple[str, ...]] = ()
-    joins: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    joins: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     grid_size: int = 2
     fitted: ClassVar[bool] = False
 
@@ -79,7 +80,9 @@ class JoinedNetwork(DetectorNetwork):
     def check_activation_steps(self) -> None:
         """Raise InputError if an NPR part has no quantisation scales, which int8 needs."""
         for argument, part in zip(self.joins, self.parts, strict=True):
-            if part.detector == "npr" and not part.activation_steps:
+            if isinstance(part, JoinedNetwork):
+                part.check_activation_steps()
+            elif part.detector == "npr" and not part.activation_steps:
                 raise InputError(
                     f"int8 needs parts with activation steps, and {getattr(self, argument)} has none: run npr "
                     f"calibrate on it, then make the {self.detector} anew"

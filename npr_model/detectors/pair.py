@@ -36,7 +36,7 @@ class Pair(JoinedNetwork):
 
     detector, paper_name = "pair", "NPR + Ojha"
     architecture = ("npr_checkpoint", "clip_checkpoint", "detail")
-    joins = MappingProxyType({"npr_checkpoint": "npr", "clip_checkpoint": "ojha"})
+    joins = MappingProxyType({"npr_checkpoint": ("npr",), "clip_checkpoint": ("ojha",)})
 
     def __init__(
         self, npr: NPRDetector, clip: Ojha, npr_checkpoint: str, clip_checkpoint: str, detail: int | None = None

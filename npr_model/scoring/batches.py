@@ -44,8 +44,8 @@ class Batches:
         self._launch_batch, self._batch_size, self._launched_ahead = launch, batch_size, launched_ahead
         self._known, self._on_scored, self._journal = known, on_scored, journal
         self._waiting: dict[Size, list[Decoded]] = {}
-        self._pixels: Counter[Size] = Counter()  # that wait for a batch of this size
-        self._pixels_waiting = 0  # of all sizes
+        self._pixels: Counter[Size] = Counter()  # of the parts that wait for a batch of this size
+        self._held_pixels: Counter[Size] = Counter()  # that the images of this size keep in memory
         self._launched: deque[tuple[list[Decoded], Rows]] = deque()
         # By sha256: size of the batch that an image waits in; None once the batch is launched.
         self._unscored: dict[str | None, Size | None] = {}
@@ -82,15 +82,15 @@ class Batches:
         self._waiting.setdefault(size, []).append(one)
         self._unscored[one.row.sha256] = size
         self._pixels[size] += one.pixels
-        self._pixels_waiting += one.pixels
+        self._held_pixels[size] += one.held_pixels
         if self._pixels[size] >= min(self._batch_size * math.prod(size), BATCH_PIXELS):
             yield from self._launch(size)
-        while self._pixels_waiting > PENDING_PIXELS:
-            yield from self._launch(max(self._waiting, key=self._pixels.__getitem__))
+        while self._held_pixels.total() > PENDING_PIXELS:
+            yield from self._launch(max(self._waiting, key=self._held_pixels.__getitem__))
 
     def _launch(self, size: Size) -> Iterator[Row]:
         """Send the images of this size to the network; yield the rows of earlier batches."""
-        self._pixels_waiting -= self._pixels.pop(size)
+        del self._pixels[size], self._held_pixels[size]
         batch = self._waiting.pop(size)
         self._unscored.update((one.row.sha256, None) for one in batch)
         self._journal.start(one.row.source for one in batch)

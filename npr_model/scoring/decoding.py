@@ -27,7 +27,7 @@ from npr_model.imaging.limits import MAX_PIXELS
 from npr_model.imaging.views import View
 from npr_model.provenance.declaration import first_declaration
 from npr_model.scoring.items import Item
-from npr_model.scoring.rows import FLAT, RESIZED, Row
+from npr_model.scoring.rows import FLAT, NOT_SCORED, RESIZED, Row
 
 AHEAD_PIXELS = 2**26  # decoded pixels that may wait: 192 MiB
 DECODING_PIXELS = 2**26  # that all threads may decode at once; a larger image is decoded alone
@@ -36,15 +36,27 @@ TINY = 64  # pixels; with a shorter side below it, a verdict depends on few cell
 
 @dataclass(frozen=True)
 class Decoded:
-    """A row without score, and the parts of the image to score, (P, H, W, 3) uint8; None if the row is finished."""
+    """A row without score, and what is scored of the image.
+
+    Attributes:
+        row: The row. It is finished if ``parts`` is None.
+        parts: What the networks see, (P, H, W, 3) uint8.
+        views: What an image encoder sees later, (V, S, S, 3) uint8; None if none does.
+    """
 
     row: Row
     parts: np.ndarray | None
+    views: np.ndarray | None = None
 
     @property
     def pixels(self) -> int:
-        """Number of pixels to score."""
+        """Number of pixels of the parts."""
         return 0 if self.parts is None else math.prod(self.parts.shape[:3])
+
+    @property
+    def held_pixels(self) -> int:
+        """Number of pixels that are kept in memory until the image is scored."""
+        return self.pixels + (0 if self.views is None else math.prod(self.views.shape[:3]))
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,8 @@ class Decoder:
     """Reads and decodes items for one network. Whatever fails becomes a row with an error.
 
     ``raw_previews``: whether the preview in a camera raw file is scored; else such a file is an error.
-    ``whole``: returns columns of the row from all pixels of an image, as only the parts of ``view`` go further.
+    ``views``, ``columns``: what an image encoder sees and says of a whole image
+    (:class:`npr_model.scoring.joint.Networks`).
     """
 
     view: View
@@ -60,13 +73,14 @@ class Decoder:
     grid_size: int
     max_pixels: int = MAX_PIXELS
     raw_previews: bool = False
-    whole: Callable[[np.ndarray], dict[str, Any]] | None = None
+    views: Callable[[np.ndarray], np.ndarray] | None = None
+    columns: Callable[[np.ndarray], dict[str, Any]] | None = None
 
     def decode(self, item: Item, find: Callable[[Row], Row | None] = lambda row: None) -> Decoded:
         """Read and decode an item. ``find`` returns the finished row of identical bytes, if there is one."""
         began = time.perf_counter()
         facts: dict[str, Any] = {"source": item.source, "view": str(self.view), "model": self.model}
-        parts = None
+        parts = views = None
         try:
             data = item.load()
             facts["sha256"] = _digest(data)
@@ -85,23 +99,34 @@ class Decoder:
                 facts |= _facts(encoding, decoded) | _declared(_files(data, image, decoded))
                 if raw_name:
                     facts |= {"format": raw_name, "decoder": f"{decoded.decoder} (preview in {raw_name})"}
-                if self.whole is not None:
-                    facts |= self.whole(decoded.pixels)
+                if self.views is not None:
+                    views = self.views(decoded.pixels)
                 parts = self.view.parts(decoded.pixels, self.grid_size)
             facts["flags"] = self._flags(facts, parts)
+            if views is not None and self.columns is not None:
+                facts, views = facts | self._columns(views), None
         except ImageError as error:
             facts |= {"error": str(error), "error_code": error.code}
         except InputError:
             raise
         except Exception as error:  # file systems can raise anything; the run must go on
             facts |= {"error": f"the file cannot be read ({reason(error)})", "error_code": "unreadable"}
-        return Decoded(Row(**facts, milliseconds=_milliseconds(began)), parts)
+        if "error" in facts:
+            parts = views = None
+        return Decoded(Row(**facts, milliseconds=_milliseconds(began)), parts, views)
 
     def _decoded(self, data: bytes | DecodedImage, encoding: Encoding | None) -> DecodedImage:
         if isinstance(data, bytes):
             return decode(data, max_pixels=self.max_pixels, header=None if encoding is None else encoding.jpeg)
         check_size(data.width, data.height, self.max_pixels)
         return data
+
+    def _columns(self, views: np.ndarray) -> dict[str, Any]:
+        assert self.columns is not None
+        try:
+            return self.columns(views)
+        except (RuntimeError, MemoryError) as error:
+            raise ImageError(f"the image cannot be scored ({reason(error)})", NOT_SCORED) from error
 
     def _flags(self, facts: dict[str, Any], parts: np.ndarray) -> str:
         shorter = min(facts["width"], facts["height"])
@@ -216,14 +241,14 @@ def decode_ahead(
             gate.wait_for(lambda: waiting_pixels < AHEAD_PIXELS or number == taken or closed)
         decoded = decode(item)
         with gate:
-            waiting_pixels += decoded.pixels
+            waiting_pixels += decoded.held_pixels
         return decoded
 
     def take() -> Decoded:
         nonlocal waiting_pixels, taken
         decoded = ahead.popleft().result()
         with gate:
-            waiting_pixels -= decoded.pixels
+            waiting_pixels -= decoded.held_pixels
             taken += 1
             gate.notify_all()
         return decoded

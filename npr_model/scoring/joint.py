@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,13 @@ from npr_model.detectors.base import DetectorNetwork
 from npr_model.detectors.cascade import Cascade
 from npr_model.detectors.ojha import Ojha
 from npr_model.detectors.pair import Pair
-from npr_model.errors import reason
-from npr_model.imaging.errors import ImageError
 from npr_model.imaging.views import View
-from npr_model.scoring.rows import NOT_SCORED, Row
+from npr_model.scoring.decoding import Decoded
+from npr_model.scoring.rows import Row
 
 LARGE = 2  # an image with a side of more than so many of the encoder's input is large
 Judged = tuple[list[Row], list[float]]
+AskSecond = Callable[[Sequence[int]], list[float]]
 
 
 class Networks:
@@ -29,24 +29,27 @@ class Networks:
     Attributes:
         first: The network that sees the parts of every image.
         second: One that sees the parts of the images in doubt; None if there is none.
-        whole: Returns columns of the row from all pixels of an image, (H, W, 3) uint8, while it is decoded. None if no
-            network sees whole images. Raises ImageError.
+        views: Returns what an image encoder sees of all pixels of an image: (H, W, 3) -> (V, S, S, 3) uint8. None if
+            there is no encoder.
+        columns: Returns columns of the row from these views, while other images are decoded. None if the encoder is
+            asked later, by ``judge``. Raises RuntimeError or MemoryError.
     """
 
     def __init__(self, detector: DetectorNetwork) -> None:
         self.first: DetectorNetwork = detector
         self.second: DetectorNetwork | None = None
-        self.whole: Callable[[np.ndarray], dict[str, Any]] | None = None
+        self.views: Callable[[np.ndarray], np.ndarray] | None = None
+        self.columns: Callable[[np.ndarray], dict[str, Any]] | None = None
 
-    def judge(self, rows: list[Row], logits: list[float], ask_second: Callable[[Sequence[int]], list[float]]) -> Judged:
+    def judge(self, batch: Sequence[Decoded], logits: list[float], ask_second: AskSecond) -> Judged:
         """Return the rows of a batch with their columns, and the logits that count.
 
         Args:
-            rows: Without score.
+            batch: The images, with rows without score.
             logits: Of the first network.
             ask_second: Returns the second network's logits of the images with these numbers in the batch.
         """
-        return rows, logits
+        return [decoded.row for decoded in batch], logits
 
 
 class PairNetworks(Networks):
@@ -57,45 +60,66 @@ class PairNetworks(Networks):
         super().__init__(first)
         assert isinstance(encoder, Ojha)  # as a checkpoint's parts are checked
         encoder.check_ready()
-        self._pair, self.whole = pair, partial(_encoder_logit, encoder, pair.detail)
+        self._pair, self._encoder = pair, encoder
+        self.views, self.columns = self._views, self._logit
 
-    def judge(self, rows: list[Row], logits: list[float], ask_second: Callable[[Sequence[int]], list[float]]) -> Judged:
-        joined = [replace(row, logit_npr=logit) for row, logit in zip(rows, logits, strict=True)]
-        return joined, [self._pair.combined(row.logit_npr, row.logit_clip) for row in joined]  # type: ignore[arg-type]
+    def judge(self, batch: Sequence[Decoded], logits: list[float], ask_second: AskSecond) -> Judged:
+        rows = [replace(decoded.row, logit_npr=logit) for decoded, logit in zip(batch, logits, strict=True)]
+        return rows, [self._pair.combined(row.logit_npr, row.logit_clip) for row in rows]  # type: ignore[arg-type]
+
+    def _views(self, pixels: np.ndarray) -> np.ndarray:
+        whole = View("resize", self._encoder.side)
+        views, detail = [whole.apply(pixels)], self._pair.detail
+        if detail is not None and max(pixels.shape[:2]) > LARGE * self._encoder.side:
+            views.append(whole.apply(View("crop", detail).apply(pixels)))
+        return np.stack(views)
+
+    @torch.inference_mode()
+    def _logit(self, views: np.ndarray) -> dict[str, Any]:
+        """The column ``logit_clip``: the mean over the views, one after the other, as other threads have others."""
+        images = torch.from_numpy(views).permute(0, 3, 1, 2)
+        return {"logit_clip": float(np.float32(np.mean([self._encoder(image[None]).item() for image in images])))}
 
 
 class CascadeNetworks(Networks):
-    """The second network sees the images about which the first is in doubt."""
+    """The second detector sees the images about which the first network is in doubt."""
 
-    def __init__(self, cascade: Cascade) -> None:
-        super().__init__(cascade.parts[0])
-        self._cascade, self.second = cascade, cascade.parts[1]
+    def __init__(self, cascade: Cascade, workers: int) -> None:
+        first, second = cascade.parts
+        super().__init__(first)
+        self._cascade, self._asked, self._workers = cascade, networks_of(second, workers), workers
+        self.second, self.views = self._asked.first, self._asked.views
 
-    def judge(self, rows: list[Row], logits: list[float], ask_second: Callable[[Sequence[int]], list[float]]) -> Judged:
-        rows, logits = [replace(row, scored_by=self._cascade.first_checkpoint) for row in rows], logits.copy()
-        doubtful = [number for number, logit in enumerate(logits) if self._cascade.is_in_doubt(logit)]
+    def judge(self, batch: Sequence[Decoded], logits: list[float], ask_second: AskSecond) -> Judged:
+        cascade = self._cascade
+        rows = [replace(decoded.row, scored_by=cascade.first_checkpoint) for decoded in batch]
+        counted = [cascade.rescaled(logit) for logit in logits]
+        doubtful = [number for number, logit in enumerate(logits) if cascade.is_in_doubt(logit)]
         if doubtful:
-            for number, logit in zip(doubtful, ask_second(doubtful), strict=True):
-                rows[number], logits[number] = replace(rows[number], scored_by=self._cascade.second_checkpoint), logit
-        return rows, logits
+            asked = [
+                replace(decoded, row=replace(decoded.row, scored_by=cascade.second_checkpoint, **columns))
+                for decoded, columns in self._with_columns([batch[number] for number in doubtful])
+            ]
+            found = self._asked.judge(asked, ask_second(doubtful), ask_second)
+            for number, row, logit in zip(doubtful, *found, strict=True):
+                rows[number], counted[number] = row, logit
+        return rows, counted
+
+    def _with_columns(self, batch: list[Decoded]) -> list[tuple[Decoded, dict[str, Any]]]:
+        """Return the images with what the second detector's encoder says of them, if it has one."""
+        columns = self._asked.columns
+        if columns is None:
+            return [(decoded, {}) for decoded in batch]
+        views = [decoded.views for decoded in batch if decoded.views is not None]
+        with ThreadPoolExecutor(self._workers) as pool:  # the encoder uses one core for an image
+            return list(zip(batch, pool.map(columns, views), strict=True))
 
 
-def networks_of(detector: DetectorNetwork) -> Networks:
-    """Return the networks of a detector. Raises InputError if something that they need is not installed."""
+def networks_of(detector: DetectorNetwork, workers: int) -> Networks:
+    """Return the networks of a detector. Raises InputError if something that they need is not installed.
+
+    ``workers``: threads for an encoder that sees the images in doubt only.
+    """
     if isinstance(detector, Pair):
         return PairNetworks(detector)
-    return CascadeNetworks(detector) if isinstance(detector, Cascade) else Networks(detector)
-
-
-@torch.inference_mode()
-def _encoder_logit(encoder: Ojha, detail: int | None, pixels: np.ndarray) -> dict[str, Any]:
-    """The column ``logit_clip`` of (H, W, 3) uint8 pixels: the mean over the views that the encoder has of them."""
-    whole = View("resize", encoder.side)
-    views = [whole.apply(pixels)]
-    if detail is not None and max(pixels.shape[:2]) > LARGE * encoder.side:
-        views.append(whole.apply(View("crop", detail).apply(pixels)))
-    try:  # one after the other, as other images are decoded at the same time
-        logits = [encoder(torch.from_numpy(np.array(view)).permute(2, 0, 1)[None]).item() for view in views]
-    except (RuntimeError, MemoryError) as error:
-        raise ImageError(f"the image cannot be scored ({reason(error)})", NOT_SCORED) from error
-    return {"logit_clip": float(np.float32(np.mean(logits)))}
+    return CascadeNetworks(detector, workers) if isinstance(detector, Cascade) else Networks(detector)

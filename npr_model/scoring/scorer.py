@@ -98,18 +98,19 @@ class Scorer:
         model = checkpoint.model
         if dtype == torch.int8 and isinstance(model, JoinedNetwork):
             model.check_activation_steps()
-        self._networks = networks_of(model)
+        self.workers = workers or min(16, os.cpu_count() or 1)
+        self._networks = networks_of(model, self.workers)
         self.decoder = Decoder(
             view or checkpoint.metadata.view,
             checkpoint.model_id,
             model.grid_size,
             max_pixels,
             raw_previews,
-            self._networks.whole,
+            self._networks.views,
+            self._networks.columns,
         )
         self.checkpoint = checkpoint
         self.batch_size = batch_size
-        self.workers = workers or min(16, os.cpu_count() or 1)
         self.device = torch.device(device)
         calibration = calibration or checkpoint.metadata.calibration
         self.calibrated = calibration is not None
@@ -252,7 +253,7 @@ class Scorer:
 
         try:
             of_parts, seconds = logits()
-            rows, means = self._networks.judge([decoded.row for decoded in batch], _means(batch, of_parts), ask_second)
+            rows, means = self._networks.judge(batch, _means(batch, of_parts), ask_second)
         except BackendError:
             raise
         except (RuntimeError, MemoryError) as error:

@@ -37,12 +37,13 @@ def test_evaluate_uses_every_image_and_says_what_it_leaves_out(npr, labelled, tm
     assert list(result["left_out"]) == [str(root / "gan/0_real/notes.txt")]
     for text in (out, page.read_text()):
         assert "Warning: 1 file was left out: " in text and "notes.txt (not an image" in text
-    for command in ("audit", "robustness", "compare"):
-        options = {"audit": [], "robustness": ["--perturb", "png", "--checkpoint", checkpoint]}.get(
-            command, ["--checkpoint", checkpoint]
-        )
-        folder = [] if command == "audit" else ["-o", tmp_path / command]
-        code, _, err = npr(command, root, *options, *folder)
+    commands = [
+        ("audit", root),
+        ("robustness", root, "--perturb", "png", "--checkpoint", checkpoint, "-o", tmp_path / "robustness"),
+        ("compare", "--evaluate", root, "--checkpoint", checkpoint, "-o", tmp_path / "comparison"),
+    ]
+    for command in commands:
+        code, _, err = npr(*command)
         assert code == 0 and "1 file was left out: " in err and "notes.txt (not an image" in err
 
 

@@ -2,13 +2,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 
+from npr_model import checkpoints
+from npr_model.checkpoints import Metadata
 from npr_model.detectors import cnndetection, gandetection
 from npr_model.detectors import encoder as encoders
 from npr_model.detectors.layers import efficientnet
 from npr_model.detectors.layers.resnet import resnet_stage
+from npr_model.detectors.ojha import Ojha
+from npr_model.detectors.pair import Pair
+from npr_model.imaging.views import View
+from tests.model.conftest import make_detector
 from tests.model.detectors.encoders import write
 
 
@@ -51,3 +59,22 @@ def small_efficientnet(monkeypatch: pytest.MonkeyPatch) -> None:
             "expand_ratios": [1, 4],
         },
     )
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Path:
+    """A pair with its parts beside it."""
+    clip = Ojha()
+    clip.fit(np.random.default_rng(0).normal(size=(20, clip.width)), np.arange(20) % 2)
+    clip.fc.weight.mul_(1000)  # the embeddings of all images of noise are similar
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    parts = []
+    for name, model in {"traces": make_detector(), "content": clip.eval()}.items():
+        checkpoints.save(folder / f"{name}.safetensors", model, Metadata(name=name))
+        parts.append(checkpoints.load(folder / f"{name}.safetensors"))
+    pair = Pair(*(part.model for part in parts), *(part.model_id for part in parts), detail=256)
+    pair.combine.weight.copy_(torch.tensor([[0.3, 2.0]]))
+    pair.combine.bias.fill_(-0.5)
+    checkpoints.save(folder / "both.safetensors", pair, Metadata(name="both", view=View("sample", 16, 2)))
+    return folder / "both.safetensors"

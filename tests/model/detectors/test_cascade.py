@@ -13,6 +13,7 @@ import npr_model
 from npr_model import checkpoints
 from npr_model.checkpoints import CheckpointError, Metadata
 from npr_model.detectors.cascade import Cascade
+from npr_model.detectors.encoder import Encoder
 from npr_model.detectors.ojha import Ojha
 from npr_model.imaging.views import View
 from npr_model.scoring.scorer import Scorer
@@ -110,6 +111,54 @@ def test_it_is_calibrated_and_evaluated(npr, cascade, labelled):
     assert npr("evaluate", root, "--checkpoint", calibrated)[0] == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_second_detector_may_have_an_encoder(pair, pictures, workers):
+    """It is asked about the images in doubt only, and the other logits are brought to its scale."""
+    folder = pair.parent
+    checkpoints.save(folder / "quick.safetensors", make_detector(size="fast"), Metadata(name="quick"))
+    first, second = (checkpoints.load(path) for path in (folder / "quick.safetensors", pair))
+    view = str(second.metadata.view)
+    low, high = middle_third(folder / "quick.safetensors", pictures, view)
+    joined = Cascade(first.model, second.model, first.model_id, second.model_id, low, high, scale=0.5, shift=-1.0)
+    checkpoints.save(folder / "asked.safetensors", joined, Metadata(name="asked", view=second.metadata.view))
+    alone = {
+        name: {
+            score.source: score for score in npr_model.load(folder / f"{name}.safetensors", view=view).score(pictures)
+        }
+        for name in ("quick", "both")
+    }
+    asked = 0
+    for score in npr_model.load(folder / "asked.safetensors", workers=workers).score(pictures):
+        by_first, by_second = (alone[name][score.source] for name in ("quick", "both"))
+        if low <= by_first.logit <= high:
+            columns = ("logit", "logit_npr", "logit_clip")
+            assert [getattr(score, name) for name in columns] == [getattr(by_second, name) for name in columns]
+            assert score.scored_by == second.model_id
+            asked += 1
+        else:
+            assert score.logit == pytest.approx(0.5 * by_first.logit - 1, abs=1e-6)
+            assert score.scored_by == first.model_id and score.logit_clip is score.logit_npr is None
+    assert asked == COUNT // 3
+
+
+def test_an_encoder_that_fails_later_is_an_error_of_its_images(pair, pictures, monkeypatch):
+    folder = pair.parent
+    checkpoints.save(folder / "quick.safetensors", make_detector(size="fast"), Metadata(name="quick"))
+    first, second = (checkpoints.load(path) for path in (folder / "quick.safetensors", pair))
+    low, high = middle_third(folder / "quick.safetensors", pictures, str(second.metadata.view))
+    joined = Cascade(first.model, second.model, first.model_id, second.model_id, low, high)
+    checkpoints.save(folder / "asked.safetensors", joined, Metadata(name="asked", view=second.metadata.view))
+    detector = npr_model.load(folder / "asked.safetensors")
+
+    def fail(self, image):
+        raise MemoryError("bad allocation")
+
+    monkeypatch.setattr(Encoder, "_embed", fail)
+    failed = [score for score in detector.score(pictures) if score.error is not None]
+    assert [score.error for score in failed] == ["the image cannot be scored (bad allocation)"] * (COUNT // 3)
+    assert {score.logit_npr for score in failed} == {score.scored_by for score in failed} == {None}
+
+
 @pytest.mark.parametrize("command", ["explain", "export"])
 def test_what_needs_one_network_says_so(command, npr, cascade, pictures, tmp_path):
     arguments = [pictures[0], "-o", tmp_path / "x"] if command == "explain" else ["-o", tmp_path / "x.onnx"]
@@ -123,8 +172,11 @@ def test_what_needs_one_network_says_so(command, npr, cascade, pictures, tmp_pat
         ({"low": 2.0, "high": 1.0}, "low at most high, got 2.0 and 1.0"),
         ({"low": "0", "high": "1"}, "low and high must be numbers"),
         ({"low": False, "high": True}, "low and high must be numbers"),
+        ({"low": float("-inf")}, "low and high must be numbers"),
+        ({"scale": -1.0}, "scale must be a positive number, and shift a number, got -1.0 and 0.0"),
+        ({"shift": "1"}, "scale must be a positive number, and shift a number, got 1.0 and '1'"),
         ({"first_checkpoint": "absent@0123456789ab"}, "there is no checkpoint 'absent'"),
-        ({"second_checkpoint": "other@"}, "joins npr and npr, not npr and ojha"),
+        ({"second_checkpoint": "other@"}, "joins npr and npr or pair, not npr and ojha"),
         ({"second_checkpoint": "three@"}, "have cells of 2 and 3 pixels"),
     ],
 )

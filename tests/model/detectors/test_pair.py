@@ -6,7 +6,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -14,32 +13,10 @@ from PIL import Image
 
 import npr_model
 from npr_model import checkpoints
-from npr_model.checkpoints import CheckpointError, Metadata
+from npr_model.checkpoints import CheckpointError
 from npr_model.detectors.encoder import FILE_VARIABLE, Encoder
-from npr_model.detectors.ojha import Ojha
-from npr_model.detectors.pair import Pair
-from npr_model.imaging.views import View
-from tests.model.conftest import make_detector, noise
+from tests.model.conftest import noise
 from tests.model.detectors.encoders import write
-
-
-@pytest.fixture
-def pair(tmp_path) -> Path:
-    """A pair with its parts beside it."""
-    clip = Ojha()
-    clip.fit(np.random.default_rng(0).normal(size=(20, clip.width)), np.arange(20) % 2)
-    clip.fc.weight.mul_(1000)  # the embeddings of all images of noise are similar
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    parts = []
-    for name, model in {"traces": make_detector(), "content": clip.eval()}.items():
-        checkpoints.save(folder / f"{name}.safetensors", model, Metadata(name=name))
-        parts.append(checkpoints.load(folder / f"{name}.safetensors"))
-    pair = Pair(*(part.model for part in parts), *(part.model_id for part in parts), detail=256)
-    pair.combine.weight.copy_(torch.tensor([[0.3, 2.0]]))
-    pair.combine.bias.fill_(-0.5)
-    checkpoints.save(folder / "both.safetensors", pair, Metadata(name="both", view=View("sample", 16, 2)))
-    return folder / "both.safetensors"
 
 
 @pytest.fixture
@@ -100,10 +77,8 @@ def test_it_is_calibrated_evaluated_and_compared(npr, pair, labelled, tmp_path):
     loaded = checkpoints.load(calibrated)
     assert loaded.metadata.calibration.points[0].photographs == 20
     assert npr("evaluate", root, "--checkpoint", calibrated)[0] == 0
-    code, _, _ = npr(
-        "compare", root, "-c", calibrated, "-c", pair.with_name("content.safetensors"), "-o", tmp_path / "c"
-    )
-    assert code == 0
+    content, output = pair.with_name("content.safetensors"), tmp_path / "c"
+    assert npr("compare", "--evaluate", root, "-c", calibrated, "-c", content, "-o", output)[0] == 0
     rows = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert [row["detector"] for row in rows] == ["NPR + Ojha", "Ojha"]
 
