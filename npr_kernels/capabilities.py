@@ -15,6 +15,11 @@ def cpu_capability() -> str | None:
     return None if extension.LOAD_ERROR else torch.ops.npr_kernels.cpu_capability()
 
 
+def has_vnni() -> bool:
+    """Return whether the processor sums products of int8 in 32 bits (VNNI); also False where nothing was compiled."""
+    return not extension.LOAD_ERROR and torch.ops.npr_kernels.max_quantised_value() == 255
+
+
 @constant
 def gpu_capability(device: torch.device) -> tuple[int, int]:
     """Return the CUDA compute capability of ``device``, e.g. (9, 0) for an H100."""

@@ -10,8 +10,9 @@ So the vector of an image can be read off inside the encoder, at the same cost.
 
 Two things make the embeddings of an int8 encoder depend on more than the image, and are switched off here. On x86
 processors without VNNI, ONNX Runtime multiplies int8 with 16-bit sums that overflow: the embeddings of this encoder
-then have a cosine of about 0.4 to the right ones. And the activations get one quantisation scale per batch, so every
-image is a batch of its own; images run in parallel, each in one thread.
+then have a cosine of about 0.4 to the right ones. Its exact way takes twice as long, so it is used only there. And the
+activations get one quantisation scale per batch, so every image is a batch of its own; images run in parallel, each in
+one thread.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from npr_kernels import capabilities
 from npr_model.errors import InputError, reason
 
 FILE_VARIABLE = "NPR_MODEL_ENCODER"  # names an ONNX file to use instead of the default encoder
@@ -182,7 +184,8 @@ def _open(path: Path, sha256: str, tokens: tuple[str, ...]) -> Encoder:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors; warnings would fill the terminal
-    options.add_session_config_entry("session.x64quantprecision", "1")  # no sums that overflow
+    if not capabilities.has_vnni():
+        options.add_session_config_entry("session.x64quantprecision", "1")  # no sums that overflow
     try:
         model = path.read_bytes() + _more_outputs(tokens) if tokens else path
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from npr_kernels import capabilities
 from npr_model import checkpoints, cli
 from npr_model.checkpoints import CheckpointError, Metadata
 from npr_model.detectors import encoder as encoders
@@ -199,3 +200,17 @@ def test_clip_embeds_what_it_embeds_elsewhere(monkeypatch):
     assert (encoder.side, encoder.width) == (224, model.width)
     assert encoders.load(model.encoder).width == 512
     checkpoints.load("clip-3").model.check_ready()
+
+
+@needs_clip
+@pytest.mark.skipif(not capabilities.has_vnni(), reason="the processor has no VNNI, so only the exact way is used")
+def test_the_fast_way_of_onnx_runtime_is_exact_with_vnni(monkeypatch):
+    monkeypatch.delenv(encoders.FILE_VARIABLE)
+    pixels = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
+    found = []
+    for vnni in (True, False):
+        encoders._open.cache_clear()
+        monkeypatch.setattr(capabilities, "has_vnni", lambda vnni=vnni: vnni)
+        found.append(encoders.load(encoders.CLIP_SHA256, encoders.CLIP_TOKENS).embed(pixels))
+    encoders._open.cache_clear()
+    assert np.array_equal(*found)
