@@ -140,6 +140,7 @@ COLUMNS = {
     "±": Column("iqr_ms", three_digits, documented=False),
     "us an image": Column("microseconds_an_image", three_digits),
     "images/s": Column("images_per_second", three_digits),
+    "images/s of the networks": Column("network_images_per_second", three_digits),
     "x eager": Column("ratio_to_reference", "{:.1f}".format),
     "GFLOP/s": Column("gflops", three_digits, documented=False),
     "of FMA peak": Column("share_of_fma_peak", percent),
@@ -190,4 +191,5 @@ def _verdict(row: dict) -> str:
     if "error" in row:
         colour = "green" if row["parity"] == "green" else "red"
         return f"[{colour}]{row['parity']}[/] {row['error']:.2g} / {row['allowed_error']:.2g}"
-    return f"{row['parity']}: {escape(textwrap.shorten(row['note'], 120))}"
+    note = textwrap.shorten(row.get("note", ""), 120)
+    return f"{row['parity']}: {escape(note)}" if note else row["parity"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import MappingProxyType
 
 import numpy as np
@@ -23,19 +22,17 @@ class Cascade(JoinedNetwork):
         first, second: The parts: the fast network and the better detector, a network or a pair with an image encoder.
         first_checkpoint, second_checkpoint: Their checkpoints, as name@digest.
         low, high: Logits of the first network that are in doubt, both included.
-        scale, shift: Where the first network's logit counts, it becomes scale * logit + shift, so that both parts have
-            logits of one scale. Default: the logit stays as it is.
 
     Attributes:
         parts: Both networks. They are not among the cascade's own weights, since they have checkpoints of their own.
 
     Raises:
-        ValueError: A number is not one, ``low`` is above ``high``, ``scale`` is not positive, or the parts have cells
-            of different sizes.
+        ValueError: ``low`` and ``high`` are not numbers, the first at most the second, or the parts have cells of
+            different sizes.
     """
 
     detector, paper_name = "cascade", "NPR cascade"
-    architecture = ("first_checkpoint", "second_checkpoint", "low", "high", "scale", "shift")
+    architecture = ("first_checkpoint", "second_checkpoint", "low", "high")
     joins = MappingProxyType({"first_checkpoint": ("npr",), "second_checkpoint": ("npr", "pair")})
 
     def __init__(
@@ -46,40 +43,26 @@ class Cascade(JoinedNetwork):
         second_checkpoint: str,
         low: float,
         high: float,
-        scale: float = 1.0,
-        shift: float = 0.0,
     ) -> None:
         super().__init__()
-        if not all(map(_is_number, (low, high))) or not low <= high:
+        if any(isinstance(end, bool) or not isinstance(end, int | float) for end in (low, high)) or not low <= high:
             raise ValueError(f"low and high must be numbers, low at most high, got {low!r} and {high!r}")
-        if not all(map(_is_number, (scale, shift))) or not scale > 0:
-            raise ValueError(f"scale must be a positive number, and shift a number, got {scale!r} and {shift!r}")
         if first.grid_size != second.grid_size:
             raise ValueError(f"the parts have cells of {first.grid_size} and {second.grid_size} pixels")
         self.parts = (first, second)
         self.first_checkpoint, self.second_checkpoint = first_checkpoint, second_checkpoint
         self.low, self.high = (float(np.float32(end)) for end in (low, high))  # as logits are float32
-        self.scale, self.shift = float(scale), float(shift)
         self.grid_size = first.grid_size
 
     def is_in_doubt(self, logit: float) -> bool:
         """Return whether the second network is asked, given the logit of the first."""
         return self.low <= logit <= self.high
 
-    def rescaled(self, logit: float) -> float:
-        """Return what the first network's logit becomes where it counts, rounded to float32."""
-        return float(np.float32(self.scale * logit + self.shift))
-
     def forward(self, images: Tensor) -> Tensor:
         """Decide for each of the images by its own logit. In a screening the mean over an image's tiles decides."""
         first, second = (part.to(images.device) for part in self.parts)
         logits = first(images)
         doubtful = ((logits >= self.low) & (logits <= self.high)).flatten()
-        rescaled = self.scale * logits + self.shift
         if not doubtful.any():
-            return rescaled
-        return torch.index_put(rescaled, (doubtful,), second(images[doubtful]).to(rescaled.dtype))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            return logits
+        return torch.index_put(logits, (doubtful,), second(images[doubtful]).to(logits.dtype))

@@ -93,7 +93,7 @@ class CascadeNetworks(Networks):
     def judge(self, batch: Sequence[Decoded], logits: list[float], ask_second: AskSecond) -> Judged:
         cascade = self._cascade
         rows = [replace(decoded.row, scored_by=cascade.first_checkpoint) for decoded in batch]
-        counted = [cascade.rescaled(logit) for logit in logits]
+        counted = logits.copy()
         doubtful = [number for number, logit in enumerate(logits) if cascade.is_in_doubt(logit)]
         if doubtful:
             asked = [

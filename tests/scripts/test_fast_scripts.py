@@ -54,7 +54,7 @@ def test_crops_are_parts_of_the_image(suffix, tmp_path, monkeypatch, capsys):
     assert decode(written[5].read_bytes()).pixels.shape == (120, 256, 3)
 
 
-def test_the_fewest_images_are_sent_on():
+def test_images_in_doubt_are_chosen():
     """A first network that is blind near 0 and right elsewhere: those near 0 must go on, and hardly any others."""
     generator = np.random.default_rng(0)
     labels = np.arange(400) % 2
@@ -62,8 +62,15 @@ def test_the_fewest_images_are_sent_on():
     second = (2 * labels - 1) * 3 + generator.normal(size=400)
     blind = generator.random(400) < 0.3
     first = np.where(blind, generator.normal(size=400) * 0.1, second)
-    low, high, share = make_cascade.choose(samples, [first, first], [second, second])
-    assert low < high and 0.2 < share < 0.45
-    assert make_cascade.mean_auc(samples, make_cascade.joined(first, second, low, high)) > 0.99
+
+    def auc(low, high):
+        return make_cascade.mean_auc(samples, make_cascade.joined(first, second, low, high))
+
+    low, high = make_cascade.choose(samples, [first, first], [second, second])
+    assert low < high and 0.2 < make_cascade.shares([first], low, high)[0] < 0.45 and auc(low, high) > 0.99
     useless = generator.normal(size=400)
-    assert make_cascade.choose(samples, [useless, 30 * useless - 3], [second, second])[2] > 0.9
+    whole = make_cascade.choose(samples, [useless, 30 * useless - 3], [second, second])
+    assert make_cascade.shares([useless], *whole)[0] > 0.9
+    few = make_cascade.choose(samples, [first, first / 2], [second, second], most=0.15)
+    assert max(make_cascade.shares([first, first / 2], *few)) <= 0.15
+    assert auc(1e9, 1e9) < auc(*few) < auc(low, high)
