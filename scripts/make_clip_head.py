@@ -3,7 +3,7 @@
     python -m scripts.make_clip_head ORIGINALS CROPS -o npr_model/weights/clip-3.safetensors
 
 ORIGINALS and CROPS hold <family>/{0_real,1_fake}. NPR_MODEL_EMBEDDINGS=FILE keeps the embeddings for later runs, which
-takes most of the time: about a third of a second an image on one core, for 11,700 images.
+takes most of the time: 0.1 to 0.3 seconds an image on one core, for 11,700 images.
 
 A probe easily learns content instead of traces, as galleries of generated images show other things than folders of
 photographs. Against it, every family of generators and every source of real images counts equally within its class, so

@@ -1,4 +1,5 @@
-"""Prints the card of the bundled checkpoint npr+clip as Markdown: how both parts and the pair do on the same images.
+"""Prints the card of the bundled checkpoint npr+clip as Markdown: how the pair, its parts, and the cascade that asks the
+pair in doubt only do on the same images.
 
     python -m scripts.make_pair_card VALIDATION --training TRAINING > npr_model/weights/npr+clip.md
 
@@ -14,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from npr_model import checkpoints
 from npr_model.datasets.folders import FAKE, REAL, Sample, find_samples
+from npr_model.detectors.cascade import Cascade
 from npr_model.detectors.pair import Pair
 from npr_model.evaluation.evaluate import Scores, evaluate, mean
 from npr_model.evaluation.metrics import Metrics
@@ -27,33 +30,43 @@ from npr_model.scoring.scorer import Scorer
 from npr_model.verdicts import Calibration
 from scripts.make_card import CONDITIONS, LARGE, calibrated, interval
 
-NAME = "npr+clip"
+NAME, CASCADE = "npr+clip", "cascade+clip"
 MADE_BY_PEOPLE = {"painting": "paintings", "drawing": "drawings", "cgi": "renderings", "screenshot": "screenshots"}
 PHOTOGRAPHS = "photographs and scans"
 
 
 @dataclass(frozen=True)
+class Scored:
+    """An image, with its row of the pair and its row of the cascade."""
+
+    sample: Sample
+    pair: Row
+    cascade: Row
+
+
+@dataclass(frozen=True)
 class Contender:
-    """A checkpoint, and its logit in the rows of the pair."""
+    """A checkpoint, and its logit of an image."""
 
     name: str
     calibration: Calibration
-    logit: Callable[[Row], float | None]
+    logit: Callable[[Scored], float | None]
 
-    def scores(self, real: Sequence[Row], fake: Sequence[Row]) -> Scores:
-        return Scores(*(np.sort(np.array([self.logit(row) for row in rows], float)) for rows in (real, fake)))
+    def scores(self, real: Sequence[Scored], fake: Sequence[Scored]) -> Scores:
+        return Scores(*(np.sort(np.array([self.logit(image) for image in images], float)) for images in (real, fake)))
 
-    def flags(self, row: Row) -> bool:
-        logit = self.logit(row)
-        return logit is not None and self.calibration.of(row.condition).verdict(logit) == "generated"
+    def flags(self, image: Scored) -> bool:
+        logit = self.logit(image)
+        return logit is not None and self.calibration.of(image.pair.condition).verdict(logit) == "generated"
 
 
 def contenders() -> list[Contender]:
     pair = checkpoints.load(NAME)
     assert isinstance(pair.model, Pair)
-    names = {NAME: lambda row: row.logit}
-    names |= {pair.model.npr_checkpoint.partition("@")[0]: lambda row: row.logit_npr}
-    names |= {pair.model.clip_checkpoint.partition("@")[0]: lambda row: row.logit_clip}
+    names = {NAME: lambda image: image.pair.logit}
+    names |= {pair.model.npr_checkpoint.partition("@")[0]: lambda image: image.pair.logit_npr}
+    names |= {pair.model.clip_checkpoint.partition("@")[0]: lambda image: image.pair.logit_clip}
+    names |= {CASCADE: lambda image: image.cascade.logit}
     found = [(name, checkpoints.load(name).metadata.calibration, logit) for name, logit in names.items()]
     return [Contender(name, calibration or Calibration(), logit) for name, calibration, logit in found]
 
@@ -64,19 +77,19 @@ def kind(group: str) -> str:
 
 
 def separation(
-    contender: Contender, by_group: Mapping[tuple[str, int], list[Row]], trained: Collection[str]
+    contender: Contender, by_group: Mapping[tuple[str, int], list[Scored]], trained: Collection[str]
 ) -> tuple[str, ...]:
     """The numbers of a row of the first table.
 
     The mean AUC of the large families, and of those not in ``trained``, and the share found, each against all real
     images; the real images with the verdict "generated"; and the mean AUC on equal content.
     """
-    reals = [row for (_, label), rows in by_group.items() if label == REAL for row in rows]
-    fakes = {group: rows for (group, label), rows in by_group.items() if label == FAKE and len(rows) >= LARGE}
-    whole = mean([contender.scores(reals, rows) for rows in fakes.values()], 0.0)
-    unseen = mean([contender.scores(reals, rows) for group, rows in fakes.items() if group not in trained], 0.0)
+    reals = [image for (_, label), images in by_group.items() if label == REAL for image in images]
+    fakes = {group: images for (group, label), images in by_group.items() if label == FAKE and len(images) >= LARGE}
+    whole = mean([contender.scores(reals, images) for images in fakes.values()], 0.0)
+    unseen = mean([contender.scores(reals, images) for group, images in fakes.items() if group not in trained], 0.0)
     equal = [
-        contender.scores(by_group[group, REAL], rows) for group, rows in fakes.items() if (group, REAL) in by_group
+        contender.scores(by_group[group, REAL], images) for group, images in fakes.items() if (group, REAL) in by_group
     ]
     own = mean(equal, 0.0)
     assert whole is not None and unseen is not None and own is not None  # as there are images of both classes
@@ -94,22 +107,28 @@ def auc(metrics: Metrics) -> str:
     return f"{percent(metrics.roc_auc)} ({percent(low)}-{percent(high)})"
 
 
-def flagged(contender: Contender, rows: Sequence[Row]) -> str:
-    count = sum(map(contender.flags, rows))
-    low, high = interval(count, len(rows))
-    return f"{percent(count / len(rows))} ({percent(low)}-{percent(high)})"
+def flagged(contender: Contender, images: Sequence[Scored]) -> str:
+    count = sum(map(contender.flags, images))
+    low, high = interval(count, len(images))
+    return f"{percent(count / len(images))} ({percent(low)}-{percent(high)})"
 
 
-def tables(rows: Mapping[str, Sequence[tuple[Sample, Row]]], trained: Collection[str]) -> list[Table]:
-    """The tables for the rows of each condition."""
-    apart, wrong = [], []
-    for condition, scored in rows.items():
-        by_group: dict[tuple[str, int], list[Row]] = {}
-        by_kind: dict[str, list[Row]] = {}
-        for sample, row in scored:
-            by_group.setdefault((sample.group, sample.label), []).append(row)
-            if sample.label == REAL:
-                by_kind.setdefault(kind(sample.group), []).append(row)
+def share_asked(images: Sequence[Scored]) -> float:
+    """The share of the images for which the cascade asked the pair."""
+    return float(np.mean([image.cascade.scored_by == image.pair.model for image in images]))
+
+
+def tables(images: Mapping[str, Sequence[Scored]], trained: Collection[str]) -> list[Table]:
+    """The tables for the images of each condition."""
+    apart, wrong, asked = [], [], []
+    for condition, scored in images.items():
+        asked.append(f"{percent(share_asked(scored))} % ({condition})")
+        by_group: dict[tuple[str, int], list[Scored]] = {}
+        by_kind: dict[str, list[Scored]] = {}
+        for image in scored:
+            by_group.setdefault((image.sample.group, image.sample.label), []).append(image)
+            if image.sample.label == REAL:
+                by_kind.setdefault(kind(image.sample.group), []).append(image)
         everyone = contenders()
         apart += [(condition, one.name, *separation(one, by_group, trained)) for one in everyone]
         for name, own in sorted(by_kind.items(), key=lambda pair: -len(pair[1])):
@@ -117,8 +136,9 @@ def tables(rows: Mapping[str, Sequence[tuple[Sample, Row]]], trained: Collection
     names = [one.name for one in contenders()]
     title = f"Families with {LARGE} images or more against all real images"
     columns = ("images", "checkpoint", "AUC", "AUC, never trained on", "found at 5 %", "real images called generated")
+    note = f"Images for which `{CASCADE}` asked `{NAME}`: {', '.join(asked)}."
     return [
-        Table(title, (*columns, "AUC, equal content"), tuple(apart)),
+        Table(title, (*columns, "AUC, equal content"), tuple(apart), (note,)),
         Table('Real images with the verdict "generated"', ("images", "kind", "number", *names), tuple(wrong)),
     ]
 
@@ -127,7 +147,9 @@ def card(measured: Sequence[Table]) -> str:
     loaded = checkpoints.load(NAME)
     assert isinstance(loaded.model, Pair)
     npr, clip = loaded.model.combine.weight[0].tolist()
-    probe = checkpoints.load(loaded.model.clip_checkpoint.partition("@")[0])
+    probe, cascade = checkpoints.load(loaded.model.clip_checkpoint.partition("@")[0]), checkpoints.load(CASCADE).model
+    assert isinstance(cascade, Cascade)
+    first = cascade.first_checkpoint.partition("@")[0]
     parts = [
         f"# Checkpoint `{NAME}`",
         f"- SHA-256: `{loaded.sha256}`\n"
@@ -138,6 +160,8 @@ def card(measured: Sequence[Table]) -> str:
         f"central {loaded.model.detail}x{loaded.model.detail} pixels of an image with a side longer than 448. Licence: "
         f"{loaded.metadata.licence}.\n"
         f"- {calibrated(loaded.metadata.calibration)}",
+        f"`{CASCADE}` scores every image with `{first}`, and asks `{NAME}` where the logit of `{first}` lies in "
+        f"{cascade.low:.3f} .. {cascade.high:.3f}. The checkpoint has thresholds of its own.",
         "A score is a hint, not a proof. The encoder also judges what a picture shows. So a picture by people that "
         'shows what generators often make can get the verdict "generated", and a generated picture that looks like a '
         "photograph can pass.",
@@ -159,12 +183,17 @@ def main() -> None:
     arguments = parser.parse_args()
     samples = find_samples(arguments.validation)
     by_source = {str(sample.path): sample for sample in samples}
-    scorer = Scorer(checkpoints.load(NAME))
+    scorers = [Scorer(checkpoints.load(name), dtype=torch.float32) for name in (NAME, CASCADE)]
     found = {}
     for condition, steps in CONDITIONS.items():
-        rows: list[Row] = []
-        evaluate(scorer, samples, perturbation=Perturbation.parse(steps) if steps else None, on_row=rows.append)
-        found[condition] = [(by_source[row.source], row) for row in rows if row.error is None]
+        change = Perturbation.parse(steps) if steps else None
+        scored: list[dict[str, Row]] = []
+        for scorer in scorers:
+            rows: list[Row] = []
+            evaluate(scorer, samples, perturbation=change, on_row=rows.append)
+            scored.append({row.source: row for row in rows if row.error is None})
+        pair, cascade = scored
+        found[condition] = [Scored(by_source[name], pair[name], cascade[name]) for name in pair if name in cascade]
     trained = {path.name for path in arguments.training.iterdir()}
     print(card(tables(found, trained)), end="")
 

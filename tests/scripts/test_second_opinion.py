@@ -16,7 +16,7 @@ from npr_model.imaging.views import View
 from npr_model.scoring.rows import Row
 from npr_model.verdicts import Calibration
 from scripts import make_clip_head, make_pair_card
-from scripts.make_pair_card import Contender
+from scripts.make_pair_card import Contender, Scored
 from tests.model.conftest import encoded, noise
 from tests.model.detectors.encoders import write
 
@@ -86,23 +86,29 @@ def test_kinds_of_real_images(group, kind):
 
 
 def test_the_tables_measure_each_part(monkeypatch):
-    def rows(label: int, npr: float, clip: float) -> list[tuple[Sample, Row]]:
-        noise = np.linspace(-0.1, 0.1, 10)
+    def images(label: int, npr: float, clip: float) -> list[Scored]:
         return [
-            (
+            Scored(
                 Sample(Path("x"), label, "cgi_gan"),
-                Row("x", logit=npr + clip + x, logit_npr=npr + x, logit_clip=clip + x),
+                Row("x", model="both@1", logit=npr + clip + x, logit_npr=npr + x, logit_clip=clip + x),
+                Row("x", logit=npr + x, scored_by="both@1" if x > 0 else "npr@1"),
             )
-            for x in noise
+            for x in np.linspace(-0.1, 0.1, 10)
         ]
 
-    parts = {"both": lambda row: row.logit, "npr": lambda row: row.logit_npr, "clip": lambda row: row.logit_clip}
+    parts = {
+        "both": lambda image: image.pair.logit,
+        "npr": lambda image: image.pair.logit_npr,
+        "clip": lambda image: image.pair.logit_clip,
+        "cascade": lambda image: image.cascade.logit,
+    }
     everyone = [Contender(name, Calibration(threshold=0.5), logit) for name, logit in parts.items()]
     monkeypatch.setattr(make_pair_card, "contenders", lambda: everyone)
-    scored = rows(REAL, 0, 1) + rows(FAKE, 0, 2)
+    scored = images(REAL, 0, 1) + images(FAKE, 0, 2)
     apart, wrong = make_pair_card.tables({"as they are": scored}, {"another family"})
-    assert [row[1] for row in apart.rows] == ["both", "npr", "clip"]
+    assert [row[1] for row in apart.rows] == list(parts)
     for column in (2, 3):
-        assert [row[column].partition(" ")[0] for row in apart.rows] == ["100.0", "50.0", "100.0"]
-    assert [row[5].partition(" ")[0] for row in apart.rows] == ["100.0", "0.0", "100.0"]
-    assert [cell.partition(" ")[0] for cell in wrong.rows[0]] == ["as", "renderings", "10", "100.0", "0.0", "100.0"]
+        assert [row[column].partition(" ")[0] for row in apart.rows] == ["100.0", "50.0", "100.0", "50.0"]
+    assert [row[5].partition(" ")[0] for row in apart.rows] == ["100.0", "0.0", "100.0", "0.0"]
+    assert [cell.partition(" ")[0] for cell in wrong.rows[0][:5]] == ["as", "renderings", "10", "100.0", "0.0"]
+    assert apart.notes == ("Images for which `cascade+clip` asked `npr+clip`: 50.0 % (as they are).",)
