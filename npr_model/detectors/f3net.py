@@ -91,9 +91,10 @@ class MixBlock(nn.Module):
         super().__init__()
         self.queries = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(2))
         self.keys = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(2))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(2))
-        for norm in self.norms:
+        norms = [nn.BatchNorm2d(channels) for _ in range(2)]
+        for norm in norms:
             nn.init.zeros_(norm.weight)
+        self.norms = nn.ModuleList(norms)
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         maps = first, second
