@@ -54,8 +54,8 @@ class Patchfor(PixelNetwork):
     ==================  ==========  ===================  ==========
 
     The layers are those of the authors' ``customnet.py``, which also takes other stages, other ResNets and all blocks
-    of Xception. They chose the depth by validation. Block 2 of Xception is the one that their README trains and shows,
-    so it is the default here.
+    of Xception. Their scripts train the first stage of ResNet-18 and all five blocks of Xception. Block 2 of Xception
+    is the one of the examples in their README, so it is the default here.
 
     Departures from the authors: One logit for each patch, not two scores, which is the same model. Images are
     normalised by ImageNet's statistics, not by 0.5, and are not resized to 299 or 224 pixels. Sides shorter than 7
