@@ -11,8 +11,11 @@ from npr_model.detectors.layers.resnet import resnet_stage
 class CNNDetection(PixelNetwork):
     """A whole ResNet-50 on pixels: 23,510,081 parameters, with the state-dict names of torchvision and the authors.
 
-    The authors start from ImageNet weights and train with blur and JPEG: see ``start``, ``blur_probability`` and
-    ``jpeg_probability`` of :class:`npr_model.training.config.TrainConfig`.
+    The authors start from ImageNet weights: see ``start`` of :class:`npr_model.training.config.TrainConfig`. Theirs are
+    these fields of it: ``blur_sigma`` (0, 3), ``jpeg_quality`` (30, 100), ``blur_probability`` and ``jpeg_probability``
+    0.5 or 0.1, ``crop_size`` 224 and ``learning_rate`` 1e-4. They divide the learning rate by 10 whenever the accuracy
+    on validation images stops growing, where ``decay`` follows a fixed plan, and encode JPEG with OpenCV or Pillow, at
+    random.
     """
 
     detector, paper_name = "cnndetection", "CNNDetection"

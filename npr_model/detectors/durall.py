@@ -13,15 +13,22 @@ from torch import Tensor, nn
 
 from npr_model.detectors.base import LUMA, PixelNetwork
 
-RINGS = 88  # length of the authors' spectra
+RINGS = 88  # length of the authors' spectra for images of 128x128 pixels
 _EPSILON = 1e-8  # the authors' value, far below the spectrum of any 8-bit image
 
 
 class Durall(PixelNetwork):
     """Logistic regression on an image's azimuthally averaged power spectrum, fitted by scikit-learn.
 
-    The features are the authors' one-dimensional spectrum: the luma's spectrum in decibels, averaged over rings of
-    equal width in cycles per pixel, minus its first ring. So images of any size have a frequency at the same place.
+    The features are the authors' one-dimensional spectrum: the luma's spectrum in decibels without frequency 0,
+    averaged over rings, relative to its first ring.
+
+    Departures from the authors (cc-hpc-itwm, ``DeepFakeDetection`` and ``UpConv``): Rings are equally wide in cycles
+    per pixel, so that images of any size have a frequency at the same place; theirs are one frequency wide, and the
+    result is interpolated to a fixed length. Their rings lie around the middle of the shifted spectrum, which is half a
+    step beside frequency 0 for even sizes, and leave out the outermost frequencies. The first ring is subtracted, where
+    they divide by it: so a change of contrast changes no feature, and a first ring near 0 decibels does no harm.
+    Features are standardised before the fit. The authors also fit support vector machines.
     """
 
     detector, paper_name, fitted = "durall", "Durall", True
@@ -39,7 +46,7 @@ class Durall(PixelNetwork):
             luma = torch.einsum("nchw,c->nhw", pixels, pixels.new_tensor(LUMA))
             decibels = 20 * torch.log10(torch.fft.fft2(luma).abs() + _EPSILON)
             rings, counts = (torch.from_numpy(array).to(luma.device) for array in _rings(*luma.shape[1:]))
-            sums = decibels.new_zeros(len(luma), len(counts)).index_add_(1, rings, decibels.flatten(1))
+            sums = decibels.new_zeros(len(luma), len(counts)).index_add_(1, rings, decibels.flatten(1)[:, 1:])
             means = (sums / counts)[:, torch.from_numpy(_filled(*luma.shape[1:])).to(luma.device)]
             return means - means[:, :1]
 
@@ -58,10 +65,10 @@ class Durall(PixelNetwork):
 
 @functools.lru_cache(maxsize=8)
 def _rings(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each frequency the number of its ring, (H * W,), and for each ring its size, at least 1, (RINGS,)."""
+    """For each frequency but 0 its ring, (H * W - 1,), and for each ring its size, at least 1, (RINGS,)."""
     vertical, horizontal = np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)
     radius = np.hypot(vertical, horizontal) / np.hypot(0.5, 0.5)
-    rings = np.minimum((radius * RINGS).astype(np.int64), RINGS - 1).ravel()
+    rings = np.minimum((radius * RINGS).astype(np.int64), RINGS - 1).ravel()[1:]
     return rings, np.maximum(np.bincount(rings, minlength=RINGS), 1).astype(np.float32)
 
 

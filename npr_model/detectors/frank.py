@@ -18,8 +18,16 @@ class Frank(PixelNetwork):
     """A linear classifier on the standardised log DCT coefficients of 128x128 tiles.
 
     Each tile is trained on its own. An image's logit is the mean over its whole tiles, which lie in its centre. Sides
-    shorter than a tile are extended by mirroring. 49,153 parameters; ``weight_decay`` of
-    :class:`npr_model.training.config.TrainConfig` is the authors' L2 penalty.
+    shorter than a tile are extended by mirroring. 49,153 parameters. This is the ridge regression of the authors'
+    ``classifer.py`` ("log2"), trained with Adam as there. Their L2 penalty of 0.01 is ``weight_decay`` 0.02 of
+    :class:`npr_model.training.config.TrainConfig`, as torch halves the square.
+
+    Departures from the authors (RUB-SysSec, ``GANDCTAnalysis``): They cut out the central square and resize it to one
+    tile; resizing removes the traces that the method looks for, so tiles are cut from the image as it is. In training,
+    coefficients are standardised by the mean and variance of the batch, and in scoring by the averages over all
+    batches, where the authors first pass over the whole training set. The logarithm is that of the magnitude plus
+    1e-5, for pixels in 0 .. 1, as float32 rounds smaller ones away; theirs adds 1e-12 for pixels in 0 .. 255, in
+    float64. The penalty also covers the bias, and weights start at 0.
     """
 
     detector, paper_name = "frank", "Frank"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from npr_model import detectors
+from npr_model.detectors.depths import DEFAULT_DEPTH, DEPTHS
 from npr_model.detectors.sizes import SIZES
 from npr_model.devices import check_device_name
 from npr_model.errors import InputError, reason
@@ -45,6 +46,7 @@ class TrainConfig:
     Network:
         detector: One of :data:`npr_model.detectors.NAMES`.
         size, grid_size, anchor: As in :class:`npr_model.NPRDetector`.
+        depth: As in :class:`npr_model.detectors.patchfor.Patchfor`.
         start: Bundled checkpoint or file whose weights to start from (fine-tuning); empty for random weights.
         teacher: Bundled checkpoint or file of an NPR detector that the network learns to agree with; empty for none.
             Without ``start``, training begins with its stem.
@@ -87,6 +89,7 @@ class TrainConfig:
     size: str = "paper"
     grid_size: int = 2
     anchor: int | str = 0
+    depth: str = DEFAULT_DEPTH
     start: str = ""
     teacher: str = ""
     distillation: float = 0.8
@@ -147,6 +150,9 @@ class TrainConfig:
             "the lower end of a range must come first": any(low > high for low, high in ranges),
             "size, grid_size, anchor and teacher work with the detector npr only": self.detector != "npr"
             and (self.size, self.grid_size, self.anchor, self.teacher) != ("paper", 2, 0, ""),
+            f"depth must be one of {', '.join(DEPTHS)}": self.depth not in DEPTHS,
+            "the field depth works with the detector patchfor only": self.detector != "patchfor"
+            and self.depth != DEFAULT_DEPTH,
             f"size must be one of {', '.join(SIZES)}": self.size not in SIZES,
             "distillation must be in 0 .. 1": not 0 <= self.distillation <= 1,
             f"dtype must be one of {', '.join(DTYPES)}": self.dtype not in DTYPES,
@@ -170,6 +176,8 @@ class TrainConfig:
         values = json.loads(self.to_json()) | {name: Path(getattr(self, name)).name for name in ("start", "teacher")}
         if not self.teacher:
             private |= {"teacher", "distillation"}
+        if self.detector != "patchfor":
+            private |= {"depth"}
         return {name: value for name, value in values.items() if name not in private}
 
     def changed(self, **values: Any) -> TrainConfig:

@@ -207,7 +207,7 @@ def find_images(config: TrainConfig) -> TrainingImages:
 def starting_point(config: TrainConfig) -> DetectorNetwork:
     """Return the network of ``config.start``. Raises InputError if it cannot be read or has another architecture."""
     network = checkpoints.load(config.start).model
-    for name in ("detector", "size", "grid_size", "anchor"):
+    for name in ("detector", "size", "grid_size", "anchor", "depth"):
         if (theirs := getattr(network, name, None)) not in (None, ours := getattr(config, name)):
             possible = name != "detector" or theirs in NAMES
             instead = f"set {name}={theirs}, or use another start" if possible else "use another start"

@@ -31,7 +31,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, process: Process) -> None:
         self.config, self.process, device = config, process, process.device
         torch.manual_seed(config.seed)
-        chosen = {"size": config.size, "grid_size": config.grid_size, "anchor": config.anchor}
+        chosen = {name: getattr(config, name) for name in ("size", "grid_size", "anchor", "depth")}
         architecture = {name: chosen[name] for name in detector_class(config.detector).architecture if name in chosen}
         self.network = Metadata(detector=config.detector, architecture=architecture).network()
         if process.size > 1:

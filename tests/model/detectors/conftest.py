@@ -11,7 +11,7 @@ from npr_model import checkpoints
 from npr_model.checkpoints import Metadata
 from npr_model.detectors import cnndetection, gandetection
 from npr_model.detectors import encoder as encoders
-from npr_model.detectors.layers import efficientnet
+from npr_model.detectors.layers import efficientnet, xception
 from npr_model.detectors.layers.resnet import resnet_stage
 from npr_model.detectors.ojha import Ojha
 from npr_model.detectors.pair import Pair
@@ -36,6 +36,17 @@ def narrow_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
         return resnet_stage(in_channels, width // 16, 1, stride, out_channels=4 * width)
 
     monkeypatch.setattr(cnndetection, "resnet_stage", stage)
+
+
+@pytest.fixture
+def narrow_xception(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Xception has all its blocks, and the wide ones behind the second have few channels."""
+
+    def narrow(plan: xception.Plan) -> xception.Plan:
+        return plan._replace(widths=tuple(width if width <= 256 else width // 32 for width in plan.widths))
+
+    monkeypatch.setattr(xception, "BLOCKS", tuple(map(narrow, xception.BLOCKS)))
+    monkeypatch.setattr(xception, "TAIL", (32, 48))
 
 
 @pytest.fixture

@@ -20,10 +20,8 @@ from npr_model.detectors import NAMES, detector_class
 from npr_model.detectors.base import IMAGENET_MEAN, IMAGENET_STD, DetectorNetwork
 from npr_model.detectors.bihpf import CUTOFF, BiHPF
 from npr_model.detectors.durall import RINGS, Durall
-from npr_model.detectors.f3net import FrequencyAwareDecomposition, LocalFrequencyStatistics
 from npr_model.detectors.frank import TILE, Frank
 from npr_model.detectors.layers.frequency import dct_2d, inverse_dct_2d
-from npr_model.detectors.patchfor import Patchfor
 from npr_model.errors import InputError
 from npr_model.evaluation import published
 from npr_model.inference.freeze import freeze
@@ -59,7 +57,7 @@ def made(name: str) -> DetectorNetwork:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.usefixtures("narrow_resnet", "small_efficientnet")
+@pytest.mark.usefixtures("narrow_resnet", "narrow_xception", "small_efficientnet")
 def test_is_a_detector(name, tmp_path):
     model = made(name)
     assert model.paper_name in published.methods()
@@ -81,7 +79,7 @@ def test_is_a_detector(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if not detector_class(name).fitted])
-@pytest.mark.usefixtures("narrow_resnet", "small_efficientnet")
+@pytest.mark.usefixtures("narrow_resnet", "narrow_xception", "small_efficientnet")
 def test_learns(name):
     """It learns one batch by heart: noise against up-sampled noise."""
     pixels = images((32, 32), count=8)[0]
@@ -96,7 +94,7 @@ def test_learns(name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.usefixtures("narrow_resnet", "small_efficientnet")
+@pytest.mark.usefixtures("narrow_resnet", "narrow_xception", "small_efficientnet")
 def test_trains_is_resumed_and_compared(name, labelled, tmp_path, capsys):
     """An interrupted run ends with the weights of one that was not."""
     root = labelled(LAYOUT)
@@ -172,11 +170,11 @@ def test_cnndetection_has_the_layout_of_its_authors(tmp_path):
 
 
 PARAMETERS = {"bihpf": 23_510_081, "cnndetection": 23_510_081, "frepgan": 23_606_296, "lgrad": 23_582_226}
-PARAMETERS |= {"gandetection": 87_752_045, "selfbland": 17_550_409}
+PARAMETERS |= {"f3net": 47_966_697, "gandetection": 87_752_045, "selfbland": 17_550_409}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_has_a_whole_resnet_50_or_efficientnet_b4(name):
+def test_has_a_whole_resnet_50_xception_or_efficientnet_b4(name):
     with torch.device("meta"):
         model = detector_class(name)()
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
@@ -230,12 +228,21 @@ def test_durall_averages_the_spectrum_over_rings(size):
     for i, vertical in enumerate(np.fft.fftfreq(size[0])):
         for j, horizontal in enumerate(np.fft.fftfreq(size[1])):
             radius = np.hypot(vertical, horizontal) / np.sqrt(0.5)
-            rings[min(RINGS - 1, int(radius * RINGS))].append(decibels[i, j])
+            if radius > 0:
+                rings[min(RINGS - 1, int(radius * RINGS))].append(decibels[i, j])
     present = [ring for ring in range(RINGS) if rings[ring]]
     nearest = [min(present, key=lambda other: abs(other - ring)) for ring in range(RINGS)]
     expected = np.array([np.mean(rings[ring]) for ring in nearest])
     features = Durall().double().features(pixels)[0].numpy()
     np.testing.assert_allclose(features, expected - expected[0], rtol=0, atol=1e-9)
+
+
+def test_brightness_and_contrast_change_no_feature_of_durall():
+    (pixels,) = images((40, 40), count=1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    original, changed = ((unit - mean) / std for unit in (pixels.double() / 255, pixels.double() / 510 + 0.2))
+    model = Durall().double()
+    torch.testing.assert_close(model.features(changed), model.features(original), rtol=0, atol=1e-5)
 
 
 def test_durall_equals_scikit_learns_fit():
@@ -273,45 +280,3 @@ def test_bihpf_filters_in_the_frequency_and_in_the_pixel_domain(size, narrow_res
         logarithms = np.log(np.abs(np.fft.fftshift(np.fft.fft2(filtered, norm="ortho"))) + 1e-5)
         expected = (logarithms - logarithms.mean()) / np.sqrt(logarithms.var() + 1e-5)
         np.testing.assert_allclose(spectrum, expected, rtol=0, atol=1e-9)
-
-
-def test_f3net_decomposes_an_image_into_bands():
-    decomposition = FrequencyAwareDecomposition().double()
-    torch.nn.init.zeros_(decomposition.correction)
-    x = torch.randn(2, 3, 40, 36, dtype=torch.float64)
-    low, middle, high, everything = decomposition(x).split(3, 1)
-    torch.testing.assert_close(everything, x)
-    torch.testing.assert_close(low + middle + high, x)
-    spectrum = dct_2d(low)
-    position = (torch.arange(40).view(-1, 1) / 40 + torch.arange(36) / 36) / 2
-    assert spectrum[..., position >= 1 / 16].abs().max() < 1e-12 < spectrum[..., position < 1 / 16].abs().min()
-    torch.nn.init.constant_(decomposition.correction, 100.0)  # tanh maps it to 1
-    torch.testing.assert_close(decomposition(x)[:, 9:], 2 * x)
-
-
-@pytest.mark.parametrize("size", [(24, 20), (11, 14)])
-def test_f3nets_local_statistics_are_those_of_a_sliding_window(size):
-    statistics = LocalFrequencyStatistics()
-    torch.nn.init.zeros_(statistics.correction)
-    x = torch.rand(1, 3, *size, dtype=torch.float64)
-    features = statistics(x)[0].detach()
-    assert features.shape == (6, (size[0] + 1) // 2, (size[1] + 1) // 2)
-    luma = np.pad(np.einsum("chw,c->hw", x[0].numpy(), [0.299, 0.587, 0.114]), 5)[1:, 1:]
-    for i in range(features.shape[1]):
-        for j in range(features.shape[2]):
-            window = np.abs(scipy.fft.dctn(luma[2 * i : 2 * i + 10, 2 * j : 2 * j + 10], norm="ortho"))
-            order = np.add.outer(np.arange(10), np.arange(10)) * 6 // 19
-            energies = [window[order == band].sum() for band in range(6)]
-            np.testing.assert_allclose(features[:, i, j], np.log10(np.array(energies) + 1e-5), rtol=0, atol=1e-5)
-
-
-def test_patchfor_sees_patches_of_43_pixels():
-    model = made("patchfor")
-    (pixels,) = images((96, 96), count=1)
-    torch.testing.assert_close(model.patches(pixels).mean(1, keepdim=True), model(pixels))
-    gradient = torch.zeros_like(pixels, dtype=torch.float32).requires_grad_()
-    grid = model.patches(gradient).view(24, 24)
-    grid[12, 12].backward()
-    rows = gradient.grad.abs().sum((0, 1, 3)).nonzero().flatten()
-    assert rows.max() - rows.min() + 1 <= 43
-    assert Patchfor().train()(pixels).shape == (1, 24 * 24)

@@ -71,7 +71,7 @@ def test_recipes_leave_settings_the_last_word():
     npr, frank, ojha = comparison.recipes(["npr", "frank", "ojha"], shared, ["weight_decay=0.5"])
     assert {one.epochs for one in (npr, frank, ojha)} == {3}
     assert npr.weight_decay == frank.weight_decay == 0.5
-    assert comparison.recipes(["frank"], shared)[0].weight_decay == 0.01
+    assert comparison.recipes(["frank"], shared)[0].weight_decay == 0.02
     assert (ojha.resize, ojha.view) == (224, "resize:224")
 
 
