@@ -61,7 +61,7 @@ class Fitter:
         return self.network
 
     @torch.no_grad()
-    def step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    def step(self, parts: Iterator[tuple[Tensor, ...]]) -> Tensor:
         """Store the features of the next ``config.accumulation`` parts.
 
         Returns the loss of the last fit on them, a scalar.

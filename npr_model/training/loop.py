@@ -161,6 +161,7 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, callbacks:
         if config.dtype == "float16" and process.device.type == "cpu":
             raise InputError("dtype float16 needs a GPU: use bfloat16 on the CPU")
         batches = BalancedBatches(images.samples, config, process.rank, process.size)
+        loader = Loader(images.samples, batches, process.device)
         crops = config.epochs * batches.steps * config.batch_size
         trainer = Fitter(config, process, crops) if detector_class(config.detector).fitted else Trainer(config, process)
         run = inspection = None
@@ -174,7 +175,6 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, callbacks:
             run.trainer = None
         elif start is not None:
             trainer.start_from(start)
-        loader = Loader(images.samples, batches, process.device)
         first_step = run.epoch * batches.steps + run.step
         with _scalars(config, folder, process, first_step) as write_scalars:
             if process.is_main:

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from npr_model.detectors import cnndetection, gandetection
+from npr_model.detectors import cnndetection
 from npr_model.detectors import encoder as encoders
-from npr_model.detectors.layers import efficientnet
 from npr_model.detectors.layers.resnet import resnet_stage
 from tests.model.detectors.encoders import write
+from tests.model.detectors.small import shrink_efficientnet
 
 
 @pytest.fixture(autouse=True)
@@ -33,21 +33,4 @@ def narrow_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_efficientnet(monkeypatch: pytest.MonkeyPatch) -> None:
     """EfficientNet-B4 is two narrow blocks, and GANDetection has three of them and small patches."""
-    monkeypatch.setattr(gandetection, "MEMBERS", 3)
-    monkeypatch.setattr(gandetection, "PATCH", 16)
-    monkeypatch.setattr(
-        efficientnet,
-        "B4",
-        {
-            "width_coefficient": 0.5,
-            "depth_coefficient": 1.0,
-            "hidden_dim": 640,
-            "batch_norm_momentum": 0.1,
-            "num_block_repeats": [1, 1],
-            "in_channels": [32, 16],
-            "out_channels": [16, 24],
-            "kernel_sizes": [3, 3],
-            "strides": [1, 2],
-            "expand_ratios": [1, 4],
-        },
-    )
+    shrink_efficientnet(monkeypatch.setattr)
