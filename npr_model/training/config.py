@@ -11,7 +11,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class TrainConfig:
     Network:
         detector: One of :data:`npr_model.detectors.NAMES`.
         size, grid_size, anchor: As in :class:`npr_model.NPRDetector`.
+        discriminator: File with the discriminator of a StyleGAN, for the detector lgrad
+            (:class:`npr_model.detectors.lgrad.LGrad`); empty to train a small one.
         start: Bundled checkpoint or file whose weights to start from (fine-tuning); empty for random weights.
         teacher: Bundled checkpoint or file of an NPR detector that the network learns to agree with; empty for none.
             Without ``start``, training begins with its stem.
@@ -87,6 +89,7 @@ class TrainConfig:
     size: str = "paper"
     grid_size: int = 2
     anchor: int | str = 0
+    discriminator: str = ""
     start: str = ""
     teacher: str = ""
     distillation: float = 0.8
@@ -148,6 +151,8 @@ class TrainConfig:
             "size, grid_size, anchor and teacher work with the detector npr only": self.detector != "npr"
             and (self.size, self.grid_size, self.anchor, self.teacher) != ("paper", 2, 0, ""),
             f"size must be one of {', '.join(SIZES)}": self.size not in SIZES,
+            "the field discriminator is for the detector lgrad only": self.discriminator != ""
+            and self.detector != "lgrad",
             "distillation must be in 0 .. 1": not 0 <= self.distillation <= 1,
             f"dtype must be one of {', '.join(DTYPES)}": self.dtype not in DTYPES,
         }
@@ -164,13 +169,19 @@ class TrainConfig:
     def recipe(self) -> dict[str, Any]:
         """Return the fields that determine the result, as JSON values.
 
-        Without MACHINE_FIELDS and paths; ``start`` and ``teacher`` are reduced to the files' names.
+        Without MACHINE_FIELDS and paths; ``start``, ``teacher`` and ``discriminator`` are reduced to the files' names.
         """
         private = (MACHINE_FIELDS - {"epochs"}) | {"folders", "validation"}
-        values = json.loads(self.to_json()) | {name: Path(getattr(self, name)).name for name in ("start", "teacher")}
+        files = ("start", "teacher", "discriminator")
+        values = json.loads(self.to_json()) | {name: Path(getattr(self, name)).name for name in files}
         if not self.teacher:
             private |= {"teacher", "distillation"}
         return {name: value for name, value in values.items() if name not in private}
+
+    def architecture(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return the constructor arguments of a network, among ``names``, that the config determines."""
+        values = {name: getattr(self, name) for name in FIELDS} | {"pretrained": self.discriminator != ""}
+        return {name: values[name] for name in names if name in values}
 
     def changed(self, **values: Any) -> TrainConfig:
         """Return a copy with other values; lists become tuples. Raises InputError for unknown names and wrong types."""

@@ -14,9 +14,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from npr_kernels.capabilities import onednn_serves
 from npr_kernels.distributed import SyncBatchNorm
+from npr_model import checkpoints
 from npr_model.checkpoints import Metadata
 from npr_model.detectors import detector_class
 from npr_model.detectors.base import DetectorNetwork
+from npr_model.detectors.layers.stylegan_discriminator import StyleGANDiscriminator
 from npr_model.detectors.npr import NPRDetector
 from npr_model.errors import InputError
 from npr_model.training.config import TrainConfig
@@ -36,9 +38,10 @@ class Trainer:
     def __init__(self, config: TrainConfig, process: Process) -> None:
         self.config, self.process, device = config, process, process.device
         torch.manual_seed(config.seed)
-        chosen = {"size": config.size, "grid_size": config.grid_size, "anchor": config.anchor}
-        architecture = {name: chosen[name] for name in detector_class(config.detector).architecture if name in chosen}
+        architecture = config.architecture(detector_class(config.detector).architecture)
         self.network = Metadata(detector=config.detector, architecture=architecture).network()
+        if config.discriminator:
+            load_discriminator(config.discriminator, cast(StyleGANDiscriminator, self.network.discriminator))
         if process.size > 1:
             SyncBatchNorm.replace(self.network)
         self.distillation, self.teacher_id = None, ""
@@ -166,3 +169,12 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.totals.copy_(state["totals"])
         self.steps = state.get("steps", 0)
+
+
+def load_discriminator(path: str, network: StyleGANDiscriminator) -> None:
+    """Load the weights of a file, and nothing else in it. Raises InputError if they do not fit."""
+    checkpoints.load_part(path, network)
+    if level := float(network.lod):
+        raise InputError(
+            f"discriminator {path} is of a GAN that had not grown to its full size (lod {level:g}): use one with lod 0"
+        )

@@ -58,6 +58,8 @@ def test_fields_that_are_left_out_have_defaults(tmp_path):
 def test_recipe_holds_no_folder_and_no_machine_setting():
     recipe = TrainConfig(folders=("/home/me",), validation=("/home/me",), workers=9).recipe()
     assert "/home/me" not in json.dumps(recipe) and "workers" not in recipe
+    trained = TrainConfig(detector="lgrad", discriminator="/home/me/d.pth")
+    assert trained.recipe()["discriminator"] == "d.pth"
     assert recipe["epochs"] == 50 and recipe["betas"] == [0.9, 0.999]
     assert TrainConfig().changed(**recipe) == TrainConfig()
 
@@ -114,6 +116,7 @@ ERRORS = {
     "blur_sigma=-1,1": "blur_sigma must be in 0 .. 100",
     "resize=100": "resize must be at least crop_size, not 100",
     "size=tiny": "size must be one of paper, fast",
+    "discriminator=x.pth": "the field discriminator is for the detector lgrad only",
     "distillation=2": "distillation must be in 0 .. 1, not 2.0",
     "betas=0.9,1": "betas must be in 0 .. 1, below 1",
     "dtype=int8": "dtype must be one of float32, bfloat16, float16, not int8",
