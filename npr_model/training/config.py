@@ -45,6 +45,7 @@ class TrainConfig:
     Network:
         detector: One of :data:`npr_model.detectors.NAMES`.
         size, grid_size, anchor: As in :class:`npr_model.NPRDetector`.
+        classifier: Of the detector ojha, as in :class:`npr_model.detectors.ojha.Ojha`.
         discriminator: File with the discriminator of a StyleGAN, for the detector lgrad
             (:class:`npr_model.detectors.lgrad.LGrad`); empty to train a small one.
         start: Bundled checkpoint or file whose weights to start from (fine-tuning); empty for random weights.
@@ -89,6 +90,7 @@ class TrainConfig:
     size: str = "paper"
     grid_size: int = 2
     anchor: int | str = 0
+    classifier: str = "linear"
     discriminator: str = ""
     start: str = ""
     teacher: str = ""
@@ -151,6 +153,9 @@ class TrainConfig:
             "size, grid_size, anchor and teacher work with the detector npr only": self.detector != "npr"
             and (self.size, self.grid_size, self.anchor, self.teacher) != ("paper", 2, 0, ""),
             f"size must be one of {', '.join(SIZES)}": self.size not in SIZES,
+            "classifier must be linear or nearest": self.classifier not in ("linear", "nearest"),
+            "the field classifier is for the detector ojha only": self.classifier != "linear"
+            and self.detector != "ojha",
             "the field discriminator is for the detector lgrad only": self.discriminator != ""
             and self.detector != "lgrad",
             "distillation must be in 0 .. 1": not 0 <= self.distillation <= 1,

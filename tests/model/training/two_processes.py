@@ -20,7 +20,6 @@ from npr_model.training.loading import BalancedBatches, Loader
 from npr_model.training.trainer import Trainer
 from tests.model.detectors.small import without_dropout
 
-
 RESUMED = ("gandetection", "selfbland")  # what a process does depends most on its own images and random numbers
 
 
