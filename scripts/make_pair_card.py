@@ -1,5 +1,5 @@
-"""Prints the card of the bundled checkpoint npr+clip as Markdown: how the pair, its parts, and the cascade that asks the
-pair in doubt only do on the same images.
+"""Prints the card of the bundled checkpoint npr+clip as Markdown: it, its parts, and the cascade that asks it in doubt
+only, on the same images.
 
     python -m scripts.make_pair_card VALIDATION --training TRAINING > npr_model/weights/npr+clip.md
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
+from torch import nn
 
 from npr_model import weights
 from npr_model.checkpoints.metadata import FORMAT_VERSION, Metadata
@@ -22,7 +23,7 @@ from npr_model.errors import InputError, reason
 from npr_model.files import atomic_write
 from npr_model.imaging.formats.signatures import is_lfs_pointer
 
-__all__ = ["FORMAT_VERSION", "CheckpointError", "LoadedCheckpoint", "Metadata", "find", "load", "save"]
+__all__ = ["FORMAT_VERSION", "CheckpointError", "LoadedCheckpoint", "Metadata", "find", "load", "load_part", "save"]
 
 _STEPS = "activation_steps."  # prefix of the names of these tensors
 _DIGEST = 12  # digits of a sha256 that name a file
@@ -73,11 +74,7 @@ def load(name_or_path: str | os.PathLike = weights.DEFAULT, *, backend: str | No
             (``strict=True``).
     """
     path = find(name_or_path)
-    data = _bytes(path)
-    if not data:
-        raise CheckpointError(f"checkpoint {path} is empty")
-    if is_lfs_pointer(data):
-        raise CheckpointError(f"checkpoint {path} is a Git LFS pointer, not the weights; fetch them with git lfs pull")
+    data = _content(path)
     state, metadata = read(path, data)
     try:
         joins = detector_class(metadata.detector).joins
@@ -96,6 +93,27 @@ def load(name_or_path: str | os.PathLike = weights.DEFAULT, *, backend: str | No
         except ValueError as error:
             raise CheckpointError(f"checkpoint {path} does not fit this network: {error}") from error
     return LoadedCheckpoint(model.eval(), metadata, hashlib.sha256(data).hexdigest(), path)
+
+
+def load_part(path: str | os.PathLike, part: nn.Module) -> None:
+    """Load the weights of a part of a network from a .safetensors or .pth file, which is read weights-only.
+
+    Raises CheckpointError as :func:`load` does.
+    """
+    path = find(path)
+    state, _ = read(path, _content(path))
+    check(path, state, part.state_dict())
+    part.load_state_dict(state, strict=True)
+
+
+def _content(path: Path) -> bytes:
+    """Return the bytes of a file. Raises CheckpointError if it holds none, or stands for the real one."""
+    data = _bytes(path)
+    if not data:
+        raise CheckpointError(f"checkpoint {path} is empty")
+    if is_lfs_pointer(data):
+        raise CheckpointError(f"checkpoint {path} is a Git LFS pointer, not the weights; fetch them with git lfs pull")
+    return data
 
 
 def _bytes(path: Path) -> bytes:

@@ -32,6 +32,9 @@ class DetectorNetwork(nn.Module):
         grid_size: Views keep whole cells of this side.
         fitted: Whether it is fitted in closed form (:class:`npr_model.training.fitter.Fitter`), not by gradient
             descent.
+        training_sets: Number of its members that each learn from images of their own. If it is above 1, the training
+            set is divided (:func:`npr_model.training.division.divided`), and ``forward_training`` gets a third
+            argument: the number of each image's training set, (N,) int64.
 
     Attributes:
         backend: Backend of :mod:`npr_kernels`; None for the automatic choice. Used by NPR only.
@@ -44,6 +47,7 @@ class DetectorNetwork(nn.Module):
     joins: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     grid_size: int = 2
     fitted: ClassVar[bool] = False
+    training_sets: ClassVar[int] = 1
 
     backend: str | None = None
     activation_steps: Mapping[str, Tensor] = MappingProxyType({})

@@ -44,6 +44,7 @@ CLIP_TOKENS = (
     *(f"{_CLIP_BLOCK.format(block)}[0]" for block in (6, 7, 9, 10)),
 )
 CLIP_WIDTH = 768 * len(CLIP_TOKENS)
+CLIP_OUTPUT_WIDTH = 512
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of red, green and blue in 0 .. 1
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -118,13 +119,15 @@ def _read(token: str, tensor: np.ndarray) -> np.ndarray:
     return tensor[0, 0] if token.endswith("[0]") else tensor[0, 1:].mean(0)
 
 
-def default() -> tuple[str, tuple[str, ...], int]:
+def default(inside: bool = True) -> tuple[str, tuple[str, ...], int]:
     """Return sha256, tokens and width of the encoder to train with: that of FILE_VARIABLE by its output, else CLIP.
+
+    ``inside``: Whether CLIP is read off at CLIP_TOKENS instead of its output.
 
     Raises InputError if FILE_VARIABLE names a file that is not an encoder.
     """
     if not os.environ.get(FILE_VARIABLE):
-        return CLIP_SHA256, CLIP_TOKENS, CLIP_WIDTH
+        return (CLIP_SHA256, CLIP_TOKENS, CLIP_WIDTH) if inside else (CLIP_SHA256, (), CLIP_OUTPUT_WIDTH)
     path = _path()
     sha256, _ = _digest(path, path.stat().st_mtime_ns)
     return sha256, (), load(sha256).width

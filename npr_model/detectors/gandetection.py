@@ -7,14 +7,12 @@ import itertools
 import math
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from npr_model.detectors.base import PixelNetwork
 from npr_model.detectors.layers.efficientnet import EfficientNet
 from npr_model.detectors.layers.mirroring import mirrored
 
-MEMBERS = 5
 PATCH = 128  # side, in pixels
 BLOCK = 8  # of JPEG; patches begin at whole blocks
 MOST = 14  # patches along a side
@@ -28,23 +26,24 @@ class GANDetection(PixelNetwork):
     authors' ``gan_vs_real_detector.py``, with the one logit of a patch in place of two scores. Each patch is trained on
     its own.
 
-    Departures from the authors: They train each member on a data set of its own ("orthogonal": other generators, other
-    contents, other compression). A training set here is not split by such properties. Each image of a batch trains one
-    member: members take turns along the batch of all processes, and the first turn is random. So the members never
-    learn from the same crop, but over the epochs all of them see images of all kinds. Patches lie side by side from
-    edge to edge, with the least overlap, where the authors take about 200 overlapping ones; an image has at most 14 x
-    14, and up to 7 pixels at its right and lower edge are left out. All members score the same patches, which begin at
-    multiples of 8 pixels; the authors' first member scores patches at random positions. Sides shorter than a patch are
-    extended by mirroring. Weights start at random, not from ImageNet. The training was written from the paper's
-    abstract and from knowledge of the method, without the paper's text and without code of the authors, who published
-    that of scoring only.
+    The members are trained "orthogonally", as the authors do: each has a training set of its own, with other generators
+    and other contents. The authors made five such data sets. Here the groups of one training set are dealt out
+    (:func:`npr_model.training.division.divided`), and each image of a batch trains the member that it was dealt to.
+
+    Departures from the authors: The members' training sets differ in compression only if the groups do. Patches lie
+    side by side from edge to edge, with the least overlap, where the authors take about 200 overlapping ones; an image
+    has at most 14 x 14, and up to 7 pixels at its right and lower edge are left out. All members score the same
+    patches, which begin at multiples of 8 pixels; the authors' first member scores patches at random positions. Sides
+    shorter than a patch are extended by mirroring. Weights start at random, not from ImageNet. The training was written
+    from the paper's abstract and from knowledge of the method, without the paper's text and without code of the
+    authors, who published that of scoring only.
     """
 
-    detector, paper_name = "gandetection", "GANDetection"
+    detector, paper_name, training_sets = "gandetection", "GANDetection", 5
 
     def __init__(self) -> None:
         super().__init__()
-        self.members = nn.ModuleList(EfficientNet() for _ in range(MEMBERS))
+        self.members = nn.ModuleList(EfficientNet() for _ in range(self.training_sets))
 
     def forward(self, images: Tensor) -> Tensor:
         patches = _patches(self.normalised(images))
@@ -55,21 +54,23 @@ class GANDetection(PixelNetwork):
             scores.append(torch.where(largest > 0, largest, smallest))
         return torch.cat(scores, 1).mean(1, keepdim=True)
 
-    def forward_training(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Return the (N, P) logits of all patches, those of each image by one member.
+    def forward_training(
+        self, images: Tensor, labels: Tensor, sets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | float]:
+        """Return the (N, P) logits of all patches, those of each image by the member whose training set it is in.
 
         A member without images gets an empty batch: every process of a group must run and average the same members.
+        ``sets``: the numbers of the training sets, (N,). Default: members take turns.
         """
         patches = torch.stack(_patches(self.normalised(images)), 1)
-        # All processes draw the same number. Their batches are of one size and lie one behind the other.
-        first = int(torch.randint(MEMBERS, ())) + (dist.get_rank() * len(images) if dist.is_initialized() else 0)
-        logits: list[Tensor] = []
-        order: list[int] = []
-        for number, member in enumerate(self.members):
-            turns = slice((number - first) % MEMBERS, None, MEMBERS)
-            logits.append(member(patches[turns].flatten(0, 1)).view(-1, patches.shape[1]))
-            order += range(len(images))[turns]
-        return torch.cat(logits)[torch.tensor(order).argsort()], 0.0
+        if sets is None:
+            sets = torch.arange(len(images), device=images.device) % len(self.members)
+        own = [(sets == number).nonzero().flatten() for number in range(len(self.members))]
+        logits = [
+            member(patches[places].flatten(0, 1)).view(-1, patches.shape[1])
+            for member, places in zip(self.members, own, strict=True)
+        ]
+        return torch.cat(logits)[torch.cat(own).argsort()], 0.0
 
 
 def _patches(images: Tensor) -> list[Tensor]:

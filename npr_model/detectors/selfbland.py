@@ -39,11 +39,11 @@ class SelfBland(PixelNetwork):
     def forward_training(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return the logits of the photographs, and of self-blended ones in place of the generated images.
 
-        Without a photograph in the batch, the logits are 0 and train nothing.
+        Without a photograph in the batch, the logits are 0 and train nothing. The network gets an empty batch then:
+        every process of a group must run it, as batch norm joins their batches.
         """
         if not (labels == 0).any():
-            zeros = torch.stack([0 * parameter.sum() for parameter in self.parameters()])
-            return zeros.sum().expand(len(images), 1), 0.0
+            return self(images[:0]).sum().expand(len(images), 1), 0.0
         return self(self.training_images(images, labels)), 0.0
 
     @torch.no_grad()

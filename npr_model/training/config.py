@@ -11,7 +11,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 MACHINE_FIELDS = frozenset(
     ("epochs", "workers", "device", "save_steps", "tensorboard")
 )  # a resumed run may change them
+OWNERS = {"depth": "patchfor", "classifier": "ojha", "discriminator": "lgrad"}  # fields that one detector has
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class TrainConfig:
         detector: One of :data:`npr_model.detectors.NAMES`.
         size, grid_size, anchor: As in :class:`npr_model.NPRDetector`.
         depth: As in :class:`npr_model.detectors.patchfor.Patchfor`.
+        classifier: Of the detector ojha, as in :class:`npr_model.detectors.ojha.Ojha`.
+        discriminator: File with the discriminator of a StyleGAN, for the detector lgrad
+            (:class:`npr_model.detectors.lgrad.LGrad`); empty to train a small one.
         start: Bundled checkpoint or file whose weights to start from (fine-tuning); empty for random weights.
         teacher: Bundled checkpoint or file of an NPR detector that the network learns to agree with; empty for none.
             Without ``start``, training begins with its stem.
@@ -90,6 +94,8 @@ class TrainConfig:
     grid_size: int = 2
     anchor: int | str = 0
     depth: str = DEFAULT_DEPTH
+    classifier: str = "linear"
+    discriminator: str = ""
     start: str = ""
     teacher: str = ""
     distillation: float = 0.8
@@ -151,11 +157,15 @@ class TrainConfig:
             "size, grid_size, anchor and teacher work with the detector npr only": self.detector != "npr"
             and (self.size, self.grid_size, self.anchor, self.teacher) != ("paper", 2, 0, ""),
             f"depth must be one of {', '.join(DEPTHS)}": self.depth not in DEPTHS,
-            "the field depth works with the detector patchfor only": self.detector != "patchfor"
-            and self.depth != DEFAULT_DEPTH,
             f"size must be one of {', '.join(SIZES)}": self.size not in SIZES,
+            "classifier must be linear or nearest": self.classifier not in ("linear", "nearest"),
             "distillation must be in 0 .. 1": not 0 <= self.distillation <= 1,
             f"dtype must be one of {', '.join(DTYPES)}": self.dtype not in DTYPES,
+        }
+        problems |= {
+            f"the field {name} works with the detector {owner} only": self.detector != owner
+            and getattr(self, name) != FIELDS[name].default
+            for name, owner in OWNERS.items()
         }
         for problem, applies in problems.items():
             if applies:
@@ -170,15 +180,20 @@ class TrainConfig:
     def recipe(self) -> dict[str, Any]:
         """Return the fields that determine the result, as JSON values.
 
-        Without MACHINE_FIELDS and paths; ``start`` and ``teacher`` are reduced to the files' names.
+        Without MACHINE_FIELDS and paths; ``start``, ``teacher`` and ``discriminator`` are reduced to the files' names.
         """
         private = (MACHINE_FIELDS - {"epochs"}) | {"folders", "validation"}
-        values = json.loads(self.to_json()) | {name: Path(getattr(self, name)).name for name in ("start", "teacher")}
+        files = ("start", "teacher", "discriminator")
+        values = json.loads(self.to_json()) | {name: Path(getattr(self, name)).name for name in files}
         if not self.teacher:
             private |= {"teacher", "distillation"}
-        if self.detector != "patchfor":
-            private |= {"depth"}
+        private |= {name for name, owner in OWNERS.items() if self.detector != owner}
         return {name: value for name, value in values.items() if name not in private}
+
+    def architecture(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return the constructor arguments of a network, among ``names``, that the config determines."""
+        values = {name: getattr(self, name) for name in FIELDS} | {"pretrained": self.discriminator != ""}
+        return {name: values[name] for name in names if name in values}
 
     def changed(self, **values: Any) -> TrainConfig:
         """Return a copy with other values; lists become tuples. Raises InputError for unknown names and wrong types."""

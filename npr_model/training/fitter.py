@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from npr_model.checkpoints import Metadata
 from npr_model.detectors import detector_class
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.errors import InputError
@@ -36,9 +37,8 @@ class Fitter:
 
     def __init__(self, config: TrainConfig, process: Process, crops: int) -> None:
         self.config, self.process = config, process
-        # A DetectorNetwork that is ``fitted``: it has fc, features() and fit().
-        self.network = cast(Any, detector_class(config.detector)().to(process.device).eval())
-        self.network.check_ready()
+        architecture = config.architecture(detector_class(config.detector).architecture)
+        self._use(Metadata(detector=config.detector, architecture=architecture).network())
         bytes_each = 4 * self.network.fc.in_features
         if process.size > 1:
             raise InputError(f"the detector {config.detector} is fitted in one process: run it without torchrun")
@@ -51,9 +51,14 @@ class Fitter:
         self.labels: list[Tensor] = []
         self.first = 0  # index of this epoch's first part in the lists
 
+    def _use(self, network: DetectorNetwork) -> None:
+        """Use a network that is ``fitted``: it has fc, features() and fit(). Raises InputError."""
+        network.check_ready()
+        self.network = cast(Any, network.to(self.process.device).eval())
+
     def start_from(self, network: DetectorNetwork) -> None:
-        """Use the weights of ``network`` until the first fit."""
-        self.network.load_state_dict(network.state_dict())
+        """Use ``network`` until the first fit. Raises InputError if something that it needs is not installed."""
+        self._use(network)
 
     @property
     def result(self) -> DetectorNetwork:
@@ -61,7 +66,7 @@ class Fitter:
         return self.network
 
     @torch.no_grad()
-    def step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    def step(self, parts: Iterator[tuple[Tensor, ...]]) -> Tensor:
         """Store the features of the next ``config.accumulation`` parts.
 
         Returns the loss of the last fit on them, a scalar.
@@ -90,6 +95,7 @@ class Fitter:
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on, for :meth:`load`."""
         return {
+            "architecture": {name: getattr(self.network, name) for name in self.network.architecture},
             "network": self.network.state_dict(),
             "features": self.features,
             "labels": self.labels,
@@ -97,5 +103,7 @@ class Fitter:
         }
 
     def load(self, state: dict[str, Any]) -> None:
+        # A fit may change the architecture, as when it stores embeddings. States of earlier versions have none.
+        self._use(Metadata(detector=self.config.detector, architecture=state.get("architecture", {})).network())
         self.network.load_state_dict(state["network"])
         self.features, self.labels, self.first = state["features"], state["labels"], state["first"]

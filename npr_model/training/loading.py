@@ -15,11 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from npr_model.datasets.folders import FAKE, REAL, DatasetError, Sample, read
+from npr_model.detectors import detector_class
 from npr_model.errors import InputError
 from npr_model.files import readable_name
 from npr_model.imaging.errors import ImageError
 from npr_model.training.augmentation import augment, encoding_of
 from npr_model.training.config import TrainConfig
+from npr_model.training.division import divided
 
 Draw = tuple[int, int, int]  # sample number, epoch, position in the epoch's order
 
@@ -30,14 +32,29 @@ def generator(seed: int, *key: int) -> np.random.Generator:
 
 
 class TrainingCrops(Dataset):
-    """Random crops with their labels, indexed by :data:`Draw`."""
+    """Random crops with their labels, indexed by :data:`Draw`.
+
+    If the detector has several training sets, the number of the image's training set follows the label.
+
+    Raises:
+        InputError: There are too few images for these training sets.
+    """
 
     def __init__(self, samples: Sequence[Sample], config: TrainConfig) -> None:
         self.samples, self.config = samples, config
-        self.others = {label: [s for s in samples if s.label != label] for label in (REAL, FAKE)}
+        count = detector_class(config.detector).training_sets
+        self.sets = divided(samples, count) if count > 1 else None
+        # The images of the other class in the same training set, by label and training set.
+        self.others: dict[tuple[int, int], list[Sample]] = {}
+        for number, sample in enumerate(samples):
+            self.others.setdefault((FAKE if sample.label == REAL else REAL, self._set(number)), []).append(sample)
 
-    def __getitem__(self, draw: Draw) -> tuple[np.ndarray, int] | ImageError:
-        """Return (S, S, 3) uint8 and the label, or an error.
+    def _set(self, number: int) -> int:
+        """The training set of a sample."""
+        return 0 if self.sets is None else int(self.sets[number])
+
+    def __getitem__(self, draw: Draw) -> tuple | ImageError:
+        """Return (S, S, 3) uint8, the label and perhaps the number of the training set, or an error.
 
         The error is returned, as a worker process would wrap an exception in its traceback.
         """
@@ -48,10 +65,11 @@ class TrainingCrops(Dataset):
         try:
             pixels = read(path).pixels
             if self.config.match_classes:
-                others = self.others[sample.label]
+                others = self.others[sample.label, self._set(number)]
                 path = others[random.integers(len(others))].path
                 partner = encoding_of(path)
-            return augment(pixels, self.config, random, partner), sample.label
+            own = () if self.sets is None else (self._set(number),)
+            return augment(pixels, self.config, random, partner), sample.label, *own
         except ImageError as error:
             return ImageError(f"{readable_name(path)}: {error}")
 
@@ -135,22 +153,26 @@ class Loader:
             persistent_workers=config.workers > 0,
         )
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (N, 3, S, S) uint8 with channels_last strides, and labels (N, 1) float32. Raises DatasetError."""
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield (N, 3, S, S) uint8 with channels_last strides, and labels (N, 1) float32. Raises DatasetError.
+
+        If the detector has several training sets, their numbers follow, (N,) int64.
+        """
         began = time.perf_counter()
         for batch in self._loader:
             if isinstance(batch, ImageError):
                 raise DatasetError(str(batch))
-            pixels, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+            pixels, *others = (tensor.to(self.device, non_blocking=True) for tensor in batch)
             self.waited += time.perf_counter() - began
-            yield pixels.permute(0, 3, 1, 2), labels
+            yield pixels.permute(0, 3, 1, 2), *others
             began = time.perf_counter()
 
 
-def collate(crops: list) -> tuple[Tensor, Tensor] | ImageError:
-    """Return (N, S, S, 3) uint8 and (N, 1) float32, or the first error among the crops."""
+def collate(crops: list) -> tuple[Tensor, ...] | ImageError:
+    """Return (N, S, S, 3) uint8, (N, 1) float32 and perhaps (N,) int64, or the first error among the crops."""
     for crop in crops:
         if isinstance(crop, ImageError):
             return crop
-    pixels, labels = zip(*crops, strict=True)
-    return torch.from_numpy(np.stack(pixels)), torch.tensor(labels, dtype=torch.float32)[:, None]
+    pixels, labels, *sets = zip(*crops, strict=True)
+    others = (torch.tensor(numbers, dtype=torch.int64) for numbers in sets)
+    return torch.from_numpy(np.stack(pixels)), torch.tensor(labels, dtype=torch.float32)[:, None], *others

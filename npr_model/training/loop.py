@@ -28,7 +28,7 @@ from npr_model.errors import InputError
 from npr_model.evaluation.evaluate import Evaluation, collect, evaluate
 from npr_model.imaging.views import View
 from npr_model.scoring.scorer import Scorer
-from npr_model.training.config import TrainConfig
+from npr_model.training.config import FIELDS, TrainConfig
 from npr_model.training.distributed import Process, process_group
 from npr_model.training.fitter import Fitter
 from npr_model.training.loading import BalancedBatches, Loader
@@ -161,6 +161,7 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, callbacks:
         if config.dtype == "float16" and process.device.type == "cpu":
             raise InputError("dtype float16 needs a GPU: use bfloat16 on the CPU")
         batches = BalancedBatches(images.samples, config, process.rank, process.size)
+        loader = Loader(images.samples, batches, process.device)
         crops = config.epochs * batches.steps * config.batch_size
         trainer = Fitter(config, process, crops) if detector_class(config.detector).fitted else Trainer(config, process)
         run = inspection = None
@@ -174,7 +175,6 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, callbacks:
             run.trainer = None
         elif start is not None:
             trainer.start_from(start)
-        loader = Loader(images.samples, batches, process.device)
         first_step = run.epoch * batches.steps + run.step
         with _scalars(config, folder, process, first_step) as write_scalars:
             if process.is_main:
@@ -207,11 +207,14 @@ def find_images(config: TrainConfig) -> TrainingImages:
 def starting_point(config: TrainConfig) -> DetectorNetwork:
     """Return the network of ``config.start``. Raises InputError if it cannot be read or has another architecture."""
     network = checkpoints.load(config.start).model
-    for name in ("detector", "size", "grid_size", "anchor", "depth"):
-        if (theirs := getattr(network, name, None)) not in (None, ours := getattr(config, name)):
+    for name in ("detector", *(name for name in network.architecture if name in FIELDS)):
+        if (theirs := getattr(network, name)) != (ours := getattr(config, name)):
             possible = name != "detector" or theirs in NAMES
             instead = f"set {name}={theirs}, or use another start" if possible else "use another start"
             raise InputError(f"start {config.start} has {name} {theirs}, not {ours}: {instead}")
+    if (has_one := getattr(network, "pretrained", False)) != (config.discriminator != ""):
+        instead = "set discriminator to that file" if has_one else "leave out discriminator"
+        raise InputError(f"start {config.start} has {'a' if has_one else 'no'} discriminator from a file: {instead}")
     return network
 
 

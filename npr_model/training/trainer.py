@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,9 +14,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from npr_kernels.capabilities import onednn_serves
 from npr_kernels.distributed import SyncBatchNorm
+from npr_model import checkpoints
 from npr_model.checkpoints import Metadata
 from npr_model.detectors import detector_class
 from npr_model.detectors.base import DetectorNetwork
+from npr_model.detectors.layers.stylegan_discriminator import StyleGANDiscriminator
 from npr_model.detectors.npr import NPRDetector
 from npr_model.errors import InputError
 from npr_model.training.config import TrainConfig
@@ -26,14 +29,19 @@ _logger = logging.getLogger("npr_model")
 
 
 class Trainer:
-    """The network, its optimizer, and the totals of the epoch: loss, correct answers and images."""
+    """The network, its optimizer, and the totals of the epoch: loss, correct answers and images.
+
+    The first weights depend on the seed alone, so they are equal in all processes. The random numbers that a network
+    draws depend on (seed, process, step, part), so each process has its own, and a resumed run draws the same.
+    """
 
     def __init__(self, config: TrainConfig, process: Process) -> None:
         self.config, self.process, device = config, process, process.device
         torch.manual_seed(config.seed)
-        chosen = {name: getattr(config, name) for name in ("size", "grid_size", "anchor", "depth")}
-        architecture = {name: chosen[name] for name in detector_class(config.detector).architecture if name in chosen}
+        architecture = config.architecture(detector_class(config.detector).architecture)
         self.network = Metadata(detector=config.detector, architecture=architecture).network()
+        if config.discriminator:
+            load_discriminator(config.discriminator, cast(StyleGANDiscriminator, self.network.discriminator))
         if process.size > 1:
             SyncBatchNorm.replace(self.network)
         self.distillation, self.teacher_id = None, ""
@@ -54,6 +62,7 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, config.decay_epochs, config.decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
+        self.steps = 0  # optimizer steps so far
         if config.dtype == "bfloat16" and device.type == "cpu" and not onednn_serves(torch.bfloat16):
             _logger.warning(
                 "bfloat16 is slow on this processor, which does not multiply it natively; float32 is faster"
@@ -74,16 +83,17 @@ class Trainer:
     def learning_rate(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
-    def step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-        """Run one optimizer step on the next ``config.accumulation`` parts.
+    def step(self, parts: Iterator[tuple[Tensor, ...]]) -> Tensor:
+        """Run one optimizer step on the next ``config.accumulation`` parts, as a loader yields them.
 
         Returns the mean loss over all processes, a scalar, without what the detector adds of its own.
         """
         device, accumulation = self.process.device, self.config.accumulation
         sums = torch.zeros(3, dtype=torch.float64, device=device)
-        for _ in range(accumulation):
-            pixels, labels = next(parts)
-            logits, loss, own = self._losses(pixels, labels)
+        for part in range(accumulation):
+            pixels, labels, *sets = next(parts)
+            self._seed(part)  # after loading, which draws a number in the first step of an epoch or a resumed run
+            logits, loss, own = self._losses(pixels, labels, *sets)
             self.scaler.scale((loss + own) / accumulation).backward()
             right = ((logits.mean(1, keepdim=True) > 0) == (labels > 0)).sum()
             count = torch.full_like(right, len(labels))
@@ -97,14 +107,24 @@ class Trainer:
             self.average.update_parameters(self.network)
         self.process.sum(sums)
         self.totals += sums
+        self.steps += 1
         return sums[0] / sums[2]
 
-    def _losses(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+    def _seed(self, part: int) -> None:
+        """Start the random numbers that this process draws in a part of this step."""
+        key = np.random.SeedSequence((self.config.seed, self.process.rank, self.steps, part))
+        seed = int(key.generate_state(1, np.uint64)[0])
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would note the stack for each absent device
+        if self.process.device.type == "cuda":
+            with torch.cuda.device(self.process.device):
+                torch.cuda.manual_seed(seed)
+
+    def _losses(self, pixels: Tensor, labels: Tensor, *sets: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
         """Return the logits, (N, 1) or one for each patch, the mean loss, and the loss of the detector's own parts."""
         device, dtype, share = self.process.device, getattr(torch, self.config.dtype), self.config.distillation
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             if self.distillation is None:
-                logits, own = self.network.forward_training(pixels, labels)
+                logits, own = self.network.forward_training(pixels, labels, *sets)
                 logits = logits.to(labels.dtype)
                 return logits, F.binary_cross_entropy_with_logits(logits, labels.expand_as(logits)), own
             network = cast(NPRDetector, self.network)
@@ -121,8 +141,7 @@ class Trainer:
         return loss / images, right / images
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on, for :meth:`load`."""
-        cuda = self.process.device.type == "cuda"
+        """Everything that the next step depends on, in every process, for :meth:`load`."""
         return {
             "network": self.network.state_dict(),
             "teacher": self.teacher_id,
@@ -132,12 +151,11 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "totals": self.totals,
-            "random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state(self.process.device) if cuda else None,
+            "steps": self.steps,
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        taught_by = state.get("teacher", "")  # states of earlier versions have none
+        taught_by = state.get("teacher", "")  # states of earlier versions have neither this nor steps
         if taught_by != self.teacher_id:
             now = self.teacher_id or "none"
             raise InputError(f"this run learns from {taught_by or 'no teacher'}, but its teacher is {now} now")
@@ -150,6 +168,13 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.totals.copy_(state["totals"])
-        torch.set_rng_state(state["random"].cpu())
-        if state["cuda_random"] is not None and self.process.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_random"].cpu(), self.process.device)
+        self.steps = state.get("steps", 0)
+
+
+def load_discriminator(path: str, network: StyleGANDiscriminator) -> None:
+    """Load the weights of a file, and nothing else in it. Raises InputError if they do not fit."""
+    checkpoints.load_part(path, network)
+    if level := float(network.lod):
+        raise InputError(
+            f"discriminator {path} is of a GAN that had not grown to its full size (lod {level:g}): use one with lod 0"
+        )

@@ -9,15 +9,16 @@ from torch import nn
 
 from npr_model import checkpoints
 from npr_model.checkpoints import Metadata
-from npr_model.detectors import cnndetection, gandetection
+from npr_model.detectors import cnndetection
 from npr_model.detectors import encoder as encoders
-from npr_model.detectors.layers import efficientnet, xception
+from npr_model.detectors.layers import xception
 from npr_model.detectors.layers.resnet import resnet_stage
 from npr_model.detectors.ojha import Ojha
 from npr_model.detectors.pair import Pair
 from npr_model.imaging.views import View
 from tests.model.conftest import make_detector
 from tests.model.detectors.encoders import write
+from tests.model.detectors.small import shrink_efficientnet
 
 
 @pytest.fixture(autouse=True)
@@ -52,24 +53,7 @@ def narrow_xception(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_efficientnet(monkeypatch: pytest.MonkeyPatch) -> None:
     """EfficientNet-B4 is two narrow blocks, and GANDetection has three of them and small patches."""
-    monkeypatch.setattr(gandetection, "MEMBERS", 3)
-    monkeypatch.setattr(gandetection, "PATCH", 16)
-    monkeypatch.setattr(
-        efficientnet,
-        "B4",
-        {
-            "width_coefficient": 0.5,
-            "depth_coefficient": 1.0,
-            "hidden_dim": 640,
-            "batch_norm_momentum": 0.1,
-            "num_block_repeats": [1, 1],
-            "in_channels": [32, 16],
-            "out_channels": [16, 24],
-            "kernel_sizes": [3, 3],
-            "strides": [1, 2],
-            "expand_ratios": [1, 4],
-        },
-    )
+    shrink_efficientnet(monkeypatch.setattr)
 
 
 @pytest.fixture

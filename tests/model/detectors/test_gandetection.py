@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 
 import pytest
 import torch
@@ -10,6 +11,10 @@ from torch import Tensor, nn
 
 from npr_model.detectors import gandetection
 from npr_model.detectors.gandetection import BLOCK, MOST, GANDetection
+from npr_model.errors import InputError
+from npr_model.training import loop
+from npr_model.training.config import TrainConfig
+from tests.model.conftest import encoded
 
 pytestmark = pytest.mark.usefixtures("small_efficientnet")
 
@@ -52,42 +57,54 @@ def test_an_image_has_the_mean_of_its_members_scores():
     torch.testing.assert_close(model(images).flatten(), torch.tensor(expected))
 
 
-@pytest.mark.parametrize("count", [2, 3, 7])
-def test_each_image_trains_one_member(count):
-    torch.manual_seed(0)
+@pytest.mark.parametrize("sets", [(0, 0), (2, 0, 1), (1, 1, 2, 0, 1, 2, 1), None])
+def test_each_image_trains_the_member_of_its_training_set(sets):
+    count = 4 if sets is None else len(sets)
     images = torch.arange(1.0, count + 1).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
-    model, trained_by = with_members(1.0, 10.0, 100.0), [set() for _ in range(count)]
-    for _ in range(20):
-        model.zero_grad()
-        logits, own = model.forward_training(images, torch.ones(count, 1))
-        assert logits.shape == (count, 4) and own == 0
-        logits.sum().backward()
-        assert all(member.factor.grad is not None for member in model.members)  # as in every other process
-        seen = [set(member.seen.pop().mean((1, 2, 3)).round().int().tolist()) for member in model.members]
-        assert sorted(itertools.chain(*seen)) == list(range(1, count + 1))
-        assert max(map(len, seen)) - min(map(len, seen)) <= 1
-        for number, numbers in enumerate(seen):
-            for image in numbers:
-                torch.testing.assert_close(logits[image - 1], torch.full((4,), image * 10.0**number))
-                trained_by[image - 1].add(number)
-    assert all(len(members) == 3 for members in trained_by)  # over many batches
+    model = with_members(1.0, 10.0, 100.0)
+    given = () if sets is None else (torch.tensor(sets),)
+    logits, own = model.forward_training(images, torch.ones(count, 1), *given)
+    assert logits.shape == (count, 4) and own == 0
+    logits.sum().backward()
+    assert all(member.factor.grad is not None for member in model.members)  # as in every other process
+    for image, number in enumerate(sets or (0, 1, 2, 0)):
+        torch.testing.assert_close(logits[image], torch.full((4,), (image + 1) * 10.0**number))
+    seen = [member.seen.pop().mean((1, 2, 3)).round().int().tolist() for member in model.members]
+    assert sorted(itertools.chain(*seen)) == sorted([*range(1, count + 1)] * 4)
 
 
 def test_a_member_without_images_keeps_its_statistics():
     torch.manual_seed(0)
     model = GANDetection().train()
-    model.forward_training(torch.randint(256, (2, 3, 24, 24), dtype=torch.uint8), torch.ones(2, 1))
+    pixels = torch.randint(256, (2, 3, 24, 24), dtype=torch.uint8)
+    model.forward_training(pixels, torch.ones(2, 1), torch.tensor([2, 0]))
     means = [member.body.embeddings.batchnorm.running_mean for member in model.members]
     assert sum(bool(mean.any()) for mean in means) == 2 and all(mean.isfinite().all() for mean in means)
 
 
-def test_members_take_turns_along_the_batch_of_all_processes(monkeypatch):
-    """Two processes with 2 images each, and 3 members: none is without images."""
-    model, trained = with_members(1.0, 10.0, 100.0), []
-    monkeypatch.setattr(gandetection.dist, "is_initialized", lambda: True)
-    for rank in range(2):
-        monkeypatch.setattr(gandetection.dist, "get_rank", lambda rank=rank: rank)
-        torch.manual_seed(0)
-        model.forward_training(torch.ones(2, 3, 16, 16), torch.ones(2, 1))  # one patch each
-        trained.append([len(member.seen.pop()) for member in model.members])
-    assert sorted(map(sum, zip(*trained, strict=True))) == [1, 1, 2]
+def test_members_learn_from_groups_of_their_own(labelled, tmp_path, monkeypatch):
+    """Three generators and three sources: each member sees one of each, in training of several epochs."""
+    sizes = {"0_real": ("cameras", "phones", "scans"), "1_fake": ("gan", "diffusion", "decoder")}
+    root = labelled({f"{group}/{label}": 4 for label, groups in sizes.items() for group in groups})
+    groups = {path.read_bytes(): path.parts[-3] for path in root.rglob("*.png")}
+    values = {"batch_size": 4, "crop_size": 32, "flip_probability": 0.0, "workers": 0, "device": "cpu", "epochs": 2}
+    config = TrainConfig(folders=(str(root),), detector="gandetection", **values)
+    trained_by, train = defaultdict(set), GANDetection.forward_training
+
+    def watched(self, images, labels, sets):
+        for image, number in zip(images, sets.tolist(), strict=True):
+            trained_by[groups[encoded(image.permute(1, 2, 0).numpy())]].add(number)
+        return train(self, images, labels, sets)
+
+    monkeypatch.setattr(GANDetection, "forward_training", watched)
+    loop.train(config, tmp_path / "run")
+    assert all(len(members) == 1 for members in trained_by.values())
+    for names in sizes.values():
+        assert set.union(*(trained_by[name] for name in names)) == {0, 1, 2}
+
+
+def test_too_few_images_for_the_members_are_one_line(labelled, tmp_path):
+    config = TrainConfig(folders=(str(labelled({"0_real": 4, "1_fake": 2})),), detector="gandetection", batch_size=4)
+    with pytest.raises(InputError, match=r"each of the 3 networks .* the training data has only 2 generated images"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

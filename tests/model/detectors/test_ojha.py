@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.spatial
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
@@ -16,10 +18,13 @@ from npr_kernels import capabilities
 from npr_model import checkpoints, cli
 from npr_model.checkpoints import CheckpointError, Metadata
 from npr_model.detectors import encoder as encoders
+from npr_model.detectors.layers import nearest
 from npr_model.detectors.ojha import INVERSE_PENALTY, Ojha
 from npr_model.errors import InputError
 from npr_model.imaging.views import View
 from npr_model.inference.freeze import freeze
+from npr_model.training import loop
+from npr_model.training.config import TrainConfig
 from tests.model.conftest import noise
 from tests.model.detectors.encoders import write
 
@@ -30,8 +35,8 @@ def batch(count: int = 4, height: int = 40, width: int = 56) -> torch.Tensor:
     return torch.stack([torch.from_numpy(noise(height, width, seed)).permute(2, 0, 1) for seed in range(count)])
 
 
-def fitted() -> Ojha:
-    model = Ojha()
+def fitted(**arguments) -> Ojha:
+    model = Ojha(**arguments)
     generator = np.random.default_rng(0)
     model.fit(generator.normal(size=(20, model.width)), np.arange(20) % 2)
     return model.eval()
@@ -48,6 +53,73 @@ def test_the_probe_equals_scikit_learns():
     np.testing.assert_allclose(logits, pipeline.decision_function(features), rtol=1e-4, atol=1e-4)
     model.fit(features, labels, weights)
     assert not np.allclose(logits, model.fc(torch.from_numpy(features)).flatten().numpy(), atol=1e-3)
+
+
+def test_the_nearest_neighbour_equals_a_direct_search(monkeypatch):
+    monkeypatch.setattr(nearest, "_AT_ONCE", 7)
+    generator = np.random.default_rng(0)
+    features, labels = generator.normal(1, 2, (50, 6)), (np.arange(50) % 3 == 0).astype(float)
+    model = Ojha(classifier="nearest").double()
+    queries = generator.normal(1, 2, (20, 6))
+    assert not model.fc(torch.from_numpy(queries)).any()
+    model.fit(np.concatenate([features, features[:9]]), np.concatenate([labels, labels[:9]]))
+    assert model.stored == (33, 17)  # equal embeddings once
+    distances = scipy.spatial.distance.cdist(queries, features, "cosine")
+    expected = 100 * (distances[:, labels == 0].min(1) - distances[:, labels == 1].min(1))
+    found = model.fc(torch.from_numpy(queries)).flatten().numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)  # of up to 200: the embeddings are in float32
+    assert model.fc(torch.from_numpy(queries[:0])).shape == (0, 1)
+    own = model.fc(torch.from_numpy(features)).flatten() > 0
+    assert own.tolist() == (labels == 1).tolist()
+
+
+def test_a_checkpoint_holds_the_embeddings_of_the_training_set(tmp_path, monkeypatch):
+    model, pixels = fitted(classifier="nearest"), batch()
+    checkpoints.save(tmp_path / "x.safetensors", model, Metadata(name="x"))
+    loaded = checkpoints.load(tmp_path / "x.safetensors").model
+    assert (loaded.classifier, loaded.stored) == ("nearest", (10, 10))
+    logits = model(pixels)
+    assert torch.equal(loaded(pixels), logits) and len(logits.unique()) == 4
+    torch.testing.assert_close(freeze(loaded)(pixels), logits)
+    broken = pixels.float()
+    broken[0, 0, 20, 20] = float("nan")
+    assert model(broken)[0].isnan() and model(broken)[1].isfinite()
+    monkeypatch.setattr(nearest, "MAX_BYTES", 100)
+    with pytest.raises(CheckpointError, match="20 vectors of 6 values are more than the limit of 100 bytes") as caught:
+        checkpoints.load(tmp_path / "x.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classifier": "best"}, "classifier must be linear or nearest, got 'best'"),
+        ({"stored": (1, 1)}, "the linear classifier stores no embeddings"),
+        ({"classifier": "nearest", "stored": (0, 3)}, "stored must be two numbers of vectors, both above 0 or both 0"),
+        ({"classifier": "nearest", "stored": (1.5, 3)}, "stored must be two numbers"),
+        ({"classifier": "nearest", "stored": "12"}, "stored must be two numbers"),
+        ({"classifier": "nearest", "stored": (10**15, 1)}, "vectors of 6 values are more than the limit"),
+    ],
+)
+def test_bad_classifiers_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Ojha(**arguments)
+
+
+def test_the_nearest_neighbour_is_trained_resumed_and_started_from(labelled, tmp_path):
+    root = labelled({"0_real": 6, "1_fake": 6})
+    values = {"batch_size": 4, "crop_size": 24, "workers": 0, "device": "cpu", "flip_probability": 0.0}
+    config = TrainConfig(folders=(str(root),), detector="ojha", classifier="nearest", epochs=2, **values)
+    whole = loop.train(config, tmp_path / "whole")
+    loop.train(replace(config, epochs=1), tmp_path / "cut")
+    resumed = loop.train(config, tmp_path / "cut", resume=True)
+    weights = [checkpoints.load(path).model.state_dict() for path in (whole, resumed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert checkpoints.load(whole).model.stored == (12, 12)  # a crop of each image in each epoch
+    started = replace(config, start=str(whole), epochs=1)
+    assert checkpoints.load(loop.train(started, tmp_path / "started")).model.stored == (6, 6)
+    with pytest.raises(InputError, match="has classifier nearest, not linear: set classifier=nearest"):
+        loop.train(replace(started, classifier="linear"), tmp_path / "other")
 
 
 def test_embeddings_have_length_1_and_do_not_depend_on_the_batch():
@@ -198,7 +270,8 @@ def test_clip_embeds_what_it_embeds_elsewhere(monkeypatch):
     assert (model.encoder, model.tokens) == (encoders.CLIP_SHA256, encoders.CLIP_TOKENS)
     encoder = encoders.load(model.encoder, model.tokens)
     assert (encoder.side, encoder.width) == (224, model.width)
-    assert encoders.load(model.encoder).width == 512
+    output = Ojha(classifier="nearest")
+    assert (output.tokens, output.width) == ((), encoders.load(model.encoder).width)
     checkpoints.load("clip-3").model.check_ready()
 
 

@@ -58,6 +58,8 @@ def test_fields_that_are_left_out_have_defaults(tmp_path):
 def test_recipe_holds_no_folder_and_no_machine_setting():
     recipe = TrainConfig(folders=("/home/me",), validation=("/home/me",), workers=9).recipe()
     assert "/home/me" not in json.dumps(recipe) and "workers" not in recipe
+    trained = TrainConfig(detector="lgrad", discriminator="/home/me/d.pth")
+    assert trained.recipe()["discriminator"] == "d.pth"
     assert recipe["epochs"] == 50 and recipe["betas"] == [0.9, 0.999]
     assert TrainConfig().changed(**recipe) == TrainConfig()
 
@@ -116,6 +118,9 @@ ERRORS = {
     "size=tiny": "size must be one of paper, fast",
     "depth=deep": "depth must be one of resnet18-layer1, resnet18-layer2, ",
     "depth=xception-block1": "the field depth works with the detector patchfor only",
+    "classifier=best": "classifier must be linear or nearest, not best",
+    "classifier=nearest": "the field classifier works with the detector ojha only",
+    "discriminator=x.pth": "the field discriminator works with the detector lgrad only",
     "distillation=2": "distillation must be in 0 .. 1, not 2.0",
     "betas=0.9,1": "betas must be in 0 .. 1, below 1",
     "dtype=int8": "dtype must be one of float32, bfloat16, float16, not int8",

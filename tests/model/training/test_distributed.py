@@ -1,4 +1,4 @@
-"""Two processes under torchrun compute the same as one."""
+"""Two processes under torchrun compute the same as one, apart from what each draws at random, and are resumed."""
 
 from __future__ import annotations
 
@@ -18,18 +18,25 @@ from npr_model.devices import choose_device
 from npr_model.errors import InputError
 from npr_model.training.config import TrainConfig
 from npr_model.training.distributed import Process, process_group
+from tests.model.detectors.small import without_dropout
 from tests.model.training import two_processes
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.xdist_group("training in processes")  # slow: it must not be the last
-def test_two_processes_give_the_losses_and_weights_of_one(labelled, checkpoint, tmp_path, capsys):
-    """Steps in float64 agree up to rounding, and `npr train` in float32 approximately."""
+def test_two_processes_give_the_losses_and_weights_of_one(labelled, checkpoint, tmp_path, monkeypatch, capsys):
+    """Steps in float64 agree up to rounding, and `npr train` in float32 approximately.
+
+    Not those of selfbland: each process draws other blends. A resumed run equals one that was not interrupted.
+    """
+    without_dropout(monkeypatch.setattr)
     root = labelled({"0_real": 8, "1_fake": 8})
     options = {"folders": (str(root),), "crop_size": 24, "batch_size": 8, "accumulation": 2, "workers": 0}
-    # The batch norms of the one have weights, those of the other have none.
-    configs = {name: TrainConfig(detector=name, **options) for name in ("npr", "frank")}
+    # The batch norms of npr have weights, those of frank have none. The members of gandetection have other numbers of
+    # images in each process, often none; so has selfbland.
+    names = ("npr", "frank", "gandetection", "selfbland")
+    configs = {name: TrainConfig(detector=name, **options) for name in names}
     configs["taught"] = TrainConfig(size="fast", teacher=str(checkpoint), **options)
     for name, config in configs.items():
         (tmp_path / name).mkdir()
@@ -38,9 +45,16 @@ def test_two_processes_give_the_losses_and_weights_of_one(labelled, checkpoint, 
     launch += ["tests.model.training.two_processes", *(str(tmp_path / name) for name in configs)]
     finished = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("in 2 processes") == 3 and finished.stdout.count("checkpoint: ") == 3
+    assert finished.stdout.count("in 2 processes") == 5 and finished.stdout.count("checkpoint: ") == 5
     for name, config in configs.items():
-        check_one_process(config, tmp_path / name)
+        folder = tmp_path / name
+        if name in two_processes.RESUMED:
+            runs = [(folder / run / "last.safetensors").read_bytes() for run in ("two", "copied", "resumed")]
+            assert runs[0] == runs[1] == runs[2], name
+        drawn = torch.load(folder / "two.pt")["drawn"]
+        assert len(set(drawn.flatten().tolist())) == drawn.numel() == 4, name  # by process and step
+        if name != "selfbland":
+            check_one_process(config, folder)
 
 
 def check_one_process(config: TrainConfig, folder: Path) -> None:
