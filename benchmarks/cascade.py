@@ -83,18 +83,24 @@ def measure(cascade: LoadedCheckpoint, samples: Sequence[Sample], dtype: torch.d
 def main(
     root: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder with 0_real and 1_fake at any depth.")],
     json_file: command.JsonFile = None,
-    checkpoint: Annotated[str, typer.Option(metavar="NAME_OR_FILE", help="A cascade.")] = "cascade",
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME_OR_FILE", help="A cascade (default: cascade). Repeatable.", show_default=False),
+    ] = None,
 ) -> None:
-    """Compare a cascade with its parts."""
+    """Compare cascades with their parts."""
     try:
-        loaded, samples = checkpoints.load(checkpoint), find_samples(root)
+        names = checkpoint or ["cascade"]
+        cascades, samples = [checkpoints.load(name) for name in names], find_samples(root)
     except InputError as failure:
         command.refuse(str(failure))
-    if not isinstance(loaded.model, Cascade):
-        command.refuse(f"--checkpoint {checkpoint}: it is a {loaded.model.detector}, not a cascade")
+    for name, loaded in zip(names, cascades, strict=True):
+        if not isinstance(loaded.model, Cascade):
+            command.refuse(f"--checkpoint {name}: it is a {loaded.model.detector}, not a cascade")
     results = command.start(torch.device("cpu"), json_file)
     int8 = cpu_bottleneck.unsupported_reason(torch.int8, 64) is None
-    results.add(measure(loaded, samples, torch.int8 if int8 else torch.float32))
+    for loaded in cascades:
+        results.add(measure(loaded, samples, torch.int8 if int8 else torch.float32))
     raise typer.Exit(results.exit_code())
 
 

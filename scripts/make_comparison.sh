@@ -5,7 +5,7 @@
 #   scripts/make_comparison.sh VALIDATION TRAINING RUNS
 #
 # VALIDATION and TRAINING hold <generator>/{0_real,1_fake}. No image of them is copied. RUNS keeps the trained detectors
-# and what was measured; what is complete is not done again.
+# and what was measured; what is complete is not done again. EPOCHS=N trains N epochs.
 set -euo pipefail
 VALIDATION=$(realpath "$1") TRAINING=$(realpath "$2") RUNS=$(realpath -m "$3")
 cd "$(dirname "$0")/.."
@@ -18,7 +18,7 @@ text "\`scripts/make_comparison.sh VALIDATION TRAINING RUNS\` runs the commands 
 
 text '## How do other detectors fare?'
 text 'All detectors were trained from random weights with the same crops, for the same few epochs. Only `frank` and `ojha` have settings of their own, without which they do not work. The encoder of `ojha` is pretrained. The numbers show what a night on two cores gives, not what the authors of the detectors reached. [Another page](detectors.md) describes the detectors and how they differ from the authors'"'"' versions.'
-EPOCHS=${EPOCHS:-3}
+EPOCHS=${EPOCHS:-2} # a finished run goes on with more of them
 run "npr compare --train \$TRAINING --evaluate \$VALIDATION --detectors all -o \$RUNS/comparison \\
     --set epochs=$EPOCHS --set crop_size=128 --set learning_rate=0.001 --set dtype=bfloat16 --set balance_groups=0.5"
 tables "$RUNS/comparison/comparison.md"
@@ -32,8 +32,7 @@ run "npr compare --evaluate \$VALIDATION --perturb jpeg:90 -o \$RUNS/comparison-
 tables "$RUNS/comparison-jpeg/comparison.md"
 
 text '## Which grid size and anchor?'
-text "This repeats the paper's Table 7 with three kinds of fakes and two short epochs. That is enough to show how the command works, but too little to rank similar variants."
-run 'npr ablate $TRAINING --evaluate $VALIDATION -o $RUNS/ablation --preset wild --set crop_size=64 --set epochs=2 \
-    --set classes=taef2-autoencoder,realesrgan-x4plus,waifu2x-upconv_7_photo --set learning_rate=0.001 \
-    --set jpeg_probability=0 --set webp_probability=0 --set blur_probability=0 --set rescale_probability=0'
+text "This repeats the paper's Table 7 on these images, with crops of 64x64 pixels. It shows how the command works. It is too little to rank similar variants."
+run "npr ablate \$TRAINING --evaluate \$VALIDATION -o \$RUNS/ablation --preset wild \\
+    --set epochs=$EPOCHS --set crop_size=64 --set learning_rate=0.001 --set dtype=bfloat16 --set balance_groups=0.5"
 tables "$RUNS/ablation/ablation.md"

@@ -16,9 +16,9 @@ DESCRIPTION='15,622 crops of the images that wild-2 was trained on. It learned f
 RUN="$RUNS/fast" FITTED="$RUNS/$NAME.safetensors"
 if [ ! -e "$FITTED" ]; then
     mkdir -p "$RUNS"
-    if [ ! -e "$RUNS/train" ]; then # one flat crop is in both classes, which npr train refuses
+    if [ ! -e "$RUNS/train" ]; then # one flat picture is in both classes, which npr train refuses
         cp -rs "$WILD/train" "$RUNS/train"
-        rm -f "$RUNS/train/drawing_gophers/0_real/MariaLetta__free-gophers-pack__0ef5620fd0.webp"
+        rm -f "$RUNS/train/stylegan2_wikiart/1_fake/sunayana-981__stylegan2_wikiart__d726e14e50.webp"
     fi
     if [ -e "$RUN" ]; then
         npr train --resume "$RUN"

@@ -14,7 +14,7 @@ if image.mode != "P": image.convert("RGB").quantize(256).save(sys.argv[1], optim
     text "![$2]($(basename "$FIGURES")/$1)"
 }
 # Counts the images of a labelled folder, in words.
-images_of() { echo "$(find "$1"/*/1_fake -type f | wc -l) generated images of $(ls -d "$1"/*/1_fake | wc -l) generators and $(find "$1"/*/0_real -type f | wc -l) real images"; }
+images_of() { echo "$(find -L "$1"/*/1_fake -type f | wc -l) generated images of $(ls -d "$1"/*/1_fake | wc -l) generators and $(find -L "$1"/*/0_real -type f | wc -l) real images"; }
 
 PATH="$PWD/.venv/bin:$PATH"
 : > "$PAGE"

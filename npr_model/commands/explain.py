@@ -29,8 +29,9 @@ def explain(
 ) -> None:
     """Show why an image got its verdict: NPR map, class activation map, saliency and spectrum, as PNG files.
 
-    If the checkpoint's view is sample:KxS, the figures and the logit describe the central 1024x1024 pixels. The network
-    runs in float32, so the logit may differ from that of npr screen in the third digit.
+    If the checkpoint's view is sample:KxS, the figures and the logit describe the central 1024x1024 pixels. Of a
+    checkpoint that joins others, the logit is that of the whole file, and the figures show what its NPR network sees.
+    The network runs in float32, so the logit may differ from that of npr screen in the third digit.
     """
     from npr_model.reporting.figures import require_matplotlib
 
@@ -43,4 +44,8 @@ def explain(
     written = write_explanation(output, *explained)
     row = explained[0].row
     out.print(f"logit {row.logit:.3f}, probability {row.probability:.3f}: {row.verdict}")
+    if row.scored_by is not None:
+        out.print(f"scored by {row.scored_by}")
+    if row.logit_npr is not None:
+        out.print(f"logit of NPR {row.logit_npr:.3f}, of the image encoder {row.logit_clip:.3f}")
     print_paths(*written)

@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from npr_kernels import npr
+from npr_model.detectors.base import DetectorNetwork
+from npr_model.detectors.cascade import Cascade
 from npr_model.detectors.npr import NPRDetector
+from npr_model.detectors.pair import Pair
 from npr_model.errors import InputError
+from npr_model.scoring.rows import Row
 
 MAX_PIXELS = 2**22  # the saliency keeps every layer's output, about 5 GB for this many
 TILE = 128  # side in pixels of the tiles whose spectra are averaged
@@ -38,6 +42,15 @@ class Explanation:
     activation: np.ndarray
     saliency: np.ndarray
     spectrum: np.ndarray
+
+
+def npr_network(model: DetectorNetwork, row: Row) -> NPRDetector | None:
+    """Return the NPR network that had a part in the logit of ``row``, whose maps can be shown; None if none had."""
+    if isinstance(model, Cascade):
+        model = model.parts[row.scored_by == model.second_checkpoint]
+    if isinstance(model, Pair):
+        model = model.parts[0]
+    return model if isinstance(model, NPRDetector) else None
 
 
 def explain(model: NPRDetector, pixels: np.ndarray) -> Explanation:

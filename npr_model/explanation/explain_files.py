@@ -11,20 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from npr_model import checkpoints
-from npr_model.checkpoints import LoadedCheckpoint
+from npr_model.detectors.base import JoinedNetwork
 from npr_model.detectors.npr import NPRDetector
 from npr_model.devices import choose_device
 from npr_model.errors import InputError
 from npr_model.explanation import heat_maps
-from npr_model.explanation.explain import Explanation, explain
+from npr_model.explanation.explain import Explanation, explain, npr_network
 from npr_model.files import readable_name, write_text
 from npr_model.imaging.views import View
 from npr_model.scoring.decoding import Decoder
 from npr_model.scoring.items import file_item
 from npr_model.scoring.options import ScoringOptions
 from npr_model.scoring.rows import Row, judged
+from npr_model.scoring.scorer import Scorer
 from npr_model.verdicts import Calibration
 
 SHOWN = 1024  # side of the central part that is shown where the network sees several parts
@@ -36,9 +38,10 @@ class ExplainedFile:
     """An image file with its verdict and the maps that explain it.
 
     Attributes:
-        row: What ``npr screen`` would say of the part that is shown.
-        pixels: This part, (H, W, 3) uint8.
-        explanation: Its maps.
+        row: What ``npr screen`` would say of the part that is shown. Of a checkpoint that joins others: what it would
+            say of the whole file.
+        pixels: The part that is shown, (H, W, 3) uint8.
+        explanation: Its maps, by the NPR network that had a part in the logit.
         calibration: What the verdict was judged by.
     """
 
@@ -65,29 +68,41 @@ def explain_files(images: Sequence[str | os.PathLike], options: ScoringOptions) 
 
     Args:
         images: The files.
-        options: Its checkpoint, view, device and backend count; the network runs in float32. A checkpoint with the view
-            ``sample`` is shown the central SHOWN x SHOWN pixels.
+        options: Its checkpoint, view, device and backend count; the network runs in float32. With the view ``sample``,
+            the maps show the central SHOWN x SHOWN pixels.
 
     Raises:
-        InputError: The checkpoint has no NPR maps, the view has several parts, a file cannot be read, or sizes differ.
+        InputError: The checkpoint has no NPR maps, the view has several parts, a file cannot be read or scored, or
+            sizes differ.
     """
     given_view = View.parse(options.view) if options.view else None
     if given_view and given_view.kind == "sample":
         raise InputError(f"view {given_view} has several parts: use native, crop:S, resize:S or tile:S here")
     loaded = checkpoints.load(options.checkpoint, backend=options.backend)
-    model = _npr_of(loaded, options.checkpoint)
+    joined = isinstance(loaded.model, JoinedNetwork)
+    if not joined and not isinstance(loaded.model, NPRDetector):
+        name, detector = options.checkpoint, loaded.metadata.detector
+        raise InputError(f"checkpoint {name} is of the detector {detector}; only npr has NPR maps to show")
     view = given_view or loaded.metadata.view
     if view.kind == "sample":  # maps show one part
         view = View("crop", SHOWN)
-    decoder = Decoder(view, loaded.model_id, model.grid_size)
+    decoder, device = Decoder(view, loaded.model_id, loaded.model.grid_size), choose_device(options.device)
+    scorer = Scorer(loaded, view=given_view, dtype=torch.float32, device=device) if joined else None
     decoded = [_read(image, decoder) for image in images]
     _require_equal_sizes([pixels for _, pixels in decoded])
-    model = model.to(choose_device(options.device))
     calibration = loaded.metadata.calibration or Calibration()
     explained = []
-    for row, pixels in decoded:
-        explanation = explain(model, pixels)
-        explained.append(ExplainedFile(judged(row, explanation.logit, calibration), pixels, explanation, calibration))
+    for image, (row, pixels) in zip(images, decoded, strict=True):
+        if scorer is not None:
+            (row,) = scorer.score([file_item(image)])
+            if row.error is not None:
+                raise InputError(f"{readable_name(image)}: {row.error}")
+        network = npr_network(loaded.model, row)
+        assert network is not None  # as every checkpoint that joins others has one
+        explanation = explain(network.to(device), pixels)
+        if scorer is None:
+            row = judged(row, explanation.logit, calibration)
+        explained.append(ExplainedFile(row, pixels, explanation, calibration))
     return explained
 
 
@@ -101,17 +116,6 @@ def write_explanation(folder: Path, explained: ExplainedFile, other: ExplainedFi
     written.append(folder / RESULT)
     write_text(written[-1], json.dumps(values, indent=1) + "\n")
     return written
-
-
-def _npr_of(loaded: LoadedCheckpoint, name: str | os.PathLike) -> NPRDetector:
-    """Return the network of a checkpoint of the detector npr."""
-    if isinstance(loaded.model, NPRDetector):
-        return loaded.model
-    parts = getattr(loaded.model, "parts", ())
-    advice = "; name the checkpoint of one of its parts instead" if parts else ""
-    raise InputError(
-        f"checkpoint {name} is of the detector {loaded.metadata.detector}; only npr has NPR maps to show{advice}"
-    )
 
 
 def _require_equal_sizes(pictures: Sequence[np.ndarray]) -> None:

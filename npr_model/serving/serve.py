@@ -19,7 +19,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from npr_model.detectors.npr import NPRDetector
 from npr_model.explanation import pictures
-from npr_model.explanation.explain import explain
+from npr_model.explanation.explain import explain, npr_network
 from npr_model.imaging.decode import decode
 from npr_model.imaging.views import View
 from npr_model.scoring.items import in_memory
@@ -64,8 +64,9 @@ def make_app(scorer: Scorer, *, max_bytes: int) -> FastAPI:
             (row,) = scorer.score([in_memory("", data)])
             note = scorer.verdict_caveat or scorer.calibration.note
             answer = row.as_dict() | {"note": "" if row.verdict == DECLARED else note}
-            if row.error is None and isinstance(scorer.checkpoint.model, NPRDetector):
-                answer |= _maps(scorer.checkpoint.model, decode(data, max_pixels=scorer.decoder.max_pixels).pixels)
+            network = npr_network(scorer.checkpoint.model, row)
+            if row.error is None and network is not None:
+                answer |= _maps(network, decode(data, max_pixels=scorer.decoder.max_pixels).pixels)
             return answer
 
     return app

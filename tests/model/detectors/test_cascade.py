@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -159,10 +160,23 @@ def test_an_encoder_that_fails_later_is_an_error_of_its_images(pair, pictures, m
     assert {score.logit_npr for score in failed} == {score.scored_by for score in failed} == {None}
 
 
-@pytest.mark.parametrize("command", ["explain", "export"])
-def test_what_needs_one_network_says_so(command, npr, cascade, pictures, tmp_path):
-    arguments = [pictures[0], "-o", tmp_path / "x"] if command == "explain" else ["-o", tmp_path / "x.onnx"]
-    code, _, error = npr(command, *arguments, "--checkpoint", cascade)
+def test_the_part_that_spoke_is_explained(npr, cascade, pictures, tmp_path):
+    pytest.importorskip("matplotlib", reason="needs matplotlib, npr-kernels[plots]")
+    parts = {}
+    for score in npr_model.load(cascade, dtype="float32").score(pictures):
+        parts.setdefault(score.scored_by, score)
+    assert len(parts) == 2
+    for number, (part, score) in enumerate(parts.items()):
+        code, printed, _ = npr("explain", score.source, "--checkpoint", cascade, "-o", tmp_path / str(number))
+        assert code == 0 and f"scored by {part}" in printed
+        alone = cascade.with_name(f"{part.partition('@')[0]}.safetensors")
+        assert npr("explain", score.source, "--checkpoint", alone, "-o", tmp_path / "alone")[0] == 0
+        both = [json.loads((tmp_path / name / "explanation.json").read_text()) for name in (str(number), "alone")]
+        assert both[0]["activation"] == both[1]["activation"] and both[0]["logit"] == pytest.approx(score.logit)
+
+
+def test_export_needs_one_network(npr, cascade, tmp_path):
+    code, _, error = npr("export", "-o", tmp_path / "x.onnx", "--checkpoint", cascade)
     assert code == 2 and "cascade" in error and error.count("\n") == 1
 
 

@@ -83,10 +83,25 @@ def test_it_is_calibrated_evaluated_and_compared(npr, pair, labelled, tmp_path):
     assert [row["detector"] for row in rows] == ["NPR + Ojha", "Ojha"]
 
 
-@pytest.mark.parametrize("command", ["explain", "export"])
-def test_what_needs_npr_alone_says_so(command, npr, pair, photograph, tmp_path):
-    arguments = [photograph, "-o", tmp_path / "x"] if command == "explain" else ["-o", tmp_path / "x.onnx"]
-    code, _, error = npr(command, *arguments, "--checkpoint", pair)
+def test_a_joint_logit_is_explained(npr, pair, photograph, tmp_path):
+    """The row is that of a screening in float32; the maps are those of NPR."""
+    pytest.importorskip("matplotlib", reason="needs matplotlib, npr-kernels[plots]")
+    (score,) = npr_model.load(pair, device="cpu", dtype="float32").score([photograph])
+    code, printed, _ = npr("explain", photograph, "--checkpoint", pair, "-o", tmp_path)
+    assert code == 0
+    assert f"logit of NPR {score.logit_npr:.3f}, of the image encoder {score.logit_clip:.3f}" in printed
+    values = json.loads((tmp_path / "explanation.json").read_text())
+    assert [values[name] for name in ("logit", "logit_npr", "logit_clip", "verdict")] == [
+        pytest.approx(score.logit), pytest.approx(score.logit_npr), pytest.approx(score.logit_clip), score.verdict
+    ]  # fmt: skip
+    traces = npr("explain", photograph, "--checkpoint", pair.with_name("traces.safetensors"), "-o", tmp_path / "npr")
+    assert traces[0] == 0
+    alone = json.loads((tmp_path / "npr" / "explanation.json").read_text())
+    assert values["activation"] == alone["activation"] and values["npr"] == alone["npr"]
+
+
+def test_export_needs_one_network(npr, pair, tmp_path):
+    code, _, error = npr("export", "-o", tmp_path / "x.onnx", "--checkpoint", pair)
     assert code == 2 and "pair" in error and error.count("\n") == 1
 
 
