@@ -65,13 +65,19 @@ def test_speed_on_a_gpu_is_that_of_the_results():
 
 
 def test_speed_of_the_fast_network_is_that_of_the_results():
-    rows = json.loads((RESULTS / "cpu-avx2-fast-model.json").read_text())["rows"]
-    (ours,) = (row for row in rows if row["contender"] == "ours int8")
-    assert ours["case"] == "fast detector, uint8 -> logits, 8x3x256x256"
-    assert f"[{8e3 / ours['median_ms']:.0f} images per second]" in TEXT
-    rates = json.loads((RESULTS / "cpu-avx2-cascade.json").read_text())["rows"]
-    of = {row["contender"]: row["images_per_second"] for row in rates}
-    assert round(of["ours cascade"] / of["ours wild-2"]) == 3 and "up to three times as fast" in TEXT.replace("\n", " ")
+    rows = json.loads((RESULTS / "cpu-fast-model.json").read_text())["rows"]
+    assert {row["case"] for row in rows} == {"fast detector, uint8 -> logits, 8x3x256x256"}
+    of = {row["contender"]: row["median_ms"] for row in rows}
+    text = TEXT.replace("\n", " ")
+    assert f"[{8e3 / of['ours int8']:,.0f} images per second]" in text
+    assert f"{of['OpenVINO int8'] / of['ours int8']:.1f} times as many as OpenVINO" in text
+    rates = json.loads((RESULTS / "cpu-cascade.json").read_text())["rows"]
+    found = {row["contender"]: row for row in rates}
+    cascade = found["ours cascade"]
+    words = f"scored {cascade['images_per_second']:.0f} files per second, with a mean AUC of {cascade['roc_auc']:.4f}"
+    assert words in text
+    ratio = found["ours fast-1"]["images_per_second"] / found["ours wild-2"]["images_per_second"]
+    assert round(ratio) in (6, 7) and "`fast-1`, six times as fast as `wild-2`" in text
 
 
 def test_the_pair_is_as_good_as_its_card_says():

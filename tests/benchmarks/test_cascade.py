@@ -10,10 +10,10 @@ from npr_model.checkpoints import Metadata
 from npr_model.datasets.folders import find_samples
 from npr_model.detectors.cascade import Cascade
 from npr_model.scoring.rows import Row
-from tests.model.conftest import make_detector
+from tests.model.conftest import encoded, make_detector, noise
 
 
-def test_rows_of_a_cascade_and_its_parts(labelled, tmp_path, monkeypatch):
+def test_rows_of_a_cascade_and_its_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "LARGE", 1)
     parts = {}
     for name, size in {"quick": "fast", "sure": "paper"}.items():
@@ -23,7 +23,11 @@ def test_rows_of_a_cascade_and_its_parts(labelled, tmp_path, monkeypatch):
     joined = Cascade(quick.model, sure.model, quick.model_id, sure.model_id, low=-1e9, high=1e9)
     checkpoints.save(tmp_path / "both.safetensors", joined, Metadata(name="both"))
     monkeypatch.setattr(benchmark, "parts", lambda cascade: iter((quick, sure)))
-    samples = find_samples(labelled({"gan/0_real": 3, "gan/1_fake": 3}))
+    for number in range(6):
+        folder = tmp_path / "images" / "gan" / ("0_real", "1_fake")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(encoded(noise(32, 32, number)))
+    samples = find_samples(tmp_path / "images")
     rows = benchmark.measure(checkpoints.load(tmp_path / "both.safetensors"), samples, torch.float32)
     assert [row["contender"] for row in rows] == ["ours quick", "ours sure", "ours both"]
     assert rows[2]["share_sent_on"] == 1 and rows[2]["roc_auc"] == rows[1]["roc_auc"]

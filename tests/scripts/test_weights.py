@@ -31,7 +31,7 @@ def test_card_is_printed_from_the_results(lines):
 
 def test_it_is_the_default_and_calibrated():
     loaded = checkpoints.load()
-    assert weights.available() == ["cascade", "clip-3", "fast-1", "npr+clip", weights.DEFAULT]
+    assert weights.available() == ["cascade", "cascade+clip", "clip-3", "fast-1", "npr+clip", weights.DEFAULT]
     assert loaded.metadata.name == weights.DEFAULT == "wild-2"
     assert loaded.metadata.licence == "Apache-2.0" and loaded.metadata.view == View("sample", 128, 8)
     assert loaded.metadata.calibration.points
@@ -119,3 +119,12 @@ def test_the_last_layer_finds_the_feature_that_tells():
     lines = list(fit_last_layer.curve(features, features))
     assert [line["repositories"] for line in lines[::5]] == [2, 4, 8, 12, 16, 20]
     assert lines[-1]["auc_training"] > 80 and lines[-1]["auc_validation"] > 80
+
+
+def test_the_cascade_with_an_encoder_is_calibrated_and_of_the_bundled_parts():
+    loaded = checkpoints.load("cascade+clip")
+    parts = [checkpoints.load(name).model_id for name in ("fast-1", "npr+clip")]
+    assert [loaded.model.first_checkpoint, loaded.model.second_checkpoint] == parts
+    assert loaded.metadata.view == View("sample", 128, 8) and loaded.metadata.calibration.points
+    card = (weights.FOLDER / "npr+clip.md").read_text()
+    assert f"lies in {loaded.model.low:.3f} .. {loaded.model.high:.3f}" in card
