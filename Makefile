@@ -7,17 +7,22 @@ export PYTHONDONTWRITEBYTECODE :=
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
 .NOTPARALLEL:
-.PHONY: demo test bench lint clean
+.PHONY: demo test test-slow bench lint clean
 
 demo: .venv/installed  ## screen the example images with the bundled checkpoint
 	$(BIN)/npr screen examples --output scores.parquet
 
-test: .venv/tests  ## linters and all tests; mypy, which uses one core, runs beside the tests
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 20
+
+test: .venv/tests  ## linters, and all tests but the slow ones; mypy, which uses one core, runs beside the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy > .venv/mypy.txt & mypy=$$!; \
-		OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 20; tests=$$?; \
+		$(PYTEST) -m "not slow"; tests=$$?; \
 		wait $$mypy || { cat .venv/mypy.txt; exit 1; }; exit $$tests
+
+test-slow: .venv/tests  ## compilers, interpreters, clusters, and processes that are killed
+	$(PYTEST) -m slow
 
 bench: .venv/benchmarks  ## every table of docs/performance.md that needs nothing but this machine; an hour
 	for name in ops model train screening scaling memory; do \

@@ -108,6 +108,7 @@ def test_compile_whole_graph(backend: str, case: Case, dynamic: bool):
             assert error(found, expected) < (0.05 if case.dtype == torch.bfloat16 else 1e-5)
 
 
+@pytest.mark.slow
 @needs_extension
 @pytest.mark.xdist_group("inductor")
 def test_compile_with_inductor():

@@ -280,6 +280,7 @@ npr_kernels.npr(torch.zeros(1, 3, 4, 4), backend="eager")
     assert result.stdout.count("NPR_KERNELS_CPU_CAPABILITY is 'sse9'; this machine has") == 2 and result.returncode == 0
 
 
+@pytest.mark.slow
 @needs_extension
 @pytest.mark.xdist_group("instruction sets")
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -40,6 +40,7 @@ def bound(kernel: str, architecture: str) -> int:
     return next(most for (name, arguments), most in REGISTERS.items() if name in kernel and arguments in kernel)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_no_spills(source, architecture, tmp_path):

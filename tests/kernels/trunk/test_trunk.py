@@ -60,6 +60,7 @@ def check(blocks: list, shape: tuple[int, int, int], dtype: torch.dtype, device:
             assert error(found, truth) <= allowed(error(eager, truth), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("interpreter")
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
 @pytest.mark.skipif(

@@ -114,6 +114,7 @@ def test_a_package_that_cannot_be_loaded_is_not_written(monkeypatch, tmp_path, c
     assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
 
 
+@pytest.mark.slow
 def test_package_gives_our_logits(package):
     file, model = package
     run, frozen = load_package(file), freeze(model)
@@ -125,6 +126,7 @@ def test_package_gives_our_logits(package):
             )
 
 
+@pytest.mark.slow
 def test_package_runs_without_this_project(package):
     """Only the library of kernels is loaded, as in a server in C++."""
     file, model = package
@@ -139,6 +141,7 @@ print(run(torch.full((1, 3, 64, 64), 7, dtype=torch.uint8)).item(), "npr_model" 
     assert float(logit) == pytest.approx(expected, abs=1e-5) and loaded == "False"
 
 
+@pytest.mark.slow
 def test_package_for_another_processor_is_refused(package, monkeypatch):
     monkeypatch.setattr("npr_model.inference.export.cpu_capability", lambda: "another")
     with pytest.raises(InputError, match="export it again here"):

@@ -88,6 +88,7 @@ def screen(arguments: list[str], rows_a_part: int) -> None:
     os._exit(cli.main(["screen", *arguments]))
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_random_moments(tmp_path, checkpoint):
     """kill -9, then the same command again: in the end the rows of a run that was never killed."""
     processes = multiprocessing.get_context("forkserver")

@@ -182,6 +182,7 @@ def cluster_of(process: psutil.Process) -> str | None:
         return None
 
 
+@pytest.mark.slow
 def test_two_nodes_give_the_rows_of_one_machine_whatever_dies(cluster, inputs, checkpoint, npr, tmp_path):
     """The command is killed. The next one goes on where it stopped, to the end, although a process of each kind is
     killed, then a node."""

@@ -24,6 +24,7 @@ from tests.model.training import two_processes
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("training in processes")  # slow: it must not be the last
 def test_two_processes_give_the_losses_and_weights_of_one(labelled, checkpoint, tmp_path, monkeypatch, capsys):
     """Steps in float64 agree up to rounding, and `npr train` in float32 approximately.

@@ -322,6 +322,7 @@ cli.main(["train", *sys.argv[1:]])
 """
 
 
+@pytest.mark.slow
 def test_kill_9(labelled, tmp_path):
     root = labelled({"0_real": 12, "1_fake": 12})
     config = small(root, epochs=3, save_steps=1, jpeg_probability=0.5, workers=1)

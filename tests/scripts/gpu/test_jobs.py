@@ -65,6 +65,7 @@ def test_packages_come_from_wheels(tmp_path, monkeypatch):
     assert results["steps"]["uses"]["last_line"] == "42"
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("training by a plan")  # slow: it must not be the last
 def test_a_training_is_kept_and_goes_on(tmp_path, monkeypatch):
     """All steps but the build, with parts smaller than the state, from a tar to the files that are kept, and again."""

@@ -135,6 +135,7 @@ def launch_operators_for(
     call["npr_conv2d_grad_input"](y, x.to(parameters), weight, *convolution, channels_last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("capability", "types", "forward_only"),
     [
@@ -191,6 +192,7 @@ def test_float32_products_are_split_whatever_torch_says_of_tf32(fp32_precision, 
         assert count[name, "float32"] == 6 * count[name, "uint8-bfloat16"]
 
 
+@pytest.mark.slow
 def test_sizes_compile_nothing_anew(launches):
     """Three programs at most: for aligned vectors of four pixels, for single pixels, and for an odd first address."""
     compiled = launches(90)
@@ -212,6 +214,7 @@ def test_sizes_compile_nothing_anew(launches):
     assert all(found[name] <= 3 * one[name] for name in one), (found, one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("capability", "dtype", "product", "most_shared"),
     [
@@ -242,6 +245,7 @@ def test_residual_blocks(capability, dtype, product, most_shared, launches, tmp_
             assert any(instruction.startswith(product) for instruction in instructions(kernel, tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("image", "parameters", "anchor"),
     [

@@ -46,6 +46,7 @@ def _subset() -> list[Case]:
 SUBSET = _subset()
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("interpreter")
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
 def test_under_the_interpreter():
