@@ -20,7 +20,8 @@ from benchmarks.harness.inputs import DTYPE_NAMES, random_detector
 from benchmarks.harness.parity import judge_by_rule
 from benchmarks.harness.rows import OURS, REFERENCE
 from benchmarks.harness.runner import Benchmark, Contender, Unavailable
-from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck, layers
+from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck
+from npr_kernels.trunk.blocks import composed
 from npr_model.detectors.npr import NPRDetector
 from npr_model.inference.folded import folded_layers
 
@@ -38,7 +39,7 @@ class Plain(nn.Module):
         self.blocks, self.averaged = blocks, averaged
 
     def forward(self, x: Tensor) -> Tensor:
-        return layers.composed(x, self.blocks, self.averaged)
+        return composed(x, self.blocks, self.averaged)
 
 
 class CudnnFused(Plain):

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from npr_model.commands import streams, terminal
 from npr_model.commands.ablate import ablate
 from npr_model.commands.audit import audit
 from npr_model.commands.calibrate import calibrate
@@ -23,6 +22,7 @@ from npr_model.commands.report import report
 from npr_model.commands.robustness import robustness
 from npr_model.commands.screen import screen
 from npr_model.commands.serve import serve
+from npr_model.commands.shared import streams, terminal
 from npr_model.commands.simulate import simulate
 from npr_model.commands.train import train
 from npr_model.errors import InputError, reason

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.report import RESULTS
 from npr_model import weights
-from scripts import make_card
+from scripts.checkpoints import make_card
 from tests.conftest import ROOT
 
 ACCURACY = ROOT / "docs" / "results"

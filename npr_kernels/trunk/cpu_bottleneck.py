@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from npr_kernels import extension
-from npr_kernels.trunk.layers import Folded
+from npr_kernels.trunk.blocks import Folded
 
 # Winograd transforms of three weights, for two results and for four (Lavin and Gray, 2016). The second gives four times
 # the results, and its rows are scaled to similar sizes. csrc/cpu/winograd.h has the transforms of inputs and outputs.

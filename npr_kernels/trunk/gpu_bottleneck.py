@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from npr_kernels.capabilities import gpu_capability
 from npr_kernels.triton_runtime import DEVICE, GRID_LIMIT, INSTALLED
 from npr_kernels.trunk import hopper_bottleneck
-from npr_kernels.trunk.layers import Folded, Layers
+from npr_kernels.trunk.blocks import Folded, Layers
 
 DTYPES = (torch.bfloat16, torch.float16)
 PIXELS = 128  # pixels of a program; also pixels of each partial sum of a mean

@@ -11,7 +11,7 @@ import torch
 from npr_kernels.backends import proof
 from npr_kernels.tolerance import allowed, error
 from npr_kernels.trunk import gpu_bottleneck, hopper_bottleneck
-from npr_kernels.trunk.layers import BlockShape, Folded, Layers, composed
+from npr_kernels.trunk.blocks import BlockShape, Folded, Layers, composed
 
 ENVIRONMENT_VARIABLE = "NPR_KERNELS_TRUNK"
 _logger = logging.getLogger("npr_kernels")

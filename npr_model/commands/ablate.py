@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from npr_model.commands.options import Config, Preset, Real, Settings, folder_option
-from npr_model.commands.samples import labelled_samples
-from npr_model.commands.terminal import out, print_paths, print_table
-from npr_model.commands.training_progress import TrainingProgress, saying_how_to_continue
+from npr_model.commands.shared.options import Config, Preset, Real, Settings, folder_option
+from npr_model.commands.shared.samples import labelled_samples
+from npr_model.commands.shared.terminal import out, print_paths, print_table
+from npr_model.commands.shared.training_progress import TrainingProgress, saying_how_to_continue
 
 
 def ablate(

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from npr_model.commands.options import Folders, Real, report_option, require_suffix
-from npr_model.commands.samples import labelled_samples
-from npr_model.commands.terminal import EXIT_FAILED_INPUTS, print_errors, print_table, progress_bar
+from npr_model.commands.shared.options import Folders, Real, report_option, require_suffix
+from npr_model.commands.shared.samples import labelled_samples
+from npr_model.commands.shared.terminal import EXIT_FAILED_INPUTS, print_errors, print_table, progress_bar
 
 
 def audit(

@@ -10,9 +10,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from npr_model.commands.options import CHECKPOINT, EVALUATION, scoring_options
-from npr_model.commands.samples import calibration_samples
-from npr_model.commands.terminal import (
+from npr_model.commands.shared.options import CHECKPOINT, EVALUATION, scoring_options
+from npr_model.commands.shared.samples import calibration_samples
+from npr_model.commands.shared.terminal import (
     EXIT_FAILED_INPUTS,
     out,
     print_errors,

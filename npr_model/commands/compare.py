@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from npr_model.commands.options import (
+from npr_model.commands.shared.options import (
     EVALUATION,
     LABELLED,
     Config,
@@ -22,8 +22,8 @@ from npr_model.commands.options import (
     parsed_changes,
     scoring_options,
 )
-from npr_model.commands.samples import labelled_samples
-from npr_model.commands.terminal import (
+from npr_model.commands.shared.samples import labelled_samples
+from npr_model.commands.shared.terminal import (
     EXIT_FAILED_INPUTS,
     out,
     print_errors,
@@ -31,7 +31,7 @@ from npr_model.commands.terminal import (
     print_table,
     progress_bar,
 )
-from npr_model.commands.training_progress import TrainingProgress, saying_how_to_continue
+from npr_model.commands.shared.training_progress import TrainingProgress, saying_how_to_continue
 from npr_model.detectors import NAMES
 from npr_model.errors import InputError
 from npr_model.scoring.options import ScoringOptions

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from npr_model.commands.options import (
+from npr_model.commands.shared.options import (
     EVALUATION,
     Benchmark,
     Changes,
@@ -23,7 +23,7 @@ from npr_model.commands.options import (
     require_suffix,
     scoring_options,
 )
-from npr_model.commands.terminal import (
+from npr_model.commands.shared.terminal import (
     EXIT_FAILED_INPUTS,
     print_errors,
     print_paths,
@@ -96,7 +96,7 @@ def evaluate(
 
     The accuracy uses the checkpoint's threshold; with --benchmark, it uses a probability of 0.5.
     """
-    from npr_model.evaluation.report import SUFFIXES, Report
+    from npr_model.evaluation.tables import SUFFIXES, Report
     from npr_model.reporting.figures import require_matplotlib
 
     changes = parsed_changes(equalise, perturb)

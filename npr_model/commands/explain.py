@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from npr_model.commands.options import folder_option, scoring_options
-from npr_model.commands.terminal import out, print_paths, work_begins
+from npr_model.commands.shared.options import folder_option, scoring_options
+from npr_model.commands.shared.terminal import out, print_paths, work_begins
 from npr_model.scoring.options import ScoringOptions
 
 

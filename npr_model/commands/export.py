@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from npr_model import weights
-from npr_model.commands.options import Checkpoint, Dtype
-from npr_model.commands.terminal import print_paths, work_begins
+from npr_model.commands.shared.options import Checkpoint, Dtype
+from npr_model.commands.shared.terminal import print_paths, work_begins
 from npr_model.errors import InputError
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from npr_model.commands.terminal import print_paths, progress_bar
+from npr_model.commands.shared.terminal import print_paths, progress_bar
 from npr_model.errors import InputError
 
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from npr_model.commands.options import EVALUATION, Folders, Real, folder_option, scoring_options
-from npr_model.commands.samples import labelled_samples
-from npr_model.commands.terminal import EXIT_FAILED_INPUTS, out, print_paths, print_table, progress_bar
+from npr_model.commands.shared.options import EVALUATION, Folders, Real, folder_option, scoring_options
+from npr_model.commands.shared.samples import labelled_samples
+from npr_model.commands.shared.terminal import EXIT_FAILED_INPUTS, out, print_paths, print_table, progress_bar
 from npr_model.scoring.options import ScoringOptions
 
 

@@ -10,8 +10,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from npr_model.commands.options import scoring_options
-from npr_model.commands.terminal import (
+from npr_model.commands.shared.options import scoring_options
+from npr_model.commands.shared.terminal import (
     EXIT_FAILED_INPUTS,
     EXIT_INTERRUPTED,
     err,

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from npr_model.commands.options import scoring_options
-from npr_model.commands.terminal import out, work_begins
+from npr_model.commands.shared.options import scoring_options
+from npr_model.commands.shared.terminal import out, work_begins
 from npr_model.errors import InputError, reason
 from npr_model.scoring.options import ScoringOptions
 

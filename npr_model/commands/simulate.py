@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from npr_model.commands.options import Device, Workers, choice, folder_option
-from npr_model.commands.terminal import (
+from npr_model.commands.shared.options import Device, Workers, choice, folder_option
+from npr_model.commands.shared.terminal import (
     EXIT_FAILED_INPUTS,
     out,
     printable,

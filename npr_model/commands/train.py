@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from npr_model.commands.options import LABELLED, Config, Preset, Settings
-from npr_model.commands.terminal import out
-from npr_model.commands.training_progress import TrainingProgress, saying_how_to_continue
+from npr_model.commands.shared.options import LABELLED, Config, Preset, Settings
+from npr_model.commands.shared.terminal import out
+from npr_model.commands.shared.training_progress import TrainingProgress, saying_how_to_continue
 from npr_model.errors import InputError
 
 if TYPE_CHECKING:

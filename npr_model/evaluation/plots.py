@@ -11,7 +11,7 @@ from sklearn.metrics import roc_curve
 
 from npr_model.evaluation.evaluate import Evaluation, Scores
 from npr_model.evaluation.protocols import PROTOCOLS
-from npr_model.evaluation.report import Report
+from npr_model.evaluation.tables import Report
 from npr_model.reporting.figures import new_figure, require_matplotlib, save
 from npr_model.reporting.tables import percent
 

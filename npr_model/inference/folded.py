@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npr_kernels import fold_batch_norm
-from npr_kernels.trunk.layers import Layers
+from npr_kernels.trunk.blocks import Layers
 from npr_model.detectors.layers.resnet import Bottleneck
 
 

@@ -22,7 +22,7 @@ from npr_kernels.arguments import scale_factors
 from npr_kernels.capabilities import cpu_capability, onednn_serves
 from npr_kernels.trunk import cpu_bottleneck, gpu_bottleneck, selection
 from npr_kernels.trunk.average_pool import AveragePool
-from npr_kernels.trunk.layers import BlockShape
+from npr_kernels.trunk.blocks import BlockShape
 from npr_model.detectors.npr import NPRDetector
 from npr_model.detectors.sizes import SIZES
 from npr_model.errors import InputError

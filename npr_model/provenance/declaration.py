@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from npr_model.provenance.blocks import read_metadata
 from npr_model.provenance.content_credentials import Claims, read_claims
 from npr_model.provenance.exif import read_exif
-from npr_model.provenance.metadata import read_metadata
 from npr_model.provenance.validation import validate
 
 GENERATED, EDITED, CAMERA = "generated", "edited", "camera"

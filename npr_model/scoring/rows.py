@@ -70,7 +70,7 @@ class Row:
         view: The pixels that the network saw.
         error: What is wrong, in one line; None if the image was scored.
         error_code: "unreadable", the code of an ImageError, "not_scored", or "killed"
-            (:mod:`npr_model.screening.isolated`).
+            (:mod:`npr_model.screening.engines.isolated`).
         milliseconds: Reading and decoding, plus the image's share of the time to score its batch.
         model: Name and digest of the checkpoint.
         logit_npr, logit_clip: Of a checkpoint that combines two logits, both.

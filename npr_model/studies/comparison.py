@@ -15,7 +15,7 @@ from npr_model.errors import InputError, reason
 from npr_model.evaluation import published
 from npr_model.evaluation.evaluate import evaluate
 from npr_model.evaluation.metrics import Metrics
-from npr_model.evaluation.report import interval
+from npr_model.evaluation.tables import interval
 from npr_model.files import write_text
 from npr_model.imaging.perturbations import Perturbation
 from npr_model.reporting.tables import Table, percent
@@ -137,16 +137,16 @@ def tables(entries: Sequence[Entry]) -> tuple[Table, Table]:
                 "" if theirs is None else f"{theirs:.1f}",
             )
         )
-    columns = ("checkpoint", "detector", "view", "parameters", "images/s")
-    columns += ("mean accuracy", "mean AP", "mean ROC AUC", "published mean accuracy")
+    measured = ("mean accuracy", "mean AP", "mean ROC AUC", "published mean accuracy")
+    columns = ("checkpoint", "detector", "view", "parameters", "images/s", *measured)
     summary = Table("Comparison of detectors", columns, tuple(rows), tuple(_notes(entries)))
     counted = [f"{name} ({m.real} real, {m.fake} generated)" for name, m in entries[0].generators.items()]
     by_generator = [
         (label, *(percent(entry.generators[name].roc_auc) for entry in entries))
         for label, name in zip(counted, entries[0].generators, strict=True)
     ]
-    columns = ("generator", *(entry.checkpoint for entry in entries))
-    return summary, Table("ROC AUC on each generator", columns, tuple(by_generator))
+    checkpoints = ("generator", *(entry.checkpoint for entry in entries))
+    return summary, Table("ROC AUC on each generator", checkpoints, tuple(by_generator))
 
 
 def write(entries: Sequence[Entry], folder: Path) -> list[Path]:

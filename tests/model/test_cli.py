@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from npr_model import cli
-from npr_model.commands import terminal
+from npr_model.commands.shared import terminal
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from npr_model.scoring.journal import Journal
 from npr_model.scoring.options import ScoringOptions
 from npr_model.scoring.rows import Row, Totals
 from npr_model.scoring.scorer import Scorer
+from npr_model.screening.engines.isolated import score_alone
 from npr_model.screening.inputs.sources import Sources
-from npr_model.screening.isolated import score_alone
 from npr_model.screening.outputs.finished import Finished
 
 

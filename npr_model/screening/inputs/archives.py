@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 from npr_model.errors import InputError, reason
 from npr_model.scoring.items import Item, failing
-from npr_model.screening.inputs.compression import CHUNK
 from npr_model.screening.inputs.content import HEAD_BYTES, archive_kind
+from npr_model.screening.inputs.decompression import CHUNK
 from npr_model.screening.inputs.parquet import parquet_items
 from npr_model.screening.inputs.skipped import EMPTY_ARCHIVE, Skip
 from npr_model.screening.inputs.tars import tar_items

@@ -5,7 +5,7 @@ from __future__ import annotations
 from npr_model.files import is_hidden
 from npr_model.imaging.errors import ImageError
 from npr_model.imaging.formats.signatures import LENGTH, format_of
-from npr_model.screening.inputs.compression import kind_of
+from npr_model.screening.inputs.decompression import kind_of
 
 HEAD_BYTES = LENGTH  # of a file, to tell what it is
 _TAR_MAGIC = slice(257, 262)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from npr_model.errors import InputError
 from npr_model.scoring.items import Item, failing, in_memory
-from npr_model.screening.inputs.compression import DamagedError
+from npr_model.screening.inputs.decompression import DamagedError
 from npr_model.screening.inputs.skipped import EMPTY_ROW, Skip
 
 _ROWS_AT_ONCE = 16

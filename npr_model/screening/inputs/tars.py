@@ -9,8 +9,8 @@ from typing import IO, Any, cast
 from npr_model.files import HIDDEN
 from npr_model.imaging.formats.suffixes import is_image_name
 from npr_model.scoring.items import MAX_BYTES, Item, failing, in_memory, too_large
-from npr_model.screening.inputs.compression import CHUNK, DamagedError, Pieces, decompressed
 from npr_model.screening.inputs.content import HEAD_BYTES, archive_kind, is_image, lies_hidden
+from npr_model.screening.inputs.decompression import CHUNK, DamagedError, Pieces, decompressed
 from npr_model.screening.inputs.skipped import INNER_ARCHIVE, NO_IMAGE, Skip
 
 

@@ -12,8 +12,8 @@ from npr_model.errors import reason
 from npr_model.files import HIDDEN
 from npr_model.imaging.formats.suffixes import is_image_name
 from npr_model.scoring.items import MAX_BYTES, Item, failing, in_memory
-from npr_model.screening.inputs.compression import DamagedError
 from npr_model.screening.inputs.content import HEAD_BYTES, archive_kind, is_image, lies_hidden
+from npr_model.screening.inputs.decompression import DamagedError
 from npr_model.screening.inputs.skipped import INNER_ARCHIVE, NO_IMAGE, Skip
 from npr_model.screening.inputs.tars import readable
 

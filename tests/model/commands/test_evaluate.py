@@ -6,7 +6,7 @@ import json
 
 from PIL import Image
 
-from npr_model.commands import terminal
+from npr_model.commands.shared import terminal
 from tests.model.conftest import encoded, noise
 
 

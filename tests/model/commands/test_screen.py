@@ -15,7 +15,8 @@ import pytest
 from rich.console import Console
 
 from npr_model import api, checkpoints
-from npr_model.commands import screen, terminal
+from npr_model.commands import screen
+from npr_model.commands.shared import terminal
 from npr_model.errors import InputError
 from npr_model.scoring.rows import Row
 from npr_model.screening.inputs.sources import Sources

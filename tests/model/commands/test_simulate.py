@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from npr_model.commands import terminal
+from npr_model.commands.shared import terminal
 from npr_model.datasets.folders import find_samples
 from tests.model.simulation.photos import write_photographs
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from npr_model import checkpoints
-from npr_model.commands import terminal
+from npr_model.commands.shared import terminal
 from tests.model.conftest import encoded, noise
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from npr_model import checkpoints
 from npr_model.checkpoints import Metadata
-from npr_model.commands import terminal
+from npr_model.commands.shared import terminal
 from npr_model.errors import InputError
 from npr_model.evaluation.calibration import (
     CONFIDENCE,

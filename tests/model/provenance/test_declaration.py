@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from npr_model.provenance import declaration
+from npr_model.provenance.blocks import LONGEST_BLOCK, Metadata, read_metadata
 from npr_model.provenance.declaration import read_declaration
-from npr_model.provenance.metadata import LONGEST_BLOCK, Metadata, read_metadata
 from tests.model.provenance.declaring import (
     AI,
     CAPTURED,

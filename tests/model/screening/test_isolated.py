@@ -5,7 +5,7 @@ from __future__ import annotations
 from npr_model.scoring.items import in_memory
 from npr_model.scoring.options import ScoringOptions
 from npr_model.scoring.rows import Row
-from npr_model.screening import isolated
+from npr_model.screening.engines import isolated
 from npr_model.screening.outputs.journal_file import Journal
 from tests.model.conftest import encoded, noise
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from npr_model.commands import terminal
+from npr_model.commands.shared import terminal
 from tests.conftest import ROOT
 from tests.model.conftest import encoded, noise
 from tests.model.imaging.files import camera_raw, every_kind, heif, jpeg_claiming, picture, png16, png_claiming

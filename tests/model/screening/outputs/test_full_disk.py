@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from npr_model.commands import terminal
+from npr_model.commands.shared import terminal
 from npr_model.scoring.rows import SCHEMA, Row
 from npr_model.screening.outputs import row_files, sinks
 from npr_model.screening.outputs.sinks import SinkError, open_sink

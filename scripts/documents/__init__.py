@@ -1,0 +1,1 @@
+"""The pages, pictures and examples that are made, not written."""

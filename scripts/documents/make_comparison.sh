@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Trains and measures the detectors that docs/comparison.md compares, and writes the page. This takes a night on two
+# cores.
+#
+#   scripts/documents/make_comparison.sh VALIDATION TRAINING RUNS
+#
+# VALIDATION and TRAINING hold <generator>/{0_real,1_fake}. No image of them is copied. RUNS keeps the trained detectors
+# and what was measured; what is complete is not done again. EPOCHS=N trains N epochs.
+set -euo pipefail
+VALIDATION=$(realpath "$1") TRAINING=$(realpath "$2") RUNS=$(realpath -m "$3")
+cd "$(dirname "$0")/../.."
+PAGE=docs/comparison.md
+mkdir -p "$RUNS"
+. scripts/documents/page.sh
+
+text '# Detectors and variants, trained alike'
+text "\`scripts/documents/make_comparison.sh VALIDATION TRAINING RUNS\` runs the commands below and writes this page. TRAINING has $(images_of "$TRAINING"). VALIDATION has $(images_of "$VALIDATION"). People published these images in public repositories. No repository is in both sets."
+
+text '## How do other detectors fare?'
+text 'All detectors were trained from random weights with the same crops, for the same few epochs. Only `frank` and `ojha` have settings of their own, without which they do not work. The encoder of `ojha` is pretrained. The numbers show what a night on two cores gives, not what the authors of the detectors reached. [Another page](detectors.md) describes the detectors and how they differ from the authors'"'"' versions.'
+EPOCHS=${EPOCHS:-2} # a finished run goes on with more of them
+run "npr compare --train \$TRAINING --evaluate \$VALIDATION --detectors all -o \$RUNS/comparison \\
+    --set epochs=$EPOCHS --set crop_size=128 --set learning_rate=0.001 --set dtype=bfloat16 --set balance_groups=0.5"
+tables "$RUNS/comparison/comparison.md"
+text 'The same checkpoints, after JPEG compression of all images:'
+checkpoints=
+for detector in npr bihpf cnndetection durall f3net frank frepgan gandetection lgrad ojha patchfor selfbland; do
+    checkpoints="$checkpoints -c \$RUNS/comparison/$detector/last.safetensors"
+done
+run "npr compare --evaluate \$VALIDATION --perturb jpeg:90 -o \$RUNS/comparison-jpeg \\
+   $checkpoints"
+tables "$RUNS/comparison-jpeg/comparison.md"
+
+text '## Which grid size and anchor?'
+text "This repeats the paper's Table 7 on these images, with crops of 64x64 pixels. It shows how the command works. It is too little to rank similar variants."
+run "npr ablate \$TRAINING --evaluate \$VALIDATION -o \$RUNS/ablation --preset wild \\
+    --set epochs=$EPOCHS --set crop_size=64 --set learning_rate=0.001 --set dtype=bfloat16 --set balance_groups=0.5"
+tables "$RUNS/ablation/ablation.md"

@@ -1,0 +1,1 @@
+"""Recipes to screen with Slurm and with Spark."""
