@@ -25,11 +25,12 @@ from npr_model.imaging.views import View
 from npr_model.inference.freeze import freeze
 from npr_model.inference.fused import default_dtype
 from npr_model.scoring.batches import Batches
+from npr_model.scoring.cache import Cache
 from npr_model.scoring.decoding import Decoded, Decoder, decode_ahead
 from npr_model.scoring.items import Item
 from npr_model.scoring.joint import networks_of
 from npr_model.scoring.journal import Journal
-from npr_model.scoring.known import Cache, Known
+from npr_model.scoring.known import Known
 from npr_model.scoring.rows import Row, judged, unscored
 from npr_model.verdicts import Calibration
 
@@ -76,7 +77,7 @@ class Scorer:
         device: Where the network runs.
         max_pixels: Larger images are errors.
         raw_previews: Whether the JPEG preview in a camera raw file is scored; else such a file is an error.
-        cache: File of a :class:`npr_model.scoring.known.Cache`. None: no cache.
+        cache: File of a :class:`npr_model.scoring.cache.Cache`. None: no cache.
     """
 
     def __init__(

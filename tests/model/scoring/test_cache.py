@@ -12,7 +12,6 @@ import torch
 from npr_model import checkpoints
 from npr_model.errors import InputError
 from npr_model.imaging.views import View
-from npr_model.scoring import known
 from npr_model.scoring.items import in_memory as item
 from npr_model.scoring.scorer import Scorer
 from npr_model.verdicts import Calibration
@@ -94,7 +93,7 @@ def test_failures_are_not_kept(cached):
 
 @pytest.mark.parametrize("run_number", range(5))
 def test_two_runs_at_once(checkpoint, tmp_path, monkeypatch, run_number):
-    monkeypatch.setattr(known, "ROWS_A_COMMIT", 1)
+    monkeypatch.setattr(cache, "ROWS_A_COMMIT", 1)
     loaded, problems = checkpoints.load(checkpoint), []
 
     def run(name):
