@@ -12,6 +12,7 @@ import torch
 from npr_model import checkpoints
 from npr_model.errors import InputError
 from npr_model.imaging.views import View
+from npr_model.scoring import cache
 from npr_model.scoring.items import in_memory as item
 from npr_model.scoring.scorer import Scorer
 from npr_model.verdicts import Calibration
