@@ -31,7 +31,7 @@ _C2PA_UUID = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 
 
 @dataclass
-class Metadata:
+class MetadataBlocks:
     """The blocks of one file, empty where there are none.
 
     Attributes:
@@ -52,16 +52,16 @@ class Metadata:
         return bool(self.exif or self.xmp or self.c2pa or self.comment or self.text)
 
 
-def read_metadata(data: bytes, format: str) -> Metadata:
+def read_metadata(data: bytes, format: str) -> MetadataBlocks:
     """Return the metadata of an encoded image. ``format``: as Pillow names it. Damaged blocks are left out."""
     reader = _READERS.get(format)
-    metadata = Metadata()
+    metadata = MetadataBlocks()
     if reader is not None:
         reader(data, metadata)
     return metadata
 
 
-def _read_jpeg(data: bytes, metadata: Metadata) -> None:
+def _read_jpeg(data: bytes, metadata: MetadataBlocks) -> None:
     manifests: dict[bytes, bytearray] = {}  # JUMBF boxes, joined from their parts, by number
     for marker, content in _segments(data):
         if marker == _APP1 and content.startswith(_EXIF):
@@ -94,7 +94,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         position += 2 + length
 
 
-def _read_png(data: bytes, metadata: Metadata) -> None:
+def _read_png(data: bytes, metadata: MetadataBlocks) -> None:
     position, texts, left = 8, 0, MOST_TEXT
     for _ in range(MOST_STEPS):
         if position + 8 > len(data):
@@ -139,7 +139,7 @@ def _png_text(name: bytes, content: bytes, most: int) -> tuple[str, bytes]:
     return keyword.decode("latin-1"), rest[: max(0, most)]
 
 
-def _read_webp(data: bytes, metadata: Metadata) -> None:
+def _read_webp(data: bytes, metadata: MetadataBlocks) -> None:
     position = 12
     for _ in range(MOST_STEPS):
         if position + 8 > len(data):
@@ -156,11 +156,11 @@ def _read_webp(data: bytes, metadata: Metadata) -> None:
         position += 8 + length + length % 2
 
 
-def _read_tiff(data: bytes, metadata: Metadata) -> None:
+def _read_tiff(data: bytes, metadata: MetadataBlocks) -> None:
     metadata.exif = data
 
 
-def _read_boxes(data: bytes, metadata: Metadata) -> None:
+def _read_boxes(data: bytes, metadata: MetadataBlocks) -> None:
     """AVIF and HEIF: EXIF and XMP are items; Content Credentials have a box of their own."""
     for name, place in boxes.boxes(data):
         if name == b"uuid" and data[place.start : place.start + 16] == _C2PA_UUID:
@@ -178,7 +178,7 @@ def _read_boxes(data: bytes, metadata: Metadata) -> None:
                 metadata.exif = metadata.exif or _behind_offset(content)
 
 
-def _read_jpegxl(data: bytes, metadata: Metadata) -> None:
+def _read_jpegxl(data: bytes, metadata: MetadataBlocks) -> None:
     """A box each; a box "brob" holds another one, compressed."""
     decompressed = 0
     for name, place in boxes.boxes(data) if data[4:8] == b"JXL " else ():

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from npr_model.provenance import declaration
-from npr_model.provenance.blocks import LONGEST_BLOCK, Metadata, read_metadata
+from npr_model.provenance.blocks import LONGEST_BLOCK, MetadataBlocks, read_metadata
 from npr_model.provenance.declaration import read_declaration
 from tests.model.provenance.declaring import (
     AI,
@@ -213,9 +213,9 @@ def test_declarations(case):
 
 
 def test_metadata_is_false_only_without_blocks():
-    assert not Metadata() and not read_metadata(encoded("JPEG"), "JPEG")
+    assert not MetadataBlocks() and not read_metadata(encoded("JPEG"), "JPEG")
     for block in ({"exif": b"x"}, {"xmp": b"x"}, {"c2pa": b"x"}, {"comment": "x"}, {"text": {"": ""}}):
-        assert Metadata(**block)
+        assert MetadataBlocks(**block)
 
 
 CAPTIONS = [
