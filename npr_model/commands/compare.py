@@ -73,8 +73,8 @@ def compare(
     """Measure checkpoints, and detectors that are trained alike, on the same labelled folders, in one table.
 
     With --train, each of --detectors is trained with one config (default: the preset wild), and its last checkpoint is
-    measured. frank and ojha have settings of their own beside it. --set overrides both. Each checkpoint uses its own
-    view unless --view is given. For the accuracy, images with a probability above 0.5 count as generated.
+    measured. frank and ojha need settings of their own, which --set does not change. Each checkpoint uses its own view
+    unless --view is given. For the accuracy, images with a probability above 0.5 count as generated.
 
     The output files are written again after every checkpoint. Run the same command again to continue after an
     interruption; what is trained or measured is not done again.
@@ -110,7 +110,7 @@ def compare(
         with progress_bar(scorer.model_id, total=len(samples)) as advance:
             entry = comparison.measure(scorer, samples, known, on_row=lambda row: advance(1), **changes)
         entries.append(entry)
-        comparison.write(entries, output)
+        comparison.write(entries, output, known)
 
     for name in checkpoint or ():
         measure(name)
@@ -124,6 +124,6 @@ def compare(
         print_table(table)
     errors = {source: error for entry in entries for source, error in entry.errors.items()}
     print_errors(errors)
-    print_paths(*comparison.write(entries, output))
+    print_paths(*comparison.write(entries, output, known))
     if errors:
         raise typer.Exit(EXIT_FAILED_INPUTS)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from npr_model.detectors.base import LUMA, PixelNetwork
 
-RINGS = 88  # length of the authors' spectra for images of 128x128 pixels
+RINGS = 88  # length of the authors' spectra for images of 128x128 pixels; the others are relative to the first
 _EPSILON = 1e-8  # the authors' value, far below the spectrum of any 8-bit image
 
 
@@ -35,12 +35,12 @@ class Durall(PixelNetwork):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc = nn.Linear(RINGS, 1).requires_grad_(False)
+        self.fc = nn.Linear(RINGS - 1, 1).requires_grad_(False)
         nn.init.zeros_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, RINGS) spectra."""
+        """(N, 3, H, W) -> (N, RINGS - 1) spectra."""
         with torch.autocast(images.device.type, enabled=False):  # the logarithm needs full precision
             pixels = self.unit_pixels(images)
             luma = torch.einsum("nchw,c->nhw", pixels, pixels.new_tensor(LUMA))
@@ -48,10 +48,10 @@ class Durall(PixelNetwork):
             rings, counts = (torch.from_numpy(array).to(luma.device) for array in _rings(*luma.shape[1:]))
             sums = decibels.new_zeros(len(luma), len(counts)).index_add_(1, rings, decibels.flatten(1)[:, 1:])
             means = (sums / counts)[:, torch.from_numpy(_filled(*luma.shape[1:])).to(luma.device)]
-            return means - means[:, :1]
+            return means[:, 1:] - means[:, :1]
 
     def fit(self, features: np.ndarray, labels: np.ndarray) -> None:
-        """Set the weights from (N, RINGS) features and (N,) labels (1: generated). Both classes must occur."""
+        """Set the weights from (N, RINGS - 1) features and (N,) labels (1: generated). Both classes must occur."""
         scaler = StandardScaler().fit(features)
         regression = LogisticRegression(max_iter=10_000).fit(scaler.transform(features), labels)
         weight = regression.coef_[0] / scaler.scale_

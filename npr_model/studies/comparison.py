@@ -10,7 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from npr_model.checkpoints import Metadata
 from npr_model.datasets.folders import Sample
+from npr_model.detectors import detector_class
+from npr_model.detectors.base import DetectorNetwork, JoinedNetwork
 from npr_model.errors import InputError, reason
 from npr_model.evaluation import published
 from npr_model.evaluation.evaluate import evaluate
@@ -28,7 +31,7 @@ from npr_model.training.run_folder import LAST
 RESULTS = "comparison.json"
 PAGE = "comparison.md"
 
-# What a method cannot do without. All else is the same for all detectors.
+# What a method cannot do without, whatever the shared config says. All else is the same for all detectors.
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "frank": {"weight_decay": 0.02},  # as the authors; 49,152 weights overfit a small training set
     "ojha": {"resize": 224, "crop_size": 224, "view": "resize:224"},  # the encoder's input: whole images
@@ -43,8 +46,8 @@ class Entry:
         checkpoint: Its name and digest.
         detector: Name of its kind in the paper's tables.
         view: What the network saw.
-        parameters: Number of weights that training sets.
-        rate: Images per second in this evaluation, decoding included.
+        parameters: Number of weights, without those of an image encoder.
+        rate: Images per second in this evaluation, from files to logits.
         generators, mean, comparison, errors: As in :class:`npr_model.evaluation.evaluate.Evaluation`.
         warnings: Why the numbers may measure something else than the detector.
         conditions: Digest of the images, their changes and the precision. Results with another one are not comparable.
@@ -64,8 +67,19 @@ class Entry:
 
 
 def recipes(names: Sequence[str], config: TrainConfig, settings: Sequence[str] = ()) -> list[TrainConfig]:
-    """Return the training config of each of ``names``: ``config`` with RECIPES, overridden by ``name=value`` texts."""
-    return [config.changed(detector=name, name=name, **RECIPES.get(name, {})).overridden(settings) for name in names]
+    """Return the training config of each of ``names``: ``config``, overridden by ``name=value`` texts, with RECIPES.
+
+    Raises InputError: a setting would change what is compared, or what it asks for is not installed.
+    """
+    for setting in settings:
+        if (field := setting.partition("=")[0]) in ("detector", "name", "folders"):
+            raise InputError(f"--set {field} is decided by --detectors and --train: leave it out")
+    shared = config.overridden(settings)
+    own = [shared.changed(detector=name, name=name, **RECIPES.get(name, {})) for name in names]
+    for one in own:  # before hours of training
+        architecture = one.architecture(detector_class(one.detector).architecture)
+        Metadata(detector=one.detector, architecture=architecture).network().check_ready()
+    return own
 
 
 def trained(config: TrainConfig, folder: Path, callbacks: Callbacks = Callbacks()) -> Path:
@@ -100,17 +114,24 @@ def measure(
     for entry in known:
         if (entry.checkpoint, entry.view, entry.conditions) == (scorer.model_id, str(scorer.view), conditions):
             return entry
-    began = time.perf_counter()
-    evaluation = evaluate(scorer, samples, equalise=equalise, perturbation=perturbation, threshold=0.0, on_row=on_row)
-    seconds = time.perf_counter() - began
+    began = ended = time.perf_counter()
+
+    def note_time(row: Row) -> None:
+        nonlocal ended
+        ended = time.perf_counter()
+        on_row(row)
+
+    evaluation = evaluate(
+        scorer, samples, equalise=equalise, perturbation=perturbation, threshold=0.0, on_row=note_time
+    )
     if evaluation.mean is None:
         raise InputError("no generator has both real and generated images: give real ones with --real")
     return Entry(
         checkpoint=evaluation.model,
         detector=network.paper_name,
         view=evaluation.view,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        rate=len(samples) / seconds,
+        parameters=_count(network),
+        rate=len({sample.path for sample in samples}) / (ended - began),
         generators=evaluation.generators,
         mean=evaluation.mean,
         comparison=evaluation.comparison,
@@ -149,9 +170,12 @@ def tables(entries: Sequence[Entry]) -> tuple[Table, Table]:
     return summary, Table("ROC AUC on each generator", checkpoints, tuple(by_generator))
 
 
-def write(entries: Sequence[Entry], folder: Path) -> list[Path]:
-    """Write comparison.md and comparison.json, which has all digits; return their paths."""
-    values = [asdict(entry) for entry in entries]
+def write(entries: Sequence[Entry], folder: Path, known: Sequence[Entry] = ()) -> list[Path]:
+    """Write comparison.md and comparison.json; return their paths.
+
+    The JSON file has all digits, and keeps the entries ``known`` of earlier calls, which are not on the page.
+    """
+    values = [asdict(entry) for entry in (*entries, *(entry for entry in known if entry not in entries))]
     texts = {
         PAGE: "\n".join(table.markdown() for table in tables(entries)),
         RESULTS: json.dumps(values, indent=2) + "\n",
@@ -168,7 +192,7 @@ def read(folder: Path) -> list[Entry]:
         return [_entry(values) for values in json.loads(path.read_text(encoding="utf-8"))]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be read ({reason(error)}): remove it, or choose another output") from error
 
 
@@ -176,6 +200,12 @@ def _entry(values: dict[str, Any]) -> Entry:
     generators = {name: Metrics.from_dict(row) for name, row in values.pop("generators").items()}
     mean = Metrics.from_dict(values.pop("mean"))
     return Entry(generators=generators, mean=mean, warnings=tuple(values.pop("warnings")), **values)
+
+
+def _count(network: DetectorNetwork) -> int:
+    """The number of weights of a network, and of those that it joins."""
+    parts = network.parts if isinstance(network, JoinedNetwork) else ()
+    return sum(parameter.numel() for parameter in network.parameters()) + sum(map(_count, parts))
 
 
 def _conditions(
@@ -192,8 +222,8 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     notes = [
         f"Means over {counted} generators, in percent, with 95 % bootstrap intervals. Accuracy is at the logit 0. "
         f"{first.comparison[:1].upper()}{first.comparison[1:]}. The published mean accuracies are those of Table 6 of "
-        "Tan et al. (CVPR 2024), over other images. Parameters do not include the encoder of Ojha. Rates include "
-        "decoding."
+        "Tan et al. (CVPR 2024), over other images. Parameters do not include the encoder of Ojha. Rates are from "
+        "files to logits."
     ]
     notes += [f"Warning: {warning}." for warning in first.warnings]
     notes += [

@@ -144,6 +144,8 @@ def _saved_run(folder: Path, config: TrainConfig, files: str) -> Run | None:
         stored = TrainConfig().changed(**json.loads(run.config))
         if run.files != files:
             raise InputError(f"{folder} was trained on other files: the training folders have changed")
+    if run is not None and run.epoch > config.epochs:
+        raise InputError(f"{folder} was trained for {run.epoch} epochs, more than epochs={config.epochs}")
     for name in FIELDS:
         old, new = getattr(stored, name), getattr(config, name)
         if old != new and name not in MACHINE_FIELDS:

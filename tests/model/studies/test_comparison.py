@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from npr_model import cli
+from npr_model import checkpoints, cli
+from npr_model.detectors.encoder import FILE_VARIABLE
 from npr_model.detectors.npr import NPRDetector
 from npr_model.errors import InputError
 from npr_model.evaluation import published
@@ -14,6 +15,7 @@ from npr_model.evaluation.evaluate import collect
 from npr_model.scoring.options import ScoringOptions
 from npr_model.studies import comparison
 from npr_model.training.config import TrainConfig
+from tests.model.detectors.encoders import write
 
 LAYOUT = {"train/0_real": 4, "train/1_fake": 4, "test/gan/0_real": 3, "test/gan/1_fake": 3, "test/b/0_real": 2}
 LAYOUT |= {"test/b/1_fake": 2, "test/only_real/0_real": 2}
@@ -51,6 +53,17 @@ def test_trains_what_is_missing_and_measures_once(labelled, tmp_path, capsys, mo
     assert len(evaluated) == 3
     assert cli.main([*arguments(root, output, "durall"), "--perturb", "jpeg:90"]) == 0
     assert len(evaluated) == 4
+    # What earlier calls measured is kept, though not shown.
+    assert len(json.loads((output / "comparison.json").read_text())) == 5
+    assert (output / "comparison.md").read_text().count("| Durall |") == 1
+    assert cli.main([*arguments(root, output, "npr"), "--set", "epochs=2"]) == 0
+    assert cli.main(arguments(root, output, "npr")) == 2
+    assert "was trained for 2 epochs, more than epochs=1" in capsys.readouterr().err
+
+
+def test_weights_of_joined_checkpoints_are_counted():
+    counts = [comparison._count(checkpoints.load(name).model) for name in ("fast-1", "wild-2", "cascade")]
+    assert counts[0] + counts[1] == counts[2] > counts[1] > counts[0] > 0
 
 
 def test_means_are_those_of_the_generators(labelled, tmp_path):
@@ -66,13 +79,17 @@ def test_means_are_those_of_the_generators(labelled, tmp_path):
     assert comparison.read(tmp_path) == [entry]
 
 
-def test_recipes_leave_settings_the_last_word():
-    shared = TrainConfig(epochs=3)
-    npr, frank, ojha = comparison.recipes(["npr", "frank", "ojha"], shared, ["weight_decay=0.5"])
+def test_recipes_change_what_a_method_needs_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv(FILE_VARIABLE, str(write(tmp_path / "small.onnx")))
+    shared, settings = TrainConfig(epochs=3), ["weight_decay=0.5", "crop_size=128"]
+    npr, frank, ojha = comparison.recipes(["npr", "frank", "ojha"], shared, settings)
     assert {one.epochs for one in (npr, frank, ojha)} == {3}
-    assert npr.weight_decay == frank.weight_decay == 0.5
-    assert comparison.recipes(["frank"], shared)[0].weight_decay == 0.02
-    assert (ojha.resize, ojha.view) == (224, "resize:224")
+    assert (npr.weight_decay, npr.crop_size, npr.view) == (0.5, 128, "native")
+    assert frank.weight_decay == 0.02
+    assert (ojha.resize, ojha.crop_size, ojha.view) == (224, 224, "resize:224")
+    for field in ("detector", "name", "folders"):
+        with pytest.raises(InputError, match=f"--set {field} is decided by --detectors and --train"):
+            comparison.recipes(["npr"], shared, [f"{field}=frank"])
 
 
 @pytest.mark.parametrize(
@@ -96,7 +113,7 @@ def test_bad_usage_is_one_line(given, problem, labelled, tmp_path, capsys):
 
 
 def test_results_that_cannot_be_read(tmp_path):
-    for text in ("", "[{}]", "{"):
+    for text in ("", "[{}]", "{", '{"a": 1}', '["x"]', '[{"generators": []}]'):
         (tmp_path / "comparison.json").write_text(text)
         with pytest.raises(InputError, match="remove it, or choose another output"):
             comparison.read(tmp_path)
