@@ -21,11 +21,11 @@ from benchmarks.harness.rows import OURS, unjudged
 from npr_kernels.trunk import cpu_bottleneck
 from npr_model import checkpoints
 from npr_model.checkpoints import LoadedCheckpoint
-from npr_model.datasets.folders import Sample, find_samples, read
+from npr_model.datasets.folders import Sample, find_samples
 from npr_model.detectors.cascade import Cascade
 from npr_model.errors import InputError
 from npr_model.evaluation.metrics import mean_auc
-from npr_model.scoring.items import Item
+from npr_model.scoring.items import in_memory
 from npr_model.scoring.rows import Row
 from npr_model.scoring.scorer import Scorer
 
@@ -34,9 +34,12 @@ ROUNDS = 3
 
 
 def parts(joined: LoadedCheckpoint) -> Iterator[LoadedCheckpoint]:
-    """Yield the checkpoints that a checkpoint joins and that score images alone; then those that they join."""
+    """Yield the checkpoints that a checkpoint joins and that score images alone; then those that they join.
+
+    Raises CheckpointError.
+    """
     for argument in type(joined.model).joins:
-        loaded = checkpoints.load(getattr(joined.model, argument).partition("@")[0])
+        loaded = checkpoints.part(joined.path, getattr(joined.model, argument))
         if loaded.model.detector in ("npr", "pair"):
             yield loaded
             yield from parts(loaded)
@@ -51,11 +54,11 @@ def parity(rows: Mapping[str, Sequence[Row]], cascade: str) -> dict[str, Any]:
 
 
 def measure(cascade: LoadedCheckpoint, samples: Sequence[Sample], dtype: torch.dtype) -> list[dict]:
-    """Return a row for the cascade and for each of its parts."""
+    """Return a row for the cascade and for each of its parts. Raises InputError if an image cannot be scored."""
     assert isinstance(cascade.model, Cascade)
     everyone = {loaded.metadata.name: loaded for loaded in (*parts(cascade), cascade)}
     scorers = {name: Scorer(one, view=cascade.metadata.view, dtype=dtype) for name, one in everyone.items()}
-    items = [Item(str(number), lambda image=read(sample.path): image) for number, sample in enumerate(samples)]
+    items = [in_memory(str(number), sample.path.read_bytes()) for number, sample in enumerate(samples)]
     seconds: dict[str, list[float]] = {name: [] for name in scorers}
     networks: dict[str, list[float]] = {name: [] for name in scorers}
     rows: dict[str, list[Row]] = {}
@@ -65,6 +68,9 @@ def measure(cascade: LoadedCheckpoint, samples: Sequence[Sample], dtype: torch.d
             rows[name] = list(scorer.score_in_order(items))
             seconds[name].append(time.perf_counter() - began)
             networks[name].append(scorer.rates.scoring_seconds)
+            for row, sample in zip(rows[name], samples, strict=True):
+                if row.error is not None:
+                    raise InputError(f"{sample.path}: {row.error}; leave it out")
     precision, count = str(dtype).removeprefix("torch."), len(samples)
     case = f"{cascade.model_id} in {precision}, view {cascade.metadata.view}, {count} images"
     families, labels = [sample.group for sample in samples], [sample.label for sample in samples]
@@ -99,8 +105,11 @@ def main(
             command.refuse(f"--checkpoint {name}: it is a {loaded.model.detector}, not a cascade")
     results = command.start(torch.device("cpu"), json_file)
     int8 = cpu_bottleneck.unsupported_reason(torch.int8, 64) is None
-    for loaded in cascades:
-        results.add(measure(loaded, samples, torch.int8 if int8 else torch.float32))
+    try:
+        for loaded in cascades:
+            results.add(measure(loaded, samples, torch.int8 if int8 else torch.float32))
+    except InputError as failure:
+        command.refuse(str(failure))
     raise typer.Exit(results.exit_code())
 
 

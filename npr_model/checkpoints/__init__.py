@@ -78,7 +78,7 @@ def load(name_or_path: str | os.PathLike = weights.DEFAULT, *, backend: str | No
     state, metadata = read(path, data)
     try:
         joins = detector_class(metadata.detector).joins
-        parts = [_part(path, str(metadata.architecture.get(name, "")), backend) for name in joins]
+        parts = [part(path, str(metadata.architecture.get(name, "")), backend=backend).model for name in joins]
         model = metadata.network(backend, parts)
     except CheckpointError:
         raise
@@ -123,10 +123,11 @@ def _bytes(path: Path) -> bytes:
         raise CheckpointError(f"checkpoint {path} cannot be read: {reason(error)}") from error
 
 
-def _part(path: Path, named: str, backend: str | None) -> DetectorNetwork:
-    """Return the network of name@digest: a file beside ``path``, or a bundled checkpoint. Raises CheckpointError.
+def part(path: Path, named: str, *, backend: str | None = None) -> LoadedCheckpoint:
+    """Load the part ``named``, name@digest, of the checkpoint in ``path``: a file beside it, or a bundled checkpoint.
 
-    The digest is checked before the file is loaded, so that no chain of files leads back to its beginning.
+    Raises CheckpointError. The digest is checked before the file is loaded, so that no chain of files leads back to its
+    beginning.
     """
     name, _, digest = named.partition("@")
     if not name or Path(name).name != name or len(digest) != _DIGEST:
@@ -135,7 +136,7 @@ def _part(path: Path, named: str, backend: str | None) -> DetectorNetwork:
     file = beside if beside.is_file() else find(name)
     if not hashlib.sha256(_bytes(file)).hexdigest().startswith(digest):
         raise CheckpointError(f"checkpoint {path} needs {named}, but {file} is another file of this name")
-    return load(file, backend=backend).model
+    return load(file, backend=backend)
 
 
 def save(path: str | os.PathLike, model: DetectorNetwork, metadata: Metadata) -> None:

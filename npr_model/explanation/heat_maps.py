@@ -57,7 +57,9 @@ def differences(title: str, maps: np.ndarray, pixels: np.ndarray | None = None) 
 def activation(pixels: np.ndarray, explanation: Explanation) -> Figure:
     """Draw the class activation map over the image (Figure 4 of the paper). Red: generated; blue: real."""
     figure, panels = _panels(2, pixels.shape[:2])
-    figure.suptitle(f"Class activation map; its mean is the logit, {explanation.logit:.3f}", fontsize=10)
+    figure.suptitle(
+        f"Class activation map; its mean is the logit of NPR for this part, {explanation.logit:.3f}", fontsize=10
+    )
     _show(panels[0], pixels, "image")
     _show(panels[1], pixels.mean(2), "red: generated, blue: real", cmap="gray", vmin=0, vmax=255)
     height, width = pixels.shape[:2]
@@ -71,7 +73,7 @@ def activation(pixels: np.ndarray, explanation: Explanation) -> Figure:
 def saliency(pixels: np.ndarray, explanation: Explanation) -> Figure:
     """Draw the magnitude of the gradient beside the image."""
     figure, panels = _panels(2, pixels.shape[:2])
-    figure.suptitle("Saliency: how strongly each pixel changes the logit", fontsize=10)
+    figure.suptitle("Saliency: how strongly each pixel changes the logit of NPR", fontsize=10)
     _show(panels[0], pixels, "image")
     shown = _show(panels[1], explanation.saliency, "gradient", cmap="magma", vmin=0, vmax=_limit(explanation.saliency))
     figure.colorbar(shown, ax=panels, label="change of the logit per grey level", shrink=0.8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,25 +61,13 @@ class PairNetworks(Networks):
         super().__init__(first)
         assert isinstance(encoder, Ojha)  # as a checkpoint's parts are checked
         encoder.check_ready()
-        self._pair, self._encoder = pair, encoder
-        self.views, self.columns = self._views, self._logit
+        self._pair = pair
+        self.views = partial(_encoder_views, encoder.side, pair.detail)
+        self.columns = partial(_encoder_columns, encoder)
 
     def judge(self, batch: Sequence[Decoded], logits: list[float], ask_second: AskSecond) -> Judged:
         rows = [replace(decoded.row, logit_npr=logit) for decoded, logit in zip(batch, logits, strict=True)]
         return rows, [self._pair.combined(row.logit_npr, row.logit_clip) for row in rows]  # type: ignore[arg-type]
-
-    def _views(self, pixels: np.ndarray) -> np.ndarray:
-        whole = View("resize", self._encoder.side)
-        views, detail = [whole.apply(pixels)], self._pair.detail
-        if detail is not None and max(pixels.shape[:2]) > LARGE * self._encoder.side:
-            views.append(whole.apply(View("crop", detail).apply(pixels)))
-        return np.stack(views)
-
-    @torch.inference_mode()
-    def _logit(self, views: np.ndarray) -> dict[str, Any]:
-        """The column ``logit_clip``: the mean over the views, one after the other, as other threads have others."""
-        images = torch.from_numpy(views).permute(0, 3, 1, 2)
-        return {"logit_clip": float(np.float32(np.mean([self._encoder(image[None]).item() for image in images])))}
 
 
 class CascadeNetworks(Networks):
@@ -123,3 +112,19 @@ def networks_of(detector: DetectorNetwork, workers: int) -> Networks:
     if isinstance(detector, Pair):
         return PairNetworks(detector)
     return CascadeNetworks(detector, workers) if isinstance(detector, Cascade) else Networks(detector)
+
+
+def _encoder_views(side: int, detail: int | None, pixels: np.ndarray) -> np.ndarray:
+    """The whole image, and the middle of a large one, each resized to the encoder's side."""
+    whole = View("resize", side)
+    views = [whole.apply(pixels)]
+    if detail is not None and max(pixels.shape[:2]) > LARGE * side:
+        views.append(whole.apply(View("crop", detail).apply(pixels)))
+    return np.stack(views)
+
+
+@torch.inference_mode()
+def _encoder_columns(encoder: Ojha, views: np.ndarray) -> dict[str, Any]:
+    """The column ``logit_clip``: the mean over the views, one after the other, as other threads have others."""
+    images = torch.from_numpy(np.array(views)).permute(0, 3, 1, 2)
+    return {"logit_clip": float(np.float32(np.mean([encoder(image[None]).item() for image in images])))}

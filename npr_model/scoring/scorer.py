@@ -243,16 +243,22 @@ class Scorer:
         return partial(self._halves, batch, why)
 
     def _rows(self, batch: list[Decoded], logits: Callable[[], tuple[list[float], float]]) -> Iterator[Row]:
+        seconds = waited = 0.0
+
         def ask_second(numbers: Sequence[int]) -> list[float]:
+            nonlocal seconds, waited
+            began = time.perf_counter()
             some = [batch[number] for number in numbers]
-            of_parts, _ = self._logits(_parts(some), self._second)()
+            of_parts, more = self._logits(_parts(some), self._second)()
+            seconds += more
+            waited += time.perf_counter() - began
             return _means(some, of_parts)
 
         try:
             of_parts, seconds = logits()
             began = time.perf_counter()
             rows, means = self._networks.judge(batch, _means(batch, of_parts), ask_second)
-            seconds += time.perf_counter() - began
+            seconds += time.perf_counter() - began - waited  # of an encoder; a GPU may do other work meanwhile
         except BackendError:
             raise
         except (RuntimeError, MemoryError) as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+import typer
 
 from benchmarks import cascade as benchmark
 from npr_model import checkpoints
@@ -22,7 +24,6 @@ def test_rows_of_a_cascade_and_its_parts(tmp_path, monkeypatch):
     quick, sure = parts.values()
     joined = Cascade(quick.model, sure.model, quick.model_id, sure.model_id, low=-1e9, high=1e9)
     checkpoints.save(tmp_path / "both.safetensors", joined, Metadata(name="both"))
-    monkeypatch.setattr(benchmark, "parts", lambda cascade: iter((quick, sure)))
     for number in range(6):
         folder = tmp_path / "images" / "gan" / ("0_real", "1_fake")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,3 +49,12 @@ def test_a_logit_of_no_part_is_red():
     assert benchmark.parity(rows, "both")["parity"] == "red"
     rows["both"] = [Row("a", logit=1.0, scored_by="quick@1")]
     assert benchmark.parity(rows, "both")["parity"] == "green"
+
+
+def test_an_image_that_cannot_be_scored_is_one_line(tmp_path, capsys):
+    for name, data in {"0_real/a.png": encoded(noise(32, 32)), "1_fake/b.png": b"x"}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(typer.Exit) as exit:
+        benchmark.main(tmp_path)
+    assert exit.value.exit_code == 2 and "b.png: " in capsys.readouterr().err

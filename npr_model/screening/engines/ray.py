@@ -50,13 +50,12 @@ BLOCK_BYTES = 2**25  # of decoded pixels, or names, that travel together
 DECODING_THREADS = 4  # per task, so that slow file access overlaps
 # Rows in transit. A row without source holds a task's counts (a pickled Totals) or reports a failure.
 _RESULTS = pa.schema([*SCHEMA, ("counts", pa.binary()), ("failure", pa.string())])
+PIXEL_COLUMNS = {"": pa.large_binary(), "_height": pa.int32(), "_width": pa.int32()}
 _DECODED = pa.schema(
     [
         *SCHEMA,
         ("counts", pa.binary()),
-        ("parts", pa.large_binary()),
-        ("part_height", pa.int32()),
-        ("part_width", pa.int32()),
+        *((f"{name}{what}", kind) for name in ("parts", "views") for what, kind in PIXEL_COLUMNS.items()),
     ]
 )
 
@@ -252,7 +251,7 @@ def _groups(decoded: Iterator[Decoded]) -> Iterator[list[Decoded]]:
     group, size = [], 0
     for one in decoded:
         group.append(one)
-        size += 3 * one.pixels
+        size += 3 * one.held_pixels
         if len(group) == IMAGES_A_GROUP or size >= BLOCK_BYTES:
             yield group
             group, size = [], 0
@@ -261,37 +260,38 @@ def _groups(decoded: Iterator[Decoded]) -> Iterator[list[Decoded]]:
 
 
 def _packed(decoded: list[Decoded]) -> pa.Table:
-    """Copies the pixels once; arrow's own builder would copy them three times."""
-    parts = [np.empty(0, np.uint8) if one.parts is None else one.parts for one in decoded]
-    sizes = [(None, None) if one.parts is None else one.parts.shape[1:3] for one in decoded]
-    ends = np.cumsum([0, *(array.size for array in parts)], dtype=np.int64)
-    together = np.concatenate([array.reshape(-1) for array in parts])
-    buffers = [None, pa.py_buffer(ends), pa.py_buffer(together)]
     rows = pa.Table.from_pylist([one.row.as_dict() for one in decoded], SCHEMA)
-    heights, widths = zip(*sizes, strict=True)
-    added = {
-        "counts": pa.nulls(len(decoded), pa.binary()),
-        "parts": pa.Array.from_buffers(pa.large_binary(), len(decoded), buffers),
-        "part_height": pa.array(heights, pa.int32()),
-        "part_width": pa.array(widths, pa.int32()),
-    }
-    return pa.table([*rows.columns, *added.values()], _DECODED)
+    counts = pa.nulls(len(decoded), pa.binary())
+    pixels = [*_pixel_columns([one.parts for one in decoded]), *_pixel_columns([one.views for one in decoded])]
+    return pa.table([*rows.columns, counts, *pixels], _DECODED)
+
+
+def _pixel_columns(arrays: Sequence[np.ndarray | None]) -> list[pa.Array]:
+    """The columns of (N, H, W, 3) arrays. Copies the pixels once; arrow's own builder would copy them three times."""
+    filled = [np.empty(0, np.uint8) if array is None else array for array in arrays]
+    ends = np.cumsum([0, *(array.size for array in filled)], dtype=np.int64)
+    together = np.concatenate([array.reshape(-1) for array in filled])
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(together)]
+    sizes = [(None, None) if array is None else array.shape[1:3] for array in arrays]
+    columns = [pa.array(side, pa.int32()) for side in zip(*sizes, strict=True)]
+    return [pa.Array.from_buffers(pa.large_binary(), len(filled), buffers), *columns]
 
 
 def _unpacked(table: pa.Table) -> Iterator[Decoded]:
-    sizes = zip(*(table.column(name).to_pylist() for name in ("part_height", "part_width")), strict=True)
-    for values, counts, parts, (height, width) in zip(
-        table.select(SCHEMA.names).to_pylist(),
-        table.column("counts").to_pylist(),
-        table.column("parts"),
-        sizes,
-        strict=True,
-    ):
-        if counts is None:
-            array = None
-            if height is not None:
-                array = np.frombuffer(parts.as_buffer(), np.uint8).reshape(-1, height, width, 3)
-            yield Decoded(Row(**values), array)
+    rows, counts = table.select(SCHEMA.names).to_pylist(), table.column("counts").to_pylist()
+    for values, count, parts, views in zip(rows, counts, _pixels(table, "parts"), _pixels(table, "views"), strict=True):
+        if count is None:
+            yield Decoded(Row(**values), parts, views)
+
+
+def _pixels(table: pa.Table, name: str) -> Iterator[np.ndarray | None]:
+    """Read the arrays of :func:`_pixel_columns`, without copying them."""
+    sides = (table.column(f"{name}_{side}").to_pylist() for side in ("height", "width"))
+    for pixels, height, width in zip(table.column(name), *sides, strict=True):
+        if height is None:
+            yield None
+        else:
+            yield np.frombuffer(pixels.as_buffer(), np.uint8).reshape(-1, height, width, 3)
 
 
 class _Actor:

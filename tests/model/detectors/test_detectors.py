@@ -259,7 +259,7 @@ def test_durall_equals_scikit_learns_fit():
 def test_a_fit_to_too_many_crops_or_in_two_processes_is_refused_at_once(labelled, tmp_path, monkeypatch):
     root = labelled(LAYOUT)
     config = TrainConfig(folders=(str(root / "train"),), detector="durall", batch_size=4, crop_size=24, device="cpu")
-    monkeypatch.setattr("npr_model.training.fitter.MAX_BYTES", 1000 * RINGS)
+    monkeypatch.setattr("npr_model.training.fitter.MAX_BYTES", 1000 * (RINGS - 1))
     with pytest.raises(
         InputError, match="fitted to all crops at once; 600 are more than the limit of 250: set fewer epochs"
     ):
