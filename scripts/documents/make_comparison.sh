@@ -13,16 +13,16 @@ PAGE=docs/comparison.md
 mkdir -p "$RUNS"
 . scripts/documents/page.sh
 
-text '# Detectors and variants, trained alike'
+text '# Detectors, trained alike'
 text "\`scripts/documents/make_comparison.sh VALIDATION TRAINING RUNS\` runs the commands below and writes this page. TRAINING has $(images_of "$TRAINING"). VALIDATION has $(images_of "$VALIDATION"). People published these images in public repositories. No repository is in both sets."
 
-text '## How do other detectors fare?'
 text 'All detectors were trained from random weights with the same crops, for the same few epochs. Only `frank` and `ojha` have settings of their own, without which they do not work. The encoder of `ojha` is pretrained. The numbers show what a night on two cores gives, not what the authors of the detectors reached. [Another page](detectors.md) describes the detectors and how they differ from the authors'"'"' versions.'
 EPOCHS=${EPOCHS:-2} # a finished run goes on with more of them
 run "npr compare --train \$TRAINING --evaluate \$VALIDATION --detectors all -o \$RUNS/comparison \\
     --set epochs=$EPOCHS --set crop_size=128 --set learning_rate=0.001 --set dtype=bfloat16 --set balance_groups=0.5"
 tables "$RUNS/comparison/comparison.md"
-text 'The same checkpoints, after JPEG compression of all images:'
+text '## After JPEG compression'
+text 'The same checkpoints, with all images saved as JPEG of quality 90 before:'
 checkpoints=
 for detector in npr bihpf cnndetection durall f3net frank frepgan gandetection lgrad ojha patchfor selfbland; do
     checkpoints="$checkpoints -c \$RUNS/comparison/$detector/last.safetensors"
@@ -30,9 +30,3 @@ done
 run "npr compare --evaluate \$VALIDATION --perturb jpeg:90 -o \$RUNS/comparison-jpeg \\
    $checkpoints"
 tables "$RUNS/comparison-jpeg/comparison.md"
-
-text '## Which grid size and anchor?'
-text "This repeats the paper's Table 7 on these images, with crops of 64x64 pixels. It shows how the command works. It is too little to rank similar variants."
-run "npr ablate \$TRAINING --evaluate \$VALIDATION -o \$RUNS/ablation --preset wild \\
-    --set epochs=$EPOCHS --set crop_size=64 --set learning_rate=0.001 --set dtype=bfloat16 --set balance_groups=0.5"
-tables "$RUNS/ablation/ablation.md"

@@ -14,7 +14,7 @@ mkdir -p "$FIGURES" "$RUNS"
 . scripts/documents/page.sh
 
 text '# Evaluation of the checkpoint `wild-2`'
-text "\`scripts/documents/make_results.sh VALIDATION RUNS\` runs the commands below and writes this page. VALIDATION has $(images_of "$VALIDATION"). None of them comes from a repository of the training set, but most of the generators are of families that the training set has. The sets are small, so the intervals are wide. The paper's own test sets were not available. [The numbers of the paper](../npr_model/evaluation/published) are part of the package, and \`npr evaluate --benchmark\` shows them beside measurements on these sets. [Another page](comparison.md) compares detectors and repeats the paper's Table 7."
+text "\`scripts/documents/make_results.sh VALIDATION RUNS\` runs the commands below and writes this page. VALIDATION has $(images_of "$VALIDATION"). None of them comes from a repository of the training set, but most of the generators are of families that the training set has. The sets are small, so the intervals are wide. The paper's own test sets were not available. [The numbers of the paper](../npr_model/evaluation/published) are part of the package, and \`npr evaluate --benchmark\` shows them beside measurements on these sets. Other pages [compare detectors](comparison.md) and [repeat the paper's Table 7](ablation.md)."
 
 text '## Is the set fair?'
 run 'npr audit $VALIDATION -o $RUNS/audit.md'
