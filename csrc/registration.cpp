@@ -81,4 +81,5 @@ STABLE_TORCH_LIBRARY(npr_kernels, m) {
   // Counts the cells of images (P, H, W, 3) uint8 whose first and last pixel differ, until there are `enough`.
   m.def("detailed_cells(Tensor parts, int grid_size, int enough) -> int");
   m.def("cpu_capability() -> str");
+  m.def("has_vnni() -> bool");
 }

@@ -16,8 +16,8 @@ def cpu_capability() -> str | None:
 
 
 def has_vnni() -> bool:
-    """Return whether the processor sums products of int8 in 32 bits (VNNI); also False where nothing was compiled."""
-    return not extension.LOAD_ERROR and torch.ops.npr_kernels.max_quantised_value() == 255
+    """Return whether the processor sums products of int8 in 32 bits (VNNI). False where nothing was compiled."""
+    return not extension.LOAD_ERROR and torch.ops.npr_kernels.has_vnni()
 
 
 @constant

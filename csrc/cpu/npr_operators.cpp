@@ -290,6 +290,15 @@ std::tuple<Tensor, Tensor> npr_stem_grad_weight(const Tensor& grad, const Tensor
 
 std::string cpu_capability() { return kernels().name; }
 
+// Returns whether the processor sums products of uint8 and int8 in 32 bits, whatever kernels were chosen.
+bool has_vnni() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512vnni") || __builtin_cpu_supports("avxvnni");
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 }  // namespace npr::cpu
 
@@ -307,4 +316,5 @@ STABLE_TORCH_LIBRARY_IMPL(npr_kernels, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(npr_kernels, CompositeExplicitAutograd, m) {
   m.impl("cpu_capability", TORCH_BOX(&npr::cpu::cpu_capability));
+  m.impl("has_vnni", TORCH_BOX(&npr::cpu::has_vnni));
 }

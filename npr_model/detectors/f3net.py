@@ -109,15 +109,15 @@ class F3Net(PixelNetwork):
     """Two Xceptions, one on decomposed images (FAD) and one on local statistics (LFS), which exchange cross-attention.
 
     (N, 3, H, W) -> (N, 1). 47,966,697 parameters. The branches exchange attention after the blocks 7 and 12 of their
-    Xceptions. Their averages are joined before the last layer. The bands of FAD, the window of 10 pixels, its stride of
-    2 and its six bands are the paper's.
+    Xceptions. Their averages are joined before the last layer.
 
-    The places and the form of the attention were taken from the reimplementation by yyk-wew (github.com/yyk-wew/F3Net)
-    and others that follow it, without the paper's text and without code of the authors. They differ in what a sixteenth
-    of the spectrum is; here it is a share of the coefficients, as in yyk-wew's latest version.
+    The bands of FAD, the window of LFS (10 pixels, stride 2, six bands), and the places and the form of the attention
+    were taken from the reimplementation by yyk-wew (github.com/yyk-wew/F3Net) and others that follow it, without the
+    paper's text and without code of the authors. They differ in what a sixteenth of the spectrum is; here it is a share
+    of the coefficients, as in yyk-wew's latest version.
 
     Departures from that version: The corrections of FAD are a grid that is stretched over the spectrum, so that images
-    of any size work. LFS takes the logarithm of a band's sum, as equation 4 does, not the mean of logarithms. The
+    of any size work. LFS takes the logarithm of a band's sum, not the mean of logarithms. The
     convolutions of the Xceptions' stems are padded, and LFS has ceil(H / 2) rows instead of floor(H / 2), so that the
     maps of both branches have one size. Weights start at random, not from ImageNet. :class:`MixBlock` names its own
     departures.

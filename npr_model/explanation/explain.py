@@ -30,7 +30,8 @@ class Explanation:
         npr: (3, H, W) float32 in grey levels, -255 .. 255: each pixel minus its cell's anchor (equation 4 of the
             paper).
         activation: (ceil(H / 8), ceil(W / 8)) float32, or (ceil(H / 16), ceil(W / 16)) of the size "fast": class
-            activation map of Zhou et al. (2016) with the bias included. It is the logit of each place in the last layer's output; its mean is the logit.
+            activation map of Zhou et al. (2016) with the bias included. It is the logit of each place in the last
+            layer's output; its mean is the logit.
         saliency: (H, W) float32: change of the logit per grey level of a pixel, the largest magnitude over the channels
             (Simonyan et al. 2014). An anchor changes its whole cell, so anchors usually stand out.
         spectrum: (T, T') float32, T = min(H, 128): power of the NPR map in decibels, averaged over channels and

@@ -17,7 +17,8 @@ def divided(samples: Sequence[Sample], count: int) -> np.ndarray:
     All images of a group are in one training set: the images of a generator, or the photographs of a source. A group
     with images of both classes keeps them together, so that its content does not tell the classes apart. Groups with
     both classes are dealt first, larger ones before smaller ones, and groups of one size in natural order. Each goes to
-    the training set that has the fewest images of its classes so far.
+    the training set that has the fewest images of its classes so far. A group with a large share of a class makes the
+    classes unequal within training sets, as it is not cut.
 
     If a class has fewer groups than there are training sets, its largest groups are cut into equal pieces, in the order
     of their files, and the pieces are dealt. The training sets then share a generator or a source, but no image.

@@ -164,6 +164,8 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, callbacks:
         loader = Loader(images.samples, batches, process.device)
         crops = config.epochs * batches.steps * config.batch_size
         trainer = Fitter(config, process, crops) if detector_class(config.detector).fitted else Trainer(config, process)
+        if isinstance(trainer, Trainer) and not resume:
+            trainer.load_discriminator()  # a bad file is found before all images are read
         run = inspection = None
         if process.is_main:
             run, inspection = open_run(
@@ -173,8 +175,11 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, callbacks:
         if run.trainer is not None:
             trainer.load(run.trainer)
             run.trainer = None
-        elif start is not None:
-            trainer.start_from(start)
+        else:
+            if isinstance(trainer, Trainer) and resume:  # it was stopped before its first save
+                trainer.load_discriminator()
+            if config.start:
+                trainer.start_from(start or starting_point(config))
         first_step = run.epoch * batches.steps + run.step
         with _scalars(config, folder, process, first_step) as write_scalars:
             if process.is_main:

@@ -20,7 +20,7 @@ from npr_model.detectors import detector_class
 from npr_model.detectors.base import DetectorNetwork
 from npr_model.detectors.layers.stylegan_discriminator import StyleGANDiscriminator
 from npr_model.detectors.npr import NPRDetector
-from npr_model.errors import InputError
+from npr_model.errors import InputError, reason
 from npr_model.training.config import TrainConfig
 from npr_model.training.distillation import Distillation, load_teacher
 from npr_model.training.distributed import Process
@@ -40,8 +40,6 @@ class Trainer:
         torch.manual_seed(config.seed)
         architecture = config.architecture(detector_class(config.detector).architecture)
         self.network = Metadata(detector=config.detector, architecture=architecture).network()
-        if config.discriminator:
-            load_discriminator(config.discriminator, cast(StyleGANDiscriminator, self.network.discriminator))
         if process.size > 1:
             SyncBatchNorm.replace(self.network)
         self.distillation, self.teacher_id = None, ""
@@ -68,8 +66,23 @@ class Trainer:
                 "bfloat16 is slow on this processor, which does not multiply it natively; float32 is faster"
             )
 
+    def load_discriminator(self) -> None:
+        """Load the discriminator that the config names, if it names one. Raises InputError if it does not fit."""
+        if self.config.discriminator:
+            load_discriminator(self.config.discriminator, cast(StyleGANDiscriminator, self.network.discriminator))
+
     def start_from(self, network: DetectorNetwork) -> None:
-        """Start with the weights and running statistics of ``network``, which has the same architecture."""
+        """Start with the weights and running statistics of ``network``, which has the same architecture.
+
+        Raises InputError if the config names another discriminator than that of ``network``.
+        """
+        if self.config.discriminator:
+            ours, theirs = (one.discriminator.state_dict() for one in (self.network, network))  # type: ignore[union-attr]
+            if any(not torch.equal(ours[name].cpu(), theirs[name].cpu()) for name in ours):
+                raise InputError(
+                    f"start {self.config.start} has another discriminator than {self.config.discriminator}: give the "
+                    "file that it was trained with"
+                )
         self.network.load_state_dict(network.state_dict())
         if self.average is not None:
             self.average.module.load_state_dict(network.state_dict())
@@ -155,10 +168,20 @@ class Trainer:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        taught_by = state.get("teacher", "")  # states of earlier versions have neither this nor steps
+        """Continue from a saved state. Raises InputError if another teacher or another version wrote it."""
+        taught_by = state.get("teacher", "")
         if taught_by != self.teacher_id:
             now = self.teacher_id or "none"
             raise InputError(f"this run learns from {taught_by or 'no teacher'}, but its teacher is {now} now")
+        try:
+            self._load(state)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise InputError(
+                f"the saved state does not fit the detector {self.config.detector} of this version ({reason(error)}): "
+                "train it anew in another folder"
+            ) from error
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         if self.distillation is not None:
             self.distillation.load_state_dict(state["distillation"])
@@ -168,7 +191,7 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.totals.copy_(state["totals"])
-        self.steps = state.get("steps", 0)
+        self.steps = state["steps"]
 
 
 def load_discriminator(path: str, network: StyleGANDiscriminator) -> None:

@@ -84,6 +84,9 @@ def choose(
         return [mean_auc(samples, joined(a, b, *ends)) for a, b in zip(first, second, strict=True)]
 
     if most is not None:
+        least = min(max(shares(first, *ends)) for ends in ranges)
+        if most < least:
+            raise SystemExit(f"--most {most:g} is too small: the smallest range sends {least:.3f} of the images on")
         return max((ends for ends in ranges if max(shares(first, *ends)) <= most), key=lambda ends: sum(aucs(ends)))
     for ends in sorted(ranges, key=lambda ends: shares(first, *ends)[0]):
         if all(found >= least for found, least in zip(aucs(ends), wanted, strict=True)):

@@ -12,7 +12,12 @@ import torch
 from PIL import Image
 
 from npr_model import checkpoints, cli
+from npr_model.checkpoints import Metadata
+from npr_model.detectors import encoder as encoders
 from npr_model.detectors.npr import NPRDetector
+from npr_model.detectors.ojha import Ojha
+from npr_model.detectors.pair import Pair
+from npr_model.imaging.views import View
 from npr_model.scoring.items import Item
 from npr_model.scoring.scorer import Scorer
 
@@ -132,3 +137,32 @@ def folder(tmp_path):
     }.items():
         (path / name).write_bytes(data)
     return path
+
+
+@pytest.fixture
+def small_encoder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The detector ojha uses a small random encoder, which needs no package."""
+    from tests.model.detectors.encoders import write  # imports onnx
+
+    path = write(tmp_path_factory.mktemp("encoder") / "small.onnx")
+    monkeypatch.setenv(encoders.FILE_VARIABLE, str(path))
+    return path
+
+
+@pytest.fixture
+def pair(tmp_path: Path, small_encoder: Path) -> Path:
+    """A pair with its parts beside it."""
+    clip = Ojha()
+    clip.fit(np.random.default_rng(0).normal(size=(20, clip.width)), np.arange(20) % 2)
+    clip.fc.weight.mul_(1000)  # the embeddings of all images of noise are similar
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    parts = []
+    for name, model in {"traces": make_detector(), "content": clip.eval()}.items():
+        checkpoints.save(folder / f"{name}.safetensors", model, Metadata(name=name))
+        parts.append(checkpoints.load(folder / f"{name}.safetensors"))
+    pair = Pair(*(part.model for part in parts), *(part.model_id for part in parts), detail=256)
+    pair.combine.weight.copy_(torch.tensor([[0.3, 2.0]]))
+    pair.combine.bias.fill_(-0.5)
+    checkpoints.save(folder / "both.safetensors", pair, Metadata(name="both", view=View("sample", 16, 2)))
+    return folder / "both.safetensors"

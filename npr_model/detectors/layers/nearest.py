@@ -17,8 +17,8 @@ class NearestNeighbour(nn.Module):
     """Logits from the cosine distances to the nearest real and the nearest generated vector: (N, width) -> (N, 1).
 
     The logit is SCALE times the difference, the first distance minus the second. It is positive if a generated vector
-    is nearer. It is 0 as long as no vectors are stored. The vectors have length 1 and are stored in float32. float16
-    would halve a checkpoint, but it changed logits of photographs, which were 5 on average, by up to 0.03.
+    is nearer. It is 0 as long as no vectors are stored. The vectors have length 1 and are stored in float32, because
+    float16 has too few digits for the small differences.
 
     Args:
         width: Number of values of a vector.

@@ -2,31 +2,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from torch import nn
 
-from npr_model import checkpoints
-from npr_model.checkpoints import Metadata
 from npr_model.detectors import cnndetection
-from npr_model.detectors import encoder as encoders
 from npr_model.detectors.layers import xception
 from npr_model.detectors.layers.resnet import resnet_stage
-from npr_model.detectors.ojha import Ojha
-from npr_model.detectors.pair import Pair
-from npr_model.imaging.views import View
-from tests.model.conftest import make_detector
-from tests.model.detectors.encoders import write
 from tests.model.detectors.small import shrink_efficientnet
 
 
 @pytest.fixture(autouse=True)
-def small_encoder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The detector ojha uses a small random encoder, which needs no package."""
-    path = write(tmp_path_factory.mktemp("encoder") / "small.onnx")
-    monkeypatch.setenv(encoders.FILE_VARIABLE, str(path))
-    return path
+def every_encoder_is_small(small_encoder: Path) -> None:
+    """No test of a detector needs the package with the encoder."""
 
 
 @pytest.fixture
@@ -54,22 +41,3 @@ def narrow_xception(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_efficientnet(monkeypatch: pytest.MonkeyPatch) -> None:
     """EfficientNet-B4 is two narrow blocks, and GANDetection has three of them and small patches."""
     shrink_efficientnet(monkeypatch.setattr)
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Path:
-    """A pair with its parts beside it."""
-    clip = Ojha()
-    clip.fit(np.random.default_rng(0).normal(size=(20, clip.width)), np.arange(20) % 2)
-    clip.fc.weight.mul_(1000)  # the embeddings of all images of noise are similar
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    parts = []
-    for name, model in {"traces": make_detector(), "content": clip.eval()}.items():
-        checkpoints.save(folder / f"{name}.safetensors", model, Metadata(name=name))
-        parts.append(checkpoints.load(folder / f"{name}.safetensors"))
-    pair = Pair(*(part.model for part in parts), *(part.model_id for part in parts), detail=256)
-    pair.combine.weight.copy_(torch.tensor([[0.3, 2.0]]))
-    pair.combine.bias.fill_(-0.5)
-    checkpoints.save(folder / "both.safetensors", pair, Metadata(name="both", view=View("sample", 16, 2)))
-    return folder / "both.safetensors"

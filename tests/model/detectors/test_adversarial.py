@@ -146,11 +146,16 @@ def test_lgrad_is_trained_with_a_discriminator_from_a_file(small_stylegan, label
     config = TrainConfig(folders=(str(root),), detector="lgrad", discriminator=str(small_stylegan), epochs=2, **values)
     whole = loop.train(config, tmp_path / "whole")
     loop.train(replace(config, epochs=1), tmp_path / "cut")
+    away = small_stylegan.rename(tmp_path / "away.pth")
     assert loop.train(config, tmp_path / "cut", resume=True).read_bytes() == whole.read_bytes()
+    away.rename(small_stylegan)
     with pytest.raises(InputError, match="has a discriminator from a file: set discriminator to that file"):
         loop.train(replace(config, start=str(whole), discriminator=""), tmp_path / "other")
     tuned = checkpoints.load(loop.train(replace(config, start=str(whole), epochs=1), tmp_path / "tuned"))
     state = torch.load(small_stylegan)
+    torch.save({name: value + (name == "layer0.bias") for name, value in state.items()}, small_stylegan)
+    with pytest.raises(InputError, match=r"has another discriminator than .*: give the file that it was trained with"):
+        loop.train(replace(config, start=str(whole)), tmp_path / "mixed")
     small_stylegan.unlink()
     for loaded in (checkpoints.load(whole), tuned):
         assert loaded.model.pretrained and loaded.metadata.training["discriminator"] == small_stylegan.name

@@ -15,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -302,9 +303,11 @@ def test_groups_are_bounded_in_pixels(monkeypatch):
 def test_pixels_travel_unchanged():
     from npr_model.imaging.views import View
     from npr_model.scoring.decoding import Decoder
+    from npr_model.scoring.joint import _encoder_views
 
-    decoder = Decoder(View("sample", 8, 3), "m@1", 2)
-    decoded = [decoder.decode(item(str(i), encoded(noise(9 + i, 20, seed=i)))) for i in range(3)]
+    views = partial(_encoder_views, 8, 4)  # one of the first image, two of the others
+    decoder = Decoder(View("sample", 8, 3), "m@1", 2, views=views)
+    decoded = [decoder.decode(item(str(i), encoded(noise(9 + i, 15 + i, seed=i)))) for i in range(3)]
     decoded.append(decoder.decode(item("bad", b"x")))
     table = pa.concat_tables(
         [ray_engine._packed(decoded), pa.Table.from_pylist([{"counts": b""}], ray_engine._DECODED)]
@@ -314,3 +317,30 @@ def test_pixels_travel_unchanged():
     for ours, theirs in zip(found[:3], decoded, strict=False):
         assert ours.row.sha256 == theirs.row.sha256
         np.testing.assert_array_equal(ours.parts, theirs.parts)
+        np.testing.assert_array_equal(ours.views, theirs.views)
+    assert [len(one.views) for one in found[:3]] == [1, 1, 2] and found[3].views is None
+
+
+def test_a_cascade_with_an_encoder_travels_whole(pair, tmp_path):
+    """What the workers get of it is small, and what they return is what one machine gives."""
+    import pickle
+
+    from npr_model import checkpoints
+    from npr_model.checkpoints import Metadata
+    from npr_model.detectors.cascade import Cascade
+    from npr_model.scoring.known import Known
+    from npr_model.scoring.scorer import Scorer
+    from tests.model.conftest import make_detector
+
+    path = pair.with_name("quick.safetensors")
+    checkpoints.save(path, make_detector(size="fast"), Metadata(name="quick"))
+    first, second = checkpoints.load(path), checkpoints.load(pair)
+    joined = Cascade(first.model, second.model, first.model_id, second.model_id, low=-1e9, high=1e9)
+    checkpoints.save(pair.with_name("asked.safetensors"), joined, Metadata(name="asked", view=second.metadata.view))
+    scorer = Scorer(checkpoints.load(pair.with_name("asked.safetensors")))
+    assert len(pickle.dumps(scorer.decoder)) < 10_000
+    items = [item(str(i), encoded(noise(40 + i, 40, seed=i))) for i in range(3)]
+    table = ray_engine._packed([scorer.decoder.decode(one) for one in items])
+    travelled = {row.source: row.logit for row in scorer.score_decoded(ray_engine._unpacked(table), Known())}
+    assert travelled == {row.source: row.logit for row in scorer.score(items)}
+    assert None not in travelled.values() and len(travelled) == 3

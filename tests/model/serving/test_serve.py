@@ -59,6 +59,16 @@ def test_score(served, size):
     assert decoded(found["npr"]).size == decoded(found["activation"]).size == shape[::-1]
 
 
+def test_a_pair_shows_the_maps_of_its_npr_network(pair):
+    scorer = Scorer(checkpoints.load(pair), dtype=torch.float32, batch_size=1, workers=1)
+    data = encoded(noise(40, 60))
+    answer = TestClient(make_app(scorer, max_bytes=200_000)).post("/score", content=data).json()
+    assert answer["error"] is None and answer["logit_npr"] is not None and answer["logit_clip"] is not None
+    alone = Scorer(checkpoints.load(pair.with_name("traces.safetensors")), dtype=torch.float32)
+    maps = TestClient(make_app(alone, max_bytes=200_000)).post("/score", content=data).json()
+    assert answer["npr"] == maps["npr"] and answer["activation"] == maps["activation"]
+
+
 def test_what_cannot_be_scored(served):
     client, _ = served
     for data, status, code in (

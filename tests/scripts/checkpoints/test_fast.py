@@ -74,3 +74,5 @@ def test_images_in_doubt_are_chosen():
     few = make_cascade.choose(samples, [first, first / 2], [second, second], most=0.15)
     assert max(make_cascade.shares([first, first / 2], *few)) <= 0.15
     assert auc(1e9, 1e9) < auc(*few) < auc(low, high)
+    with pytest.raises(SystemExit, match=r"--most 0.001 is too small: the smallest range sends 0\.0"):
+        make_cascade.choose(samples, [first, first], [second, second], most=0.001)
