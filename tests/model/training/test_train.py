@@ -294,6 +294,34 @@ def test_a_resumed_run_has_the_losses_and_weights_of_an_unbroken_one(labelled, c
             assert (run / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes(), stop
 
 
+def test_a_run_that_was_stopped_before_its_first_save_still_starts_from_its_checkpoint(labelled, checkpoint, tmp_path):
+    root, run = labelled({"0_real": 4, "1_fake": 4}), tmp_path / "run"
+    config = small(root, start=str(checkpoint), learning_rate=1e-12, epochs=1)
+
+    def stop(plan):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config, run, callbacks=Callbacks(on_start=stop))
+    assert not list(run.glob("*.pt"))
+    trained = checkpoints.load(loop.train(config, run, resume=True)).model.state_dict()
+    for name, tensor in checkpoints.load(checkpoint).model.named_parameters():
+        torch.testing.assert_close(trained[name], tensor)
+
+
+def test_a_state_of_another_version_is_one_line(labelled, tmp_path):
+    root, run = labelled({"0_real": 4, "1_fake": 4}), tmp_path / "run"
+    loop.train(small(root, epochs=1), run)
+    (path,) = run.glob("*.pt")
+    state = torch.load(path)
+    for broken in (state["trainer"]["network"] | {"other": torch.ones(1)}, None):
+        changed = {name: value for name, value in state["trainer"].items() if name != "steps"}
+        torch.save(state | {"trainer": changed | ({"network": broken} if broken else {})}, path)
+        with pytest.raises(InputError, match="does not fit the detector npr of this version") as caught:
+            loop.train(small(root, epochs=2), run, resume=True)
+        assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_resumed_run_refuses_another_teacher(labelled, tmp_path):
     root, teacher = labelled({"0_real": 8, "1_fake": 8}), tmp_path / "teacher.safetensors"
     checkpoints.save(teacher, make_detector(), checkpoints.Metadata(name="teacher"))
