@@ -58,10 +58,11 @@ def test_accuracy_is_that_of_the_results():
 def test_speed_on_a_gpu_is_that_of_the_results():
     rows = {row["contender"]: row for row in json.loads((RESULTS / "gpu-model.json").read_text())["rows"]}
     ours = rows["ours bfloat16"]
-    assert f"{round(1e6 / ours['microseconds_an_image'], -3):,.0f} images of this size per second" in TEXT
+    text = TEXT.replace("\n", " ")
+    assert f"{round(1e6 / ours['microseconds_an_image'], -3):,.0f} images of this size per second" in text
     for contender, words in (("eager", "float32"), ("eager bfloat16", "bfloat16")):
         ratio = rows[contender]["median_ms"] / ours["median_ms"]
-        assert f"{ratio:.1f} times as fast as plain PyTorch in {words}" in TEXT.replace("\n", " ")
+        assert f"{ratio:.1f} times as fast as plain PyTorch in {words}" in text
 
 
 def test_speed_of_the_fast_network_is_that_of_the_results():
@@ -71,6 +72,12 @@ def test_speed_of_the_fast_network_is_that_of_the_results():
     text = TEXT.replace("\n", " ")
     assert f"[{8e3 / of['ours int8']:,.0f} images per second]" in text
     assert f"{of['OpenVINO int8'] / of['ours int8']:.1f} times as many as OpenVINO" in text
+    compiled = min(ms for name, ms in of.items() if name.startswith("torch.compile"))
+    assert f"{compiled / of['ours int8']:.1f} times as many as torch.compile" in text
+    screened = json.loads((RESULTS / "cpu-fast-screening.json").read_text())["rows"]
+    rate = {row["contender"]: row["images_per_second"] for row in screened if "JPEG files of 256x256" in row["case"]}
+    share = rate["ours int8"] / rate["ours, decoding alone"]
+    assert f"it is {rate['ours int8']:.0f} per second, {100 * share:.0f} % of the rate of decoding alone" in text
     rates = json.loads((RESULTS / "cpu-cascade.json").read_text())["rows"]
     found = {(row["case"].partition("@")[0], row["contender"]): row for row in rates}
     cascade = found["cascade", "ours cascade"]

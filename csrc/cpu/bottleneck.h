@@ -151,20 +151,33 @@ struct AddAndActivate {
   }
 };
 
-// Multiplies the runs by the weights for P pixels and one block of channels. The sums stay in registers.
+// Multiplies the runs by the weights for P pixels and one block of channels. The sums stay in registers. Those of float
+// begin anew with each run and are added up at the end, because one long sum loses more digits.
 template <int P, typename Element, typename Finish>
 __attribute__((always_inline)) inline void multiply_block(const Run<Element>* runs, int run_count, const Element* weight,
                                                           int64_t pixel, int64_t channel, int64_t channels,
                                                           const Finish& finish) {
   constexpr int64_t kPack = Arithmetic<Element>::kPack;
   using Sum = typename Arithmetic<Element>::Sum;
-  Sum sum[P][kChannelVectors];
+  constexpr bool kParts = sizeof(Element) == sizeof(float);
+  Sum sum[P][kChannelVectors], earlier[kParts ? P : 1][kChannelVectors] = {};
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 16
     for (int v = 0; v < kChannelVectors; ++v) sum[p][v] = Sum{};
 
   for (int run = 0; run < run_count; ++run) {
+    if constexpr (kParts) {
+      if (run > 0) {
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+          for (int v = 0; v < kChannelVectors; ++v) {
+            earlier[p][v] += sum[p][v];
+            sum[p][v] = Sum{};
+          }
+      }
+    }
     const int64_t step = runs[run].step;
     const Element* data = runs[run].data + pixel * step;
     for (int64_t i = 0; i < runs[run].length; i += kPack, weight += kBlockChannels * kPack) {
@@ -181,6 +194,14 @@ __attribute__((always_inline)) inline void multiply_block(const Run<Element>* ru
     }
   }
 
+  if constexpr (kParts) {
+    if (run_count > 1) {
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+        for (int v = 0; v < kChannelVectors; ++v) sum[p][v] += earlier[p][v];
+    }
+  }
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) finish((pixel + p) * channels + channel, channel, sum[p]);
 }

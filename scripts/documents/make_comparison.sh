@@ -21,12 +21,3 @@ EPOCHS=${EPOCHS:-2} # a finished run goes on with more of them
 run "npr compare --train \$TRAINING --evaluate \$VALIDATION --detectors all -o \$RUNS/comparison \\
     --set epochs=$EPOCHS --set crop_size=128 --set learning_rate=0.001 --set dtype=bfloat16 --set balance_groups=0.5"
 tables "$RUNS/comparison/comparison.md"
-text '## After JPEG compression'
-text 'The same checkpoints, with all images saved as JPEG of quality 90 before:'
-checkpoints=
-for detector in npr bihpf cnndetection durall f3net frank frepgan gandetection lgrad ojha patchfor selfbland; do
-    checkpoints="$checkpoints -c \$RUNS/comparison/$detector/last.safetensors"
-done
-run "npr compare --evaluate \$VALIDATION --perturb jpeg:90 -o \$RUNS/comparison-jpeg \\
-   $checkpoints"
-tables "$RUNS/comparison-jpeg/comparison.md"

@@ -292,7 +292,7 @@ def test_every_instruction_set_this_machine_has(capability):
         code = "from npr_kernels import extension; print(extension.LOAD_ERROR)"
         assert f"is '{capability}'; this machine has" in run(code, NPR_KERNELS_CPU_CAPABILITY=capability).stdout
         pytest.skip(f"this machine lacks {capability}")
-    names = "test_parity", "test_training_stem", "trunk/test_bottleneck", "trunk/test_quantised_bottleneck"
+    names = "test_parity", "test_training_stem", "trunk/test_cpu_bottleneck", "trunk/test_cpu_bottleneck_int8"
     names += ("trunk/test_average_pool",)
     tests = [f"tests/kernels/{name}.py" for name in names]
     chosen = "(cpu or bottleneck or average_pool) and not (gradcheck or processes or opcheck or memory)"
