@@ -81,7 +81,7 @@ def test_speed_of_the_fast_network_is_that_of_the_results():
     rates = json.loads((RESULTS / "cpu-cascade.json").read_text())["rows"]
     found = {(row["case"].partition("@")[0], row["contender"]): row for row in rates}
     cascade = found["cascade", "ours cascade"]
-    words = f"scored {cascade['images_per_second']:.0f} files per second, with an AUC of {cascade['roc_auc']:.4f}"
+    words = f"scored {cascade['images_per_second']:.0f} per second, with a mean AUC of {cascade['roc_auc']:.4f}"
     assert words in text
     for case in ("cascade", "cascade+clip"):
         fast, wild = (found[case, f"ours {name}"]["images_per_second"] for name in ("fast-1", "wild-2"))
