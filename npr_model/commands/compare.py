@@ -70,11 +70,12 @@ def compare(
     *,
     options: ScoringOptions,
 ) -> None:
-    """Measure checkpoints, and detectors that are trained alike, on the same labelled folders, in one table.
+    """Compare checkpoints on the same labelled folders, in one table.
 
-    With --train, each of --detectors is trained with one config (default: the preset wild), and its last checkpoint is
-    measured. frank and ojha need settings of their own, which --set does not change. Each checkpoint uses its own view
-    unless --view is given. For the accuracy, images with a probability above 0.5 count as generated.
+    Give --checkpoint, or --train with --detectors, or all three. With --train, each of --detectors is trained with one
+    config (default: the preset wild), and its last checkpoint is measured. --set does not change the weight_decay of
+    frank, and the resize, crop_size and view of ojha. Each checkpoint uses its own view unless --view is given. For the
+    accuracy, images with a probability above 0.5 count as generated.
 
     The output files are written again after every checkpoint. Run the same command again to continue after an
     interruption; what is trained or measured is not done again.

@@ -27,11 +27,12 @@ def explain(
     *,
     options: ScoringOptions,
 ) -> None:
-    """Show why an image got its verdict: NPR map, class activation map, saliency and spectrum, as PNG files.
+    """Show what the network reacts to: NPR map, class activation map, saliency and spectrum, as PNG files.
 
-    If the checkpoint's view is sample:KxS, the figures and the logit describe the central 1024x1024 pixels. Of a
-    checkpoint that joins others, the logit is that of the whole file, and the figures show what its NPR network sees.
-    The network runs in float32, so the logit may differ from that of npr screen in the third digit.
+    npr screen scores tiles if the view is sample:KxS. npr explain uses the central 1024x1024 pixels instead, so the
+    logit of a larger image can differ much from that of npr screen. Of a checkpoint that joins others, the logit is
+    that of npr screen, and the figures show what its NPR network sees. The network runs in float32, so the third digit
+    may differ.
     """
     from npr_model.reporting.figures import require_matplotlib
 
