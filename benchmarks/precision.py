@@ -36,7 +36,7 @@ def measure(loaded: LoadedCheckpoint, samples: Sequence[Sample], dtypes: Collect
     for name, dtype in DTYPES.items():
         if name not in {"float32", *dtypes}:
             continue
-        if trunk_engine(torch.device("cpu"), dtype, False, block_shapes(loaded.detector)) == "torch":
+        if trunk_engine(torch.device("cpu"), dtype, False, block_shapes(loaded.model)) == "torch":
             print(f"{name} is left out: this processor has no kernels for it, and without them it takes hours")
             continue
         logits: dict[str, float] = {}
