@@ -75,9 +75,13 @@ def test_speed_of_the_fast_network_is_that_of_the_results():
     compiled = min(ms for name, ms in of.items() if name.startswith("torch.compile"))
     assert f"{compiled / of['ours int8']:.1f} times as many as torch.compile" in text
     screened = json.loads((RESULTS / "cpu-fast-screening.json").read_text())["rows"]
-    rate = {row["contender"]: row["images_per_second"] for row in screened if "JPEG files of 256x256" in row["case"]}
-    share = rate["ours int8"] / rate["ours, decoding alone"]
-    assert f"it is {rate['ours int8']:.0f} per second, {100 * share:.0f} % of the rate of decoding alone" in text
+    for side, words in ((256, "{:.0f} per second of 256x256 pixels"), (512, "and {:.0f} of 512x512, each {:.0f} % of")):
+        case = f"JPEG files of {side}x{side}"
+        rate = {row["contender"]: row["images_per_second"] for row in screened if case in row["case"]}
+        share = rate["ours int8"] / rate["ours, decoding alone"]
+        assert words.format(rate["ours int8"], 100 * share) in text and round(100 * share) == 18
+    auc = {row[0]: row[1].partition(" ")[0] for row in make_card.summary(make_card.read(ACCURACY / "fast-1.csv")).rows}
+    assert f"After JPEG 90, its mean AUC is {auc['JPEG 90']} %" in text
     rates = json.loads((RESULTS / "cpu-cascade.json").read_text())["rows"]
     found = {(row["case"].partition("@")[0], row["contender"]): row for row in rates}
     cascade = found["cascade", "ours cascade"]
