@@ -33,7 +33,7 @@ class OperatingPoint:
     @property
     def note(self) -> str:
         """What a verdict by this threshold means, in words."""
-        return f"{100 * self.rate:g} % false positives on {self.photographs} real images"
+        return f"{100 * self.rate:g} % false positives on {self.photographs} photographs"
 
 
 @dataclass(frozen=True)

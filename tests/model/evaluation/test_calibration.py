@@ -202,7 +202,7 @@ def test_calibrate_then_screen(npr, labelled, tmp_path, uncalibrated):
         code, out, _ = npr(
             "screen", root, "-o", output, "--checkpoint", calibrated, "--false-positive-rate", rate, *exact
         )
-        assert code == 0 and f"verdicts: {100 * rate:g} % false positives on 120 real images" in out
+        assert code == 0 and f"verdicts: {100 * rate:g} % false positives on 120 photographs" in out
         rows[rate] = pq.read_table(output).drop_columns("milliseconds").to_pylist()
         verdicts = [row["verdict"] for row in rows[rate] if "0_real" in row["source"]]
         assert verdicts.count("generated") == 121 - rank(120, rate) - 1
@@ -239,7 +239,7 @@ def test_copies_of_a_photograph_count_once(npr, tmp_path, uncalibrated):
     output = tmp_path / "new.safetensors"
     code, out, _ = npr("calibrate", uncalibrated, photos, "-o", output)
     assert code == 0 and "122 copies of other images were left out" in out
-    assert "5 % false positives on 30 real images" in out
+    assert "5 % false positives on 30 photographs" in out
     (point,) = checkpoints.load(output).metadata.calibration.points
     assert (point.rate, point.photographs) == (0.05, 30) and point.upper == operating_point(range(30), 0.05).upper
     for number in range(1, 30):
